@@ -1,0 +1,134 @@
+"""Sparse vectors: which entries of a model's backbone change, and by how much."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deftx.errors import DeftxError
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """The non-zero part of one tensor: `values[i]` stands at flat index `indices[i]`.
+
+    indices  [n] int64, strictly ascending, within the tensor's size
+    values   [n] floating point
+    shape    the shape of the dense tensor
+    """
+
+    indices: Tensor
+    values: Tensor
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """The number of entries of the dense tensor."""
+        return prod(self.shape)
+
+    def dense(self) -> Tensor:
+        """The dense tensor, zero outside the entries."""
+        flat = torch.zeros(self.numel, dtype=self.values.dtype)
+        return flat.index_copy_(0, self.indices, self.values).view(self.shape)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Entries":
+        """The same places with `change` applied to the values."""
+        return replace(self, values=change(self.values))
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The dense weights a task adds on top of the backbone, and the labels they stand for."""
+
+    tensors: Mapping[str, Tensor]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseVector:
+    """A difference of weights that is zero outside its entries (φ of the paper).
+
+    tensors  backbone parameter name (relative to the model's `base_model`) -> entries
+    head     the task's head, for task vectors only
+    info     where it came from: JSON-like data; `base_fingerprint` names the base it belongs to
+
+    Vectors of one base add, subtract, scale and negate as the dense differences would; the places
+    of a sum are the union of the places of its terms. Heads do not add: at most one term may have
+    one, and only addition keeps it.
+    """
+
+    tensors: Mapping[str, Entries]
+    head: Head | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def k(self) -> int:
+        """The number of entries, over all tensors."""
+        return sum(len(entries.indices) for entries in self.tensors.values())
+
+    def __add__(self, other: "SparseVector") -> "SparseVector":
+        check_same_base(self, other)
+        if self.head is not None and other.head is not None:
+            raise DeftxError("cannot add two vectors that both have a head: heads of tasks do not add up")
+        names = [*self.tensors, *(name for name in other.tensors if name not in self.tensors)]
+        tensors = {name: _sum(name, self.tensors.get(name), other.tensors.get(name)) for name in names}
+        return SparseVector(tensors, self.head or other.head, _derived("sum", self, other))
+
+    def __mul__(self, scale: float) -> "SparseVector":
+        tensors = {name: entries.map(lambda values: values * scale) for name, entries in self.tensors.items()}
+        return SparseVector(tensors, None, _derived(f"{scale} times", self))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "SparseVector":
+        return self * -1.0
+
+    def __sub__(self, other: "SparseVector") -> "SparseVector":
+        return self + -other
+
+    def density(self) -> dict[str, float]:
+        """The share of each tensor's entries that the vector holds, in the order of the tensors."""
+        return {name: len(entries.indices) / entries.numel for name, entries in self.tensors.items()}
+
+
+def overlap(first: SparseVector, second: SparseVector) -> float:
+    """The share of the smaller vector's places that the other holds too (paper, Figures 2 and 3)."""
+    common = sum(
+        int(torch.isin(entries.indices, second.tensors[name].indices, assume_unique=True).sum())
+        for name, entries in first.tensors.items()
+        if name in second.tensors
+    )
+    smaller = min(first.k, second.k)
+    return common / smaller if smaller else 0.0
+
+
+def check_same_base(*vectors: SparseVector) -> None:
+    """Raise DeftxError unless all vectors that name their base name the same one."""
+    bases = {vector.info["base_fingerprint"]: vector for vector in vectors if vector.info.get("base_fingerprint")}
+    if len(bases) > 1:
+        named = ", ".join(f"{v.info.get('base', 'unnamed')} ({print_[:12]})" for print_, v in bases.items())
+        raise DeftxError(f"vectors of different bases do not combine: {named}")
+
+
+def _sum(name: str, first: Entries | None, second: Entries | None) -> Entries:
+    if first is None or second is None:
+        present = first or second
+        assert present is not None
+        return present
+    if first.shape != second.shape:
+        raise DeftxError(f"tensor {name!r} has shape {first.shape} in one vector and {second.shape} in the other")
+    indices, places = torch.cat([first.indices, second.indices]).unique(return_inverse=True)
+    dtype = torch.promote_types(first.values.dtype, second.values.dtype)
+    values = torch.zeros(len(indices), dtype=dtype)
+    values.index_add_(0, places, torch.cat([first.values.to(dtype), second.values.to(dtype)]))
+    return Entries(indices, values, first.shape)
+
+
+def _derived(operation: str, *vectors: SparseVector) -> dict[str, Any]:
+    """Provenance of a computed vector: the base it belongs to, and what it was computed from."""
+    named = [vector.info for vector in vectors if vector.info.get("base_fingerprint")]
+    base = {key: named[0][key] for key in ("base", "base_fingerprint") if key in named[0]} if named else {}
+    return {**base, "operation": operation, "of": [dict(vector.info) for vector in vectors]}
