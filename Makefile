@@ -1,0 +1,43 @@
+# Everything needs only Python >= 3.11 and make: the first target that runs creates .venv and installs into it.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check format format-check lint types clean
+
+demo: .venv/installed
+	$(BIN)/deftx demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+check: format-check lint types test
+
+format: .venv/installed-dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+format-check: .venv/installed-dev
+	$(BIN)/ruff format --check
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch # first and alone, so that the pinned build is there before anything can ask for another one
+	touch $@
+
+.venv/installed: .venv/torch pyproject.toml
+	$(PIP) --editable '.[plot]'
+	touch $@
+
+.venv/installed-dev: .venv/torch pyproject.toml
+	$(PIP) --editable '.[dev]'
+	touch $@
