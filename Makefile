@@ -29,9 +29,10 @@ types: .venv/installed-dev
 clean:
 	rm -rf .venv
 
+# torch goes first and alone, so that the pinned build is there before anything can ask for another one
 .venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) torch # first and alone, so that the pinned build is there before anything can ask for another one
+	$(PIP) torch
 	touch $@
 
 .venv/installed: .venv/torch pyproject.toml

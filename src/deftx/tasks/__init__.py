@@ -1,0 +1,1 @@
+"""Tasks: what a model is trained on and scored by, and reading their data."""

@@ -1,0 +1,188 @@
+"""Opening what holds data as a table: files (`READERS` lists the formats) and hub datasets."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from deftx.errors import DeftxError, unknown
+
+HUB = "hub:"
+HUB_FORM = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
+
+
+@dataclass(frozen=True)
+class Table:
+    """An opened source: `column(name)` has one value for each of `lines`, which are its rows' places for messages."""
+
+    source: str
+    names: list[str]
+    lines: Sequence[int]
+    column: Callable[[str], Sequence[object]]
+    unit: str = "line"
+
+    def values(self, name: str) -> Iterator[tuple[str, object]]:
+        """Each value of a column, after its place in words."""
+        if name not in self.names:
+            there = ", ".join(f"{name!r:.40}" for name in self.names)  # without a header these are whole texts
+            raise DeftxError(f"{self.source} has no column {name!r}, only {there}: say which column to read")
+        for line, value in zip(self.lines, self.column(name), strict=True):
+            yield f"{self.source}, {self.unit} {line}", value
+
+
+def open_source(source: str | Path) -> Table:
+    """The table in `source`, a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+
+    It has at least one row, and no name twice. Raises DeftxError where the source cannot be read.
+    """
+    table = _hub(str(source)) if str(source).startswith(HUB) else _file(Path(source))
+    for name in table.names:
+        if table.names.count(name) > 1:
+            raise DeftxError(f"{source} has more than one column {name!r}: rename all but one")
+    if not table.lines:
+        raise DeftxError(f"{source} has columns but no rows: it needs at least one")
+    return table
+
+
+def _file(path: Path) -> Table:
+    if path.is_dir():
+        raise DeftxError(f"{path} is a folder: name a file in it")
+    if not path.exists():
+        raise DeftxError(f"{path} does not exist: check the path (a hub dataset is written {HUB_FORM})")
+    if path.suffix.lower() not in READERS:
+        raise unknown(f"kind of file ({path})", path.suffix, READERS)
+    return READERS[path.suffix.lower()](path)
+
+
+def _decoded(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DeftxError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DeftxError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from error
+    if not text.strip():
+        raise DeftxError(f"{path} is empty: it needs at least one line that is not blank")
+    return text
+
+
+def _lines(path: Path) -> list[str]:
+    # not str.splitlines, which also breaks at characters that occur inside texts, such as U+2028
+    return [line.removesuffix("\r") for line in _decoded(path).rstrip("\r\n").split("\n")]
+
+
+def _plain(path: Path) -> Table:
+    lines = _lines(path)
+    return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines)
+
+
+def _jsonl(path: Path) -> Table:
+    rows = {number: _json_object(path, number, line) for number, line in enumerate(_lines(path), 1) if line.strip()}
+
+    def column(name: str) -> list[object]:
+        for number, row in rows.items():
+            if name not in row:
+                raise DeftxError(f"{path}, line {number}: no {name!r}, which the first line has: add it")
+        return [row[name] for row in rows.values()]
+
+    return Table(str(path), list(next(iter(rows.values()))), list(rows), column)
+
+
+def _json_object(path: Path, number: int, line: str) -> dict[str, object]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise DeftxError(f"{path}, line {number}: not a JSON object: write one {{...}} on each line")
+    return value
+
+
+def _tsv(path: Path) -> Table:
+    return _under_header(path, ((number, line.split("\t")) for number, line in enumerate(_lines(path), 1)))
+
+
+def _csv(path: Path) -> Table:
+    return _under_header(path, _csv_rows(path))
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
+    start = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield start, fields
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DeftxError(f"{path}, line {start}: {error}: check the quotes, or use TSV, which has none") from error
+
+
+def _under_header(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Table:
+    (_, header), *body = rows
+    for line, fields in body:
+        if len(fields) != len(header):
+            fix = "give every row one field for each column"
+            raise DeftxError(f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}: {fix}")
+    names = [name.strip() for name in header]
+
+    def column(name: str) -> list[str]:
+        at = names.index(name)
+        return [fields[at] for _, fields in body]
+
+    return Table(str(path), names, [line for line, _ in body], column)
+
+
+def _parquet(path: Path) -> Table:
+    parquet = _extra("pyarrow.parquet")
+    try:
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are among them
+        raise DeftxError(f"{path} is not a readable Parquet file: write it again") from error
+    return Table(str(path), table.column_names, range(1, len(table) + 1), lambda name: table[name].to_pylist(), "row")
+
+
+def _hub(source: str) -> Table:
+    """A hub dataset; SPLIT is `train` where it is not given. A lone part that names a usual split is no CONFIG."""
+    repository, *parts = source.removeprefix(HUB).split(":", 2)
+    if len(parts) == 1 and parts[0] in ("train", "validation", "test"):
+        parts.insert(0, "")
+    config, split = [*parts, "", ""][:2]
+    name, _, revision = repository.partition("@")
+    datasets = _extra("datasets")
+    try:
+        dataset = datasets.load_dataset(name, config or None, split=split or "train", revision=revision or None)
+    except (OSError, ValueError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise DeftxError(f"{source} cannot be loaded as {HUB_FORM}: {reason:.300}") from error
+
+    def column(name: str) -> list[object]:
+        values: list[Any] = dataset[name][:]
+        if not isinstance(dataset.features[name], datasets.ClassLabel):
+            return values
+        classes = dict(enumerate(dataset.features[name].names))
+        return [classes.get(value) for value in values]  # unlabelled rows have the class -1
+
+    return Table(source, dataset.column_names, range(1, len(dataset) + 1), column, "row")
+
+
+def _extra(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise DeftxError(f"{error.name} is not installed: pip install 'deftx[data]'") from error
+
+
+READERS: dict[str, Callable[[Path], Table]] = {
+    ".csv": _csv,
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+    ".tsv": _tsv,
+    ".txt": _plain,
+}
