@@ -1,0 +1,35 @@
+"""Which of a model's parameters belong to the backbone, and which of those a vector may hold."""
+
+from typing import Any
+
+from torch import nn
+
+
+def backbone(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters below the model's head: the part that every task and language shares.
+
+    Names are relative to `model.base_model` (the module itself where there is none), so that the same
+    names hold in the bare encoder, the masked language model and the classifier. Tied parameters come
+    once, under their first name. A top-level `pooler` is left out: masked language models have none,
+    so it counts as part of a task's head.
+    """
+    inner: Any = getattr(model, "base_model", model)
+    named = inner.named_parameters()
+    return {name: parameter for name, parameter in named if not name.startswith("pooler.")}
+
+
+def head(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters outside the backbone, under their full names."""
+    inside = {id(parameter) for parameter in backbone(model).values()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
+
+
+def tunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The backbone without its layer norms, which stay as they are (paper, section 3)."""
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    }
+    return {name: parameter for name, parameter in backbone(model).items() if id(parameter) not in norms}

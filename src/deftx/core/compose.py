@@ -1,0 +1,100 @@
+"""Adding vectors to a model's weights, for good or for a while: θ = θ0 + φ_task + φ_language.
+
+Vectors are added one after the other in the weights' own dtype, the sum of each entry in float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from deftx.core.backbone import backbone, head
+from deftx.core.entries import read_entries, write_entries
+from deftx.core.vector import Entries, SparseVector
+from deftx.errors import DeftxError
+
+
+def apply(model: nn.Module, *vectors: SparseVector) -> None:
+    """Add `vectors` to the weights of `model`, in place.
+
+    A head that a vector brings replaces the model's; it is left out where the model has no such head
+    (a masked language model, a bare encoder). Raises DeftxError, before anything is changed, where a
+    vector does not fit the model.
+    """
+    for _ in _changes(model, vectors):
+        pass
+
+
+@contextmanager
+def applied(model: nn.Module, *vectors: SparseVector) -> Iterator[nn.Module]:
+    """`model` with `vectors` added, until the end of the `with` block.
+
+    On leaving, also by an exception, every entry that was changed gets back the bits it had. Nests.
+    """
+    changes: list[_Change] = []
+    try:
+        for change in _changes(model, vectors):
+            changes.append(change)
+        yield model
+    finally:
+        for change in reversed(changes):
+            _put(change.parameter, change.indices, change.before)
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """What is about to be overwritten: entries `indices` of a parameter, or all of it (None)."""
+
+    parameter: nn.Parameter
+    indices: Tensor | None
+    before: Tensor
+
+
+def _changes(model: nn.Module, vectors: tuple[SparseVector, ...]) -> Iterator[_Change]:
+    """Apply the vectors tensor by tensor; each change is yielded just before it is made."""
+    bodies = [_fit_body(model, vector) for vector in vectors]
+    heads = [_fit_head(model, vector) for vector in vectors]
+    for parameter, entries in chain.from_iterable(bodies):
+        indices = entries.indices.to(parameter.device)
+        before = read_entries(parameter.detach(), indices)
+        yield _Change(parameter, indices, before)
+        _put(parameter, indices, before.float() + entries.values.to(parameter.device, torch.float32))
+    for parameter, values in chain.from_iterable(heads):
+        yield _Change(parameter, None, parameter.detach().clone())
+        _put(parameter, None, values)
+
+
+def _put(parameter: nn.Parameter, indices: Tensor | None, values: Tensor) -> None:
+    with torch.no_grad():
+        if indices is None:
+            parameter.copy_(values)
+        else:
+            write_entries(parameter, indices, values)
+
+
+def _fit_body(model: nn.Module, vector: SparseVector) -> list[tuple[nn.Parameter, Entries]]:
+    """The model's parameters beside the vector's entries, all checked."""
+    parameters = backbone(model)
+    for name, entries in vector.tensors.items():
+        if name not in parameters:
+            raise DeftxError(f"the vector changes {name!r}, which the model does not have: it belongs to another base")
+        if tuple(parameters[name].shape) != entries.shape:
+            shape = tuple(parameters[name].shape)
+            raise DeftxError(f"{name!r} is {shape} in the model and {entries.shape} in the vector: use the vector's base")
+    return [(parameters[name], entries) for name, entries in vector.tensors.items()]
+
+
+def _fit_head(model: nn.Module, vector: SparseVector) -> list[tuple[nn.Parameter, Tensor]]:
+    """The model's head parameters beside the vector's, all checked; empty where the model lacks them."""
+    parameters = head(model)
+    tensors = vector.head.tensors if vector.head else {}
+    if not tensors.keys() <= parameters.keys():
+        return []
+    for name, tensor in tensors.items():
+        if parameters[name].shape != tensor.shape:
+            shapes = f"{tuple(parameters[name].shape)} in the model and {tuple(tensor.shape)} in the vector"
+            raise DeftxError(f"head {name!r} is {shapes}: load the model with the vector's labels")
+    return [(parameters[name], tensor) for name, tensor in tensors.items()]

@@ -1,0 +1,135 @@
+"""What can be set: what a vector keeps, and how to train it. Unknown names and wrong types are errors."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from deftx.errors import DeftxError, unknown
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Training(Settings):
+    """One training, the same in both phases. Steps are optimiser steps.
+
+    epochs, max_steps, min_steps  steps = max(min_steps, min(max_steps, epochs over the data))
+    length     longest input, in tokens
+    l1         weight λ of the penalty λ/N · ‖θ − θ0‖₁, N the backbone's parameter count
+    clip       largest norm of the gradient
+    precision  auto takes bf16 where the device computes it faster than fp32
+    report_to  the Trainer's logging integrations, such as tensorboard or wandb
+    """
+
+    learning_rate: PositiveFloat = 5e-5
+    batch_size: PositiveInt = 8
+    accumulate: PositiveInt = 1
+    epochs: PositiveFloat = 100
+    max_steps: PositiveInt | None = None
+    min_steps: int = Field(0, ge=0)
+    evaluate_every: PositiveInt = 1000
+    length: PositiveInt = 256
+    l1: NonNegativeFloat = 0.0
+    clip: PositiveFloat = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    report_to: tuple[str, ...] = ()
+
+
+class LanguageTraining(Training):
+    """Masked language modelling on plain text; the defaults are the paper's (Appendix C)."""
+
+    max_steps: PositiveInt | None = 100_000
+    min_steps: int = Field(30_000, ge=0)
+    l1: NonNegativeFloat = 0.1
+    mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+class TaskTraining(Training):
+    """Classification on labelled data; the defaults are the paper's for sentiment (Appendix C)."""
+
+    batch_size: PositiveInt = 16
+    epochs: PositiveFloat = 10
+    evaluate_every: PositiveInt = 250
+    metric: str = "macro_f1"
+
+
+class Fit(Settings):
+    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance."""
+
+    method: str = "deftx"
+    k: int | str = "2.8%"
+    rank: int | str = "90%"
+    keep: Annotated[float, Field(ge=0, le=1)] = 0.05
+    seed: int = Field(0, ge=0)
+    training: Training
+
+
+class LanguageFit(Fit):
+    """A language vector."""
+
+    training: LanguageTraining = LanguageTraining()
+
+
+class TaskFit(Fit):
+    """A task vector."""
+
+    k: int | str = "5.1%"
+    training: TaskTraining = TaskTraining()
+
+
+# The paper's settings, and small ones for a first look on an ordinary machine. At XLM-R base's 277M
+# tunable parameters the default shares of k are the paper's 7.6M and 14.2M.
+LANGUAGE_PRESETS = {
+    "paper": LanguageFit(k="7.6M"),
+    "quick": LanguageFit(
+        training=LanguageTraining(learning_rate=1e-4, max_steps=1000, min_steps=0, evaluate_every=100)
+    ),
+}
+TASK_PRESETS = {
+    "paper-sentiment": TaskFit(k="14.2M"),
+    "paper-nli": TaskFit(
+        k="14.2M", training=TaskTraining(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy")
+    ),
+    "quick": TaskFit(training=TaskTraining(learning_rate=1e-4, epochs=2, evaluate_every=100)),
+}
+
+S = TypeVar("S", bound=Settings)
+
+
+def changed(settings: S, changes: Mapping[str, Any]) -> S:
+    """`settings` with nested `changes`, such as {"k": "5%", "training": {"batch_size": 4}}, checked anew."""
+    return parse(type(settings), _merge(settings.model_dump(exclude_unset=True), changes))
+
+
+def parse(kind: type[S], data: Mapping[str, Any]) -> S:
+    """`data` as settings of a `kind`. Raises DeftxError, one line, that names the key and what it allows."""
+    try:
+        return kind.model_validate(dict(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown("setting", key, _known(kind, first["loc"])) from None
+        value = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        raise DeftxError(f"setting {key}{value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _merge(old[key], new[key]) for key in old.keys() & new.keys() if isinstance(old[key], Mapping) and isinstance(new[key], Mapping)}
+    return {**old, **new, **both}
+
+
+def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed beside the one at `location`, written out from the top."""
+    prefix = ""
+    for part in location[:-1]:
+        field = kind.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            break
+        kind, prefix = field.annotation, f"{prefix}{part}."
+    return [prefix + name for name in kind.model_fields]

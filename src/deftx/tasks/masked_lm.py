@@ -1,0 +1,150 @@
+"""Masked language modelling on plain text: how a language vector is learnt."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from deftx.errors import DeftxError
+from deftx.settings import LanguageTraining
+
+IGNORED = -100  # the label of a position that is not predicted
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedLM:
+    """Packed text, and the loss on its masked tokens.
+
+    train      [blocks, length] int64, masked anew each time a block is seen
+    held_out   [blocks, length] int64, with one fixed mask: (inputs, labels)
+    special    ids that are never masked
+    digest     names the data: equal for equal blocks
+    """
+
+    train: Tensor
+    held_out: tuple[Tensor, Tensor]
+    special: Tensor
+    mask_id: int
+    vocabulary: int
+    share: float
+
+    digest: str
+
+    metric = "loss"
+    greater_is_better = False
+    sampling = "random"
+
+    def collate(self, blocks: list[Tensor]) -> dict[str, Tensor]:
+        """Stack [length] blocks to inputs and labels [batch, length], freshly masked."""
+        inputs, labels = mask(torch.stack(blocks), self.share, self.special, self.mask_id, self.vocabulary)
+        return {"input_ids": inputs, "labels": labels}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The mean cross-entropy over a batch's masked tokens."""
+        return masked_loss(model, batch["input_ids"], batch["labels"])
+
+    def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
+        """The mean loss over all masked tokens of the held-out text, in nats."""
+        device = next(model.parameters()).device
+        total, count = 0.0, 0
+        for inputs, labels in zip(*(part.split(batch_size) for part in self.held_out), strict=True):
+            masked = int((labels != IGNORED).sum())
+            if masked:
+                total += masked * float(masked_loss(model, inputs.to(device), labels.to(device)))
+                count += masked
+        return {"loss": total / max(count, 1)}
+
+
+def masked_lm(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, training: LanguageTraining, length: int, seed: int
+) -> MaskedLM:
+    """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
+    if len(texts) < 2:
+        raise DeftxError("the text has one usable line; give at least 2, one to learn from and one to hold out")
+    if tokenizer.mask_token_id is None:
+        raise DeftxError("the base's tokenizer has no mask token: a language vector needs a masked language model")
+    generator = torch.Generator().manual_seed(seed)
+    lines = [texts[i] for i in torch.randperm(len(texts), generator=generator).tolist()]
+    held_out = max(1, round(training.held_out * len(lines)))
+    train, valid = (pack(part, tokenizer, length) for part in (lines[held_out:], lines[:held_out]))
+    special = torch.tensor(sorted(tokenizer.all_special_ids))
+    share, mask_id, vocabulary = training.mask, tokenizer.mask_token_id, len(tokenizer)
+    fixed = mask(valid, share, special, mask_id, vocabulary, generator)
+    digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
+    return MaskedLM(train, fixed, special, mask_id, vocabulary, share, digest)
+
+
+def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:
+    """All texts one after the other, cut into full blocks -> [blocks, length] int64.
+
+    Every block starts and ends as the base's inputs do; texts are parted by the separator. The tail that
+    fills no block is dropped, except where it is all there is: then it is the one, shorter, block.
+    """
+    first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    ends = ([] if first is None else [first]), ([] if last is None else [last])
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    stream = torch.tensor([token for ids in encoded for token in (*ids, *ends[1])])
+    if len(ends[1]):
+        stream = stream[:-1]
+    room = min(length - len(ends[0]) - len(ends[1]), len(stream))
+    blocks = stream[: len(stream) // room * room].view(-1, room)
+    edges = [torch.tensor(end).expand(len(blocks), -1) for end in ends if end]
+    parts = [*edges[:1], blocks, *edges[1:]] if ends[0] else [blocks, *edges]
+    return torch.cat(parts, dim=1)
+
+
+def mask(
+    ids: Tensor, share: float, special: Tensor, mask_id: int, vocabulary: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Masked inputs and labels [blocks, length] of token `ids`, as BERT's authors mask.
+
+    Each token that is not special is chosen with probability `share`; of the chosen, 80% become the mask,
+    10% a random token, 10% stay. Labels are IGNORED where nothing was chosen.
+    """
+    chance, kind = (torch.rand(ids.shape, generator=generator) for _ in range(2))
+    chosen = (chance < share) & ~torch.isin(ids, special)
+    labels = ids.where(chosen, IGNORED)
+    noise = torch.randint(vocabulary, ids.shape, generator=generator)
+    masked = ids.masked_fill(chosen & (kind < 0.8), mask_id)
+    return noise.where(chosen & (kind >= 0.9), masked), labels
+
+
+def masked_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of `labels` [batch, length] where they are not IGNORED.
+
+    The language modelling head sees the masked positions only: the same loss, without the logits
+    [batch, length, vocabulary] of all the others.
+    """
+    places = (labels.view(-1) != IGNORED).nonzero().view(-1)
+    with _only(model, places):
+        logits = model(input_ids=inputs).logits.view(len(places), -1)
+    return cross_entropy(logits.float(), labels.view(-1)[places])
+
+
+@contextmanager
+def _only(model: nn.Module, places: Tensor) -> Iterator[None]:
+    """While active, the backbone hands on its hidden states at flat `places` [n] alone, as [1, n, width]."""
+
+    def narrow(module: nn.Module, inputs: object, output: object) -> object:
+        hidden = output[0].flatten(0, 1).index_select(0, places).unsqueeze(0)
+        if isinstance(output, tuple):
+            return (hidden, *output[1:])
+        output["last_hidden_state"] = hidden
+        return output
+
+    hook = _inner(model).base_model.register_forward_hook(narrow)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _inner(model: nn.Module) -> PreTrainedModel:
+    """The model itself where it is wrapped for several processes."""
+    return getattr(model, "module", model)

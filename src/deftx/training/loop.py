@@ -1,0 +1,207 @@
+"""One training loop for both phases: the transformers Trainer, through its public hooks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import ceil
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from deftx.core.backbone import backbone
+from deftx.errors import Diverged
+from deftx.settings import Training
+from deftx.training.progress import ProgressBar
+
+
+class Objective(Protocol):
+    """What a model is trained for: its data, its loss, and how well it does on held-out data."""
+
+    train: Any  # sequence of examples, as `collate` takes them
+    metric: str  # which of the scores of `validate` decides
+    greater_is_better: bool
+    digest: str  # names the data
+    sampling: str  # the Trainer's `train_sampling_strategy`
+
+    def collate(self, examples: list[Any]) -> dict[str, Tensor]: ...
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...
+    def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """What an optimiser moves.
+
+    body   tensors of the backbone, or the flat parameter of sparse tuning
+    start  what each of `body` was at the beginning: the penalty pulls towards it
+    head   parameters of a task's head, free of the penalty
+    """
+
+    body: Sequence[nn.Parameter]
+    start: Sequence[Tensor]
+    head: Sequence[nn.Parameter] = ()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All of them."""
+        return [*self.body, *self.head]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training went: `history` has one row per evaluation, `best_step` is the one that was kept."""
+
+    steps: int
+    best_step: int
+    best_score: float
+    history: list[dict[str, float]] = field(repr=False)
+
+
+def train(
+    model: PreTrainedModel, objective: Objective, training: Training, moving: Moving, *, seed: int, title: str = ""
+) -> Trained:
+    """Train `moving` with AdamW (no weight decay, linear decay to 0), and leave it at its best evaluated step.
+
+    The penalty λ/N · ‖θ − θ0‖₁ enters as its gradient λ/N · sign(θ − θ0), N being the parameters of the backbone.
+    Raises Diverged, with the parameters back at the best step so far, where the loss is not finite.
+    """
+    best = _Best(objective, training, moving, steps := total_steps(len(objective.train), training))
+    with TemporaryDirectory() as folder:
+        trainer = _Trainer(
+            objective,
+            training,
+            moving,
+            model=model,
+            args=_arguments(training, objective, steps, seed, folder),
+            data_collator=objective.collate,
+            train_dataset=objective.train,
+            callbacks=[best, ProgressBar(title)],
+            optimizers=(_optimizer(moving.parameters, training), None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train()
+        except Diverged as error:
+            best.restore()
+            kept = f"the state of step {best.step} is kept" if best.step else "nothing had been evaluated yet"
+            raise Diverged(f"{title}: {error}; {kept}; lower the learning rate or check the data") from None
+    best.restore()
+    return Trained(steps, best.step, best.score, best.history)
+
+
+def total_steps(examples: int, training: Training) -> int:
+    """Optimiser steps: the lesser of `epochs` and `max_steps`, but at least `min_steps`."""
+    per_epoch = ceil(ceil(examples / training.batch_size) / training.accumulate)
+    steps = ceil(training.epochs * per_epoch)
+    return max(training.min_steps, min(training.max_steps or steps, steps), 1)
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs that know bf16, CPUs with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+class _Trainer(Trainer):  # type: ignore[misc]  # transformers has no types for it
+    """The Trainer with our loss, our validation, the penalty's gradient, and a stop at the first bad loss."""
+
+    def __init__(self, objective: Objective, training: Training, moving: Moving, **options: Any) -> None:
+        super().__init__(**options)
+        self.objective, self.moving, self.batch_size = objective, moving, 4 * training.batch_size
+        self.pull = training.l1 / sum(weight.numel() for weight in backbone(options["model"]).values())
+        bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(self.args.device))
+        self.autocast = partial(torch.autocast, self.args.device.type, torch.bfloat16, enabled=bf16)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], **options: Any) -> Tensor:
+        with self.autocast():
+            return self.objective.loss(model, inputs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **options)
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
+        if self.pull and self.accelerator.sync_gradients:
+            for parameter, start in zip(self.moving.body, self.moving.start, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(torch.sign(parameter.detach() - start), alpha=self.pull)
+        return loss
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        self.model.eval()
+        with torch.no_grad(), self.autocast():
+            scores = self.objective.validate(self.model, self.batch_size)
+        metrics = {f"eval_{name}": score for name, score in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Best(TrainerCallback):  # type: ignore[misc]
+    """Has the model evaluated every so many steps and at the end, and remembers the best state in memory."""
+
+    def __init__(self, objective: Objective, training: Training, moving: Moving, steps: int) -> None:
+        self.metric, self.sign = f"eval_{objective.metric}", 1 if objective.greater_is_better else -1
+        self.every, self.steps, self.parameters = training.evaluate_every, steps, moving.parameters
+        self.step, self.score, self.state = 0, float("nan"), [torch.empty(0)]
+        self.history: list[dict[str, float]] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_evaluate = state.global_step % self.every == 0 or state.global_step == self.steps
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **_: Any) -> None:
+        if "loss" in logs:
+            self.history.append({"step": state.global_step, "train_loss": logs["loss"]})
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        score = metrics[self.metric]
+        self.history.append({"step": state.global_step, **metrics})
+        if self.step == 0 or self.sign * score > self.sign * self.score:
+            self.step, self.score = state.global_step, score
+            self.state = [parameter.detach().clone() for parameter in self.parameters]
+
+    def restore(self) -> None:
+        """Put the best state back, if there has been an evaluation."""
+        if self.step:
+            with torch.no_grad():
+                for parameter, best in zip(self.parameters, self.state, strict=True):
+                    parameter.copy_(best)
+
+
+def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
+
+
+def _arguments(training: Training, objective: Objective, steps: int, seed: int, folder: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulate,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="linear",
+        max_grad_norm=training.clip,
+        seed=seed,
+        train_sampling_strategy=objective.sampling,
+        logging_steps=min(training.evaluate_every, max(1, steps // 20)),
+        logging_nan_inf_filter=False,
+        report_to=list(training.report_to),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )

@@ -1,0 +1,32 @@
+"""A progress bar for a training, on standard error."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers has no types for it
+    """One line: what is trained, how far it is, its latest losses and scores."""
+
+    def __init__(self, title: str) -> None:
+        self.news: dict[str, float] = {}
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        self.bar = Progress(*columns, TextColumn("{task.fields[news]}"), console=Console(stderr=True))
+        self.task = self.bar.add_task(title, news="")
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.update(self.task, total=state.max_steps)
+        self.bar.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **_: Any) -> None:
+        shown = {"loss": "loss", "eval_loss": "held out", "eval_macro_f1": "macro-F1", "eval_accuracy": "accuracy"}
+        self.news |= {shown[name]: value for name, value in logs.items() if name in shown}
+        self.bar.update(self.task, news="  ".join(f"{name} {value:.3f}" for name, value in self.news.items()))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.stop()

@@ -1,0 +1,115 @@
+"""Sparse tuning: only the selected entries of a model move, and only they cost optimiser state.
+
+The entries of a selection live in one flat parameter of k values. The model computes with its own dense
+weights; as soon as autograd has accumulated the gradient of a weight, its selected entries are gathered
+into the flat gradient and the dense gradient is dropped, so that at most one dense gradient exists at a
+time. After a step of an optimiser over the flat parameter, the k values are written into the weights.
+Nothing outside the selection can move, whatever the optimiser or its weight decay does.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from deftx.core.backbone import backbone
+from deftx.core.entries import read_entries, write_entries
+from deftx.core.select import Places, Selection
+from deftx.core.vector import Entries, SparseVector
+from deftx.errors import DeftxError
+
+
+class SparseTuning:
+    """A model under sparse tuning; made by `sparse_tuning`.
+
+    values  the flat parameter [k]: the selected entries of all tensors, in the order of the selection
+    start   what these entries were at the beginning [k]
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection) -> None:
+        self.selection = selection
+        self.weights = {name: weight for name, weight in backbone(model).items() if name in selection}
+        read = [read_entries(self.weights[name].detach(), places.indices) for name, places in selection.items()]
+        self.start = torch.cat(read) if read else torch.empty(0)
+        self.values = nn.Parameter(self.start.clone())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser should move: the flat parameter."""
+        return [self.values]
+
+    def vector(self) -> SparseVector:
+        """How far the entries have moved so far (φ = θ2 − θ0), as a vector on the CPU."""
+        moved = dict(self._slices((self.values.detach() - self.start).cpu()))
+        return SparseVector(
+            {
+                name: Entries(places.indices.cpu(), moved[name].clone(), places.shape)
+                for name, places in self.selection.items()
+            }
+        )
+
+    def write(self) -> None:
+        """Put the flat parameter's values into the model's weights."""
+        for name, values in self._slices(self.values.detach()):
+            write_entries(self.weights[name].detach(), self.selection[name].indices, values)
+
+    def _slices(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The parts of a flat tensor [k] by tensor name."""
+        sizes = [len(places.indices) for places in self.selection.values()]
+        return zip(self.selection, flat.split(sizes), strict=True)
+
+    def _gather(self, weight: nn.Parameter, places: Places, start: int) -> None:
+        """Move the selected entries of a weight's fresh gradient into the flat one; drop the rest."""
+        assert weight.grad is not None
+        if self.values.grad is None:
+            self.values.grad = torch.zeros_like(self.values)
+        here = self.values.grad[start : start + len(places.indices)]
+        here += read_entries(weight.grad, places.indices)
+        weight.grad = None
+
+    def _hooks(self) -> list[Any]:
+        """Have gradients gathered as they come, and values written after each step of their optimiser."""
+        hooks, start = [], 0
+        for name, places in self.selection.items():
+            gather = partial(self._gather, places=places, start=start)
+            if len(places.indices):
+                hooks.append(self.weights[name].register_post_accumulate_grad_hook(gather))
+            start += len(places.indices)
+
+        def stepped(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+            if any(p is self.values for group in optimizer.param_groups for p in group["params"]):
+                self.write()
+
+        return [*hooks, register_optimizer_step_post_hook(stepped)]
+
+
+@contextmanager
+def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuning]:
+    """Let only the entries of `selection` move in the model's backbone, until the end of the block.
+
+    Any torch optimiser over `tuning.parameters()` will do. The flat parameter is also registered on the
+    model, as `sparse_values`, so that gradient clipping and `zero_grad()` on the model see it. Parameters
+    outside the backbone (a head) are left alone: train or freeze them as you like. On leaving, the model
+    keeps what was learnt. Raises DeftxError where the selection does not fit the model.
+    """
+    weights = backbone(model)
+    for name, places in selection.items():
+        if name not in weights or tuple(weights[name].shape) != places.shape:
+            raise DeftxError(f"the selection's tensor {name!r} {places.shape} is not in the model: select on its own delta")
+    selection = {
+        name: Places(places.indices.to(weights[name].device), places.shape) for name, places in selection.items()
+    }
+    tuning = SparseTuning(model, selection)
+    with ExitStack() as stack:
+        for name, weight in weights.items():
+            stack.callback(weight.requires_grad_, weight.requires_grad)
+            weight.requires_grad_(name in selection and len(selection[name].indices) > 0)
+        for hook in tuning._hooks():
+            stack.callback(hook.remove)
+        model.register_parameter("sparse_values", tuning.values)
+        stack.callback(delattr, model, "sparse_values")
+        yield tuning
+        tuning.write()
