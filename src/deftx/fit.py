@@ -79,7 +79,7 @@ def fit(
     key = _key(model, objective, settings)
     done = load_delta(work / "phase1.safetensors") if work else None
     if done is not None and done[1]["key"] == key:
-        delta, log = done[0], done[1]["log"]
+        delta, log = {name: done[0][name] for name in theta0}, done[1]["log"]  # the order decides ties
     else:
         log = phase(1, Moving(list(body.values()), list(theta0.values()), top))
         delta = _difference(body, theta0)
