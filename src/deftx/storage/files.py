@@ -1,0 +1,240 @@
+"""Vectors as folders: safetensors and JSON only, checked when read, replaced whole when written.
+
+vector.json         see `manifest`
+vector.safetensors  per tensor NAME: `NAME.indices`, coded by `codec`, and `NAME.values`
+head.safetensors    the head's tensors, for vectors that have one
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from glob import escape
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deftx.core.vector import Entries, Head, SparseVector
+from deftx.errors import DeftxError
+from deftx.storage import manifest
+from deftx.storage.codec import decode, encode
+from deftx.storage.manifest import HeadForm, Manifest, TensorForm, read_manifest, write_manifest
+
+_VECTOR, _HEAD = "vector.safetensors", "head.safetensors"
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by their names in safetensors
+
+
+def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write `vector` to `folder`; with `force`, replace the vector there, the whole folder.
+
+    Atomic: the new folder is complete and on the disk, beside `folder`, before it gets its name, so a
+    crash leaves no vector, the old one or the new one. Replacing takes two renames. A crash between them
+    leaves the old vector as `.NAME.old`: `load` reads it from there, and the next forced save cleans up.
+
+    Raises DeftxError for what `check_target` refuses, for a vector that `load` would refuse (values
+    that are not finite, info that is not JSON), and for a disk that is full or read-only.
+    """
+    target = check_target(folder, force=force)
+    new = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    with _about(f"cannot save {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in target.parent.glob(f".{escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            new.mkdir()
+            _write(vector, new)
+            if force:
+                _set_aside(target)
+            os.rename(new, target)
+            _sync(target.parent)
+            shutil.rmtree(_aside(target), ignore_errors=True)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def check_target(folder: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """The real path that a save to `folder` would write; to be asked before long work.
+
+    Raises DeftxError if something is there, unless `force` and it is a vector or an empty folder.
+    """
+    target, standing = _find(folder)
+    if not os.path.lexists(standing):
+        return target
+    if not force:
+        raise DeftxError(f"{target} exists: choose another folder, or replace the vector there with --force")
+    if not os.path.isdir(standing) or (os.listdir(standing) and not os.path.isfile(standing / manifest.FILE)):
+        raise DeftxError(f"{target} exists and is not a vector, so --force does not replace it: choose another folder")
+    return target
+
+
+def load(folder: str | os.PathLike[str]) -> SparseVector:
+    """The vector in `folder`, bit for bit as it was saved. Values are memory-mapped.
+
+    Nothing is unpickled, and memory is bounded by the size of the files. Raises DeftxError that says
+    which file is wrong and how, unless the vector is complete and undamaged.
+    """
+    target, standing = _find(folder)
+    if os.path.isfile(standing):
+        raise DeftxError(f"{folder} is a file: give the folder of a vector, the one with {manifest.FILE}")
+    if not os.path.isdir(standing):
+        raise DeftxError(f"there is no vector at {folder}: no such folder")
+    if standing != target:
+        warnings.warn(f"replacing {target} was cut off: this is the vector from before", stacklevel=2)
+    form = read_manifest(standing / manifest.FILE)
+    return SparseVector(_read_tensors(standing, form), _read_head(standing, form.head), form.info)
+
+
+def _find(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The path that is meant, and where its vector is: aside, when a crash cut off its replacement."""
+    target = Path(os.path.realpath(folder))
+    aside = _aside(target)
+    return target, aside if os.path.isdir(aside) and not os.path.lexists(target) else target
+
+
+def _aside(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"
+
+
+def _set_aside(target: Path) -> None:
+    if os.path.lexists(target):
+        aside = _aside(target)
+        if aside.exists():  # older than the target: left by a crash after both renames
+            shutil.rmtree(aside)
+        os.rename(target, aside)
+
+
+def _write(vector: SparseVector, folder: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, entries in vector.tensors.items():
+        tensors |= {f"{name}.indices": _coded(name, entries), f"{name}.values": _plain(name, entries.values)}
+    content = {
+        "format_version": manifest.VERSION,
+        "sha256": _write_tensors(tensors, folder / _VECTOR),
+        "head": _write_head(vector.head, folder / _HEAD),
+        "info": dict(vector.info),
+        "tensors": {
+            name: {"shape": list(entries.shape), "count": len(entries.indices)}
+            for name, entries in vector.tensors.items()
+        },
+    }
+    write_manifest(content, folder / manifest.FILE)
+    _sync(folder / manifest.FILE)
+    _sync(folder)
+
+
+def _write_head(head: Head | None, path: Path) -> dict[str, object] | None:
+    if head is None:
+        return None
+    tensors = {name: _plain(name, tensor) for name, tensor in head.tensors.items()}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    return {"labels": list(head.labels), "sha256": _write_tensors(tensors, path), "shapes": shapes}
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
+    """Write the file through to the disk and return its checksum."""
+    save_file(tensors, path)
+    _sync(path)
+    return _sha256(path)
+
+
+def _coded(name: str, entries: Entries) -> Tensor:
+    if entries.indices.shape != entries.values.shape:
+        raise DeftxError(f"tensor {name!r} has {len(entries.indices)} indices but {len(entries.values)} values")
+    with _about(f"tensor {name!r}"):
+        return torch.from_numpy(encode(entries.indices.cpu().numpy(), entries.numel))
+
+
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    """A checked copy on the CPU that shares no memory, as safetensors wants it."""
+    if tensor.dtype not in _FLOATS.values():
+        raise DeftxError(f"tensor {name!r} is {tensor.dtype}: vectors hold float32, float16 or bfloat16")
+    _check_finite(name, tensor)
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _read_tensors(folder: Path, form: Manifest) -> dict[str, Entries]:
+    names = [f"{name}.{part}" for name in form.tensors for part in ("indices", "values")]
+    with _opened(folder / _VECTOR, form.sha256, names) as file:
+        return {name: _read_entries(file, name, tensor) for name, tensor in form.tensors.items()}
+
+
+def _read_entries(file: safe_open, name: str, form: TensorForm) -> Entries:
+    coded = _read(file, f"{name}.indices", ["U8"])
+    values = _read_floats(file, f"{name}.values", (form.count,))
+    with _about(f"tensor {name!r}"):
+        indices = decode(coded.flatten().numpy(), form.count, prod(form.shape))
+    return Entries(torch.from_numpy(indices), values, tuple(form.shape))
+
+
+def _read_head(folder: Path, form: HeadForm | None) -> Head | None:
+    if form is None:
+        return None
+    with _opened(folder / _HEAD, form.sha256, form.shapes) as file:
+        tensors = {name: _read_floats(file, name, tuple(shape)) for name, shape in form.shapes.items()}
+    return Head(tensors, tuple(form.labels))
+
+
+def _read_floats(file: safe_open, name: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = _read(file, name, _FLOATS)
+    if tensor.shape != shape:
+        raise DeftxError(f"tensor {name!r} has shape {tuple(tensor.shape)}, {manifest.FILE} says {shape}")
+    _check_finite(name, tensor)
+    return tensor
+
+
+def _read(file: Any, name: str, dtypes: Collection[str]) -> Tensor:
+    dtype = file.get_slice(name).get_dtype()
+    if dtype not in dtypes:
+        raise DeftxError(f"tensor {name!r} has type {dtype}, not {' or '.join(dtypes)}")
+    tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+@contextmanager
+def _opened(path: Path, sha256: str, names: Collection[str]) -> Iterator[safe_open]:
+    """A safetensors file that is undamaged and holds just `names`; errors inside the block name the file."""
+    with _about(str(path)):
+        if not os.path.isfile(path):
+            raise DeftxError(f"the file is missing: {manifest.FILE} needs it")
+        if _sha256(path) != sha256:
+            raise DeftxError(f"the file is damaged: its SHA-256 is not the one in {manifest.FILE}")
+        with safe_open(path, framework="pt") as file:
+            if strange := set(names) ^ set(file.keys()):
+                raise DeftxError(f"{min(strange)!r} is not in both this file and {manifest.FILE}")
+            yield file
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Say in one line what an error is about."""
+    try:
+        yield
+    except (DeftxError, OSError, SafetensorError) as error:
+        raise DeftxError(f"{what}: {' '.join(str(error).split())}") from error
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if tensor.numel() and not all(end.isfinite() for end in tensor.detach().aminmax()):  # NaN is in both ends
+        raise DeftxError(f"tensor {name!r} has values that are not finite")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold the file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

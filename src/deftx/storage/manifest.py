@@ -1,0 +1,97 @@
+"""vector.json: what a vector folder says about itself, as strict JSON of a fixed form."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from deftx.errors import DeftxError
+
+VERSION = 1
+FILE = "vector.json"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=512)]
+Size = Annotated[int, Field(ge=0, le=2**48)]
+Shape = Annotated[list[Size], Field(max_length=8)]
+
+
+class Form(BaseModel):
+    """A JSON object with exactly the keys and types that are declared."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class TensorForm(Form):
+    """One tensor: the shape of the dense tensor, and how many of its entries the vector holds."""
+
+    shape: Shape
+    count: Size
+
+
+class HeadForm(Form):
+    """The labels in the order of the head's outputs; checksum and tensors of head.safetensors."""
+
+    labels: list[str]
+    sha256: str
+    shapes: dict[Name, Shape]
+
+
+class Manifest(Form):
+    """The whole file; `sha256` is the checksum of vector.safetensors, `info` is the vector's own."""
+
+    format_version: Literal[1]
+    sha256: str
+    head: HeadForm | None
+    info: dict[str, Any]
+    tensors: dict[Name, TensorForm]
+
+    @field_validator("info")
+    @classmethod
+    def _base_is_named_by_text(cls, info: dict[str, Any]) -> dict[str, Any]:
+        for key in ("base", "base_fingerprint"):
+            if not isinstance(info.get(key), str | None):
+                raise ValueError(f"{key} must be text")
+        return info
+
+
+def write_manifest(content: dict[str, Any], path: Path) -> None:
+    """Write vector.json; raises DeftxError for content of another form and for info that is not JSON (NaN is not)."""
+    _check(content)
+    try:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DeftxError(f"the vector's info is not JSON: {error}") from error
+    path.write_bytes(text)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read vector.json; raises DeftxError that names the file and what is wrong with it."""
+    if not os.path.isfile(path):
+        raise DeftxError(f"{path.parent} is not a vector: it has no {FILE}")
+    try:
+        content = json.loads(path.read_bytes().decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError, OSError) as error:
+        raise DeftxError(f"{path} is not valid JSON: {error}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise DeftxError(f"{path} has format version {version}, this deftx reads up to {VERSION}: upgrade deftx")
+    try:
+        return _check(content)
+    except DeftxError as error:
+        raise DeftxError(f"{path} is damaged: {error}") from error
+
+
+def _check(content: object) -> Manifest:
+    """`content` in its form; the error names the first place that is wrong."""
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DeftxError(f"{place[:200]!r}: {first['msg']}") from error
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")

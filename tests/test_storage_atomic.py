@@ -1,0 +1,183 @@
+"""A save that fails or is killed at any moment leaves the old vector or the new one, and later saves work."""
+
+import contextlib
+import errno
+import itertools
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+from test_storage import assert_same, example
+
+from deftx.errors import DeftxError
+from deftx.storage import files
+from deftx.storage.files import check_target, load, save
+
+
+class Crash(BaseException):
+    """The end of the process: nothing handles it."""
+
+
+STEPS = [(os, "mkdir"), (os, "rename"), (os, "fsync"), (os, "open"), (os, "rmdir"), (os, "unlink")]
+STEPS += [(files, "save_file"), (files, "write_manifest")]
+
+
+def seed_of(folder):
+    """Which whole example the folder holds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the word that the old vector was set aside
+        vector = load(folder)
+    seed = next(
+        seed for seed in range(3) if torch.equal(vector.tensors["scale"].values, example(seed).tensors["scale"].values)
+    )
+    assert_same(vector, example(seed))
+    return seed
+
+
+def broken_save(monkeypatch, folder, error, step, *, lasting, force):
+    """Save example 1 with `error` in place of its step number `step` and, if lasting, of all after it.
+
+    False if the save has fewer steps.
+    """
+    taken = 0
+
+    def breaking(function):
+        def call(*args, **kwargs):
+            nonlocal taken
+            taken += 1
+            if taken == step or (lasting and taken > step):
+                raise error
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch, contextlib.suppress(DeftxError, Crash):
+        for module, name in STEPS:
+            patch.setattr(module, name, breaking(getattr(module, name)))
+        save(example(1), folder, force=force)
+    return taken >= step
+
+
+failures = pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), Crash()], ids=["error", "crash"])
+durations = pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
+
+
+@failures
+@durations
+def test_a_replacement_that_fails_at_any_step_leaves_the_old_or_the_new_vector(tmp_path, monkeypatch, error, lasting):
+    seen = []
+    for step in itertools.count(1):
+        folder = tmp_path / str(step) / "v"
+        save(example(0), folder)
+        if not broken_save(monkeypatch, folder, error, step, lasting=lasting, force=True):
+            break
+        seen.append(seed_of(folder))
+        with pytest.raises(DeftxError, match="--force"):
+            check_target(folder)
+        save(example(2), folder, force=True)
+        assert seed_of(folder) == 2
+        assert os.listdir(folder.parent) == ["v"]
+    assert set(seen) == {0, 1}
+
+
+@failures
+@durations
+def test_a_first_save_that_fails_at_any_step_leaves_nothing_or_the_vector(tmp_path, monkeypatch, error, lasting):
+    seen = []
+    for step in itertools.count(1):
+        folder = tmp_path / str(step) / "v"
+        if not broken_save(monkeypatch, folder, error, step, lasting=lasting, force=False):
+            break
+        seen.append(folder.exists())
+        if folder.exists():
+            assert seed_of(folder) == 1
+        else:
+            save(example(2), folder)
+            assert seed_of(folder) == 2
+            assert os.listdir(folder.parent) == ["v"]
+    assert seen == sorted(seen)
+    assert set(seen) == {False, True}
+
+
+def test_the_old_vector_is_read_with_a_warning_when_a_crash_came_between_the_renames(tmp_path):
+    save(example(0), tmp_path / "v")
+    (tmp_path / "v").rename(tmp_path / ".v.old")
+    with pytest.warns(UserWarning, match="cut off"):
+        assert_same(load(tmp_path / "v"), example(0))
+
+
+def test_an_error_while_saving_is_one_line_that_says_what_failed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DeftxError, match=r"cannot save .*/v: .*No space left on device$"):
+        save(example(), tmp_path / "v")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_appears_while_saving_is_not_replaced(tmp_path, monkeypatch):
+    write_manifest = files.write_manifest
+
+    def meanwhile(*args):
+        monkeypatch.setattr(files, "write_manifest", write_manifest)
+        save(example(0), tmp_path / "v")
+        write_manifest(*args)
+
+    monkeypatch.setattr(files, "write_manifest", meanwhile)
+    with pytest.raises(DeftxError, match="cannot save"):
+        save(example(1), tmp_path / "v")
+    assert seed_of(tmp_path / "v") == 0
+
+
+def test_leftovers_of_other_vectors_are_left_alone(tmp_path):
+    neighbour = tmp_path / ".v.x.0123abcd.tmp"
+    neighbour.mkdir()
+    (tmp_path / ".v.0123abcd.tmp").mkdir()
+    save(example(), tmp_path / "v")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [neighbour.name, "v"]
+
+
+def kill_at_random_moments(parent, rounds):
+    """Runs in a process of its own: fork one that replaces a vector again and again, kill it, look."""
+    folder, draw = parent / "v", random.Random(0)
+    save(example(0), folder)
+    for _ in range(rounds):
+        child = os.fork()
+        if child == 0:
+            for seed in itertools.cycle((1, 0)):
+                save(example(seed), folder, force=True)
+        time.sleep(draw.uniform(0.0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert seed_of(folder) in (0, 1)
+    save(example(2), folder, force=True)
+    assert seed_of(folder) == 2
+    assert os.listdir(parent) == ["v"]
+
+
+def test_a_save_killed_at_random_moments_leaves_the_old_or_the_new_vector(tmp_path):
+    code = f"import pathlib, {__name__} as t; t.kill_at_random_moments(pathlib.Path({str(tmp_path)!r}), 40)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_gives_one_clear_line_and_keeps_the_old_vector(tmp_path):
+    save(example(0), tmp_path / "v")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, old[1]))
+    try:
+        with pytest.raises(DeftxError, match=r"cannot save .*File too large"):
+            save(example(1), tmp_path / "v", force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert seed_of(tmp_path / "v") == 0
+    assert os.listdir(tmp_path) == ["v"]
