@@ -18,7 +18,8 @@ from test_storage import assert_same, example
 
 from deftx.errors import DeftxError
 from deftx.storage import files
-from deftx.storage.files import check_target, load, save
+from deftx.storage.files import load, save
+from deftx.storage.folders import check_target
 
 
 class Crash(BaseException):

@@ -7,12 +7,9 @@ head.safetensors    the head's tensors, for vectors that have one
 
 import hashlib
 import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from glob import escape
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.storage import manifest
 from deftx.storage.codec import decode, encode
+from deftx.storage.folders import check_target, find, new_folder
 from deftx.storage.manifest import HeadForm, Manifest, TensorForm, read_manifest, write_manifest
 
 _VECTOR, _HEAD = "vector.safetensors", "head.safetensors"
@@ -33,46 +31,14 @@ _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  
 
 
 def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Write `vector` to `folder`; with `force`, replace the vector there, the whole folder.
+    """Write `vector` to `folder`, whole or not at all; with `force`, replace the vector there, the whole folder.
 
-    Atomic: the new folder is complete and on the disk, beside `folder`, before it gets its name, so a
-    crash leaves no vector, the old one or the new one. Replacing takes two renames. A crash between them
-    leaves the old vector as `.NAME.old`: `load` reads it from there, and the next forced save cleans up.
-
-    Raises DeftxError for what `check_target` refuses, for a vector that `load` would refuse (values
+    Raises DeftxError for what `folders.check_target` refuses, for a vector that `load` would refuse (values
     that are not finite, info that is not JSON), and for a disk that is full or read-only.
     """
     target = check_target(folder, force=force)
-    new = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    with _about(f"cannot save {target}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            new.mkdir()
-            _write(vector, new)
-            if force:
-                _set_aside(target)
-            os.rename(new, target)
-            _sync(target.parent)
-            shutil.rmtree(_aside(target), ignore_errors=True)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-
-
-def check_target(folder: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """The real path that a save to `folder` would write; to be asked before long work.
-
-    Raises DeftxError if something is there, unless `force` and it is a vector or an empty folder.
-    """
-    target, standing = _find(folder)
-    if not os.path.lexists(standing):
-        return target
-    if not force:
-        raise DeftxError(f"{target} exists: choose another folder, or replace the vector there with --force")
-    if not os.path.isdir(standing) or (os.listdir(standing) and not os.path.isfile(standing / manifest.FILE)):
-        raise DeftxError(f"{target} exists and is not a vector, so --force does not replace it: choose another folder")
-    return target
+    with _about(f"cannot save {target}"), new_folder(target, force=force) as new:
+        _write(vector, new)
 
 
 def load(folder: str | os.PathLike[str]) -> SparseVector:
@@ -81,7 +47,7 @@ def load(folder: str | os.PathLike[str]) -> SparseVector:
     Nothing is unpickled, and memory is bounded by the size of the files. Raises DeftxError that says
     which file is wrong and how, unless the vector is complete and undamaged.
     """
-    target, standing = _find(folder)
+    target, standing = find(folder)
     if os.path.isfile(standing):
         raise DeftxError(f"{folder} is a file: give the folder of a vector, the one with {manifest.FILE}")
     if not os.path.isdir(standing):
@@ -90,25 +56,6 @@ def load(folder: str | os.PathLike[str]) -> SparseVector:
         warnings.warn(f"replacing {target} was cut off: this is the vector from before", stacklevel=2)
     form = read_manifest(standing / manifest.FILE)
     return SparseVector(_read_tensors(standing, form), _read_head(standing, form.head), form.info)
-
-
-def _find(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """The path that is meant, and where its vector is: aside, when a crash cut off its replacement."""
-    target = Path(os.path.realpath(folder))
-    aside = _aside(target)
-    return target, aside if os.path.isdir(aside) and not os.path.lexists(target) else target
-
-
-def _aside(target: Path) -> Path:
-    return target.parent / f".{target.name}.old"
-
-
-def _set_aside(target: Path) -> None:
-    if os.path.lexists(target):
-        aside = _aside(target)
-        if aside.exists():  # older than the target: left by a crash after both renames
-            shutil.rmtree(aside)
-        os.rename(target, aside)
 
 
 def _write(vector: SparseVector, folder: Path) -> None:
@@ -126,8 +73,6 @@ def _write(vector: SparseVector, folder: Path) -> None:
         },
     }
     write_manifest(content, folder / manifest.FILE)
-    _sync(folder / manifest.FILE)
-    _sync(folder)
 
 
 def _write_head(head: Head | None, path: Path) -> dict[str, object] | None:
@@ -139,9 +84,8 @@ def _write_head(head: Head | None, path: Path) -> dict[str, object] | None:
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
-    """Write the file through to the disk and return its checksum."""
+    """Write the file and return its checksum."""
     save_file(tensors, path)
-    _sync(path)
     return _sha256(path)
 
 
@@ -229,12 +173,3 @@ def _check_finite(name: str, tensor: Tensor) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold the file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
