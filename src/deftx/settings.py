@@ -120,7 +120,11 @@ def parse(kind: type[S], data: Mapping[str, Any]) -> S:
 
 
 def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    both = {key: _merge(old[key], new[key]) for key in old.keys() & new.keys() if isinstance(old[key], Mapping) and isinstance(new[key], Mapping)}
+    both = {
+        key: _merge(old[key], new[key])
+        for key in old.keys() & new.keys()
+        if isinstance(old[key], Mapping) and isinstance(new[key], Mapping)
+    }
     return {**old, **new, **both}
 
 
