@@ -9,7 +9,8 @@ it, and note where the vector came from.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -66,13 +67,17 @@ def fit(
 
     def phase(number: int, moving: Moving) -> dict[str, Any]:
         named = f"{title}: phase {number}"
+        return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=named))
+
+    @contextmanager
+    def last_good_kept(number: int) -> Iterator[None]:
         try:
-            return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=named))
+            yield
         except Diverged as error:
-            if work is None:
+            learnt = _difference(body, theta0)
+            if work is None or not any(difference.any() for difference in learnt.values()):
                 raise
-            last = work / "last-good.safetensors"
-            save_delta(last, _difference(body, theta0), {"phase": number})
+            save_delta(last := work / "last-good.safetensors", learnt, {"phase": number})
             raise Diverged(f"{error}; the change of the weights up to there is in {last}") from None
 
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
@@ -81,7 +86,8 @@ def fit(
     if done is not None and done[1]["key"] == key:
         delta, log = {name: done[0][name] for name in theta0}, done[1]["log"]  # the order decides ties
     else:
-        log = phase(1, Moving(list(body.values()), list(theta0.values()), top))
+        with last_good_kept(1):
+            log = phase(1, Moving(list(body.values()), list(theta0.values()), top))
         delta = _difference(body, theta0)
         if work is not None:
             save_delta(work / "phase1.safetensors", delta, {"key": key, "log": log})
@@ -92,7 +98,7 @@ def fit(
     selection = select(denoised, settings.k)
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
-    with sparse_tuning(model, selection) as tuning:
+    with last_good_kept(2), sparse_tuning(model, selection) as tuning:
         sparse_log = phase(2, Moving([tuning.values], [tuning.start], top))
         phi = tuning.vector()
     info = {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil
+from math import ceil, isfinite
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
@@ -74,10 +74,12 @@ def train(
     """Train `moving` with AdamW (no weight decay, linear decay to 0), and leave it at its best evaluated step.
 
     The penalty λ/N · ‖θ − θ0‖₁ enters as its gradient λ/N · sign(θ − θ0), N being the parameters of the backbone.
-    Raises Diverged, with the parameters back at the best step so far, where the loss is not finite.
+    Raises Diverged where a loss or a deciding score is not finite; the parameters are back at the best step so far
+    then, or at their start.
     """
     best = _Best(objective, training, moving, steps := total_steps(len(objective.train), training))
-    with TemporaryDirectory() as folder:
+    progress = ProgressBar(title, steps)
+    with TemporaryDirectory() as folder, progress.bar:
         trainer = _Trainer(
             objective,
             training,
@@ -86,17 +88,17 @@ def train(
             args=_arguments(training, objective, steps, seed, folder),
             data_collator=objective.collate,
             train_dataset=objective.train,
-            callbacks=[best, ProgressBar(title)],
+            callbacks=[best, progress],
             optimizers=(_optimizer(moving.parameters, training), None),
         )
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train()
         except Diverged as error:
-            best.restore()
             kept = f"the state of step {best.step} is kept" if best.step else "nothing had been evaluated yet"
             raise Diverged(f"{title}: {error}; {kept}; lower the learning rate or check the data") from None
-    best.restore()
+        finally:
+            best.restore()
     return Trained(steps, best.step, best.score, best.history)
 
 
@@ -154,13 +156,15 @@ class _Best(TrainerCallback):  # type: ignore[misc]
     def __init__(self, objective: Objective, training: Training, moving: Moving, steps: int) -> None:
         self.metric, self.sign = f"eval_{objective.metric}", 1 if objective.greater_is_better else -1
         self.every, self.steps, self.parameters = training.evaluate_every, steps, moving.parameters
-        self.step, self.score, self.state = 0, float("nan"), [torch.empty(0)]
+        self.step, self.score, self.state = 0, float("nan"), [p.detach().clone() for p in moving.parameters]
         self.history: list[dict[str, float]] = []
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_evaluate = state.global_step % self.every == 0 or state.global_step == self.steps
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **_: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **_: Any
+    ) -> None:
         if "loss" in logs:
             self.history.append({"step": state.global_step, "train_loss": logs["loss"]})
 
@@ -168,17 +172,23 @@ class _Best(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
         score = metrics[self.metric]
+        if not isfinite(score) or not all(parameter.isfinite().all() for parameter in self.parameters):
+            what = f"held-out {self.metric.removeprefix('eval_')}"
+            raise Diverged(f"the weights or the {what} are not finite after step {state.global_step}")
         self.history.append({"step": state.global_step, **metrics})
         if self.step == 0 or self.sign * score > self.sign * self.score:
             self.step, self.score = state.global_step, score
-            self.state = [parameter.detach().clone() for parameter in self.parameters]
+            _copy(self.parameters, self.state)
 
     def restore(self) -> None:
-        """Put the best state back, if there has been an evaluation."""
-        if self.step:
-            with torch.no_grad():
-                for parameter, best in zip(self.parameters, self.state, strict=True):
-                    parameter.copy_(best)
+        """Put the best evaluated state back; the start, where there was no evaluation."""
+        _copy(self.state, self.parameters)
+
+
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for values, place in zip(source, target, strict=True):
+        place.copy_(values)
 
 
 def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

@@ -8,25 +8,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers has no types for it
-    """One line: what is trained, how far it is, its latest losses and scores."""
+    """One line: what is trained, how far it is, its latest losses and scores. Shown within `with self.bar`."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, steps: int) -> None:
         self.news: dict[str, float] = {}
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
         self.bar = Progress(*columns, TextColumn("{task.fields[news]}"), console=Console(stderr=True))
-        self.task = self.bar.add_task(title, news="")
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.update(self.task, total=state.max_steps)
-        self.bar.start()
+        self.task = self.bar.add_task(title, total=steps, news="")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **_: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **_: Any
+    ) -> None:
         shown = {"loss": "loss", "eval_loss": "held out", "eval_macro_f1": "macro-F1", "eval_accuracy": "accuracy"}
         self.news |= {shown[name]: value for name, value in logs.items() if name in shown}
         self.bar.update(self.task, news="  ".join(f"{name} {value:.3f}" for name, value in self.news.items()))
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.stop()

@@ -98,7 +98,9 @@ def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuni
     weights = backbone(model)
     for name, places in selection.items():
         if name not in weights or tuple(weights[name].shape) != places.shape:
-            raise DeftxError(f"the selection's tensor {name!r} {places.shape} is not in the model: select on its own delta")
+            raise DeftxError(
+                f"the selection's tensor {name!r} {places.shape} is not in the model: select on its own delta"
+            )
     selection = {
         name: Places(places.indices.to(weights[name].device), places.shape) for name, places in selection.items()
     }
@@ -111,5 +113,5 @@ def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuni
             stack.callback(hook.remove)
         model.register_parameter("sparse_values", tuning.values)
         stack.callback(delattr, model, "sparse_values")
+        stack.callback(tuning.write)
         yield tuning
-        tuning.write()
