@@ -18,6 +18,7 @@ from deftx.errors import DeftxError, unknown
 
 ROWS = 1 << 13  # rows taken to float64 together
 KEEP = 0.05  # share of a matrix's entries kept from the residual, as in the paper
+ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
 
 # From the singular values [min(m, n)], descending, and the shape (m, n) to the rank that is kept.
 RankRule = Callable[[Tensor, tuple[int, int]], int]
@@ -42,7 +43,7 @@ def variance(share: float) -> RankRule:
             return 0
         if share == 1:
             return len(singular)
-        return int((reached < share * reached[-1]).sum()) + 1
+        return int((reached < share * (1 - ROUNDING) * reached[-1]).sum()) + 1
 
     return rule
 
@@ -60,7 +61,7 @@ def rank_rule(rank: int | float | str) -> RankRule:
             return variance(rank)
         return uniform(int(text))
     except DeftxError:
-        raise DeftxError(f"rank {text} is out of range: give an integer from 1 up or a share above 0% up to 100%") from None
+        raise DeftxError(f"rank {text} is out of range: give an integer above 0 or a share up to 100%") from None
     except ValueError:
         if text in RANK_RULES:
             return RANK_RULES[text]
@@ -90,6 +91,8 @@ def denoise(delta: Mapping[str, Tensor], rank: int | float | str, keep: float = 
     rank  see `rank_rule`; ranks of at least min(m, n) leave a matrix as it is
     keep  share (0 to 1) of a matrix's m·n entries that is kept from the residual; 0 is the paper's
           ablation "without higher-order components"
+
+    Raises DeftxError for a rank or keep out of range, and where a matrix holds NaN or infinity.
     """
     rule = rank_rule(rank)
     if not 0 <= keep <= 1:
@@ -98,6 +101,9 @@ def denoise(delta: Mapping[str, Tensor], rank: int | float | str, keep: float = 
     for name, tensor in delta.items():
         tensors[name] = tensor
         if is_matrix(tensor):
+            if not tensor.isfinite().all():
+                why = "holds values that are not finite: the training diverged; lower the learning rate"
+                raise DeftxError(f"the difference of tensor {name!r} {why}")
             tensors[name], ranks[name] = denoise_matrix(tensor, rule, keep)
     return Denoised(tensors, ranks)
 
@@ -114,10 +120,10 @@ def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[
     """
     rows = matrix.any(dim=1).nonzero().view(-1)
     part = matrix if len(rows) == len(matrix) else matrix[rows]
-    singular, vectors, right = _decompose(part, tuple(matrix.shape))
+    singular, vectors, right = _decompose(part, min(matrix.shape))
     rank = rule(singular, (matrix.shape[0], matrix.shape[1]))
-    if rank >= len(singular):
-        return matrix, len(singular)
+    if rank >= min(part.shape):
+        return matrix, min(rank, len(singular))
     low = _project(part, vectors[:, :rank], right)
     leftover = part.to(low.dtype) - low
     kept = largest(leftover, min(round(keep * matrix.numel()), leftover.numel()))
@@ -127,8 +133,8 @@ def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[
     return torch.zeros_like(matrix).index_copy_(0, rows, low.to(matrix.dtype)), rank
 
 
-def _decompose(matrix: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, bool]:
-    """Singular values, descending, padded to min(shape); singular vectors of the smaller side as columns,
+def _decompose(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, bool]:
+    """Singular values, descending, padded to `count`; singular vectors of the smaller side as columns,
     in the same order; whether these are right singular vectors."""
     right = matrix.shape[1] <= matrix.shape[0]
     tall = matrix if right else matrix.mT
@@ -138,7 +144,7 @@ def _decompose(matrix: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, 
         gram.addmm_(block.mT, block)
     values, vectors = torch.linalg.eigh(gram)
     singular = values.flip(0).clamp_min(0).sqrt()
-    padded = torch.nn.functional.pad(singular, (0, min(shape) - len(singular)))
+    padded = torch.nn.functional.pad(singular, (0, count - len(singular)))
     return padded, vectors.flip(1), right
 
 
