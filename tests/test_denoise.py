@@ -283,13 +283,13 @@ def test_a_rank_out_of_range_is_an_error_that_says_what_is_allowed(rank):
 
 @pytest.mark.parametrize("rank", ["abc", "", "x%", "1e2", "9O%", None])
 def test_a_rank_that_is_none_is_an_error_that_lists_what_is_known(rank):
-    with pytest.raises(DeftxError, match="unknown rank .*; known: a share such as 90%, an integer such as 100"):
+    with pytest.raises(DeftxError, match=r"unknown rank .*; known: a share such as 90%, an integer such as 100"):
         denoise({"w": torch.eye(3)}, rank)
 
 
 @pytest.mark.parametrize("keep", [1.5, -0.1, float("nan")])
 def test_a_keep_that_is_no_share_is_an_error(keep):
-    with pytest.raises(DeftxError, match="keep .* give a number from 0 to 1"):
+    with pytest.raises(DeftxError, match=r"keep .* give a number from 0 to 1"):
         denoise({"w": torch.eye(3)}, 1, keep)
 
 
@@ -297,7 +297,7 @@ def test_a_keep_that_is_no_share_is_an_error(keep):
 def test_values_that_are_not_finite_are_an_error_that_names_the_tensor(value):
     matrix = torch.randn(5, 6)
     matrix[2, 3] = value
-    with pytest.raises(DeftxError, match="'encoder.w'.*not finite.*diverged"):
+    with pytest.raises(DeftxError, match=r"'encoder.w'.*not finite.*diverged"):
         denoise({"fine": torch.eye(3), "encoder.w": matrix}, 2)
 
 

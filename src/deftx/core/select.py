@@ -92,7 +92,7 @@ def _candidates(delta: Mapping[str, Tensor], k: int) -> dict[str, tuple[Tensor, 
 def _sample(tensor: Tensor, total: int) -> Tensor:
     """Magnitudes of a tensor's evenly spaced entries, `SAMPLE` over all tensors together."""
     flat = tensor.reshape(-1)
-    return flat[:: max(1, total // SAMPLE)].abs().float()
+    return _widened(flat[:: max(1, total // SAMPLE)].abs())
 
 
 def _bar(sample: Tensor, share: float) -> float:
@@ -108,12 +108,17 @@ def _reaching(name: str, tensor: Tensor, bar: float) -> tuple[Tensor, Tensor]:
         magnitude = chunk.abs()
         # written so that NaN, which compares false with everything, is found too
         places = (~(magnitude < bar)).nonzero().view(-1)
-        magnitudes.append(magnitude[places].float())
+        magnitudes.append(_widened(magnitude[places]))
         indices.append(places + start)
     values = torch.cat(magnitudes) if magnitudes else torch.empty(0)
     if values.isnan().any():
         raise DeftxError(f"the difference of tensor {name!r} holds NaN: the training diverged; lower the learning rate")
     return (torch.cat(indices) if indices else torch.empty(0, dtype=torch.int64)), values
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 where it is so already: floats of all kinds compare without loss."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _chunks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:

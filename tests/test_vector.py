@@ -1,0 +1,193 @@
+"""The algebra of vectors: what dense differences would do, on the union of the places."""
+
+from operator import add, sub
+
+import numpy
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deftx.core.vector import Entries, Head, SparseVector, check_same_base, overlap
+from deftx.errors import DeftxError
+
+SHAPES = {"matrix": (4, 5), "bias": (6,), "cube": (2, 3, 2), "scalar": ()}
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+SCALES = [2, 0, -1, 0.5, 3.7, numpy.float32(0.25), numpy.float64(-1.5), numpy.int64(3), numpy.array(2.0)[()]]
+
+
+def vector(seed, names=tuple(SHAPES), share=0.5, dtype=torch.float32, **rest):
+    """Random entries of the named tensors, about `share` of each."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name in names:
+        dense = torch.randn(SHAPES[name], generator=generator)
+        places = (torch.rand(SHAPES[name], generator=generator) < share).view(-1).nonzero().view(-1)
+        tensors[name] = Entries(places, dense.reshape(-1)[places].to(dtype), SHAPES[name])
+    return SparseVector(tensors, **rest)
+
+
+def dense(vector):
+    """All tensors, those that the vector does not name as zeros."""
+    zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    return {**zeros, **{name: entries.dense() for name, entries in vector.tensors.items()}}
+
+
+def places(vector):
+    return {(name, index) for name, entries in vector.tensors.items() for index in entries.indices.tolist()}
+
+
+def assert_well_formed(vector):
+    for entries in vector.tensors.values():
+        assert entries.indices.dtype == torch.int64
+        assert len(entries.indices) == len(entries.values)
+        assert (entries.indices.diff() > 0).all()
+
+
+NAMES = st.lists(st.sampled_from(list(SHAPES)), unique=True).map(tuple)
+SHARES = st.sampled_from([0.0, 0.3, 1.0])
+VECTORS = st.builds(vector, st.integers(0, 9), NAMES, SHARES)
+
+
+@pytest.mark.parametrize("operation", [add, sub])
+@given(VECTORS, VECTORS)
+def test_sums_and_differences_equal_dense_ones_on_the_union_of_the_places(operation, one, other):
+    result = operation(one, other)
+    assert_well_formed(result)
+    assert places(result) == places(one) | places(other)
+    for name, tensor in dense(result).items():
+        assert torch.equal(tensor, operation(dense(one)[name], dense(other)[name]))
+
+
+@given(VECTORS, st.sampled_from(SCALES))
+def test_scaling_equals_dense_scaling_from_both_sides(one, scale):
+    for result in (one * scale, scale * one):
+        assert isinstance(result, SparseVector)
+        assert places(result) == places(one)
+        for name, tensor in dense(result).items():
+            assert torch.equal(tensor, dense(one)[name] * float(scale))
+
+
+@given(VECTORS, VECTORS, VECTORS)
+def test_addition_is_commutative_and_associative(a, b, c):
+    for one, other in [(a + b, b + a), ((a + b) + c, a + (b + c))]:
+        assert places(one) == places(other)
+        for name in SHAPES:
+            torch.testing.assert_close(dense(one)[name], dense(other)[name])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_vector_and_its_negation_cancel_exactly(dtype):
+    one = vector(1, dtype=dtype)
+    for nothing in (one + -one, one - one, -one + one):
+        assert nothing.k == one.k
+        assert all(not entries.values.any() for entries in nothing.tensors.values())
+        assert all(entries.values.dtype == dtype for entries in nothing.tensors.values())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_scaling_keeps_the_dtype(dtype, scale):
+    assert {entries.values.dtype for entries in (vector(1, dtype=dtype) * scale).tensors.values()} == {dtype}
+
+
+def test_a_sum_of_two_dtypes_takes_the_wider_one():
+    total = vector(1, ("bias",), dtype=torch.float16) + vector(2, ("bias",), dtype=torch.float32)
+    assert total.tensors["bias"].values.dtype == torch.float32
+
+
+def test_neither_term_is_changed():
+    one, other = vector(1), vector(2)
+    before = [entries.values.clone() for v in (one, other) for entries in v.tensors.values()]
+    _ = one + other, one - other, 3 * one, -one
+    after = [entries.values for v in (one, other) for entries in v.tensors.values()]
+    assert all(map(torch.equal, before, after))
+
+
+def test_tensors_keep_the_order_in_which_they_come():
+    total = vector(1, ("cube", "bias")) + vector(2, ("matrix", "bias"))
+    assert list(total.tensors) == ["cube", "bias", "matrix"]
+
+
+def test_tensors_of_different_shapes_do_not_add():
+    one = SparseVector({"w": Entries(torch.tensor([0]), torch.ones(1), (2, 3))})
+    other = SparseVector({"w": Entries(torch.tensor([0]), torch.ones(1), (3, 2))})
+    with pytest.raises(DeftxError, match=r"'w' has shape \(2, 3\) in one vector and \(3, 2\) in the other"):
+        one + other
+
+
+def test_vectors_of_different_bases_do_not_combine():
+    one = vector(1, info={"base": "xlm-r", "base_fingerprint": "a" * 64})
+    other = vector(2, info={"base": "bert", "base_fingerprint": "b" * 64})
+    for combine in (add, sub, check_same_base):
+        with pytest.raises(DeftxError, match=r"different bases.*xlm-r \(aaaaaaaaaaaa\), bert \(bbbbbbbbbbbb\)"):
+            combine(one, other)
+    with pytest.raises(DeftxError, match="different bases"):
+        check_same_base(one, vector(3), other)
+    check_same_base()
+    check_same_base(one, vector(3), one)
+
+
+def test_a_computed_vector_knows_its_base_and_what_it_was_computed_from():
+    named, unnamed = vector(1, info={"base": "xlm-r", "base_fingerprint": "a" * 64, "seed": 4}), vector(2)
+    for result in (named + unnamed, unnamed + named, 2 * named, -named, named - unnamed):
+        assert (result.info["base"], result.info["base_fingerprint"]) == ("xlm-r", "a" * 64)
+    assert (unnamed + named).info["of"] == [{}, dict(named.info)]
+    assert (numpy.float32(0.5) * named).info["operation"] == "0.5 times"
+    assert "base" not in (2 * unnamed).info
+
+
+def test_one_head_at_most_survives_and_only_addition_keeps_it():
+    head = Head({"classifier.weight": torch.ones(2, 3)}, ("no", "yes"))
+    task, language = vector(1, head=head), vector(2)
+    assert (task + language).head is head
+    assert (language + task).head is head
+    assert (task - language).head is head
+    assert (language - task).head is None
+    assert (2 * task).head is None
+    assert (-task).head is None
+    with pytest.raises(DeftxError, match="both have a head"):
+        task + task
+
+
+def test_overlap_is_the_share_of_the_smaller_vectors_places():
+    def at(**tensors):
+        return SparseVector({n: Entries(torch.tensor(i), torch.ones(len(i)), (9,)) for n, i in tensors.items()})
+
+    one, other = at(a=[0, 1, 2, 3], b=[5]), at(a=[2, 3, 4], c=[5])
+    assert overlap(one, other) == 2 / 4
+    assert overlap(at(a=[1]), at(a=[1, 2, 3])) == 1
+    assert overlap(at(a=[1]), at(b=[1])) == 0
+
+
+@given(VECTORS, VECTORS)
+def test_overlap_is_symmetrical_between_0_and_1_and_what_sets_say(one, other):
+    smaller = min(one.k, other.k)
+    expected = len(places(one) & places(other)) / smaller if smaller else 0
+    assert overlap(one, other) == overlap(other, one) == pytest.approx(expected)
+    assert 0 <= overlap(one, other) <= 1
+    assert overlap(one, one) == (1 if one.k else 0)
+
+
+def test_density_is_the_share_of_each_tensors_entries():
+    entries = {
+        "some": Entries(torch.tensor([0, 7, 11]), torch.ones(3), (3, 4)),
+        "none": Entries(torch.empty(0, dtype=torch.int64), torch.empty(0), (5,)),
+        "scalar": Entries(torch.tensor([0]), torch.ones(1), ()),
+    }
+    assert SparseVector(entries).density() == {"some": 0.25, "none": 0.0, "scalar": 1.0}
+    assert SparseVector(entries).k == 4
+
+
+def test_no_tensors_at_all_make_a_vector_that_changes_nothing():
+    empty, one = SparseVector({}), vector(1)
+    assert empty.k == 0
+    assert empty.density() == {}
+    assert places(empty + one) == places(one)
+    assert overlap(empty, one) == 0
+
+
+def test_entries_give_their_dense_tensor_back():
+    entries = Entries(torch.tensor([1, 5]), torch.tensor([2.0, -3.0], dtype=torch.float16), (2, 3))
+    assert torch.equal(entries.dense(), torch.tensor([[0, 2, 0], [0, 0, -3]], dtype=torch.float16))
+    assert entries.numel == 6
