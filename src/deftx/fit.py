@@ -26,7 +26,7 @@ from deftx.core.denoise import Denoised, denoise, rank_rule
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import Diverged, unknown
-from deftx.models import compose, default_device, load_classifier, load_masked_lm, load_tokenizer, longest_input
+from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer, longest_input, place
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -114,7 +114,8 @@ def fit_language(
     base: str, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
 ) -> SparseVector:
     """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
-    model, tokenizer = load_masked_lm(base).to(default_device()), load_tokenizer(base)
+    model, tokenizer = load_masked_lm(base), load_tokenizer(base)
+    place(model)
     origin = _origin("language", base, fingerprint(model))
     length = min(settings.training.length, longest_input(model, tokenizer))
     objective = masked_lm(text, tokenizer, settings.training, length, settings.seed)
@@ -138,10 +139,11 @@ def fit_task(
             so that any other language vector can take its place. None: from θ0
     """
     labels, tokenizer = label_names(train_set), load_tokenizer(base)
-    model = load_classifier(base, labels, settings.seed).to(default_device())
+    model = load_classifier(base, labels, settings.seed)
+    place(model)
     origin = _origin("task", base, fingerprint(model))
     if source is not None:
-        check_base(model, source)
+        check_base(origin["base_fingerprint"], source)
         apply(model, source)
     length = min(settings.training.length, longest_input(model, tokenizer))
     objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)

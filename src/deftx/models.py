@@ -1,11 +1,13 @@
-"""Bases: loading models and tokenizers by transformers' auto classes, always in float32, and composing them."""
+"""Bases and composed models: loading by transformers' auto classes, always in float32, composing, saving."""
 
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -13,36 +15,39 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from deftx.core.backbone import head
+from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
 from deftx.core.vector import SparseVector, check_same_base
 from deftx.errors import DeftxError
-from deftx.storage.fingerprint import check_base
+from deftx.storage.fingerprint import check_base, fingerprint
+from deftx.storage.folders import MODEL, check_target, new_folder
+
+Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
 
 BAD_BASE = (OSError, ValueError, KeyError)  # what transformers raises for a base it cannot load
 
 
-def default_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def place(model: PreTrainedModel) -> None:
+    """Move a model to the first GPU, if there is one."""
+    nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `base`: a folder or hub id, `ID@REVISION` to pin one."""
-    return _load(AutoTokenizer, base)
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """The tokenizer of `base`."""
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, base)
+    return tokenizer
 
 
-def load_masked_lm(base: str) -> PreTrainedModel:
+def load_masked_lm(base: Base) -> PreTrainedModel:
     """`base` with its masked language modelling head, for language training.
 
     The head is frozen, and its decoder untied from the embeddings, so that training moves the backbone
     only. Raises DeftxError where the checkpoint has no such head.
     """
     try:
-        model, loading = _load(AutoModelForMaskedLM, base, dtype=torch.float32, output_loading_info=True)
+        model, missing = _load_checked(AutoModelForMaskedLM, base)
     except DeftxError as error:
         raise DeftxError(f"{error}; a language vector needs a masked language model, such as XLM-R") from None
-    missing = sorted(loading["missing_keys"])
     if missing:
         raise DeftxError(f"{base} is not a masked language model: its checkpoint lacks {', '.join(missing[:3])}")
     decoder, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -50,14 +55,14 @@ def load_masked_lm(base: str) -> PreTrainedModel:
         decoder.weight = nn.Parameter(decoder.weight.detach().clone())
     for parameter in head(model).values():
         parameter.requires_grad_(False)
-    return model
+    return cast(PreTrainedModel, model)
 
 
-def load_classifier(base: str, labels: Sequence[str], seed: int = 0) -> PreTrainedModel:
+def load_classifier(base: Base, labels: Sequence[str], seed: int = 0) -> PreTrainedModel:
     """`base` with a new classification head for `labels`, its random start drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _load(
+        model: PreTrainedModel = _load(
             AutoModelForSequenceClassification,
             base,
             dtype=torch.float32,
@@ -66,6 +71,15 @@ def load_classifier(base: str, labels: Sequence[str], seed: int = 0) -> PreTrain
             label2id={label: index for index, label in enumerate(labels)},
             problem_type="single_label_classification",
         )
+    return model
+
+
+def load_composed(folder: Base) -> PreTrainedModel:
+    """A classifier that was saved whole. Raises DeftxError where the checkpoint has no trained head."""
+    model, missing = _load_checked(AutoModelForSequenceClassification, folder)
+    if missing:
+        raise DeftxError(f"{folder} is not a classifier: it lacks {', '.join(missing[:3])}; compose one first")
+    return model.eval()
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -76,8 +90,14 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return min(positions - offset, tokenizer.model_max_length)
 
 
+def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: SparseVector) -> int:
+    """The tokens that a task's inputs are cut to: as many as in its training."""
+    longest = longest_input(model, tokenizer)
+    return min(task.info.get("training", {}).get("length", longest), longest)
+
+
 def compose(
-    base: str, task: SparseVector, language: SparseVector | Sequence[SparseVector] = (), *, force: bool = False
+    base: Base, task: SparseVector, language: SparseVector | Sequence[SparseVector] = (), *, force: bool = False
 ) -> PreTrainedModel:
     """θ0 + φ_task + φ_language with the task's head: an ordinary transformers classifier, in eval mode.
 
@@ -85,22 +105,75 @@ def compose(
     language  one language vector, several (added in order), or none
     force     go on, with a warning, where the base has other weights than the vectors' base
     """
-    if task.head is None:
-        raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
     languages = [language] if isinstance(language, SparseVector) else list(language)
-    check_same_base(task, *languages)
-    model = load_classifier(base, task.head.labels)
-    for vector in [task, *languages]:
-        check_base(model, vector, force=force)
+    model = without_vectors(base, task, languages, force=force)
     apply(model, *languages, task)
     return model.eval()
 
 
-def _load(auto: Any, base: str, **options: Any) -> Any:
+def without_vectors(
+    base: Base, task: SparseVector, languages: Sequence[SparseVector] = (), *, force: bool = False
+) -> PreTrainedModel:
+    """θ0 with a classifier of the task's shape, for the vectors to be applied to; all are checked against θ0.
+
+    `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
+    """
+    if task.head is None:
+        raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
+    check_same_base(task, *languages)
+    model = load_classifier(base, task.head.labels)
+    named = [vector for vector in (task, *languages) if vector.info.get("base_fingerprint")]
+    for vector in named[:1]:  # the others name the same base
+        check_base(model, vector, force=force)
+    return model
+
+
+def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | Base) -> dict[str, Tensor]:
+    """δ = θ1 − θ0 of the tunable backbone, dense, float32: for those who have a training loop of their own.
+
+    Either is a model, or the folder or hub id of one; `base` may also be a state dict, copied before the training.
+    Raises DeftxError where the base lacks a tensor or has another shape of it.
+    """
+    learnt = _weights(finetuned)
+    before = {
+        name.removeprefix(f"{getattr(finetuned, 'base_model_prefix', '')}."): w for name, w in _weights(base).items()
+    }
+    for name, weight in learnt.items():
+        if name not in before or before[name].shape != weight.shape:
+            raise DeftxError(f"{name!r} is missing in the base, or of another shape: give the base of this fine-tuning")
+    return {name: weight.detach().float() - before[name].detach().float() for name, weight in learnt.items()}
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Base, *, force: bool = False
+) -> None:
+    """Write an ordinary model folder, whole or not at all; with `force`, replace the model there."""
+    target = check_target(folder, MODEL, force=force)
+    with new_folder(target, force=force) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+
+
+def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Tensor]:
+    """The tunable weights of a model, by their names in the backbone; a state dict as it is."""
+    if isinstance(model, Mapping):
+        return model
+    return tunable(model if isinstance(model, nn.Module) else _load(AutoModel, model, dtype=torch.float32))
+
+
+def _load_checked(auto: Any, base: Base) -> tuple[Any, list[str]]:
+    """A model, and the names of its weights that the checkpoint lacks."""
+    model, loading = _load(auto, base, dtype=torch.float32, output_loading_info=True)
+    return model, sorted(loading["missing_keys"])
+
+
+def _load(auto: Any, base: Base, **options: Any) -> Any:
     """What `auto` loads for `base`, or one line that says why it cannot."""
-    name, _, revision = base.partition("@")
+    name, revision = os.fspath(base), None
+    if not os.path.exists(name):
+        name, _, revision = name.partition("@")
     try:
         return auto.from_pretrained(name, revision=revision or None, **options)
     except BAD_BASE as error:
         reason = str(error).strip().splitlines()[0]
-        raise DeftxError(f"cannot load {base!r} as base: {reason}") from None
+        raise DeftxError(f"cannot load the model {name!r}: {reason}") from None

@@ -81,9 +81,9 @@ def _fit_body(model: nn.Module, vector: SparseVector) -> list[tuple[nn.Parameter
     for name, entries in vector.tensors.items():
         if name not in parameters:
             raise DeftxError(f"the vector changes {name!r}, which the model does not have: it belongs to another base")
-        if tuple(parameters[name].shape) != entries.shape:
-            shape = tuple(parameters[name].shape)
-            raise DeftxError(f"{name!r} is {shape} in the model and {entries.shape} in the vector: use the vector's base")
+        shape = tuple(parameters[name].shape)
+        if shape != entries.shape:
+            raise DeftxError(f"{name!r} is {shape} in the model, {entries.shape} in the vector: use the vector's base")
     return [(parameters[name], entries) for name, entries in vector.tensors.items()]
 
 

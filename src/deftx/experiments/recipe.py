@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageFit, Settings, TaskFit, changed, parse
@@ -27,8 +28,8 @@ class Variant(Settings):
 
     source: bool = True
     target: bool = True
-    language: dict[str, Any] = {}
-    task: dict[str, Any] = {}
+    language: dict[str, Any] = Field(default_factory=dict)
+    task: dict[str, Any] = Field(default_factory=dict)
 
 
 class Recipe(Settings):

@@ -23,7 +23,7 @@ from deftx.models import compose, load_masked_lm, load_tokenizer, longest_input
 from deftx.storage.files import load, save
 from deftx.storage.fingerprint import fingerprint
 from deftx.tasks.classification import evaluate, label_names, scores
-from deftx.tasks.data import Columns, Examples, read_examples, read_text
+from deftx.tasks.data import Columns, read_examples, read_text
 
 NGRAMS = "character n-grams"
 

@@ -103,6 +103,7 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, 
 @torch.no_grad()
 def logits(model: nn.Module, encoded: Encoded, batch_size: int = 32) -> Tensor:
     """What `model` says to every example [examples, labels] float32, on the CPU; batches go by length."""
+    nn.Module.eval(model)
     device = next(model.parameters()).device
     order = sorted(range(len(encoded.inputs)), key=lambda i: len(encoded.inputs[i]["input_ids"]))
     answers = []
@@ -121,6 +122,6 @@ def evaluate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
 ) -> dict[str, float]:
     """All METRICS of a classifier on labelled examples; its labels are those of its config."""
-    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    labels = list((model.config.id2label or {}).values())
     encoded = encode(examples, tokenizer, length, labels)
-    return scores(encoded.labels, logits(model.eval(), encoded).argmax(-1).tolist())
+    return scores(encoded.labels, logits(model, encoded).argmax(-1).tolist())

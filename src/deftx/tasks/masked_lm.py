@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
@@ -131,7 +132,7 @@ def masked_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
 def _only(model: nn.Module, places: Tensor) -> Iterator[None]:
     """While active, the backbone hands on its hidden states at flat `places` [n] alone, as [1, n, width]."""
 
-    def narrow(module: nn.Module, inputs: object, output: object) -> object:
+    def narrow(module: nn.Module, inputs: object, output: Any) -> Any:
         hidden = output[0].flatten(0, 1).index_select(0, places).unsqueeze(0)
         if isinstance(output, tuple):
             return (hidden, *output[1:])
@@ -145,6 +146,6 @@ def _only(model: nn.Module, places: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _inner(model: nn.Module) -> PreTrainedModel:
+def _inner(model: nn.Module) -> Any:
     """The model itself where it is wrapped for several processes."""
     return getattr(model, "module", model)

@@ -28,15 +28,34 @@ from deftx.training.progress import ProgressBar
 class Objective(Protocol):
     """What a model is trained for: its data, its loss, and how well it does on held-out data."""
 
-    train: Any  # sequence of examples, as `collate` takes them
-    metric: str  # which of the scores of `validate` decides
-    greater_is_better: bool
-    digest: str  # names the data
-    sampling: str  # the Trainer's `train_sampling_strategy`
+    @property
+    def train(self) -> Any:
+        """The training examples: a sequence of what `collate` takes."""
 
-    def collate(self, examples: list[Any]) -> dict[str, Tensor]: ...
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...
-    def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]: ...
+    @property
+    def metric(self) -> str:
+        """Which of the scores of `validate` decides between steps."""
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether larger scores are better ones."""
+
+    @property
+    def sampling(self) -> str:
+        """The Trainer's `train_sampling_strategy`."""
+
+    @property
+    def digest(self) -> str:
+        """A name of the data: other data, another name."""
+
+    def collate(self, examples: list[Any]) -> dict[str, Tensor]:
+        """One batch."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+    def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
+        """Scores on the held-out data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,26 +131,27 @@ def total_steps(examples: int, training: Training) -> int:
 def bf16_pays(device: torch.device) -> bool:
     """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs that know bf16, CPUs with AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-class _Trainer(Trainer):  # type: ignore[misc]  # transformers has no types for it
+class _Trainer(Trainer):
     """The Trainer with our loss, our validation, the penalty's gradient, and a stop at the first bad loss."""
 
     def __init__(self, objective: Objective, training: Training, moving: Moving, **options: Any) -> None:
         super().__init__(**options)
-        self.objective, self.moving, self.batch_size = objective, moving, 4 * training.batch_size
+        self.objective: Objective = objective
+        self.moving, self.batch_size = moving, 4 * training.batch_size
         self.pull = training.l1 / sum(weight.numel() for weight in backbone(options["model"]).values())
         bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(self.args.device))
         self.autocast = partial(torch.autocast, self.args.device.type, torch.bfloat16, enabled=bf16)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], **options: Any) -> Tensor:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         with self.autocast():
             return self.objective.loss(model, inputs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        loss = super().training_step(model, inputs, *args, **options)
+        loss: Tensor = super().training_step(model, inputs, *args, **options)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
         if self.pull and self.accelerator.sync_gradients:
@@ -141,16 +161,17 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers has no types for 
         return loss
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         with torch.no_grad(), self.autocast():
-            scores = self.objective.validate(self.model, self.batch_size)
+            scores = self.objective.validate(model, self.batch_size)
         metrics = {f"eval_{name}": score for name, score in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-class _Best(TrainerCallback):  # type: ignore[misc]
+class _Best(TrainerCallback):
     """Has the model evaluated every so many steps and at the end, and remembers the best state in memory."""
 
     def __init__(self, objective: Objective, training: Training, moving: Moving, steps: int) -> None:
@@ -162,15 +183,12 @@ class _Best(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_evaluate = state.global_step % self.every == 0 or state.global_step == self.steps
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **_: Any
-    ) -> None:
-        if "loss" in logs:
-            self.history.append({"step": state.global_step, "train_loss": logs["loss"]})
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if "loss" in kwargs["logs"]:
+            self.history.append({"step": state.global_step, "train_loss": kwargs["logs"]["loss"]})
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        metrics = kwargs["metrics"]
         score = metrics[self.metric]
         if not isfinite(score) or not all(parameter.isfinite().all() for parameter in self.parameters):
             what = f"held-out {self.metric.removeprefix('eval_')}"

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers has no types for it
+class ProgressBar(TrainerCallback):
     """One line: what is trained, how far it is, its latest losses and scores. Shown within `with self.bar`."""
 
     def __init__(self, title: str, steps: int) -> None:
@@ -19,9 +19,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]  # transformers has no
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(self.task, completed=state.global_step)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         shown = {"loss": "loss", "eval_loss": "held out", "eval_macro_f1": "macro-F1", "eval_accuracy": "accuracy"}
-        self.news |= {shown[name]: value for name, value in logs.items() if name in shown}
+        self.news |= {shown[name]: value for name, value in kwargs["logs"].items() if name in shown}
         self.bar.update(self.task, news="  ".join(f"{name} {value:.3f}" for name, value in self.news.items()))

@@ -1,0 +1,1 @@
+"""Whole experiments: recipes, reports and the demo."""
