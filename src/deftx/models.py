@@ -79,21 +79,21 @@ def load_composed(folder: Base) -> PreTrainedModel:
     model, missing = _load_checked(AutoModelForSequenceClassification, folder)
     if missing:
         raise DeftxError(f"{folder} is not a classifier: it lacks {', '.join(missing[:3])}; compose one first")
-    return model.eval()
+    return cast(PreTrainedModel, model)
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens the base takes at once."""
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    positions: int = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     # RoBERTa-like models number positions from the padding index on
     offset = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
-    return min(positions - offset, tokenizer.model_max_length)
+    return min(positions - offset, int(tokenizer.model_max_length))
 
 
 def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: SparseVector) -> int:
     """The tokens that a task's inputs are cut to: as many as in its training."""
     longest = longest_input(model, tokenizer)
-    return min(task.info.get("training", {}).get("length", longest), longest)
+    return min(int(task.info.get("training", {}).get("length", longest)), longest)
 
 
 def compose(
@@ -108,7 +108,7 @@ def compose(
     languages = [language] if isinstance(language, SparseVector) else list(language)
     model = without_vectors(base, task, languages, force=force)
     apply(model, *languages, task)
-    return model.eval()
+    return model
 
 
 def without_vectors(

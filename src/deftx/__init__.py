@@ -1,0 +1,72 @@
+"""Denoised sparse fine-tuning: language and task vectors that add up to a model for a language without labels."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from deftx.errors import DeftxError
+
+if TYPE_CHECKING:
+    from deftx.core.compose import applied, apply
+    from deftx.core.denoise import denoise
+    from deftx.core.select import select
+    from deftx.core.vector import SparseVector, overlap
+    from deftx.fit import fit_language, fit_task, transfer
+    from deftx.models import compose, delta
+    from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
+    from deftx.storage.files import load, save
+    from deftx.tasks.data import Columns, Examples, read_examples, read_text
+    from deftx.training.sparse import sparse_tuning
+
+__all__ = [
+    "Columns",
+    "DeftxError",
+    "Examples",
+    "LanguageFit",
+    "LanguageTraining",
+    "SparseVector",
+    "TaskFit",
+    "TaskTraining",
+    "applied",
+    "apply",
+    "compose",
+    "delta",
+    "denoise",
+    "fit_language",
+    "fit_task",
+    "load",
+    "overlap",
+    "read_examples",
+    "read_text",
+    "save",
+    "select",
+    "sparse_tuning",
+    "transfer",
+]
+
+# Where the public names live; they are imported when they are first used, since torch takes a second.
+_HOMES = {
+    "core.compose": ["applied", "apply"],
+    "core.denoise": ["denoise"],
+    "core.select": ["select"],
+    "core.vector": ["SparseVector", "overlap"],
+    "fit": ["fit_language", "fit_task", "transfer"],
+    "models": ["compose", "delta"],
+    "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
+    "storage.files": ["load", "save"],
+    "tasks.data": ["Columns", "Examples", "read_examples", "read_text"],
+    "training.sparse": ["sparse_tuning"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("deftx")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"deftx.{home}"), name)
+    raise AttributeError(f"module 'deftx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
