@@ -90,10 +90,11 @@ class SparseTuning:
 def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuning]:
     """Let only the entries of `selection` move in the model's backbone, until the end of the block.
 
-    Any torch optimiser over `tuning.parameters()` will do. The flat parameter is also registered on the
-    model, as `sparse_values`, so that gradient clipping and `zero_grad()` on the model see it. Parameters
-    outside the backbone (a head) are left alone: train or freeze them as you like. On leaving, the model
-    keeps what was learnt. Raises DeftxError where the selection does not fit the model.
+    Any torch optimiser over `tuning.parameters()` will do; a closure, as LBFGS wants one, starts with
+    `tuning.write()`. The flat parameter is also registered on the model, as `sparse_values`, so that gradient
+    clipping and `zero_grad()` on the model see it. Parameters outside the backbone (a head) are left alone:
+    train or freeze them as you like. On leaving, the model keeps what was learnt. Raises
+    DeftxError where the selection does not fit the model.
     """
     weights = backbone(model)
     for name, places in selection.items():
@@ -109,6 +110,7 @@ def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuni
         for name, weight in weights.items():
             stack.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(name in selection and len(selection[name].indices) > 0)
+            weight.grad = None  # what an earlier loop left would be gathered with the first gradient
         for hook in tuning._hooks():
             stack.callback(hook.remove)
         model.register_parameter("sparse_values", tuning.values)
