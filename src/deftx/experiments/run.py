@@ -11,7 +11,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from statistics import mean, stdev
 from typing import Any
 
@@ -47,7 +49,8 @@ def run_recipe(recipe: Recipe, out: Path) -> list[Score]:
         for variant in recipe.variants:
             found += _variant_scores(recipe, data, variant, seed, out)
             _replace(out / "scores.jsonl", "".join(json.dumps(asdict(score)) + "\n" for score in found))
-            _replace(out / "results.md", table(found))
+            _replace(out / "results.md", table(found, recipe.task.training.metric))
+        rmtree(out / "work" / f"seed{seed}", ignore_errors=True)
     return found
 
 
@@ -64,34 +67,35 @@ class _Data:
 
 def _variant_scores(recipe: Recipe, data: _Data, variant: str, seed: int, out: Path) -> Iterator[Score]:
     """Fit what a variant needs with one seed, compose it for every test language, and score it."""
-    chosen, title = recipe.variants[variant], f"{variant}, seed {seed}"
-    settings = recipe.language_fit(variant, seed)
-    languages: dict[str, SparseVector] = {}
-    for name in recipe.needed_languages(variant):
-        text, work = data.texts[name], out / "work" / f"{name}-seed{seed}"
-        key = _key(data.base, text, settings.model_dump(mode="json"))
-        languages[name] = _finished(
-            out / "vectors" / f"{_slug(variant)}-seed{seed}-{name}-{key}",
-            lambda name=name, text=text, work=work: fit_language(  # type: ignore[misc]
-                recipe.base, text, settings, work=work, title=f"{title}, {name}"
-            ),
-        )
-    source = languages[recipe.source] if chosen.source else None
-    task_settings = recipe.task_fit(variant, seed)
-    above = dict(source.info) if source else None
-    key = _key(data.base, asdict(data.train), asdict(data.valid), task_settings.model_dump(mode="json"), above)
-    work = out / "work" / f"task-{_slug(variant)}-seed{seed}"
-    task = _finished(
-        out / "vectors" / f"{_slug(variant)}-seed{seed}-task-{key}",
-        lambda: fit_task(
-            recipe.base, data.train, data.valid, task_settings, source=source, work=work, title=f"{title}, task"
-        ),
-    )
+    chosen = recipe.variants[variant]
+    languages = {
+        name: _language_vector(recipe, data, variant, seed, name, out) for name in recipe.needed_languages(variant)
+    }
+    task = _task_vector(recipe, data, variant, seed, languages[recipe.source] if chosen.source else None, out)
     tokenizer = load_tokenizer(recipe.base)
     for name, examples in data.test.items():
         model = compose(recipe.base, task, languages[name] if chosen.target else ())
-        length = min(task_settings.training.length, longest_input(model, tokenizer))
+        length = min(recipe.task.training.length, longest_input(model, tokenizer))
         yield Score(variant, seed, name, **evaluate(model, tokenizer, examples, length))
+
+
+def _language_vector(recipe: Recipe, data: _Data, variant: str, seed: int, name: str, out: Path) -> SparseVector:
+    settings, text = recipe.language_fit(variant, seed), data.texts[name]
+    key = _key(data.base, text, settings.model_dump(mode="json"))
+    work, title = out / "work" / f"seed{seed}" / name, f"{variant}, seed {seed}, {name}"
+    make = partial(fit_language, recipe.base, text, settings, work=work, title=title)
+    return _finished(out / "vectors" / f"{_slug(title)}-{key}", make)
+
+
+def _task_vector(
+    recipe: Recipe, data: _Data, variant: str, seed: int, source: SparseVector | None, out: Path
+) -> SparseVector:
+    settings, above = recipe.task_fit(variant, seed), dict(source.info) if source else None
+    key = _key(data.base, asdict(data.train), asdict(data.valid), settings.model_dump(mode="json"), above)
+    title = f"{variant}, seed {seed}, task"
+    work = out / "work" / f"seed{seed}" / _slug(title)
+    make = partial(fit_task, recipe.base, data.train, data.valid, settings, source=source, work=work, title=title)
+    return _finished(out / "vectors" / f"{_slug(title)}-{key}", make)
 
 
 def _finished(folder: Path, make: Callable[[], SparseVector]) -> SparseVector:
@@ -111,7 +115,7 @@ def _ngram_scores(recipe: Recipe, data: _Data) -> Iterator[Score]:
 
 
 def table(found: list[Score], metric: str = "macro_f1") -> str:
-    """A Markdown table, one row per variant, one column per language and their average; percent.
+    """A Markdown table of a metric in percent: a row per variant, a column per language and their average.
 
     Cells are mean ± sample standard deviation over the seeds; the average is taken within a seed first.
     """
