@@ -66,16 +66,20 @@ def masked_lm(
 ) -> MaskedLM:
     """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
     if len(texts) < 2:
-        raise DeftxError("the text has one usable line; give at least 2, one to learn from and one to hold out")
+        raise DeftxError(f"the text has {len(texts)} usable line(s); give at least 2, to learn from and to hold out")
     if tokenizer.mask_token_id is None:
         raise DeftxError("the base's tokenizer has no mask token: a language vector needs a masked language model")
     generator = torch.Generator().manual_seed(seed)
     lines = [texts[i] for i in torch.randperm(len(texts), generator=generator).tolist()]
-    held_out = max(1, round(training.held_out * len(lines)))
+    held_out = min(max(1, round(training.held_out * len(lines))), len(lines) - 1)
     train, valid = (pack(part, tokenizer, length) for part in (lines[held_out:], lines[:held_out]))
     special = torch.tensor(sorted(tokenizer.all_special_ids))
     share, mask_id, vocabulary = training.mask, tokenizer.mask_token_id, len(tokenizer)
+    if any(torch.isin(part, special).all() for part in (train, valid)):
+        raise DeftxError("the text has no token that the base's tokenizer knows: is it in the base's script?")
     fixed = mask(valid, share, special, mask_id, vocabulary, generator)
+    while (fixed[1] == IGNORED).all():  # few tokens, none of them chosen
+        fixed = mask(valid, share, special, mask_id, vocabulary, generator)
     digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
     return MaskedLM(train, fixed, special, mask_id, vocabulary, share, digest)
 
@@ -84,16 +88,19 @@ def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) 
     """All texts one after the other, cut into full blocks -> [blocks, length] int64.
 
     Every block starts and ends as the base's inputs do; texts are parted by the separator. The tail that
-    fills no block is dropped, except where it is all there is: then it is the one, shorter, block.
+    fills no block is dropped, except where it is all there is: then it is the one, shorter, block. Raises
+    DeftxError where there are no tokens, or no room for one.
     """
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     ends = ([] if first is None else [first]), ([] if last is None else [last])
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    stream = torch.tensor([token for ids in encoded for token in (*ids, *ends[1])])
+    stream = torch.tensor([token for ids in encoded if ids for token in (*ids, *ends[1])])
     if len(ends[1]):
         stream = stream[:-1]
     room = min(length - len(ends[0]) - len(ends[1]), len(stream))
+    if room < 1:
+        raise DeftxError(f"{len(stream)} tokens make no block of length {length}: give more text or a larger length")
     blocks = stream[: len(stream) // room * room].view(-1, room)
     edges = [torch.tensor(end).expand(len(blocks), -1) for end in ends if end]
     parts = [*edges[:1], blocks, *edges[1:]] if ends[0] else [blocks, *edges]
@@ -117,15 +124,15 @@ def mask(
 
 
 def masked_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of `labels` [batch, length] where they are not IGNORED.
+    """Mean cross-entropy of `labels` [batch, length] where they are not IGNORED; 0 where all are.
 
     The language modelling head sees the masked positions only: the same loss, without the logits
     [batch, length, vocabulary] of all the others.
     """
     places = (labels.view(-1) != IGNORED).nonzero().view(-1)
     with _only(model, places):
-        logits = model(input_ids=inputs).logits.view(len(places), -1)
-    return cross_entropy(logits.float(), labels.view(-1)[places])
+        logits = model(input_ids=inputs).logits.flatten(0, 1)
+    return cross_entropy(logits.float(), labels.view(-1)[places], reduction="sum") / max(len(places), 1)
 
 
 @contextmanager
