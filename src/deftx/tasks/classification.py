@@ -87,7 +87,14 @@ def label_names(examples: Examples) -> tuple[str, ...]:
 
 
 def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, labels: Sequence[str] = ()) -> Encoded:
-    """Tokenise `examples`, cut to `length` tokens, with the numbers of their labels (none if unlabelled)."""
+    """Tokenise `examples`, cut to `length` tokens, with the numbers of their `labels` (none where none are given).
+
+    Raises DeftxError where there are no examples, and, given `labels`, for a label outside them or none at all.
+    """
+    if not examples.texts:
+        raise DeftxError("there are no examples: give at least one")
+    if labels and examples.labels is None:
+        raise DeftxError("the examples have no labels: give data with a column of labels")
     texts, pairs = list(examples.texts), list(examples.pairs) if examples.pairs else None
     tokens = tokenizer(texts, pairs, truncation=True, max_length=length)
     inputs = [{key: tokens[key][i] for key in tokens} for i in range(len(texts))]
@@ -125,3 +132,12 @@ def evaluate(
     labels = list((model.config.id2label or {}).values())
     encoded = encode(examples, tokenizer, length, labels)
     return scores(encoded.labels, logits(model, encoded).argmax(-1).tolist())
+
+
+def predict(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
+) -> list[tuple[str, float]]:
+    """The most probable label of every example, and its probability (0 to 1)."""
+    best = logits(model, encode(examples, tokenizer, length)).softmax(-1).max(-1)
+    names = model.config.id2label or {}
+    return [(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
