@@ -19,7 +19,7 @@ from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
 from deftx.core.vector import SparseVector, check_same_base
 from deftx.errors import DeftxError
-from deftx.storage.fingerprint import check_base, fingerprint
+from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import MODEL, check_target, new_folder
 
 Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one

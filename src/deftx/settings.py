@@ -62,8 +62,8 @@ class Fit(Settings):
     """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance."""
 
     method: str = "deftx"
-    k: int | str = "2.8%"
-    rank: int | str = "90%"
+    k: int | float | str = "2.8%"
+    rank: int | float | str = "90%"
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
     seed: int = Field(0, ge=0)
     training: Training
@@ -78,7 +78,7 @@ class LanguageFit(Fit):
 class TaskFit(Fit):
     """A task vector."""
 
-    k: int | str = "5.1%"
+    k: int | float | str = "5.1%"
     training: TaskTraining = TaskTraining()
 
 
@@ -103,7 +103,7 @@ S = TypeVar("S", bound=Settings)
 
 def changed(settings: S, changes: Mapping[str, Any]) -> S:
     """`settings` with nested `changes`, such as {"k": "5%", "training": {"batch_size": 4}}, checked anew."""
-    return parse(type(settings), _merge(settings.model_dump(exclude_unset=True), changes))
+    return parse(type(settings), merged(settings.model_dump(exclude_unset=True), changes))
 
 
 def parse(kind: type[S], data: Mapping[str, Any]) -> S:
@@ -119,9 +119,10 @@ def parse(kind: type[S], data: Mapping[str, Any]) -> S:
         raise DeftxError(f"setting {key}{value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
 
 
-def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` says instead, mapping within mapping."""
     both = {
-        key: _merge(old[key], new[key])
+        key: merged(old[key], new[key])
         for key in old.keys() & new.keys()
         if isinstance(old[key], Mapping) and isinstance(new[key], Mapping)
     }

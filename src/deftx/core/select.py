@@ -28,7 +28,7 @@ class Places:
 Selection = dict[str, Places]
 
 
-def parse_k(k: int | str, total: int) -> int:
+def parse_k(k: int | float | str, total: int) -> int:
     """A count (`7600000`, `"7.6M"`) or a share (`"2.8%"`) of `total` entries, as a count.
 
     Raises DeftxError for anything else, and for a count below 0 or above `total`.
@@ -48,7 +48,7 @@ def parse_k(k: int | str, total: int) -> int:
     return count
 
 
-def select(delta: Mapping[str, Tensor], k: int | str) -> Selection:
+def select(delta: Mapping[str, Tensor], k: int | float | str) -> Selection:
     """The k entries of `delta` largest in magnitude, exactly k of them (Algorithm 1, line "μ").
 
     delta  tensor name -> difference of any shape; its order is the order in which ties are broken

@@ -1,5 +1,6 @@
 """Sparse vectors: which entries of a model's backbone change, and by how much."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -92,6 +93,14 @@ class SparseVector:
     def density(self) -> dict[str, float]:
         """The share of each tensor's entries that the vector holds, in the order of the tensors."""
         return {name: len(entries.indices) / entries.numel for name, entries in self.tensors.items()}
+
+    def density_by_layer(self) -> dict[str, float]:
+        """As `density`, the tensors of a numbered layer together; others go by the first part of their name."""
+        layers: dict[str, list[Entries]] = {}
+        for name, entries in self.tensors.items():
+            numbered = re.match(r"(.+?\.)?\d+(?=\.)", name)
+            layers.setdefault(numbered[0] if numbered else name.split(".")[0], []).append(entries)
+        return {layer: sum(len(e.indices) for e in of) / sum(e.numel for e in of) for layer, of in layers.items()}
 
 
 def overlap(first: SparseVector, second: SparseVector) -> float:

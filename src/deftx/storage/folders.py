@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and replaced only where they hold what is meant to be replaced."""
+"""Folders and files written whole or not at all; folders are replaced only where they hold what is meant to be."""
 
 import os
 import secrets
@@ -55,6 +55,17 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(_aside(target), ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def find(folder: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -1,0 +1,323 @@
+"""The `deftx` command: parse, call, print. What a command needs is imported when it runs, so that help is quick."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deftx.console import (
+    error_line,
+    print_json,
+    print_scores,
+    print_vectors,
+    quiet_transformers,
+    say,
+    short_warnings,
+)
+from deftx.errors import DeftxError
+from deftx.options import (
+    FILE,
+    FORMATS,
+    VECTOR,
+    AnyBase,
+    AsJson,
+    Base,
+    Changes,
+    Force,
+    K,
+    Keep,
+    LabelColumn,
+    Languages,
+    Method,
+    Out,
+    PairColumn,
+    Preset,
+    Rank,
+    Seed,
+    Task,
+    TextColumn,
+    option,
+    path,
+    source,
+)
+
+if TYPE_CHECKING:
+    from deftx.core.vector import SparseVector
+
+WRONG_INPUT, STOPPED = 2, 130  # exit codes; the second one is after Ctrl-C
+
+app = typer.Typer(
+    help="Language and task vectors that add up to a model for a language without labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+fit_app = typer.Typer(help="Learn a language vector from text, or a task vector from labels.", no_args_is_help=True)
+app.add_typer(fit_app, name="fit")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import deftx
+
+        print(deftx.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def top(
+    version: Annotated[bool, option("Print the version.", "--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Language and task vectors that add up to a model for a language without labels."""
+
+
+@fit_app.command(
+    "language", epilog="Example: deftx fit language --base xlm-roberta-base --text min.txt --out vectors/min"
+)
+def fit_language(
+    base: Base,
+    text: Annotated[list[str], option(f"Text of the language ({FORMATS}); may be repeated.", **FILE)],
+    out: Out,
+    column: Annotated[str, option("Column of texts, where a file has columns.", metavar="NAME")] = "text",
+    preset: Preset = None,
+    method: Method = None,
+    rank: Rank = None,
+    k: K = None,
+    keep: Keep = None,
+    seed: Seed = None,
+    set_: Changes = None,
+    force: Force = False,
+) -> None:
+    """Learn a language vector from plain text. Presets: paper, quick."""
+    quiet_transformers()
+    from deftx import commands, fit, settings
+    from deftx.tasks.data import read_text
+
+    flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
+    chosen = commands.settings_from(settings.LanguageFit(), settings.LANGUAGE_PRESETS, preset, flags, set_ or [])
+    commands.check_free(out, force=force)
+    lines = read_text(*text, column=column)
+    vector = commands.learn(
+        out, lambda work: fit.fit_language(base, lines, chosen, work=work, title=out.name), force=force
+    )
+    _print_learnt(out, vector)
+
+
+@fit_app.command(
+    "task",
+    epilog="Example: deftx fit task --base xlm-roberta-base --train train.tsv --valid valid.tsv"
+    " --source vectors/ind --out vectors/sentiment",
+)
+def fit_task(
+    base: Base,
+    train: Annotated[str, option(f"Labelled data ({FORMATS}).", **FILE)],
+    valid: Annotated[str, option("Labelled data on which the best step is chosen.", **FILE)],
+    out: Out,
+    source: Annotated[Path | None, option("Language vector of the labelled data's language.", **VECTOR)] = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    preset: Preset = None,
+    method: Method = None,
+    rank: Rank = None,
+    k: K = None,
+    keep: Keep = None,
+    seed: Seed = None,
+    set_: Changes = None,
+    force: Force = False,
+) -> None:
+    """Learn a task vector from labelled data. Presets: paper-sentiment, paper-nli, quick."""
+    quiet_transformers()
+    from deftx import commands, fit, settings
+    from deftx.storage.files import load
+    from deftx.tasks.data import Columns, read_examples
+
+    flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
+    chosen = commands.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
+    commands.check_free(out, force=force)
+    columns = Columns(text_column, pair_column, label_column)
+    data = read_examples(train, columns), read_examples(valid, columns)
+    phi_source = load(source) if source else None
+    vector = commands.learn(
+        out, lambda work: fit.fit_task(base, *data, chosen, source=phi_source, work=work, title=out.name), force=force
+    )
+    _print_learnt(out, vector)
+
+
+@app.command(
+    epilog="Example: deftx compose --base xlm-roberta-base --task vectors/sentiment"
+    " --language vectors/min --out models/sentiment-min"
+)
+def compose(
+    base: Base,
+    task: Task,
+    out: Out,
+    language: Languages = None,
+    any_base: AnyBase = False,
+    force: Force = False,
+) -> None:
+    """Save base + language vector + task vector as an ordinary model."""
+    quiet_transformers()
+    from deftx import commands
+    from deftx.storage.files import load
+
+    languages = [load(folder) for folder in language or []]
+    commands.compose_to(out, base, load(task), languages, force=force, any_base=any_base)
+    print(f"{out}: a classifier that transformers loads, composed of {', '.join(map(str, [task, *(language or [])]))}")
+
+
+@app.command(
+    epilog="Example: deftx evaluate --base xlm-roberta-base --task vectors/sentiment"
+    " --language min=vectors/min --test min=min.tsv --language ace=vectors/ace --test ace=ace.tsv"
+)
+def evaluate(
+    base: Base,
+    task: Task,
+    test: Annotated[
+        list[str],
+        option("Labelled data; one for each language, NAME= before it where there are several.", metavar="[NAME=]FILE"),
+    ],
+    language: Annotated[
+        list[str] | None,
+        option("Language vector; may be repeated. NAME is its folder's where not given.", metavar="[NAME=]VECTOR"),
+    ] = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    any_base: AnyBase = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a task vector with each of the language vectors, or with none."""
+    quiet_transformers()
+    from deftx import commands
+    from deftx.storage.files import load
+    from deftx.tasks.data import Columns
+
+    languages = commands.named_languages(language or [])
+    tests = commands.tests_of(test, list(languages), Columns(text_column, pair_column, label_column))
+    rows = commands.evaluations(base, load(task), languages, tests, any_base=any_base)
+    print_json(rows) if as_json else print_scores(rows)
+
+
+@app.command(epilog="Example: deftx predict --model models/sentiment-min reviews.txt")
+def predict(
+    data: Annotated[str, typer.Argument(help=f"Texts ({FORMATS}).", **FILE)],
+    model: Annotated[
+        str | None, option("Composed model, instead of the next three.", metavar="FOLDER", parser=source)
+    ] = None,
+    base: Annotated[str | None, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)] = None,
+    task: Annotated[Path | None, option("Task vector.", **VECTOR)] = None,
+    language: Languages = None,
+    out: Annotated[
+        Path | None, option("File to write, instead of standard output.", metavar="FILE", parser=path)
+    ] = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    any_base: AnyBase = False,
+    as_json: Annotated[bool, option("Write JSON lines instead of TSV.", "--json")] = False,
+    force: Force = False,
+) -> None:
+    """Label texts: a label and its probability for each, in the order of the input."""
+    if bool(model) == bool(base and task) or (model and (base or task or language)):
+        raise DeftxError("say what predicts: either --model, or --base and --task (and --language)")
+    if out and out.exists() and not force:
+        raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
+    quiet_transformers()
+    from deftx import commands
+    from deftx.storage.files import load
+    from deftx.storage.folders import write_text
+    from deftx.tasks.data import Columns, read_examples
+
+    examples = read_examples(data, Columns(text_column, pair_column), labelled=False)
+    if model:
+        found = commands.predictions_of_model(model, examples)
+    else:
+        assert base is not None
+        assert task is not None
+        languages = [load(folder) for folder in language or []]
+        found = commands.predictions_of_vectors(base, load(task), languages, examples, any_base=any_base)
+    if as_json:
+        lines = [json.dumps({"label": label, "probability": p}, ensure_ascii=False) for label, p in found]
+    else:
+        lines = ["label\tprobability", *(f"{label}\t{p:.4f}" for label, p in found)]
+    content = "".join(f"{line}\n" for line in lines)
+    write_text(out, content) if out else print(content, end="")
+
+
+@app.command(epilog="Example: deftx inspect vectors/min vectors/ind")
+def inspect(
+    vector: Annotated[list[Path], typer.Argument(help="Vectors.", **VECTOR)],
+    as_json: AsJson = False,
+) -> None:
+    """Show where vectors come from, what they change in which layer, and how much they overlap."""
+    from deftx.storage.files import load
+
+    print_vectors([str(folder) for folder in vector], [load(folder) for folder in vector], as_json=as_json)
+
+
+@app.command(epilog="Example: deftx demo --out demo")
+def demo(
+    out: Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)] = Path("demo"),
+    seed: Annotated[int, option("Decides everything random.")] = 0,
+    force: Force = False,
+) -> None:
+    """Run the whole method on small artificial languages: no network, no GPU, a few minutes."""
+    quiet_transformers()
+    from deftx.experiments.demo.run import demo as run_demo
+
+    run_demo(out, seed, force)
+
+
+@app.command(epilog="Example: deftx run recipes/nusax-nano.yaml --out runs/nusax --set seeds=[0]")
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", metavar="RECIPE", parser=path)],
+    out: Annotated[
+        Path | None, option("Folder of the run; without it runs/RECIPE.", metavar="FOLDER", parser=path)
+    ] = None,
+    set_: Changes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a recipe, or go on with it: every fit, every score, and the table."""
+    quiet_transformers()
+    from deftx.commands import assigned
+    from deftx.experiments.recipe import load_recipe
+    from deftx.experiments.run import run_recipe, table
+
+    scores = run_recipe(load_recipe(recipe, assigned(set_ or [])), out or Path("runs") / recipe.stem)
+    print_json([asdict(score) for score in scores]) if as_json else print(table(scores), end="")
+
+
+def _print_learnt(out: Path, vector: "SparseVector") -> None:
+    """One line about a new vector."""
+    best, training = vector.info["log"]["phase2"], vector.info["training"]
+    metric = training.get("metric", "loss")
+    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Wrong input ends with one line and exit code 2; DEFTX_TRACEBACK=1 shows where it came from."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with short_warnings():
+            app(typed, prog_name="deftx")
+    except SystemExit as end:
+        if end.code == STOPPED:
+            say(f"stopped; to go on, type: {shlex.join(['deftx', *typed])}")
+        raise
+    except Exception as error:
+        line = error_line(error)
+        if line is None or os.environ.get("DEFTX_TRACEBACK"):
+            raise
+        say(line)
+        sys.exit(WRONG_INPUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What the commands of `deftx.cli` do, between parsing and printing."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from deftx.core.compose import applied
+from deftx.core.vector import SparseVector
+from deftx.errors import DeftxError, unknown
+from deftx.models import (
+    compose,
+    load_composed,
+    load_tokenizer,
+    longest_input,
+    place,
+    save_model,
+    trained_length,
+    without_vectors,
+)
+from deftx.settings import Fit, changed, merged
+from deftx.storage.files import load, save
+from deftx.storage.folders import MODEL, check_target
+from deftx.tasks.classification import evaluate, predict
+from deftx.tasks.data import Columns, Examples, read_examples
+
+F = TypeVar("F", bound=Fit)
+
+
+def settings_from(
+    plain: F, presets: Mapping[str, F], preset: str | None, flags: Mapping[str, str | None], changes: Iterable[str]
+) -> F:
+    """The settings of a preset (None: `plain`) with those `flags` that were given, and further changes."""
+    if preset is not None and preset not in presets:
+        raise unknown("preset", preset, presets)
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    return changed(plain if preset is None else presets[preset], assigned([*given, *changes]))
+
+
+def assigned(changes: Iterable[str]) -> dict[str, Any]:
+    """What `KEY.KEY=VALUE` texts, VALUE being YAML, say together, as nested mappings. Later ones win."""
+    return reduce(merged, map(_assignment, changes), {})
+
+
+def _assignment(change: str) -> dict[str, Any]:
+    key, _, text = change.partition("=")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not key or value is None:
+        raise DeftxError(f"{change!r} sets nothing: write KEY=VALUE, such as training.batch_size=4, VALUE in YAML")
+    *path, last = key.strip().split(".")
+    return reduce(lambda inner, part: {part: inner}, reversed(path), {last: value})
+
+
+def check_free(out: Path, *, force: bool) -> Path:
+    """The real path of OUT. Raises DeftxError now for what would keep a vector from being saved hours later."""
+    target = check_target(out, force=force)
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise DeftxError(f"{parent} is not a folder that you may write to: choose another place than {out}")
+    return target
+
+
+def learn(out: Path, fit: Callable[[Path], SparseVector], *, force: bool) -> SparseVector:
+    """Have `fit` learn a vector and save it as OUT. Its folder for phase 1 is OUT.work, until OUT is there."""
+    target = check_free(out, force=force)
+    work = target.with_name(f"{target.name}.work")
+    vector = fit(work)
+    save(vector, target, force=force)
+    for file in work.glob("*.safetensors"):
+        file.unlink()
+    with suppress(OSError):  # there is none, or it holds something of the user's
+        work.rmdir()
+    return vector
+
+
+def compose_to(
+    out: Path, base: str, task: SparseVector, languages: Sequence[SparseVector], *, force: bool, any_base: bool
+) -> None:
+    """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an ordinary checkpoint."""
+    check_target(out, MODEL, force=force)
+    model, tokenizer = compose(base, task, languages, force=any_base), load_tokenizer(base)
+    tokenizer.model_max_length = trained_length(model, tokenizer, task)
+    save_model(model, tokenizer, out, force=force)
+
+
+def named_languages(texts: Sequence[str]) -> dict[str, SparseVector]:
+    """Language vectors by the name in `NAME=VECTOR`, or that of the vector's folder."""
+    pairs = [_named(text) for text in texts]
+    names = [name or Path(folder).name for name, folder in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise DeftxError(f"two language vectors are named {name!r}: give them names, --language NAME=VECTOR")
+    return {name: load(folder) for name, (_, folder) in zip(names, pairs, strict=True)}
+
+
+def tests_of(texts: Sequence[str], languages: Sequence[str], columns: Columns) -> dict[str | None, Examples]:
+    """Test data by language; None stands for no language. A lone file needs no name."""
+    tests: dict[str | None, Examples] = {}
+    for name, file in map(_named, texts):
+        if name is None and len(languages) > 1:
+            raise DeftxError(f"--test {file} is for which language? write NAME={file}; names: {', '.join(languages)}")
+        if name is not None and name not in languages:
+            named = ", ".join(languages) or "none is given"
+            raise DeftxError(f"--test {name}={file} needs a --language {name}=VECTOR; languages: {named}")
+        language = name or next(iter(languages), None)
+        if language in tests:
+            raise DeftxError(f"--test {file} is the second one for {language or 'the task alone'}: give one each")
+        tests[language] = read_examples(file, columns)
+    for language in languages:
+        if language not in tests:
+            raise DeftxError(f"there is no test data for language {language!r}: add --test {language}=FILE")
+    return tests
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """`NAME=PATH` as its parts; a path alone, also one with an =, has no name."""
+    name, equals, path = text.partition("=")
+    if not (name and equals) or os.path.exists(text):
+        return None, os.path.expanduser(text)
+    return name, os.path.expanduser(path)
+
+
+def evaluations(
+    base: str,
+    task: SparseVector,
+    languages: Mapping[str, SparseVector],
+    tests: Mapping[str | None, Examples],
+    *,
+    any_base: bool,
+) -> list[dict[str, Any]]:
+    """A row of scores for each test, on one loaded base: what `compose` would score for each language."""
+    model, tokenizer = without_vectors(base, task, list(languages.values()), force=any_base), load_tokenizer(base)
+    place(model)
+    length, rows = trained_length(model, tokenizer, task), []
+    for name, examples in tests.items():
+        vectors = [languages[name]] if name is not None else []
+        with applied(model, *vectors, task):
+            scores = evaluate(model, tokenizer, examples, length)
+        rows.append({"language": name, "examples": len(examples), **scores})
+    return rows
+
+
+def predictions_of_vectors(
+    base: str, task: SparseVector, languages: Sequence[SparseVector], examples: Examples, *, any_base: bool
+) -> list[tuple[str, float]]:
+    """The label of each example and its probability, by the composed model."""
+    model, tokenizer = compose(base, task, languages, force=any_base), load_tokenizer(base)
+    place(model)
+    return predict(model, tokenizer, examples, trained_length(model, tokenizer, task))
+
+
+def predictions_of_model(folder: str, examples: Examples) -> list[tuple[str, float]]:
+    """The label of each example and its probability, by a model that was composed before."""
+    model, tokenizer = load_composed(folder), load_tokenizer(folder)
+    place(model)
+    return predict(model, tokenizer, examples, longest_input(model, tokenizer))

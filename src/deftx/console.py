@@ -1,0 +1,138 @@
+"""What commands print: results on standard output; errors and warnings, one line each, on standard error."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from deftx.errors import DeftxError
+
+if TYPE_CHECKING:
+    from deftx.core.vector import SparseVector
+
+# By class name, since the classes are those of libraries that need not have been imported.
+KNOWN = {
+    "MemoryError": "out of memory: lower training.batch_size and raise training.accumulate, with --set",
+    "OutOfMemoryError": "out of GPU memory: lower training.batch_size and raise training.accumulate, with --set",
+    "SafetensorError": "cannot read or write weights ({}): check the free space and the files",
+}
+
+
+def print_json(data: Any) -> None:
+    """Print JSON-like data."""
+    print(json.dumps(data, ensure_ascii=False, indent=1))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column is text and whose others are figures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what `evaluate` found, a row for each language, in percent."""
+    columns = ["language", "macro-F1", "accuracy", "examples"]
+    cells = [
+        [row["language"] or "(none)", f"{row['macro_f1']:.1%}", f"{row['accuracy']:.1%}", str(row["examples"])]
+        for row in rows
+    ]
+    print_table(columns, cells)
+
+
+def print_vectors(names: Sequence[str], vectors: Sequence["SparseVector"], *, as_json: bool) -> None:
+    """Print what vectors are, which share of each layer they change, and how much they overlap."""
+    from deftx.core.vector import overlap
+
+    about = [_summary(vector) for vector in vectors]
+    layers = [vector.density_by_layer() for vector in vectors]
+    shared = [[overlap(first, second) for second in vectors] for first in vectors]
+    if as_json:
+        found = [{"vector": n, **facts, "density": d} for n, facts, d in zip(names, about, layers, strict=True)]
+        print_json({"vectors": found, "overlap": shared})
+        return
+    print_table(["", *names], [[key, *(_short(key, facts[key]) for facts in about)] for key in about[0]])
+    print()
+    every = dict.fromkeys(layer for densities in layers for layer in densities)
+    print_table(["density", *names], [[layer, *(f"{d.get(layer, 0):.2%}" for d in layers)] for layer in every])
+    if len(vectors) > 1:
+        print()
+        rows = zip(names, shared, strict=True)
+        print_table(["overlap", *names], [[name, *(f"{share:.1%}" for share in row)] for name, row in rows])
+
+
+def _summary(vector: "SparseVector") -> dict[str, Any]:
+    """What `inspect` shows of one vector."""
+    info, ranks = vector.info, sorted(vector.info.get("ranks", {}).values())
+    spread = {"smallest": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]} if ranks else None
+    return {
+        "kind": info.get("kind") or info.get("operation"),
+        "base": info.get("base"),
+        "fingerprint": info.get("base_fingerprint"),
+        **{key: info.get(key) for key in ("method", "rank", "keep", "seed")},
+        "k": vector.k,
+        "ranks": spread,
+        "labels": list(vector.head.labels) if vector.head else None,
+    }
+
+
+def _short(key: str, fact: Any) -> str:
+    """A fact as a cell of a table."""
+    if key == "fingerprint":
+        return str(fact)[:12]
+    if isinstance(fact, Mapping):
+        return ", ".join(f"{key} {value}" for key, value in fact.items())
+    if isinstance(fact, list):
+        return ", ".join(fact)
+    if isinstance(fact, int):
+        return f"{fact:,}"
+    return "" if fact is None else str(fact)
+
+
+def say(message: str) -> None:
+    """Write one line to standard error."""
+    print(f"deftx: {message}", file=sys.stderr)
+
+
+def error_line(error: Exception) -> str | None:
+    """What is wrong and what to do, in one line; None for what no input of users can cause."""
+    message = " ".join(str(error).split())
+    if isinstance(error, DeftxError):
+        return message
+    if isinstance(error, OSError):
+        what = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        return f"{what or message}: check the path, its permissions and the free space"
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next((line.format(message) for name, line in KNOWN.items() if name in names), None)
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Within the block, deftx's own warnings are one line, and those of other libraries are not shown."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        say(f"warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module="deftx")
+        warnings.showwarning = show
+        yield
+
+
+def quiet_transformers() -> None:
+    """Leave out what transformers says while it loads: weights left unused and new ones are meant to be there."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

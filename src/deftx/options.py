@@ -1,0 +1,49 @@
+"""The options that commands share, and how paths among them are read."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def path(text: str) -> Path:
+    """A path that may begin with ~."""
+    return Path(text).expanduser()
+
+
+def source(text: str) -> str:
+    """A path that may begin with ~, or a hub id."""
+    return os.path.expanduser(text)
+
+
+def option(help: str, *names: str, **settings: Any) -> Any:
+    """An option of a command; its name is that of the parameter where none is given."""
+    return typer.Option(*names, help=help, **settings)
+
+
+FORMATS = "TSV, CSV, JSONL, Parquet, plain text or hub:NAME[:CONFIG][:SPLIT]"
+FILE = {"metavar": "FILE", "parser": source}
+VECTOR = {"metavar": "VECTOR", "parser": path}
+
+Base = Annotated[str, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)]
+Out = Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)]
+Force = Annotated[bool, option("Replace what is at the place of the output.", "--force")]
+AnyBase = Annotated[bool, option("Go on although the vectors were made on other weights.", "--any-base")]
+AsJson = Annotated[bool, option("Print JSON.", "--json")]
+Task = Annotated[Path, option("Task vector.", **VECTOR)]
+Languages = Annotated[list[Path] | None, option("Language vector; may be repeated.", **VECTOR)]
+Changes = Annotated[
+    list[str] | None, option("Any setting, such as training.batch_size=4.", "--set", metavar="KEY=VALUE")
+]
+Preset = Annotated[
+    str | None, option("Settings to start from; without it the paper's, with k as a share.", metavar="NAME")
+]
+Method = Annotated[str | None, option("deftx (the default) or lt-sft.", metavar="NAME")]
+Rank = Annotated[str | None, option("What denoising keeps: a share of variance (90%) or a rank (100).", metavar="RANK")]
+K = Annotated[str | None, option("Entries of the vector: a count (7.6M) or a share (2.8%).", "--k", metavar="K")]
+Keep = Annotated[str | None, option("Share of each matrix that is kept besides (0.05).", metavar="SHARE")]
+Seed = Annotated[str | None, option("Decides everything random.", metavar="NUMBER")]
+TextColumn = Annotated[str, option("Column of texts; `premise` is found too.", metavar="NAME")]
+PairColumn = Annotated[str | None, option("Column of second texts; `hypothesis` is found too.", metavar="NAME")]
+LabelColumn = Annotated[str, option("Column of labels.", metavar="NAME")]
