@@ -98,7 +98,7 @@ def test_a_wrong_base_is_an_error_that_names_both(vector):
     wrong = Tiny().requires_grad_(False)
     wrong.scale += 1
     wrong.name_or_path = "other/base"
-    expected = rf"some/base \({fingerprint(Tiny())[:12]}\), not on other/base \({fingerprint(wrong)[:12]}\).*--force"
+    expected = rf"some/base \({fingerprint(Tiny())[:12]}\), not on other/base \({fingerprint(wrong)[:12]}\).*--any-base"
     with pytest.raises(DeftxError, match=expected):
         check_base(wrong, vector)
     with pytest.raises(DeftxError, match=rf"the base at hand \({'0' * 12}\)"):

@@ -24,6 +24,7 @@ from deftx.fit import fit_language, fit_task
 from deftx.models import compose, load_masked_lm, load_tokenizer, longest_input
 from deftx.storage.files import load, save
 from deftx.storage.fingerprint import fingerprint
+from deftx.storage.folders import write_text
 from deftx.tasks.classification import evaluate, label_names, scores
 from deftx.tasks.data import Columns, read_examples, read_text
 
@@ -48,8 +49,8 @@ def run_recipe(recipe: Recipe, out: Path) -> list[Score]:
     for seed in recipe.seeds:
         for variant in recipe.variants:
             found += _variant_scores(recipe, data, variant, seed, out)
-            _replace(out / "scores.jsonl", "".join(json.dumps(asdict(score)) + "\n" for score in found))
-            _replace(out / "results.md", table(found, recipe.task.training.metric))
+            write_text(out / "scores.jsonl", "".join(json.dumps(asdict(score)) + "\n" for score in found))
+            write_text(out / "results.md", table(found, recipe.task.training.metric))
         rmtree(out / "work" / f"seed{seed}", ignore_errors=True)
     return found
 
@@ -139,11 +140,3 @@ def _key(*parts: Any) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _replace(path: Path, content: str) -> None:
-    """Write a small file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.half")
-    half.write_text(content, encoding="utf-8")
-    half.replace(path)

@@ -42,7 +42,7 @@ def check_base(base: nn.Module | str, vector: SparseVector, *, force: bool = Fal
     given = getattr(base, "name_or_path", "") or "the base at hand"
     message = f"the vector was made on {named} ({wanted[:12]}), not on {given} ({found[:12]})"
     if not force:
-        raise DeftxError(f"{message}: use {named}, or go on at your own risk with --force (in Python force=True)")
+        raise DeftxError(f"{message}: use {named}, or go on at your own risk with --any-base (in Python force=True)")
     warnings.warn(message, stacklevel=2)
 
 
