@@ -1,5 +1,6 @@
 """What all tests share: no network, one thread, quiet libraries, and a tiny base of each shape."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
@@ -15,6 +16,13 @@ transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_collections():
+    """The Trainer collects garbage at each start: not among all that the libraries hold for good."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ class Moving:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training went: `history` has one row per evaluation, `best_step` is the one that was kept."""
+    """How a training went: `history` has rows of training losses and of scores, `best_step` is the one kept."""
 
     steps: int
     best_step: int
@@ -140,6 +140,7 @@ class _Trainer(Trainer):
 
     def __init__(self, objective: Objective, training: Training, moving: Moving, **options: Any) -> None:
         super().__init__(**options)
+        self.model_accepts_loss_kwargs = False  # our loss is a mean of its batch, to be divided when accumulating
         self.objective: Objective = objective
         self.moving, self.batch_size = moving, 4 * training.batch_size
         self.pull = training.l1 / sum(weight.numel() for weight in backbone(options["model"]).values())

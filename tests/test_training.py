@@ -1,0 +1,374 @@
+"""The training loop: the steps a plain loop would take, the best of them kept, and a clean stop when it diverges."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from deftx.core.backbone import backbone, head
+from deftx.errors import Diverged
+from deftx.models import load_classifier, load_masked_lm
+from deftx.settings import LanguageTraining, TaskTraining, Training
+from deftx.tasks.classification import classification
+from deftx.tasks.data import Examples
+from deftx.tasks.masked_lm import masked_lm, masked_loss
+from deftx.training import loop
+from deftx.training.loop import Moving, bf16_pays, total_steps, train
+
+TOKENIZER = tiny.tokenizer()
+QUICK = Training(learning_rate=1e-3, batch_size=2, epochs=1, evaluate_every=100, precision="fp32")
+IDS = torch.randint(5, 75, (7, 8), generator=torch.Generator().manual_seed(0))
+
+
+@dataclass
+class Scripted:
+    """Masked language modelling on fixed batches in a fixed order; scores and losses as a test wants them."""
+
+    train: Any = field(default_factory=lambda: list(IDS))
+    scores: list[float] = field(default_factory=lambda: [1.0] * 99)
+    faults: dict[int, float] = field(default_factory=dict)  # number of a loss -> what it is multiplied with
+    greater_is_better: bool = False
+    watch: Any = None  # called with the model at each validation
+    metric: str = "loss"
+    digest: str = "scripted"
+    sampling: str = "sequential"
+
+    def __post_init__(self):
+        self.losses, self.autocast = 0, set()
+
+    def collate(self, examples):
+        ids = torch.stack(examples)
+        return {"input_ids": ids, "labels": ids.where(ids % 3 == 0, -100)}
+
+    def loss(self, model, batch):
+        self.losses += 1
+        self.autocast.add(torch.is_autocast_enabled("cpu"))
+        return masked_loss(model, batch["input_ids"], batch["labels"]) * self.faults.get(self.losses, 1.0)
+
+    def validate(self, model, batch_size):
+        self.autocast.add(torch.is_autocast_enabled("cpu"))
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        if self.watch:
+            self.watch(model)
+        return {self.metric: self.scores.pop(0), "other": 0.5}
+
+
+def made():
+    """A tiny model without dropout, so that a plain loop takes the same steps."""
+    torch.manual_seed(0)
+    model = tiny.xlmr()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def moving(model, with_head=True):
+    body = list(backbone(model).values())
+    return Moving(body, [weight.detach().clone() for weight in body], list(head(model).values()) if with_head else [])
+
+
+def copies(model):
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def plain_loop(model, training, steps, penalty="before clipping"):
+    """What `train` should do, written out: penalty by autograd, clipping, AdamW, linear decay."""
+    body, everything = list(backbone(model).values()), list(model.parameters())
+    start = [weight.detach().clone() for weight in body]
+    weight_of_penalty = training.l1 / sum(weight.numel() for weight in body)
+    optimiser = torch.optim.AdamW(everything, training.learning_rate, weight_decay=0.0)
+    objective, batches = Scripted(), []
+    micro = [IDS[i : i + training.batch_size] for i in range(0, len(IDS), training.batch_size)]
+    groups = [micro[i : i + training.accumulate] for i in range(0, len(micro), training.accumulate)]
+    while len(batches) < steps:
+        batches += groups
+    model.train()
+    for step, group in enumerate(batches[:steps]):
+        optimiser.zero_grad()
+        for ids in group:
+            (objective.loss(model, objective.collate(list(ids))) / len(group)).backward()
+        distance = sum((weight - before).abs().sum() for weight, before in zip(body, start, strict=True))
+        if penalty == "before clipping":
+            (weight_of_penalty * distance).backward()
+        nn.utils.clip_grad_norm_(everything, training.clip)
+        if penalty == "after clipping":
+            (weight_of_penalty * distance).backward()
+        optimiser.param_groups[0]["lr"] = training.learning_rate * (1 - step / steps)
+        optimiser.step()
+
+
+def furthest(one, other):
+    return max((a - b).abs().max().item() for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("l1", [0.0, 40.0])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_the_steps_are_those_of_a_plain_loop(accumulate, l1):
+    """Seven examples in batches of two: with three accumulated, the last step of an epoch has one batch."""
+    training = QUICK.model_copy(update={"accumulate": accumulate, "l1": l1, "max_steps": 9, "epochs": 99, "clip": 0.7})
+    model, reference = made(), made()
+    trained = train(model, Scripted(), training, moving(model), seed=0)
+    plain_loop(reference, training, 9)
+    assert trained.steps == 9
+    assert furthest(model, made()) > 4e-3
+    assert furthest(model, reference) < 1e-5
+
+
+def test_the_penalty_matters_and_is_clipped_with_the_rest():
+    """The test above would not notice a penalty that is forgotten or added too late, were these not far apart."""
+    training = QUICK.model_copy(update={"l1": 40.0, "clip": 0.7})
+    references = [made(), made(), made()]
+    plain_loop(references[0], training, 9)
+    plain_loop(references[1], training, 9, penalty="after clipping")
+    plain_loop(references[2], training, 9, penalty="none")
+    assert furthest(references[0], references[1]) > 1e-3
+    assert furthest(references[0], references[2]) > 1e-3
+
+
+def test_the_penalty_pulls_towards_the_start_that_is_given():
+    """In phase 2 the body is one flat parameter; N stays the backbone's."""
+    model = made()
+    flat = nn.Parameter(torch.tensor([1.0, -2.0, 3.0, 0.0]))
+    model.register_parameter("flat", flat)
+    start, size = torch.tensor([0.0, 0.0, 4.0, 0.0]), sum(weight.numel() for weight in backbone(model).values())
+    gradients = []
+
+    class Flat(Scripted):
+        def loss(self, model, batch):
+            return 0.0 * flat.sum()
+
+    flat.register_post_accumulate_grad_hook(lambda weight: gradients.append(weight.grad))
+    training = QUICK.model_copy(update={"l1": 0.1 * size, "clip": 1e9, "max_steps": 1})
+    train(model, Flat(), training, Moving([flat], [start]), seed=0)
+    torch.testing.assert_close(gradients[0], torch.tensor([0.1, -0.1, -0.1, 0.0]))
+
+
+def test_only_what_is_moving_moves():
+    model = made()
+    before, body = copies(model), backbone(model)
+    for weight in [*body.values(), *head(model).values()]:
+        weight.requires_grad_(False)
+    chosen = body["encoder.layer.0.output.dense.weight"]
+    chosen.requires_grad_(True)
+    train(model, Scripted(), QUICK.model_copy(update={"l1": 5.0}), Moving([chosen], [chosen.detach().clone()]), seed=0)
+    moved = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
+    assert moved == ["roberta.encoder.layer.0.output.dense.weight"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "greater", "best"),
+    [
+        ([3.0, 1.0, 2.0], False, 4),
+        ([3.0, 1.0, 2.0], True, 2),
+        ([1.0, 1.0, 1.0], True, 2),
+        ([1.0, 1.0, 1.0], False, 2),
+        ([0.0, 0.0, 0.1], True, 5),
+        ([-1.0, -2.0, -3.0], False, 5),
+    ],
+)
+def test_the_best_evaluated_step_is_kept_the_first_of_equals(scores, greater, best):
+    model, seen = made(), []
+    objective = Scripted(scores=list(scores), greater_is_better=greater, watch=lambda m: seen.append(copies(m)))
+    trained = train(
+        model,
+        objective,
+        QUICK.model_copy(update={"max_steps": 5, "epochs": 9, "evaluate_every": 2}),
+        moving(model),
+        seed=0,
+    )
+    number = [2, 4, 5].index(best)
+    assert (trained.best_step, trained.best_score) == (best, scores[number])
+    assert same(copies(model), seen[number])
+    assert not any(same(seen[number], other) for other in seen[:number] + seen[number + 1 :])
+
+
+def test_the_log_has_every_evaluation_and_training_losses():
+    model = made()
+    training = QUICK.model_copy(update={"max_steps": 6, "epochs": 9, "evaluate_every": 4})
+    trained = train(model, Scripted(scores=[3.0, 2.0]), training, moving(model), seed=0)
+    evaluations = [row for row in trained.history if "eval_loss" in row]
+    assert evaluations == [
+        {"step": 4, "epoch": 1.0, "eval_loss": 3.0, "eval_other": 0.5},
+        {"step": 6, "epoch": 1.5, "eval_loss": 2.0, "eval_other": 0.5},
+    ]
+    losses = [row["train_loss"] for row in trained.history if "train_loss" in row]
+    assert len(losses) == 6
+    assert all(3 < loss < 6 for loss in losses)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_logged_losses_are_means_whatever_is_accumulated(accumulate):
+    model = made()
+    training = QUICK.model_copy(update={"accumulate": accumulate, "learning_rate": 1e-9, "batch_size": 1})
+    trained = train(model, Scripted(), training, moving(model), seed=0)
+    objective, model = Scripted(), made()
+    expected = [objective.loss(model, objective.collate([ids])).item() for ids in IDS]
+    losses = [row["train_loss"] for row in trained.history if "train_loss" in row]
+    groups = [expected[i : i + accumulate] for i in range(0, 7, accumulate)]
+    assert losses == pytest.approx([sum(group) / len(group) for group in groups], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "examples", "steps"),
+    [
+        ({"epochs": 3}, 10, 15),
+        ({"epochs": 3}, 11, 18),
+        ({"epochs": 3, "accumulate": 2}, 11, 9),
+        ({"epochs": 3, "accumulate": 4}, 11, 6),
+        ({"epochs": 0.5}, 10, 3),
+        ({"epochs": 100, "max_steps": 20}, 10, 20),
+        ({"epochs": 2, "max_steps": 20}, 10, 10),
+        ({"epochs": 2, "max_steps": 20, "min_steps": 15}, 10, 15),
+        ({"epochs": 100, "max_steps": 20, "min_steps": 15}, 10, 20),
+        ({"epochs": 0.001}, 1, 1),
+    ],
+)
+def test_steps_are_the_lesser_of_epochs_and_most_steps_but_at_least_the_fewest(settings, examples, steps):
+    assert total_steps(examples, Training(batch_size=2, **settings)) == steps
+
+
+def test_the_steps_that_are_counted_are_taken():
+    model, training = made(), QUICK.model_copy(update={"epochs": 2.5, "accumulate": 3})
+    objective = Scripted()
+    trained = train(model, objective, training, moving(model), seed=0)
+    assert trained.steps == trained.best_step == total_steps(7, training) == 5
+    assert objective.losses == 3 + 1 + 3 + 1 + 3
+
+
+@pytest.mark.parametrize("fault", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_best_state(evaluated, fault):
+    model, seen = made(), []
+    start = copies(model)
+    objective = Scripted(scores=[2.0, 1.0, 3.0], faults={8: fault}, watch=lambda m: seen.append(copies(m)))
+    training = QUICK.model_copy(update={"epochs": 9, "evaluate_every": 2 if evaluated else 100})
+    with pytest.raises(Diverged) as caught:
+        train(model, objective, training, moving(model), seed=0, title="language: phase 1")
+    kept = "the state of step 4 is kept" if evaluated else "nothing had been evaluated yet"
+    message = f"language: phase 1: the loss became {fault} at step 8; {kept}; lower the learning rate or check the data"
+    assert str(caught.value) == message
+    assert same(copies(model), seen[1] if evaluated else start)
+    assert objective.losses == 8
+
+
+def test_a_bad_loss_in_the_midst_of_accumulation_names_its_step():
+    model, training = made(), QUICK.model_copy(update={"accumulate": 2, "epochs": 9})
+    with pytest.raises(Diverged, match="at step 2;"):
+        train(model, Scripted(faults={3: float("nan")}), training, moving(model), seed=0)
+
+
+def test_a_held_out_score_that_is_not_a_number_is_no_best_score():
+    model, seen = made(), []
+    objective = Scripted(scores=[2.0, float("nan")], watch=lambda m: seen.append(copies(m)))
+    with pytest.raises(Diverged, match=r"held-out loss.* not finite after step 4; the state of step 2 is kept"):
+        train(model, objective, QUICK.model_copy(update={"epochs": 9, "evaluate_every": 2}), moving(model), seed=0)
+    assert same(copies(model), seen[0])
+
+
+def test_weights_that_are_not_finite_have_no_best_score_however_good_it_looks():
+    model = made()
+    start, weights = copies(model), moving(model)
+
+    def spoil(model):
+        with torch.no_grad():
+            weights.body[3].view(-1)[2] = float("nan")
+
+    with pytest.raises(Diverged, match=r"weights .* not finite after step 4"):
+        train(model, Scripted(watch=spoil), QUICK, weights, seed=0)
+    assert same(copies(model), start)
+
+
+def test_the_progress_bar_ends_with_its_training_however_it_ends(monkeypatch):
+    bars, make = [], loop.ProgressBar
+    monkeypatch.setattr(loop, "ProgressBar", lambda *args: bars.append(make(*args)) or bars[-1])
+    for faults in ({}, {2: float("nan")}):
+        model = made()
+        try:
+            train(model, Scripted(faults=faults), QUICK, moving(model), seed=0)
+        except Diverged:
+            assert faults
+        assert not bars[-1].bar.live.is_started
+    assert [bar.bar.tasks[0].completed for bar in bars] == [4, 1]
+
+
+def language(bases):
+    model = load_masked_lm(bases())
+    objective = masked_lm(tiny.sentences(40), TOKENIZER, LanguageTraining(), 16, 0)
+    return model, objective
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(bases):
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(results))  # what happened before does not matter
+        model, objective = language(bases)
+        train(model, objective, QUICK, moving(model, with_head=False), seed=seed)
+        results.append(copies(model))
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
+
+
+def test_batches_are_of_similar_length(bases):
+    texts = [" ".join(tiny.WORDS[: 1 + i % 30]) for i in range(320)]
+    examples = Examples(texts, None, ["yes" if i % 2 else "no" for i in range(320)])
+    model = load_classifier(bases(), ("no", "yes"))
+    objective, padding = classification(examples, examples, ("no", "yes"), TOKENIZER, 32, "accuracy"), []
+
+    def collate(batch):
+        collated = objective.collate(batch)
+        padding.append((collated["attention_mask"] == 0).float().mean().item())
+        return collated
+
+    names = ("train", "metric", "greater_is_better", "digest", "sampling", "loss", "validate")
+    watched = SimpleNamespace(collate=collate, **{name: getattr(objective, name) for name in names})
+    training = TaskTraining(batch_size=4, max_steps=20, evaluate_every=100, precision="fp32")
+    train(model, watched, training, moving(model), seed=0)
+    grouped, padding[:] = padding[:20], []
+    for batch in torch.randperm(320, generator=torch.Generator().manual_seed(0))[:80].view(20, 4).tolist():
+        collate([objective.train[i] for i in batch])
+    assert len(grouped) == len(padding) == 20
+    assert sum(grouped) < 0.4 * sum(padding)
+
+
+@pytest.mark.parametrize(
+    ("precision", "pays", "autocast"),
+    [("fp32", True, False), ("bf16", False, True), ("auto", True, True), ("auto", False, False)],
+)
+def test_precision_is_as_set_or_as_the_device_has_it(monkeypatch, precision, pays, autocast):
+    monkeypatch.setattr(loop, "bf16_pays", lambda device: pays)
+    model, objective = made(), Scripted()
+    train(model, objective, QUICK.model_copy(update={"precision": precision}), moving(model), seed=0)
+    assert objective.autocast == {autocast}
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert 1e-4 < furthest(model, made()) < 1e-2
+
+
+def test_bf16_trains_as_fp32_does_but_for_rounding():
+    models = {}
+    for precision in ("fp32", "bf16"):
+        models[precision] = made()
+        training = QUICK.model_copy(update={"precision": precision, "epochs": 2})
+        train(models[precision], Scripted(), training, moving(models[precision]), seed=0)
+    moved = furthest(models["fp32"], made())
+    assert 0 < furthest(models["fp32"], models["bf16"]) < moved * 2
+
+
+def test_bf16_pays_is_told_by_the_device(monkeypatch):
+    assert isinstance(bf16_pays(torch.device("cpu")), bool)
+    for pays in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda pays=pays: {"amx_bf16": pays})
+        assert bf16_pays(torch.device("cpu")) is pays
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda pays=pays: pays)
+        assert bf16_pays(torch.device("cuda")) is pays
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert bf16_pays(torch.device("cpu")) is False
