@@ -160,6 +160,8 @@ def test_largest_equals_the_selection_from_one_tensor():
         (7, 7),
         ("7", 7),
         (" 1_000 ", 1000),
+        (7.6e6, 7_600_000),
+        ("7.6e6", 7_600_000),
         ("7.6M", 7_600_000),
         ("7.6m", 7_600_000),
         ("12k", 12_000),
@@ -175,7 +177,9 @@ def test_k_is_a_count_or_a_share(text, count):
     assert parse_k(text, 10_000_000) == count
 
 
-@pytest.mark.parametrize("k", ["x", "", "%", "M", "5 percent", "1.5", "2,8%", "nan%", "inf%", "infM", None, 0.5])
+@pytest.mark.parametrize(
+    "k", ["x", "", "%", "M", "5 percent", "1.5", "2,8%", "nan%", "inf%", "infM", "inf", None, 0.5, True]
+)
 def test_a_k_that_is_no_number_is_an_error_that_shows_what_is_one(k):
     with pytest.raises(DeftxError, match=r"neither a count \(7600000, 7\.6M\) nor a share \(2\.8%\)") as caught:
         parse_k(k, 1000)

@@ -40,7 +40,9 @@ def parse_k(k: int | float | str, total: int) -> int:
         elif text[-1:].lower() in UNITS:
             count = round(float(text[:-1]) * UNITS[text[-1].lower()])
         else:
-            count = int(text.replace("_", ""))
+            count = int(number := float(text))
+            if count != number:
+                raise ValueError
     except (ValueError, OverflowError):
         raise DeftxError(f"k = {k!r} is neither a count (7600000, 7.6M) nor a share (2.8%)") from None
     if not 0 <= count <= total:
