@@ -104,10 +104,11 @@ def fit_language(
     chosen = commands.settings_from(settings.LanguageFit(), settings.LANGUAGE_PRESETS, preset, flags, set_ or [])
     commands.check_free(out, force=force)
     lines = read_text(*text, column=column)
-    vector = commands.learn(
-        out, lambda work: fit.fit_language(base, lines, chosen, work=work, title=out.name), force=force
-    )
-    _print_learnt(out, vector)
+
+    def learn(work: Path) -> "SparseVector":
+        return fit.fit_language(base, lines, chosen, work=work, title=out.name)
+
+    _print_learnt(out, commands.learn(out, learn, force=force))
 
 
 @fit_app.command(
@@ -131,6 +132,7 @@ def fit_task(
     keep: Keep = None,
     seed: Seed = None,
     set_: Changes = None,
+    any_base: AnyBase = False,
     force: Force = False,
 ) -> None:
     """Learn a task vector from labelled data. Presets: paper-sentiment, paper-nli, quick."""
@@ -145,10 +147,11 @@ def fit_task(
     columns = Columns(text_column, pair_column, label_column)
     data = read_examples(train, columns), read_examples(valid, columns)
     phi_source = load(source) if source else None
-    vector = commands.learn(
-        out, lambda work: fit.fit_task(base, *data, chosen, source=phi_source, work=work, title=out.name), force=force
-    )
-    _print_learnt(out, vector)
+
+    def learn(work: Path) -> "SparseVector":
+        return fit.fit_task(base, *data, chosen, source=phi_source, force=any_base, work=work, title=out.name)
+
+    _print_learnt(out, commands.learn(out, learn, force=force))
 
 
 @app.command(

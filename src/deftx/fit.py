@@ -9,6 +9,7 @@ it, and note where the vector came from.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from deftx.core.denoise import Denoised, denoise, rank_rule
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import Diverged, unknown
-from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer, longest_input, place
+from deftx.models import Base, compose, load_classifier, load_masked_lm, load_tokenizer, longest_input, place
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -111,7 +112,7 @@ def fit(
 
 
 def fit_language(
-    base: str, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
+    base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
 ) -> SparseVector:
     """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
     model, tokenizer = load_masked_lm(base), load_tokenizer(base)
@@ -124,12 +125,13 @@ def fit_language(
 
 
 def fit_task(
-    base: str,
+    base: Base,
     train_set: Examples,
     valid_set: Examples,
     settings: TaskFit,
     *,
     source: SparseVector | None = None,
+    force: bool = False,
     work: Path | None = None,
     title: str = "task",
 ) -> SparseVector:
@@ -137,13 +139,14 @@ def fit_task(
 
     source  the language vector of the labelled data's language; φ_task is measured from θ0 + φ_source,
             so that any other language vector can take its place. None: from θ0
+    force   go on, with a warning, where `source` was made on other weights than the base's
     """
     labels, tokenizer = label_names(train_set), load_tokenizer(base)
     model = load_classifier(base, labels, settings.seed)
     place(model)
     origin = _origin("task", base, fingerprint(model))
     if source is not None:
-        check_base(origin["base_fingerprint"], source)
+        check_base(origin["base_fingerprint"], source, force=force)
         apply(model, source)
     length = min(settings.training.length, longest_input(model, tokenizer))
     objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)
@@ -155,7 +158,7 @@ def fit_task(
 
 
 def transfer(
-    base: str,
+    base: Base,
     source_text: Sequence[str],
     target_text: Sequence[str],
     train_set: Examples,
@@ -196,6 +199,6 @@ def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _origin(kind: str, base: str, base_fingerprint: str) -> dict[str, Any]:
+def _origin(kind: str, base: Base, base_fingerprint: str) -> dict[str, Any]:
     versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
-    return {"kind": kind, "base": base, "base_fingerprint": base_fingerprint, "versions": versions}
+    return {"kind": kind, "base": os.fspath(base), "base_fingerprint": base_fingerprint, "versions": versions}

@@ -17,9 +17,11 @@ class ProgressBar(TrainerCallback):
         self.task = self.bar.add_task(title, total=steps, news="")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count the step."""
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Show the latest figures."""
         shown = {"loss": "loss", "eval_loss": "held out", "eval_macro_f1": "macro-F1", "eval_accuracy": "accuracy"}
         self.news |= {shown[name]: value for name, value in kwargs["logs"].items() if name in shown}
         self.bar.update(self.task, news="  ".join(f"{name} {value:.3f}" for name, value in self.news.items()))
