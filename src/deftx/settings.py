@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from deftx.errors import DeftxError, unknown
 
@@ -17,7 +27,7 @@ class Settings(BaseModel):
 class Training(Settings):
     """One training, the same in both phases. Steps are optimiser steps.
 
-    epochs, max_steps, min_steps  steps = max(min_steps, min(max_steps, epochs over the data))
+    epochs, max_steps, min_steps  steps = max(min_steps, min(max_steps, epochs over the data)); min_steps ≤ max_steps
     length     longest input, in tokens
     l1         weight λ of the penalty λ/N · ‖θ − θ0‖₁, N the backbone's parameter count
     clip       largest norm of the gradient
@@ -30,7 +40,7 @@ class Training(Settings):
     accumulate: PositiveInt = 1
     epochs: PositiveFloat = 100
     max_steps: PositiveInt | None = None
-    min_steps: int = Field(0, ge=0)
+    min_steps: int = Field(0, ge=0, validate_default=True)
     evaluate_every: PositiveInt = 1000
     length: PositiveInt = 256
     l1: NonNegativeFloat = 0.0
@@ -38,12 +48,20 @@ class Training(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     report_to: tuple[str, ...] = ()
 
+    @field_validator("min_steps")
+    @classmethod
+    def _at_most_max_steps(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("max_steps")
+        if most is not None and value > most:
+            raise ValueError(f"is more than max_steps = {most}; change one of the two")
+        return value
+
 
 class LanguageTraining(Training):
     """Masked language modelling on plain text; the defaults are the paper's (Appendix C)."""
 
     max_steps: PositiveInt | None = 100_000
-    min_steps: int = Field(30_000, ge=0)
+    min_steps: int = Field(30_000, ge=0, validate_default=True)
     l1: NonNegativeFloat = 0.1
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -116,7 +134,8 @@ def parse(kind: type[S], data: Mapping[str, Any]) -> S:
         if first["type"] == "extra_forbidden":
             raise unknown("setting", key, _known(kind, first["loc"])) from None
         value = "" if first["type"] == "missing" else f" = {first['input']!r}"
-        raise DeftxError(f"setting {key}{value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise DeftxError(f"setting {key}{value}: {message[:1].lower()}{message[1:]}") from None
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

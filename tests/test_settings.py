@@ -1,0 +1,141 @@
+"""Settings: what is unknown or wrong is named in one line, and changes leave the rest as it was."""
+
+import pytest
+from pydantic import ValidationError
+
+from deftx.errors import DeftxError
+from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, LanguageFit, TaskFit, Training, changed, parse
+
+
+def error(kind, data):
+    with pytest.raises(DeftxError) as caught:
+        parse(kind, data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "start"),
+    [
+        (
+            {"methd": "deftx"},
+            "unknown setting 'methd' (did you mean 'method'?); known: k, keep, method, rank, seed, training",
+        ),
+        (
+            {"training": {"batchsize": 4}},
+            "unknown setting 'training.batchsize' (did you mean 'training.batch_size'?); known: ",
+        ),
+        ({"training": {"metric": "accuracy"}}, "unknown setting 'training.metric'"),
+        ({"batch_size": 4}, "unknown setting 'batch_size'; known: k, "),
+    ],
+)
+def test_an_unknown_setting_is_named_with_the_nearest_known_one(data, start):
+    assert error(LanguageFit, data).startswith(start)
+
+
+def test_the_known_settings_are_those_of_the_same_place():
+    known = error(TaskFit, {"training": {"x": 1}}).split("known: ")[1].split(", ")
+    assert sorted(known) == sorted(f"training.{name}" for name in type(TaskFit().training).model_fields)
+    assert "training.mask" not in known
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"training": {"batch_size": "four"}}, "setting training.batch_size = 'four': input should be a valid integer"),
+        ({"training": {"batch_size": 0}}, "setting training.batch_size = 0: input should be greater than 0"),
+        ({"training": {"batch_size": 2.5}}, "setting training.batch_size = 2.5: input should be a valid integer"),
+        ({"training": {"learning_rate": -1e-4}}, "setting training.learning_rate = -0.0001: input should be greater"),
+        (
+            {"training": {"learning_rate": float("nan")}},
+            "setting training.learning_rate = nan: input should be greater",
+        ),
+        (
+            {"training": {"precision": "fp16"}},
+            "setting training.precision = 'fp16': input should be 'auto', 'fp32' or 'bf16'",
+        ),
+        ({"training": {"mask": 1.0}}, "setting training.mask = 1.0: input should be less than 1"),
+        ({"training": 5}, "setting training = 5: input should be a valid dictionary"),
+        ({"keep": 1.5}, "setting keep = 1.5: input should be less than or equal to 1"),
+        ({"keep": None}, "setting keep = None: input should be a valid number"),
+        ({"seed": -1}, "setting seed = -1: input should be greater than or equal to 0"),
+        ({"method": 3}, "setting method = 3: input should be a valid string"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place_and_what_it_should_be(data, message):
+    assert error(LanguageFit, data).startswith(message)
+
+
+def test_fewest_steps_above_the_most_are_an_error_and_not_a_long_surprise():
+    """The paper's 30,000 steps at least would else outdo a user's 100 at most."""
+    message = "setting training.min_steps = 30000: is more than max_steps = 100; change one of the two"
+    assert error(LanguageFit, {"training": {"max_steps": 100}}) == message
+    assert error(TaskFit, {"training": {"max_steps": 100, "min_steps": 101}}).startswith(
+        "setting training.min_steps = 101"
+    )
+    assert parse(LanguageFit, {"training": {"max_steps": 100, "min_steps": 100}}).training.max_steps == 100
+    assert parse(LanguageFit, {"training": {"max_steps": None}}).training.min_steps == 30_000
+    with pytest.raises(DeftxError, match="max_steps = 100"):
+        changed(LANGUAGE_PRESETS["paper"], {"training": {"max_steps": 100}})
+
+
+@pytest.mark.parametrize("value", [7, "7.6M", "2.8%", 7.6e6])
+def test_k_and_rank_are_taken_as_they_are_written(value):
+    assert parse(LanguageFit, {"k": value}).k == value
+    assert parse(LanguageFit, {"rank": value}).rank == value
+
+
+@pytest.mark.parametrize("data", [{"k": [1]}, {"rank": {"a": 1}}, {"k": None}])
+def test_a_k_or_rank_that_is_neither_number_nor_text_is_named(data):
+    assert error(LanguageFit, data).startswith(f"setting {next(iter(data))}")
+
+
+def test_changes_keep_all_else_of_a_preset():
+    quick = LANGUAGE_PRESETS["quick"]
+    other = changed(quick, {"k": "5%", "training": {"batch_size": 4}})
+    assert type(other) is LanguageFit
+    assert other.model_dump() == {
+        **quick.model_dump(),
+        "k": "5%",
+        "training": {**quick.training.model_dump(), "batch_size": 4},
+    }
+    assert (other.training.max_steps, other.training.learning_rate) == (1000, 1e-4)
+    assert quick.training.batch_size == 8
+
+
+@pytest.mark.parametrize("preset", [*LANGUAGE_PRESETS.values(), *TASK_PRESETS.values()])
+def test_no_changes_and_changes_in_two_steps_are_what_they_should_be(preset):
+    assert changed(preset, {}) == preset
+    twice = changed(changed(preset, {"training": {"epochs": 3}}), {"training": {"batch_size": 2}, "seed": 1})
+    assert twice == changed(preset, {"seed": 1, "training": {"batch_size": 2, "epochs": 3}})
+    assert parse(type(preset), preset.model_dump()) == preset
+
+
+def test_changes_are_checked():
+    with pytest.raises(DeftxError, match=r"unknown setting 'training\.epoch' .did you mean 'training\.epochs'"):
+        changed(TaskFit(), {"training": {"epoch": 3}})
+    with pytest.raises(DeftxError, match="setting training = 'x'"):
+        changed(TaskFit(), {"training": "x"})
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        LanguageFit().k = 5
+    with pytest.raises(ValidationError, match="frozen"):
+        LanguageFit().training.epochs = 5
+
+
+def test_the_papers_settings_are_the_defaults():
+    language, sentiment, nli = LANGUAGE_PRESETS["paper"], TASK_PRESETS["paper-sentiment"], TASK_PRESETS["paper-nli"]
+    training = language.training
+    assert (language.method, language.k, language.rank, language.keep) == ("deftx", "7.6M", "90%", 0.05)
+    assert (training.epochs, training.max_steps, training.min_steps) == (100, 100_000, 30_000)
+    assert (training.batch_size, training.length, training.learning_rate) == (8, 256, 5e-5)
+    assert (training.evaluate_every, training.held_out, training.l1, training.mask) == (1000, 0.05, 0.1, 0.15)
+    assert (sentiment.k, sentiment.training.epochs, sentiment.training.batch_size) == ("14.2M", 10, 16)
+    assert (sentiment.training.evaluate_every, sentiment.training.metric) == (250, "macro_f1")
+    assert (nli.k, nli.training.epochs, nli.training.batch_size) == ("14.2M", 5, 32)
+    assert (nli.training.evaluate_every, nli.training.metric) == (625, "accuracy")
+    assert {preset.training.l1 for preset in (sentiment, nli)} == {0.0}
+    assert {preset.training.clip for preset in (language, sentiment, nli)} == {1.0}
+    assert Training().learning_rate == sentiment.training.learning_rate == nli.training.learning_rate == 5e-5
