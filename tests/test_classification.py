@@ -180,6 +180,13 @@ def test_examples_without_labels_are_an_error_where_labels_are_needed(model):
             wrong()
 
 
+def test_a_tokenizer_that_cannot_pad_is_an_error():
+    bare = tiny.tokenizer()
+    bare.pad_token = None
+    with pytest.raises(DeftxError, match="no padding token: give an encoder such as XLM-R"):
+        encode(SINGLE, bare, 32)
+
+
 def test_no_examples_are_an_error(model):
     empty = Examples([], None, [])
     for wrong in (lambda: made(valid=empty), lambda: evaluate(model, TOKENIZER, empty, 32)):

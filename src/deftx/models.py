@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -24,7 +25,8 @@ from deftx.storage.folders import MODEL, check_target, new_folder
 
 Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
 
-BAD_BASE = (OSError, ValueError, KeyError)  # what transformers raises for a base it cannot load
+# what transformers raises for a base it cannot load
+BAD_BASE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def place(model: PreTrainedModel) -> None:
@@ -171,9 +173,11 @@ def _load(auto: Any, base: Base, **options: Any) -> Any:
     """What `auto` loads for `base`, or one line that says why it cannot."""
     name, revision = os.fspath(base), None
     if not os.path.exists(name):
+        if os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
+            raise DeftxError(f"cannot load the model {name!r}: there is no such folder, and it is no hub id")
         name, _, revision = name.partition("@")
     try:
         return auto.from_pretrained(name, revision=revision or None, **options)
     except BAD_BASE as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().split("\n")[0].rstrip(" .:")
         raise DeftxError(f"cannot load the model {name!r}: {reason}") from None

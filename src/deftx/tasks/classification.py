@@ -89,10 +89,13 @@ def label_names(examples: Examples) -> tuple[str, ...]:
 def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, labels: Sequence[str] = ()) -> Encoded:
     """Tokenise `examples`, cut to `length` tokens, with the numbers of their `labels` (none where none are given).
 
-    Raises DeftxError where there are no examples, and, given `labels`, for a label outside them or none at all.
+    Raises DeftxError where there are no examples, where batches cannot be padded, and, given `labels`, for a label
+    outside them or none at all.
     """
     if not examples.texts:
         raise DeftxError("there are no examples: give at least one")
+    if tokenizer.pad_token_id is None:
+        raise DeftxError("the base's tokenizer has no padding token: give an encoder such as XLM-R as base")
     if labels and examples.labels is None:
         raise DeftxError("the examples have no labels: give data with a column of labels")
     texts, pairs = list(examples.texts), list(examples.pairs) if examples.pairs else None

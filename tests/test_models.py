@@ -1,0 +1,340 @@
+"""Bases: any encoder loads in float32, its parts are told apart, and a composed model is an ordinary one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    XLMRobertaModel,
+    pipeline,
+)
+
+from deftx.core.backbone import backbone, head, tunable
+from deftx.core.compose import applied
+from deftx.core.vector import Entries, Head, SparseVector
+from deftx.errors import DeftxError
+from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer, longest_input, save_model
+from deftx.storage.fingerprint import fingerprint
+
+LABELS = ("bad", "fair", "good")
+TEXTS = tiny.sentences(6, seed=5)
+every_shape = pytest.mark.parametrize("shape", tiny.SHAPES)
+
+
+def error(load, *args):
+    with pytest.raises(DeftxError) as caught:
+        load(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- the parts of a model ---
+
+
+@every_shape
+def test_the_backbone_is_the_same_in_every_model_of_a_base(bases, shape):
+    kinds = [AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification]
+    bodies = [backbone(kind.from_pretrained(bases(shape))) for kind in kinds]
+    assert same(bodies[0], bodies[1])
+    assert same(bodies[0], bodies[2])
+    assert not any("pooler" in name for name in bodies[0])
+
+
+@every_shape
+def test_backbone_and_head_together_are_all_parameters_each_once(bases, shape):
+    for kind in (AutoModelForMaskedLM, AutoModelForSequenceClassification):
+        model = kind.from_pretrained(bases(shape))
+        parts = [id(weight) for part in (backbone(model), head(model)) for weight in part.values()]
+        assert sorted(parts) == sorted(id(weight) for weight in model.parameters())
+        assert len(set(parts)) == len(parts)
+        assert id(model.get_input_embeddings().weight) in parts[: len(backbone(model))]
+
+
+@every_shape
+def test_layer_norms_are_the_only_part_of_the_backbone_that_is_not_tunable(bases, shape):
+    model = AutoModelForMaskedLM.from_pretrained(bases(shape))
+    frozen = backbone(model).keys() - tunable(model).keys()
+    assert frozen == {name for name in backbone(model) if "norm" in name.lower()}
+    assert len(frozen) >= 4
+    assert list(tunable(model)) == [name for name in backbone(model) if name not in frozen]
+
+
+def test_a_pooler_is_part_of_the_head(bases):
+    model = AutoModelForSequenceClassification.from_pretrained(bases("bert"))
+    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} <= head(model).keys()
+
+
+# --- loading ---
+
+
+@every_shape
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_checkpoint_is_loaded_in_full_precision(tmp_path, shape, dtype):
+    base = tiny.save_base(tmp_path / "base", shape, dtype)
+    stored = AutoModelForMaskedLM.from_pretrained(base)
+    assert {weight.dtype for weight in stored.parameters()} == {dtype}
+    for model in (load_masked_lm(base), load_classifier(base, LABELS)):
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        for name, weight in backbone(model).items():
+            assert torch.equal(weight, backbone(stored)[name].float())
+
+
+@every_shape
+def test_the_masked_language_model_is_the_checkpoints_with_a_frozen_and_untied_head(bases, shape):
+    model, plain = load_masked_lm(bases(shape)), AutoModelForMaskedLM.from_pretrained(bases(shape)).eval()
+    inputs = {"input_ids": torch.tensor([[0, 7, 4, 9, 2]]), "labels": torch.tensor([[-100, -100, 8, -100, -100]])}
+    assert torch.equal(model.eval()(**inputs).logits, plain(**inputs).logits)
+    decoder, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert decoder is not embeddings
+    assert torch.equal(decoder, embeddings)
+    assert not any(weight.requires_grad for weight in head(model).values())
+    assert all(weight.requires_grad for weight in backbone(model).values())
+    model(**inputs).loss.backward()
+    moved = embeddings.grad.any(dim=1).nonzero().view(-1).tolist()
+    assert moved == [0, 2, 4, 7, 9]  # the tokens that were read, and none that was only predicted
+    assert decoder.grad is None
+
+
+@every_shape
+def test_a_classifiers_head_is_drawn_from_its_seed_and_nothing_else_is(bases, shape):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = load_classifier(bases(shape), LABELS, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    again, other = load_classifier(bases(shape), LABELS, seed=5), load_classifier(bases(shape), LABELS, seed=6)
+    assert same(head(one), head(again))
+    assert not same(head(one), head(other))
+    assert same(backbone(one), backbone(other))
+    assert head(one)
+    assert [one.config.id2label[i] for i in range(3)] == list(LABELS)
+    assert one.config.label2id == {"bad": 0, "fair": 1, "good": 2}
+    assert not one.training
+
+
+@pytest.mark.parametrize(("shape", "longest"), [("xlmr", 32), ("bert", 32), ("modernbert", 32), ("distilbert", 32)])
+def test_the_longest_input_is_one_that_the_model_takes(bases, shape, longest):
+    """XLM-R's 34 positions begin after the padding index: 32 are left."""
+    model, tokenizer = load_masked_lm(bases(shape)), load_tokenizer(bases(shape))
+    assert longest_input(model, tokenizer) == longest
+    model(input_ids=torch.full((1, longest), 7))
+
+
+def test_the_longest_input_is_also_what_the_tokenizer_says(bases):
+    tokenizer = load_tokenizer(bases())
+    for most, longest in [(20, 20), (int(1e30), 32)]:
+        tokenizer.model_max_length = most
+        assert longest_input(load_masked_lm(bases()), tokenizer) == longest
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(bases, tmp_path):
+    folder = tmp_path / "me@home"
+    shutil.copytree(bases(), folder)
+    assert same(backbone(load_masked_lm(folder)), backbone(load_masked_lm(str(bases()))))
+    assert load_tokenizer(str(folder)).mask_token == "<mask>"
+
+
+# --- what cannot be loaded ---
+
+
+def test_a_base_without_a_language_modelling_head_is_an_error_that_says_so(bases, tmp_path):
+    XLMRobertaModel.from_pretrained(bases()).save_pretrained(tmp_path)
+    message = error(load_masked_lm, tmp_path)
+    assert message.startswith(f"{tmp_path} is not a masked language model: its checkpoint lacks lm_head.")
+    assert backbone(load_classifier(tmp_path, LABELS))
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        lambda: GPT2LMHeadModel(
+            GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=75, n_positions=32, bos_token_id=0, eos_token_id=2)
+        ),
+        lambda: LlamaForCausalLM(LlamaConfig(**tiny.SIZES, vocab_size=75)),
+    ],
+)
+def test_a_base_that_only_continues_text_is_an_error_that_says_what_is_needed(tmp_path, decoder):
+    decoder().save_pretrained(tmp_path)
+    message = error(load_masked_lm, tmp_path)
+    assert message.startswith(f"cannot load the model '{tmp_path}': ")
+    assert message.endswith("a language vector needs a masked language model, such as XLM-R")
+
+
+LOADERS = [load_masked_lm, load_tokenizer, lambda base: load_classifier(base, LABELS)]
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "../up/there", "models/of/mine", "/no/such@v1"])
+def test_a_folder_that_is_not_there_is_an_error_that_says_so(load, name):
+    assert error(load, name).startswith(f"cannot load the model '{name}': there is no such folder")
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("name", ["nobody/nothing", "nothing", "nobody/nothing@v1", "", "x" * 200])
+def test_a_hub_id_that_cannot_be_had_is_one_line(load, name):
+    assert error(load, name).startswith(f"cannot load the model '{name.partition('@')[0]}': ")
+
+
+def broken(folder, how):
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if how == "half of the weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif how == "empty weights":
+        weights.write_bytes(b"")
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "no config":
+        config.unlink()
+    elif how == "half a config":
+        config.write_text(config.read_text()[:50])
+    elif how == "an unknown kind of model":
+        config.write_text('{"model_type": "nonesuch"}')
+    elif how == "another width":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": 8}))
+    return folder
+
+
+BREAKS = [
+    "half of the weights",
+    "empty weights",
+    "no weights",
+    "half a config",
+    "an unknown kind of model",
+    "another width",
+]
+
+
+@pytest.mark.parametrize("how", [*BREAKS, "no config"])
+def test_a_damaged_base_is_one_line_that_names_it(bases, tmp_path, how):
+    folder = broken(Path(shutil.copytree(bases(), tmp_path / "base")), how)
+    for load in (load_masked_lm, LOADERS[2]):
+        assert error(load, folder).startswith(f"cannot load the model '{folder}': ")
+
+
+@pytest.mark.parametrize("content", ["{", None])
+def test_a_damaged_tokenizer_is_one_line(bases, tmp_path, content):
+    folder = Path(shutil.copytree(bases(), tmp_path / "base"))
+    if content:
+        (folder / "tokenizer.json").write_text(content)
+    else:
+        (folder / "tokenizer.json").unlink()
+    assert error(load_tokenizer, folder).startswith(f"cannot load the model '{folder}': ")
+
+
+# --- composing ---
+
+
+def vector(base, seed, with_head=False, named=True):
+    model = load_classifier(base, LABELS, seed)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, weight in tunable(model).items():
+        places = (torch.rand(weight.numel(), generator=generator) < 0.2).nonzero().view(-1)
+        tensors[name] = Entries(places, 0.3 * torch.randn(len(places), generator=generator), tuple(weight.shape))
+    top = Head({name: weight.detach().clone() for name, weight in head(model).items()}, LABELS) if with_head else None
+    info = {"base": str(base), "base_fingerprint": fingerprint(model)} if named else {}
+    return SparseVector(tensors, top, info)
+
+
+@every_shape
+def test_a_composed_model_is_the_base_plus_both_vectors_with_the_tasks_head(bases, shape):
+    task, language = vector(bases(shape), 1, with_head=True), vector(bases(shape), 2)
+    model = compose(bases(shape), task, language)
+    assert not model.training
+    start = backbone(AutoModel.from_pretrained(bases(shape)))
+    for name, weight in backbone(model).items():
+        added = [v.tensors[name].dense() for v in (task, language) if name in v.tensors]
+        torch.testing.assert_close(weight.detach(), start[name].detach() + sum(added, torch.zeros(())))
+    assert same(head(model), dict(task.head.tensors))
+
+
+@every_shape
+def test_a_saved_composed_model_runs_in_an_ordinary_pipeline(bases, tmp_path, shape):
+    model = compose(bases(shape), vector(bases(shape), 1, with_head=True), vector(bases(shape), 2))
+    save_model(model, load_tokenizer(bases(shape)), tmp_path / "model")
+    answers = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")(TEXTS, top_k=None)
+    for text, answer in zip(TEXTS, answers, strict=True):
+        with torch.no_grad():
+            expected = model(**load_tokenizer(bases(shape))(text, return_tensors="pt")).logits.softmax(-1)[0].tolist()
+        assert {row["label"]: row["score"] for row in answer} == pytest.approx(
+            dict(zip(LABELS, expected, strict=True)), rel=1e-4
+        )
+
+
+def test_several_languages_one_or_none_can_be_composed(bases):
+    task, one, two = vector(bases(), 1, with_head=True), vector(bases(), 2), vector(bases(), 3)
+    both, total = compose(bases(), task, [one, two]), compose(bases(), task, one + two)
+    for name, weight in backbone(both).items():
+        torch.testing.assert_close(weight, backbone(total)[name])
+    assert same(backbone(compose(bases(), task, one)), backbone(compose(bases(), task, [one])))
+    assert same(backbone(compose(bases(), task)), backbone(compose(bases(), task, [])))
+
+
+def test_a_composed_model_takes_another_language_and_gives_it_back(bases):
+    model, language = compose(bases(), vector(bases(), 1, with_head=True)), vector(bases(), 2)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with applied(model, language):
+        assert not same(backbone(model), {name: before[f"roberta.{name}"] for name in backbone(model)})
+    assert same(dict(model.named_parameters()), before)
+
+
+def test_a_task_vector_without_a_head_is_an_error(bases):
+    assert error(compose, bases(), vector(bases(), 1)).startswith("the task vector has no head: ")
+
+
+def test_vectors_of_another_base_are_refused_and_with_force_warned_about(bases, tmp_path):
+    other = tiny.save_base(tmp_path / "other", seed=7)
+    task, language = vector(other, 1, with_head=True), vector(other, 2)
+    message = error(compose, bases(), task, language)
+    assert f"the vector was made on {other} (" in message
+    assert f"not on {bases()} (" in message
+    with pytest.warns(UserWarning, match="the vector was made on"):
+        model = compose(bases(), task, language, force=True)
+    assert same(head(model), dict(task.head.tensors))
+    assert not same(backbone(model), backbone(load_classifier(bases(), LABELS)))
+
+
+@pytest.mark.parametrize("foreign", ["task", "language"])
+def test_vectors_of_two_bases_do_not_compose_even_by_force(bases, tmp_path, foreign):
+    other = tiny.save_base(tmp_path / "other", seed=7)
+    task = vector(other if foreign == "task" else bases(), 1, with_head=True)
+    language = vector(other if foreign == "language" else bases(), 2)
+    for force in (False, True):
+        with pytest.raises(DeftxError, match="vectors of different bases do not combine"):
+            compose(bases(), task, language, force=force)
+
+
+@pytest.mark.parametrize("foreign", ["task", "language"])
+def test_one_named_vector_is_enough_to_tell_another_base(bases, tmp_path, foreign):
+    other = tiny.save_base(tmp_path / "other", seed=7)
+    task = vector(other, 1, with_head=True, named=foreign == "task")
+    language = vector(other, 2, named=foreign == "language")
+    assert "the vector was made on" in error(compose, bases(), task, language)
+
+
+def test_a_vector_of_another_shape_of_base_is_an_error_even_by_force(bases):
+    task = vector(bases("bert"), 1, with_head=True)
+    with (
+        pytest.warns(UserWarning, match="the vector was made on"),
+        pytest.raises(DeftxError, match=r"which the model does not have|in the model"),
+    ):
+        compose(bases("distilbert"), task, force=True)
+
+
+def test_vectors_that_name_no_base_fit_any(bases):
+    model = compose(bases(), vector(bases(), 1, with_head=True, named=False), vector(bases(), 2, named=False))
+    assert backbone(model)
