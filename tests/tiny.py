@@ -44,7 +44,9 @@ def modernbert() -> PreTrainedModel:
 
 
 def deberta() -> PreTrainedModel:
-    config = DebertaV2Config(**SIZES, **COMMON, max_position_embeddings=32, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    config = DebertaV2Config(
+        **SIZES, **COMMON, max_position_embeddings=32, relative_attention=True, pos_att_type=["p2c", "c2p"]
+    )
     return DebertaV2ForMaskedLM(config)
 
 
@@ -76,9 +78,9 @@ def save_base(folder: Path, shape: str = "xlmr", dtype: torch.dtype = torch.floa
     return folder
 
 
-def sentences(count: int, seed: int = 0) -> list[str]:
-    """Random sentences with a pattern: every word is followed by its neighbour in WORDS, mostly."""
+def sentences(count: int, seed: int = 0, step: int = 1) -> list[str]:
+    """Random sentences with a pattern: every word is followed by its neighbour in WORDS, or the `step`-th."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(len(WORDS), (count,), generator=generator).tolist()
     length = torch.randint(4, 10, (count,), generator=generator).tolist()
-    return [" ".join(WORDS[(s + i) % len(WORDS)] for i in range(n)) for s, n in zip(start, length, strict=True)]
+    return [" ".join(WORDS[(s + step * i) % len(WORDS)] for i in range(n)) for s, n in zip(start, length, strict=True)]

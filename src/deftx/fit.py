@@ -26,7 +26,7 @@ from deftx.core.compose import apply
 from deftx.core.denoise import Denoised, denoise, rank_rule
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseVector
-from deftx.errors import Diverged, unknown
+from deftx.errors import DeftxError, Diverged, unknown
 from deftx.models import Base, compose, load_classifier, load_masked_lm, load_tokenizer, longest_input, place
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.delta import load_delta, save_delta
@@ -60,7 +60,7 @@ def fit(
     being kept in `work`, where a loss is not finite.
     """
     body, top = tunable(model), [parameter for parameter in head(model).values() if parameter.requires_grad]
-    _check(settings, sum(weight.numel() for weight in body.values()))
+    _check(settings, sum(weight.numel() for weight in body.values()), bool(top))
     for name, weight in backbone(model).items():
         weight.requires_grad_(name in body)
     theta0 = {name: weight.detach().clone() for name, weight in body.items()}
@@ -84,7 +84,7 @@ def fit(
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
     key = _key(model, objective, settings)
     done = load_delta(work / "phase1.safetensors") if work else None
-    if done is not None and done[1]["key"] == key:
+    if done is not None and done[1].get("key") == key:
         delta, log = {name: done[0][name] for name in theta0}, done[1]["log"]  # the order decides ties
     else:
         with last_good_kept(1):
@@ -174,12 +174,13 @@ def transfer(
     return compose(base, phi_task, phi_target)
 
 
-def _check(settings: Fit, tunable_entries: int) -> None:
+def _check(settings: Fit, tunable_entries: int, has_head: bool) -> None:
     """Raise DeftxError now for what would only come to light after hours of phase 1."""
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
     rank_rule(settings.rank)
-    parse_k(settings.k, tunable_entries)
+    if parse_k(settings.k, tunable_entries) == 0 and not has_head:
+        raise DeftxError(f"k = {settings.k} leaves nothing to learn: give at least 1")
 
 
 def _difference(weights: Delta, theta0: Delta) -> dict[str, Tensor]:

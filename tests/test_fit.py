@@ -1,0 +1,493 @@
+"""The method end to end: phases, what they share, where vectors are measured from, and that they learn."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM
+
+import deftx.fit as module
+from deftx.core.backbone import backbone, head, tunable
+from deftx.core.compose import apply
+from deftx.core.denoise import denoise
+from deftx.core.select import select
+from deftx.core.vector import SparseVector
+from deftx.errors import DeftxError, Diverged
+from deftx.fit import fit, fit_language, fit_task, transfer
+from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer
+from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
+from deftx.storage.delta import load_delta
+from deftx.tasks.classification import classification, evaluate
+from deftx.tasks.data import Examples
+from deftx.tasks.masked_lm import masked_lm
+
+TEXT = tiny.sentences(40)
+QUICK = {"learning_rate": 1e-2, "max_steps": 4, "evaluate_every": 2, "batch_size": 4, "length": 16, "precision": "fp32"}
+LANGUAGE = LanguageFit(k="5%", rank=3, training=LanguageTraining(**QUICK, min_steps=0))
+TASK = TaskFit(k="5%", rank=3, training=TaskTraining(**QUICK))
+
+
+def labelled(count, seed):
+    """Sentences labelled by the half of the words that they begin with."""
+    texts = tiny.sentences(count, seed)
+    return Examples(texts, None, ["early" if tiny.WORDS.index(t.split()[0]) < 35 else "late" for t in texts])
+
+
+TRAIN, VALID = labelled(30, 1), labelled(12, 2)
+
+
+def language_model(base, seed=0):
+    """What `fit` takes for a language: the model at θ0 and its objective."""
+    model = load_masked_lm(base)
+    return model, masked_lm(TEXT, load_tokenizer(base), LANGUAGE.training, 16, seed)
+
+
+def same(one, other):
+    """Whether two vectors are equal bit for bit, heads included."""
+
+    def parts(vector):
+        heads = vector.head.tensors if vector.head else {}
+        body = [t for name, e in vector.tensors.items() for t in (name, e.indices, e.values.view(torch.int32), e.shape)]
+        return [*body, *heads.keys(), *(tensor.view(torch.int32) for tensor in heads.values())]
+
+    def equal(a, b):
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+    one, other = parts(one), parts(other)
+    return len(one) == len(other) and all(map(equal, one, other))
+
+
+def size(base):
+    return sum(weight.numel() for weight in tunable(AutoModel.from_pretrained(base)).values())
+
+
+@pytest.fixture
+def phases(monkeypatch):
+    """The phases that are trained, in order, with the head's parameters as they were at the start of each."""
+    seen, train = [], module.train
+
+    def watched(model, objective, training, moving, **options):
+        seen.append((int(options["title"][-1]), [parameter.detach().clone() for parameter in moving.head]))
+        return train(model, objective, training, moving, **options)
+
+    monkeypatch.setattr(module, "train", watched)
+    return seen
+
+
+def numbers(phases):
+    made = [number for number, _ in phases]
+    phases.clear()
+    return made
+
+
+# --- what a vector holds ---
+
+
+@pytest.mark.parametrize("k", [1, 37, "5%", "100%"])
+def test_a_language_vector_has_exactly_k_entries(bases, k):
+    vector = fit_language(bases(), TEXT, changed(LANGUAGE, {"k": k}))
+    total = size(bases())
+    expected = {"5%": round(0.05 * total), "100%": total}.get(k, k)
+    assert vector.k == vector.info["k"] == expected
+    assert sum(entries.values.count_nonzero() for entries in vector.tensors.values()) > 0.5 * expected
+    assert vector.head is None
+
+
+def test_the_selection_is_made_from_the_denoised_change_of_phase_1(bases, tmp_path):
+    vector = fit_language(bases(), TEXT, LANGUAGE, work=tmp_path)
+    delta, _ = load_delta(tmp_path / "phase1.safetensors")
+    delta = {name: delta[name] for name in tunable(AutoModel.from_pretrained(bases()))}
+    denoised = denoise(delta, 3, 0.05)
+    assert vector.info["ranks"] == denoised.ranks
+    assert set(denoised.ranks.values()) == {3}
+    for name, places in select(denoised, "5%").items():
+        assert torch.equal(vector.tensors[name].indices, places.indices)
+    plain = select(delta, "5%")
+    assert any(not torch.equal(vector.tensors[name].indices, plain[name].indices) for name in plain)
+
+
+def test_deftx_at_full_rank_is_lt_sft(bases):
+    full = fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": 10_000}))
+    plain = fit_language(bases(), TEXT, changed(LANGUAGE, {"method": "lt-sft"}))
+    low = fit_language(bases(), TEXT, LANGUAGE)
+    assert same(full, plain)
+    assert not same(full, low)
+    assert plain.info["ranks"] == {}
+
+
+def test_what_is_noted_about_a_vector_is_plain_data(bases):
+    language = fit_language(bases(), TEXT, LANGUAGE)
+    task = fit_task(bases(), TRAIN, VALID, TASK, source=language)
+    for vector, kind in ((language, "language"), (task, "task")):
+        info = json.loads(json.dumps(vector.info, allow_nan=False))
+        assert info == dict(vector.info)
+        assert (info["kind"], info["base"], info["method"], info["rank"]) == (kind, bases(), "deftx", 3)
+        assert len(info["base_fingerprint"]) == 64
+        for log in info["log"].values():
+            assert [row["step"] for row in log["history"] if "eval_loss" in row or "eval_macro_f1" in row] == [2, 4]
+            assert log["best_step"] in (2, 4)
+    assert language.info["data"]["lines"] == 40
+    assert task.info["source"] == dict(language.info)
+    assert task.info["labels"] == ["early", "late"]
+    assert (task.info["data"]["train"], task.info["data"]["valid"]) == (30, 12)
+    assert task.head.labels == ("early", "late")
+
+
+# --- what moves, and from where ---
+
+
+def test_layer_norms_and_the_frozen_head_do_not_move_in_language_training(bases):
+    model, objective = language_model(bases())
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    vector = fit(model, objective, changed(LANGUAGE, {"k": "100%"}))
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    body = {f"roberta.{name}" for name in tunable(model)}
+    assert moved <= body
+    assert len(moved) > 0.8 * len(body)
+    assert vector.tensors.keys() == tunable(model).keys()
+
+
+def test_the_model_is_left_at_theta_2(bases):
+    model, objective = language_model(bases())
+    theta0 = {name: weight.detach().clone() for name, weight in backbone(model).items()}
+    vector = fit(model, objective, LANGUAGE)
+    for name, weight in backbone(model).items():
+        phi = vector.tensors[name].dense() if name in vector.tensors else torch.zeros(weight.shape)
+        assert torch.equal(weight.detach() - theta0[name], phi)
+    assert not any(name == "sparse_values" for name, _ in model.named_parameters())
+
+
+def classifier(base, source=None):
+    model = load_classifier(base, ("early", "late"), TASK.seed)
+    if source:
+        apply(model, source)
+    return model, classification(TRAIN, VALID, ("early", "late"), load_tokenizer(base), 16, "macro_f1")
+
+
+def test_a_task_vector_is_measured_from_the_base_plus_its_source(bases):
+    source = fit_language(bases(), TEXT, LANGUAGE)
+    phi = fit_task(bases(), TRAIN, VALID, TASK, source=source)
+    model, objective = classifier(bases(), source)
+    start = {name: weight.detach().clone() for name, weight in backbone(model).items()}
+    by_hand = fit(model, objective, TASK)
+    assert same(SparseVector(phi.tensors), by_hand)
+    theta0 = backbone(AutoModel.from_pretrained(bases()))
+    for name, theta2 in backbone(model).items():
+        zero = torch.zeros(theta2.shape)
+        from_source = source.tensors[name].dense() if name in source.tensors else zero
+        from_task = phi.tensors[name].dense() if name in phi.tensors else zero
+        torch.testing.assert_close(theta2.detach(), theta0[name].detach() + from_source + from_task)
+        untouched = from_task == 0
+        assert torch.equal(theta2[untouched], start[name][untouched])
+    assert all(torch.equal(weight, phi.head.tensors[name]) for name, weight in head(model).items())
+    without = fit_task(bases(), TRAIN, VALID, TASK)
+    assert not same(phi, without)
+    assert without.info["source"] is None
+
+
+def test_the_composed_model_scores_as_it_did_at_its_best_step(bases):
+    source = fit_language(bases(), TEXT, LANGUAGE)
+    phi = fit_task(bases(), TRAIN, VALID, TASK, source=source)
+    scores = evaluate(compose(bases(), phi, source), load_tokenizer(bases()), VALID, 16)
+    assert scores["macro_f1"] == pytest.approx(phi.info["log"]["phase2"]["best_score"])
+
+
+def test_the_head_starts_from_the_same_random_weights_in_both_phases(bases, phases):
+    fit_task(bases(), TRAIN, VALID, TASK)
+    (first, one), (second, two) = phases
+    assert (first, second) == (1, 2)
+    expected = list(head(load_classifier(bases(), ("early", "late"), TASK.seed)).values())
+    assert len(one) == len(two) == len(expected)
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, expected, strict=True))
+
+
+def test_the_head_starts_from_there_also_where_phase_1_is_read(bases, phases, tmp_path):
+    for _ in range(2):
+        fit_task(bases(), TRAIN, VALID, TASK, work=tmp_path)
+    assert [number for number, _ in phases] == [1, 2, 2]
+    assert all(torch.equal(a, b) for a, b in zip(phases[0][1], phases[2][1], strict=True))
+
+
+# --- the same again ---
+
+
+def test_the_same_settings_give_the_same_vector_bit_for_bit(bases):
+    torch.manual_seed(1)
+    one = fit_language(bases(), TEXT, LANGUAGE)
+    torch.manual_seed(2)
+    assert same(one, fit_language(bases(), TEXT, LANGUAGE))
+    assert not same(one, fit_language(bases(), TEXT, changed(LANGUAGE, {"seed": 1})))
+    task = fit_task(bases(), TRAIN, VALID, TASK, source=one)
+    assert same(task, fit_task(bases(), TRAIN, VALID, TASK, source=one))
+    assert not same(task, fit_task(bases(), TRAIN, VALID, changed(TASK, {"seed": 1}), source=one))
+
+
+def test_phase_1_is_trained_once_for_all_methods_ranks_and_sizes(bases, phases, tmp_path):
+    variants = [
+        {},
+        {"method": "lt-sft"},
+        {"rank": 2},
+        {"rank": "90%"},
+        {"keep": 0.5},
+        {"k": 10},
+        {"training": {"report_to": ()}},
+    ]
+    for variant in variants:
+        settings = changed(LANGUAGE, variant)
+        shared = fit_language(bases(), TEXT, settings, work=tmp_path / "a" / "b")
+        assert numbers(phases) == ([2] if variant else [1, 2])
+        alone = fit_language(bases(), TEXT, settings)
+        assert numbers(phases) == [1, 2]
+        assert same(shared, alone)
+        assert shared.info["log"] == alone.info["log"]
+
+
+def test_a_task_whose_phase_1_is_read_has_the_same_vector_and_head(bases, phases, tmp_path):
+    source = fit_language(bases(), TEXT, LANGUAGE)
+    numbers(phases)
+    made = [fit_task(bases(), TRAIN, VALID, TASK, source=source, work=tmp_path) for _ in range(2)]
+    assert numbers(phases) == [1, 2, 2]
+    assert same(*made)
+    fit_task(bases(), TRAIN, VALID, TASK, work=tmp_path)
+    assert numbers(phases) == [1, 2]  # from θ0 it is another phase 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": {"learning_rate": 2e-2}},
+        {"training": {"max_steps": 3}},
+        {"training": {"l1": 0.0}},
+        {"training": {"mask": 0.2}},
+        {"training": {"precision": "bf16"}},
+        {"seed": 1},
+    ],
+)
+def test_a_setting_that_phase_1_depends_on_trains_it_anew(bases, phases, tmp_path, change):
+    fit_language(bases(), TEXT, LANGUAGE, work=tmp_path)
+    numbers(phases)
+    settings = changed(LANGUAGE, change)
+    again = fit_language(bases(), TEXT, settings, work=tmp_path)
+    assert numbers(phases) == [1, 2]
+    assert same(again, fit_language(bases(), TEXT, settings))
+
+
+def test_other_text_another_base_or_a_damaged_file_train_phase_1_anew(bases, phases, tmp_path):
+    other = tiny.save_base(tmp_path / "other", seed=3)
+    work, file = tmp_path / "work", tmp_path / "work" / "phase1.safetensors"
+    fit_language(bases(), TEXT, LANGUAGE, work=work)
+    fit_language(bases(), TEXT[:-1], LANGUAGE, work=work)
+    fit_language(other, TEXT[:-1], LANGUAGE, work=work)
+    assert numbers(phases) == [1, 2] * 3
+    for content in (file.read_bytes()[:-9], b"", b"no tensors"):
+        file.write_bytes(content)
+        fit_language(other, TEXT[:-1], LANGUAGE, work=work)
+        assert numbers(phases) == [1, 2]
+    assert [path.name for path in work.iterdir()] == [file.name]
+
+
+# --- what is refused before any training ---
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(*args, **options):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(module, "train", train)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"k": 10**9}, "k = 1000000000 is 1,000,000,000 entries; give 0 to "),
+        ({"k": "120%"}, "k = 120% is "),
+        ({"k": "many"}, "k = 'many' is neither a count"),
+        ({"k": "0%"}, "k = 0% leaves nothing to learn"),
+        ({"rank": 0}, "rank 0 is out of range"),
+        ({"rank": "101%"}, "rank 101% is out of range"),
+        ({"rank": "best"}, "unknown rank 'best'"),
+        ({"method": "deft-x"}, "unknown method 'deft-x' (did you mean 'deftx'?); known: deftx, lt-sft"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_training(bases, wrong, message):
+    with pytest.raises(DeftxError) as caught:
+        fit_language(bases(), TEXT, changed(LANGUAGE, wrong))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_wrong_task_data_are_refused_before_any_training(bases):
+    other = SparseVector({}, None, {"base": "another", "base_fingerprint": "0" * 64})
+    cases = [
+        ("unknown metric 'f1'", lambda: fit_task(bases(), TRAIN, VALID, changed(TASK, {"training": {"metric": "f1"}}))),
+        ("a classifier needs at least two", lambda: fit_task(bases(), Examples(["ba"], None, ["x"]), VALID, TASK)),
+        ("label 'x' is not among", lambda: fit_task(bases(), TRAIN, Examples(["ba"], None, ["x"]), TASK)),
+        ("the examples have no labels", lambda: fit_task(bases(), TRAIN, Examples(["ba"]), TASK)),
+        ("there are no examples", lambda: fit_task(bases(), TRAIN, Examples([], None, []), TASK)),
+        ("the vector was made on", lambda: fit_task(bases(), TRAIN, VALID, TASK, source=other)),
+    ]
+    for message, wrong in cases:
+        with pytest.raises(DeftxError, match=message):
+            wrong()
+
+
+def test_a_task_vector_may_have_a_head_and_nothing_else(bases):
+    vector = fit_task(bases(), TRAIN, VALID, changed(TASK, {"k": 0}))
+    start = head(load_classifier(bases(), ("early", "late"), TASK.seed))
+    assert vector.k == 0
+    assert all(not torch.equal(vector.head.tensors[name], weight) for name, weight in start.items())
+
+
+# --- when it diverges ---
+
+
+class Faulty:
+    """An objective whose losses are not a number from the n-th on."""
+
+    def __init__(self, objective, first):
+        self.objective, self.first, self.losses = objective, first, 0
+
+    def __getattr__(self, name):
+        return getattr(self.objective, name)
+
+    def loss(self, model, batch):
+        self.losses += 1
+        return self.objective.loss(model, batch) * (float("nan") if self.losses >= self.first else 1.0)
+
+
+@pytest.mark.parametrize(("first", "phase", "step"), [(4, 1, 4), (8, 2, 4)])
+def test_the_last_good_state_is_kept_when_a_phase_diverges(bases, tmp_path, first, phase, step):
+    model, objective = language_model(bases())
+    theta0 = {name: weight.detach().clone() for name, weight in tunable(model).items()}
+    with pytest.raises(Diverged) as caught:
+        fit(model, Faulty(objective, first), LANGUAGE, work=tmp_path, title="min")
+    file = tmp_path / "last-good.safetensors"
+    message = str(caught.value)
+    assert message.startswith(f"min: phase {phase}: the loss became nan at step {step}; the state of step 2 is kept; ")
+    assert message.endswith(f"the change of the weights up to there is in {file}")
+    assert "\n" not in message
+    delta, about = load_delta(file)
+    assert about == {"phase": phase}
+    for name, weight in tunable(model).items():
+        assert torch.equal(delta[name], weight.detach() - theta0[name])
+    moved = sum(int(difference.count_nonzero()) for difference in delta.values())
+    assert 0 < moved <= (round(0.05 * size(bases())) if phase == 2 else size(bases()))
+    assert moved > 0.5 * size(bases()) or phase == 2
+
+
+def test_without_a_folder_or_a_good_state_there_is_only_the_message(bases, tmp_path):
+    for work, first in ((None, 4), (tmp_path, 1)):
+        model, objective = language_model(bases())
+        with pytest.raises(Diverged, match=r"lower the learning rate or check the data$"):
+            fit(model, Faulty(objective, first), LANGUAGE, work=work)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_phase_1_that_was_done_survives_a_phase_2_that_diverges(bases, phases, tmp_path):
+    model, objective = language_model(bases())
+    with pytest.raises(Diverged):
+        fit(model, Faulty(objective, 6), LANGUAGE, work=tmp_path)
+    numbers(phases)
+    model, objective = language_model(bases())
+    vector = fit(model, objective, LANGUAGE, work=tmp_path)
+    assert numbers(phases) == [2]
+    assert same(vector, fit(*language_model(bases()), LANGUAGE))
+
+
+# --- whole ---
+
+
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+def test_every_shape_of_base_goes_all_the_way(bases, shape):
+    base = bases(shape)
+    source, target = (fit_language(base, tiny.sentences(40, seed), LANGUAGE) for seed in (0, 1))
+    task = fit_task(base, TRAIN, VALID, TASK, source=source)
+    k = round(0.05 * size(base))
+    assert (source.k, target.k, task.k) == (k, k, k)
+    for vector in (source, target, task):
+        assert not any("norm" in name.lower() for name in vector.tensors)
+        assert all(entries.values.isfinite().all() for entries in vector.tensors.values())
+        assert any(entries.values.any() for entries in vector.tensors.values())
+    scores = evaluate(compose(base, task, target), load_tokenizer(base), VALID, 16)
+    assert 0 <= scores["accuracy"] <= 1
+
+
+def test_pairs_of_texts_of_which_some_are_empty_make_a_task_vector(bases):
+    pairs = Examples(["", "ba be", "bi", ""] * 5, ["bo", "", "ba be bi", ""] * 5, ["no", "yes", "maybe", "no"] * 5)
+    vector = fit_task(bases(), pairs, pairs, changed(TASK, {"training": {"metric": "accuracy"}}))
+    assert vector.head.labels == ("maybe", "no", "yes")
+    scores = evaluate(compose(bases(), vector), load_tokenizer(bases()), pairs, 16)
+    assert scores["accuracy"] == pytest.approx(vector.info["log"]["phase2"]["best_score"])
+
+
+def test_a_half_precision_base_gives_the_vectors_of_its_full_precision_copy(bases, tmp_path):
+    half = tiny.save_base(tmp_path / "half", dtype=torch.float16)
+    full = Path(shutil.copytree(half, tmp_path / "full"))
+    AutoModelForMaskedLM.from_pretrained(half, dtype=torch.float32).save_pretrained(full)
+    one, other = (fit_language(base, TEXT, LANGUAGE) for base in (half, full))
+    assert same(one, other)
+    assert one.info["base_fingerprint"] == other.info["base_fingerprint"]
+    assert {entries.values.dtype for entries in one.tensors.values()} == {torch.float32}
+
+
+def test_transfer_is_the_three_vectors_composed(bases):
+    texts = [tiny.sentences(40, seed) for seed in (0, 1)]
+    model = transfer(bases(), *texts, TRAIN, VALID, LANGUAGE, TASK)
+    source, target = (fit_language(bases(), text, LANGUAGE) for text in texts)
+    expected = compose(bases(), fit_task(bases(), TRAIN, VALID, TASK, source=source), target)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, dict(expected.named_parameters())[name])
+    assert model.config.id2label == {0: "early", 1: "late"}
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A base that was taught a language in which every word is followed by its neighbour."""
+    folder = tiny.save_base(tmp_path_factory.mktemp("taught") / "base")
+    model = AutoModelForMaskedLM.from_pretrained(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    objective = masked_lm(tiny.sentences(2000), load_tokenizer(folder), LanguageTraining(), 16, 0)
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
+    torch.manual_seed(0)
+    for step in range(300):
+        optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 300)
+        batch = objective.collate(list(objective.train[torch.randint(len(objective.train), (32,))]))
+        optimiser.zero_grad()
+        objective.loss(model.train(), batch).backward()
+        optimiser.step()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_language_vector_learns_its_language(taught):
+    """Every word is followed by its third neighbour; knowing only how frequent words are, the loss is ln 70 = 4.25."""
+    training = {"learning_rate": 1e-2, "max_steps": 200, "min_steps": 0, "evaluate_every": 50}
+    training |= {"batch_size": 32, "length": 16, "held_out": 0.1, "precision": "fp32"}
+    settings = LanguageFit(k="30%", training=LanguageTraining(**training))
+    vector = fit_language(taught, tiny.sentences(1000, seed=3, step=3), settings)
+    phase1, phase2 = (vector.info["log"][f"phase{number}"]["best_score"] for number in (1, 2))
+    assert phase1 < 3.5
+    assert phase2 < 3.5
+
+    model = load_masked_lm(taught)
+    objective = masked_lm(tiny.sentences(300, seed=9, step=3), load_tokenizer(taught), settings.training, 16, 0)
+    with torch.no_grad():
+        before = objective.validate(model.eval(), 64)["loss"]
+        apply(model, vector)
+        after = objective.validate(model, 64)["loss"]
+    assert after < 3.6
+    assert after < before - 0.5
+
+
+def test_a_task_vector_learns_its_task(taught):
+    settings = TaskFit(
+        k="30%", training=TaskTraining(**{**QUICK, "max_steps": 100, "evaluate_every": 25, "batch_size": 16})
+    )
+    vector = fit_task(taught, labelled(300, 1), labelled(60, 2), settings)
+    scores = evaluate(compose(taught, vector), load_tokenizer(taught), labelled(200, 5), 16)
+    assert scores["macro_f1"] > 0.9
