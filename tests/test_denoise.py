@@ -206,6 +206,12 @@ def test_a_rank_that_the_rows_in_use_cannot_exceed_leaves_the_matrix_as_it_is(sh
     assert rank == 3
 
 
+def test_a_row_that_sums_to_zero_is_no_row_of_zeros():
+    matrix = torch.tensor([[1.0, -1, 2, -2], [5, 0, 0, 0], [-3, 3, 1, -1]])
+    result, _ = denoise_matrix(matrix, uniform(2), keep=0.0)
+    torch.testing.assert_close(result.double(), low_rank(matrix, 2))
+
+
 @pytest.mark.parametrize("rank", [1, 3, "90%"])
 @pytest.mark.parametrize("keep", [0.0, 0.05, 1.0])
 def test_a_matrix_of_zeros_stays_zero(rank, keep):

@@ -148,6 +148,8 @@ def test_layer_norms_and_the_frozen_head_do_not_move_in_language_training(bases)
     assert moved <= body
     assert len(moved) > 0.8 * len(body)
     assert vector.tensors.keys() == tunable(model).keys()
+    # nor does their gradient count when the gradient is clipped
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == body
 
 
 def test_the_model_is_left_at_theta_2(bases):

@@ -128,7 +128,7 @@ def test_a_tokenizer_without_ends_packs_bare_tokens():
 def test_masks_keep_their_shares(share):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 75, (400, 250), generator=generator)
-    ids[:, 0], ids[:, -1], ids[:, 7] = START, END, UNKNOWN
+    ids[:, 0], ids[:, -1], ids[:, 7], ids[:, 8], ids[:, 9] = START, END, UNKNOWN, MASK, PAD
     inputs, labels = mask(ids, share, SPECIAL, MASK, 75, generator)
     chosen, free = labels != IGNORED, ~torch.isin(ids, SPECIAL)
     assert torch.equal(labels[chosen], ids[chosen])
