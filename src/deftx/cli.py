@@ -293,8 +293,12 @@ def run(
     from deftx.experiments.recipe import load_recipe
     from deftx.experiments.run import run_recipe, table
 
-    scores = run_recipe(load_recipe(recipe, assigned(set_ or [])), out or Path("runs") / recipe.stem)
-    print_json([asdict(score) for score in scores]) if as_json else print(table(scores), end="")
+    checked = load_recipe(recipe, assigned(set_ or []))
+    scores = run_recipe(checked, out or Path("runs") / recipe.stem)
+    if as_json:
+        print_json([asdict(score) for score in scores])
+    else:
+        print(table(scores, checked.task.training.metric), end="")
 
 
 def _print_learnt(out: Path, vector: "SparseVector") -> None:
@@ -309,17 +313,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with short_warnings():
-            app(typed, prog_name="deftx")
-    except SystemExit as end:
-        if end.code == STOPPED:
-            say(f"stopped; to go on, type: {shlex.join(['deftx', *typed])}")
-        raise
+            ended = app(typed, prog_name="deftx", standalone_mode=False)
     except Exception as error:
         line = error_line(error)
         if line is None or os.environ.get("DEFTX_TRACEBACK"):
             raise
-        say(line)
+        if line:
+            say(line)
         sys.exit(WRONG_INPUT)
+    if ended == STOPPED:
+        say(f"stopped; to go on, type: {shlex.join(['deftx', *typed])}")
+    sys.exit(ended)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from typer.exceptions import TyperException
+
 from deftx.errors import DeftxError
 
 if TYPE_CHECKING:
@@ -108,6 +110,10 @@ def error_line(error: Exception) -> str | None:
     message = " ".join(str(error).split())
     if isinstance(error, DeftxError):
         return message
+    if isinstance(error, TyperException):  # how the command was typed; without a message help was shown instead
+        complaint, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context else ""
+        return complaint and complaint + hint
     if isinstance(error, OSError):
         what = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
         return f"{what or message}: check the path, its permissions and the free space"

@@ -196,7 +196,8 @@ def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
     """Names everything that determines the result of phase 1."""
     training = settings.training.model_dump(mode="json", exclude={"report_to"})
-    parts = [version("deftx"), fingerprint(model), objective.digest, training, settings.seed]
+    config = model.config.to_json_string()  # dropout and the like
+    parts = [version("deftx"), fingerprint(model), config, objective.digest, training, settings.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
