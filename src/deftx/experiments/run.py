@@ -8,10 +8,8 @@ RUN/results.md         the table: mean ± standard deviation over the seeds
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from statistics import mean, stdev
@@ -21,14 +19,14 @@ from deftx.baselines.ngrams import predict_ngrams, train_ngrams
 from deftx.core.vector import SparseVector
 from deftx.experiments.recipe import Recipe
 from deftx.fit import fit_language, fit_task
-from deftx.models import compose, load_masked_lm, load_tokenizer, longest_input
+from deftx.models import compose, load_masked_lm, load_tokenizer, trained_length
 from deftx.storage.files import load, save
 from deftx.storage.fingerprint import fingerprint
 from deftx.storage.folders import write_text
 from deftx.tasks.classification import evaluate, label_names, scores
 from deftx.tasks.data import Columns, read_examples, read_text
 
-NGRAMS = "character n-grams"
+NGRAMS, TASK = "character n-grams", "task"
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,13 @@ def run_recipe(recipe: Recipe, out: Path) -> list[Score]:
     """All scores of a recipe. Fits that `out` holds already are taken from there."""
     data = _Data(recipe)
     found = list(_ngram_scores(recipe, data)) if recipe.ngrams else []
+    folders: dict[str, dict[int, dict[str, str]]] = {variant: {} for variant in recipe.variants}
     for seed in recipe.seeds:
         for variant in recipe.variants:
-            found += _variant_scores(recipe, data, variant, seed, out)
+            fitted = _fit_variant(recipe, data, variant, seed, out)
+            found += _variant_scores(recipe, data, variant, seed, fitted)
+            folders[variant][seed] = {name: str(folder.relative_to(out)) for name, folder in fitted.items()}
+            write_text(out / "vectors.json", json.dumps(folders, indent=1))
             write_text(out / "scores.jsonl", "".join(json.dumps(asdict(score)) + "\n" for score in found))
             write_text(out / "results.md", table(found, recipe.task.training.metric))
         rmtree(out / "work" / f"seed{seed}", ignore_errors=True)
@@ -66,44 +68,41 @@ class _Data:
         self.base = fingerprint(load_masked_lm(recipe.base))
 
 
-def _variant_scores(recipe: Recipe, data: _Data, variant: str, seed: int, out: Path) -> Iterator[Score]:
-    """Fit what a variant needs with one seed, compose it for every test language, and score it."""
-    chosen = recipe.variants[variant]
-    languages = {
-        name: _language_vector(recipe, data, variant, seed, name, out) for name in recipe.needed_languages(variant)
-    }
-    task = _task_vector(recipe, data, variant, seed, languages[recipe.source] if chosen.source else None, out)
-    tokenizer = load_tokenizer(recipe.base)
-    for name, examples in data.test.items():
-        model = compose(recipe.base, task, languages[name] if chosen.target else ())
-        length = min(recipe.task.training.length, longest_input(model, tokenizer))
-        yield Score(variant, seed, name, **evaluate(model, tokenizer, examples, length))
+def _fit_variant(recipe: Recipe, data: _Data, variant: str, seed: int, out: Path) -> dict[str, Path]:
+    """The folders of the vectors that a variant uses, by language, and "task"; fitted where they are missing."""
+    folders = {name: _fit_language(recipe, data, variant, seed, name, out) for name in recipe.needed_languages(variant)}
+    source = load(folders[recipe.source]) if recipe.variants[variant].source else None
+    return {**folders, TASK: _fit_task(recipe, data, variant, seed, source, out)}
 
 
-def _language_vector(recipe: Recipe, data: _Data, variant: str, seed: int, name: str, out: Path) -> SparseVector:
+def _fit_language(recipe: Recipe, data: _Data, variant: str, seed: int, name: str, out: Path) -> Path:
     settings, text = recipe.language_fit(variant, seed), data.texts[name]
-    key = _key(data.base, text, settings.model_dump(mode="json"))
-    work, title = out / "work" / f"seed{seed}" / name, f"{variant}, seed {seed}, {name}"
-    make = partial(fit_language, recipe.base, text, settings, work=work, title=title)
-    return _finished(out / "vectors" / f"{_slug(title)}-{key}", make)
+    folder = out / "vectors" / f"{name}-seed{seed}-{_key(data.base, text, settings.model_dump(mode='json'))}"
+    if not folder.exists():
+        work, title = out / "work" / f"seed{seed}" / name, f"{variant}, seed {seed}, {name}"
+        save(fit_language(recipe.base, text, settings, work=work, title=title), folder)
+    return folder
 
 
-def _task_vector(
-    recipe: Recipe, data: _Data, variant: str, seed: int, source: SparseVector | None, out: Path
-) -> SparseVector:
+def _fit_task(recipe: Recipe, data: _Data, variant: str, seed: int, source: SparseVector | None, out: Path) -> Path:
     settings, above = recipe.task_fit(variant, seed), dict(source.info) if source else None
     key = _key(data.base, asdict(data.train), asdict(data.valid), settings.model_dump(mode="json"), above)
-    title = f"{variant}, seed {seed}, task"
-    work = out / "work" / f"seed{seed}" / _slug(title)
-    make = partial(fit_task, recipe.base, data.train, data.valid, settings, source=source, work=work, title=title)
-    return _finished(out / "vectors" / f"{_slug(title)}-{key}", make)
-
-
-def _finished(folder: Path, make: Callable[[], SparseVector]) -> SparseVector:
-    """The vector in `folder`; made and saved there first if it is not."""
+    folder = out / "vectors" / f"{TASK}-seed{seed}-{key}"
     if not folder.exists():
-        save(make(), folder)
-    return load(folder)
+        work, title = out / "work" / f"seed{seed}" / folder.name, f"{variant}, seed {seed}, {TASK}"
+        save(fit_task(recipe.base, data.train, data.valid, settings, source=source, work=work, title=title), folder)
+    return folder
+
+
+def _variant_scores(
+    recipe: Recipe, data: _Data, variant: str, seed: int, folders: Mapping[str, Path]
+) -> Iterator[Score]:
+    """Compose a variant's vectors for every test language, and score the models."""
+    task, tokenizer = load(folders[TASK]), load_tokenizer(recipe.base)
+    for name, examples in data.test.items():
+        model = compose(recipe.base, task, load(folders[name]) if recipe.variants[variant].target else ())
+        scored = evaluate(model, tokenizer, examples, trained_length(model, tokenizer, task))
+        yield Score(variant, seed, name, **scored)
 
 
 def _ngram_scores(recipe: Recipe, data: _Data) -> Iterator[Score]:
@@ -136,7 +135,3 @@ def _cell(values: list[float]) -> str:
 
 def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
