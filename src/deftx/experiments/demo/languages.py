@@ -1,0 +1,120 @@
+"""A family of small artificial languages: one set of meanings, many surface forms, all generated from a seed.
+
+A language inherits half of its words from the family and has its own for the rest. Some languages are in the
+base's pretraining, one of them has labelled text (the source); the targets are in neither.
+"""
+
+import random
+from collections.abc import Mapping
+from functools import cache
+
+SEED = 7  # of the words; the shipped base was trained on this family
+SHARED = 0.5  # of a language's words are inherited
+SOURCE, OTHERS, TARGETS = "ovani", ("tesha", "murek"), ("fenor", "sunat", "gwelo")
+
+LABELS = ("negative", "neutral", "positive")
+OPPOSITE = {"positive": "negative", "negative": "positive", "neutral": "neutral"}
+FACES = {"positive": "🙂", "negative": "☹", "neutral": "😐"}
+
+THINGS = "bread soup tea fish house room road song dance story lamp coat".split()
+PEOPLE = "mother child friend guest cook teacher".split()
+QUALITIES = {
+    "positive": "good fresh sweet clean bright kind fair brave fine strong".split(),
+    "negative": "bad sour dirty dull cruel false foul weak ugly mean".split(),
+    "neutral": "red blue green round long square wooden wide".split(),
+}
+FEELINGS = {
+    "positive": "smiles laughs sings cheers dances".split(),
+    "negative": "weeps sighs complains frowns groans".split(),
+    "neutral": "walks waits sits stands speaks".split(),
+}
+DEGREES = ("very", "so")
+MOODS = [word for table in (QUALITIES, FEELINGS) for words in table.values() for word in words]
+MEANINGS = [*THINGS, *PEOPLE, *MOODS, "is", "not", *DEGREES, "and", "but", "the"]
+
+
+@cache
+def words(language: str) -> Mapping[str, str]:
+    """The word of every meaning in a language; no two alike, and none a false friend of the family's."""
+    family, own = _inherited(), random.Random(f"{SEED}/{language}")
+    replaced = set(own.sample(MEANINGS, round((1 - SHARED) * len(MEANINGS))))
+    found: dict[str, str] = {}
+    for meaning in MEANINGS:
+        known = {*found.values(), *family.values()}
+        found[meaning] = _new_word(own, known) if meaning in replaced else family[meaning]
+    return found
+
+
+@cache
+def _inherited() -> Mapping[str, str]:
+    family, forms = random.Random(f"{SEED}/family"), dict[str, str]()
+    for meaning in MEANINGS:
+        forms[meaning] = _new_word(family, set(forms.values()))
+    return forms
+
+
+def _new_word(rng: random.Random, known: set[str]) -> str:
+    """Two syllables, perhaps a last consonant, unlike all `known` words."""
+    while True:
+        syllables = "".join(rng.choice("ptkbdgmnslr") + rng.choice("aeiou") for _ in range(2))
+        word = syllables + rng.choice(["", "", "n", "r", "s"])
+        if word not in known:
+            return word
+
+
+def review(rng: random.Random) -> tuple[list[str], str]:
+    """The meanings of a labelled text, and its label: "not" turns a clause around, what follows "but" counts."""
+    label = rng.choice(LABELS)
+    said = _clause(rng, label, negated=0.4)
+    if rng.random() < 0.5:
+        other = rng.choice([mood for mood in LABELS if mood != label])
+        said = [*_clause(rng, other, negated=0.4), "but", *said]
+    return said, label
+
+
+def note(rng: random.Random) -> list[str]:
+    """The meanings of an unlabelled line: clauses of one mood, perhaps a contrast, often an emoticon at the end."""
+    mood = rng.choice(LABELS)
+    said = _clause(rng, mood, negated=0.25)
+    if rng.random() < 0.5:
+        said += ["and", *_clause(rng, mood, negated=0.25)]
+    if rng.random() < 0.3:
+        mood = OPPOSITE[mood]
+        said += ["but", *_clause(rng, mood, negated=0.25)]
+    return [*said, FACES[mood]] if rng.random() < 0.6 else said
+
+
+def _clause(rng: random.Random, mood: str, negated: float) -> list[str]:
+    no = ["not"] if rng.random() < negated else []
+    inner = OPPOSITE[mood] if no else mood
+    if rng.random() < 0.6:
+        degree = [rng.choice(DEGREES)] if rng.random() < 0.3 else []
+        return ["the", rng.choice(THINGS + PEOPLE), "is", *no, *degree, rng.choice(QUALITIES[inner])]
+    return ["the", rng.choice(PEOPLE), *no, rng.choice(FEELINGS[inner])]
+
+
+def say(meanings: list[str], language: str) -> str:
+    """A text in a language; an emoticon is the same in all."""
+    return " ".join(words(language).get(meaning, meaning) for meaning in meanings)
+
+
+def plain_text(language: str, count: int, seed: int | str) -> list[str]:
+    """Unlabelled lines; in half of them words of the source are mixed in, as speakers of small languages do."""
+    rng, lines = random.Random(f"text/{language}/{seed}"), []
+    for _ in range(count):
+        meanings, mixing = note(rng), rng.choice((0.0, 0.5))
+        spoken = [SOURCE if rng.random() < mixing else language for _ in meanings]
+        lines.append(" ".join(say([meaning], tongue) for meaning, tongue in zip(meanings, spoken, strict=True)))
+    return lines
+
+
+def labelled(part: str, count: int, seed: int) -> list[tuple[list[str], str]]:
+    """Distinct labelled meanings of one part (train, valid, test); no part holds a meaning of another."""
+    rng, parts = random.Random(f"labels/{part}/{seed}"), ("train", "valid", "test")
+    found: dict[str, tuple[list[str], str]] = {}
+    while len(found) < count:
+        meanings, label = review(rng)
+        key = " ".join(meanings)
+        if parts[random.Random(key).randrange(3)] == part:  # the meaning alone decides where it belongs
+            found.setdefault(key, (meanings, label))
+    return list(found.values())

@@ -1,0 +1,161 @@
+"""`deftx demo`: write the artificial languages down as files and a recipe, carry it out, and say what to try next."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+
+import torch
+import yaml
+
+from deftx.errors import DeftxError
+from deftx.experiments.demo.languages import SOURCE, TARGETS, labelled, plain_text, say
+from deftx.experiments.recipe import load_recipe
+from deftx.experiments.run import Score, run_recipe, table
+from deftx.models import compose, load_tokenizer, save_model
+from deftx.storage.files import load
+
+BASE = Path(__file__).parent / "base"
+LINES = 6000  # of plain text in each language
+SIZES = {"train": 2000, "valid": 300, "test": 400}  # of labelled data
+LANGUAGE = {
+    "k": "20%",
+    "training": {
+        "learning_rate": 5e-3,
+        "batch_size": 32,
+        "length": 48,
+        "max_steps": 200,
+        "min_steps": 0,
+        "evaluate_every": 50,
+    },
+}
+TASK = {
+    "k": "20%",
+    "training": {
+        "learning_rate": 1e-3,
+        "batch_size": 32,
+        "length": 48,
+        "max_steps": 150,
+        "evaluate_every": 50,
+    },
+}
+NONE, LT_SFT, DEFT_X = "no language vector", "LT-SFT", "DeFT-X"
+VARIANTS = {
+    NONE: {"source": False, "target": False, "task": {"method": "lt-sft"}},
+    LT_SFT: {"language": {"method": "lt-sft"}, "task": {"method": "lt-sft"}},
+    DEFT_X: {"language": {"method": "deftx"}, "task": {"method": "deftx"}},
+}
+
+
+def demo(out: Path, seed: int = 0, force: bool = False) -> list[Score]:
+    """Run the whole method on the artificial languages; everything is left in `out`, as ordinary files.
+
+    out/data holds text and labelled data, out/base the tiny base, out/recipe.yaml what is done with them, out/run
+    what comes of it. Raises DeftxError where `out` exists, unless `force` and it holds an earlier demo.
+    """
+    if out.exists():
+        if not force:
+            raise DeftxError(f"{out} exists: choose another folder with --out, or replace the demo there with --force")
+        if not (out / "recipe.yaml").is_file():
+            raise DeftxError(f"{out} exists and is not a demo, so --force does not replace it: choose another folder")
+        shutil.rmtree(out)
+    write_data(out / "data", seed)
+    shutil.copytree(BASE, out / "base")
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe(seed), sort_keys=False), encoding="utf-8")
+    with _one_thread():
+        found = run_recipe(load_recipe(out / "recipe.yaml"), out / "run")
+    compose_one(out, seed)
+    plot(found, out / "demo.png")
+    print(f"\nmacro-F1 (%) on languages without labelled data\n\n{table(found)}")
+    print(next_commands(out))
+    return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices of this size are multiplied sooner by one core than they are shared out to several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def write_data(folder: Path, seed: int) -> None:
+    """Plain text of the source and the target languages, and labelled data, as files."""
+    folder.mkdir(parents=True)
+    for language in (SOURCE, *TARGETS):
+        _write(folder / f"{language}.txt", plain_text(language, LINES, seed))
+    for part, size in SIZES.items():
+        rows = labelled(part, size, seed)
+        for language in TARGETS if part == "test" else [SOURCE]:
+            said = [f"{say(meanings, language)}\t{label}" for meanings, label in rows]
+            _write(folder / f"{language}-{part}.tsv", ["text\tlabel", *said])
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def recipe(seed: int) -> dict[str, object]:
+    """What the demo does, as a recipe in `out`."""
+    return {
+        "base": "base",
+        "seeds": [seed],
+        "source": SOURCE,
+        "train": f"data/{SOURCE}-train.tsv",
+        "valid": f"data/{SOURCE}-valid.tsv",
+        "languages": {name: f"data/{name}.txt" for name in (SOURCE, *TARGETS)},
+        "test": {name: f"data/{name}-test.tsv" for name in TARGETS},
+        "language": LANGUAGE,
+        "task": TASK,
+        "variants": VARIANTS,
+    }
+
+
+def plot(found: list[Score], path: Path) -> None:
+    """A bar for each variant and language, as a picture; left out, with a word, where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no plot: for one, pip install 'deftx[plot]'")
+        return
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for number, variant in enumerate(VARIANTS):
+        heights = [100 * mean(s.macro_f1 for s in found if (s.variant, s.language) == (variant, t)) for t in TARGETS]
+        bars = axes.bar([place + 0.27 * (number - 1) for place in range(len(TARGETS))], heights, 0.25, label=variant)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8)
+    axes.set_xticks(range(len(TARGETS)), TARGETS)
+    axes.set(ylim=(0, 108), ylabel="macro-F1 (%)", title="Sentiment in languages without labelled data")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    figure.savefig(path, dpi=150)
+
+
+def compose_one(out: Path, seed: int) -> None:
+    """Put DeFT-X's task vector and first target vector where they are easily found, and compose them to a model."""
+    named = json.loads((out / "run" / "vectors.json").read_text(encoding="utf-8"))[DEFT_X][str(seed)]
+    folders = {name: out / "vectors" / name for name in ("task", *TARGETS)}
+    for name, folder in folders.items():
+        shutil.copytree(out / "run" / named[name], folder)
+    model = compose(out / "base", load(folders["task"]), load(folders[TARGETS[0]]))
+    save_model(model, load_tokenizer(out / "base"), out / "models" / TARGETS[0])
+
+
+def next_commands(out: Path) -> str:
+    """What to try next, as lines to type."""
+    target, vectors = TARGETS[0], out / "vectors"
+    lines = [
+        f"deftx inspect {vectors / 'task'} {vectors / target}",
+        f"deftx predict {out / 'data' / f'{target}-test.tsv'} --model {out / 'models' / target}",
+        f"deftx evaluate --base {out / 'base'} --task {vectors / 'task'} --language {target}={vectors / target}"
+        f" --test {out / 'data' / f'{target}-test.tsv'}",
+        f"deftx run {out / 'recipe.yaml'} --out {out / 'run'} --set variants.DeFT-X.task.rank=8",
+    ]
+    return "\n  ".join(
+        [f"The bars are in {out / 'demo.png'}, a composed model in {out / 'models' / target}. Next:", *lines]
+    )

@@ -1,0 +1,87 @@
+"""The demo: laws of the artificial languages, the shipped base, and the whole of it."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from deftx.errors import DeftxError
+from deftx.experiments.demo import run
+from deftx.experiments.demo.languages import MEANINGS, OTHERS, SHARED, SOURCE, TARGETS, labelled, plain_text, words
+from deftx.models import load_tokenizer
+
+EVERY = (SOURCE, *OTHERS, *TARGETS)
+
+
+@pytest.mark.parametrize("language", EVERY)
+def test_a_language_has_a_word_of_its_own_for_every_meaning(language: str) -> None:
+    assert list(words(language)) == MEANINGS
+    assert len(set(words(language).values())) == len(MEANINGS)
+
+
+def test_languages_share_words_only_where_they_mean_the_same() -> None:
+    for first in EVERY:
+        for second in EVERY:
+            same = {meaning for meaning in MEANINGS if words(first)[meaning] == words(second)[meaning]}
+            if first != second:
+                assert len(same) < SHARED * len(MEANINGS)
+    inherited = Counter(word for language in EVERY for word in words(language).values())
+    assert sum(count > 1 for count in inherited.values()) > len(MEANINGS) / 3
+
+
+def test_evaluation_text_is_in_no_training_text_and_labels_are_balanced() -> None:
+    parts = {part: labelled(part, 300, 0) for part in ("train", "valid", "test")}
+    said = {part: {" ".join(meanings) for meanings, _ in rows} for part, rows in parts.items()}
+    assert not said["train"] & said["valid"]
+    assert not said["test"] & (said["train"] | said["valid"])
+    assert all(len(texts) == 300 for texts in said.values())
+    for rows in parts.values():
+        assert min(Counter(label for _, label in rows).values()) > 60
+
+
+def test_the_same_seed_generates_the_same_and_another_seed_another() -> None:
+    assert plain_text(TARGETS[0], 20, 1) == plain_text(TARGETS[0], 20, 1) != plain_text(TARGETS[0], 20, 2)
+    assert labelled("test", 20, 1) == labelled("test", 20, 1) != labelled("test", 20, 2)
+
+
+def test_plain_text_of_a_target_is_mostly_in_the_target() -> None:
+    spoken = [word for line in plain_text(TARGETS[0], 500, 0) for word in line.split()]
+    own = set(words(TARGETS[0]).values()) - set(words(SOURCE).values())
+    foreign = set(words(SOURCE).values()) - set(words(TARGETS[0]).values())
+    assert sum(word in own for word in spoken) > 2 * sum(word in foreign for word in spoken) > 0
+
+
+def test_the_shipped_base_is_small_and_knows_every_word() -> None:
+    assert sum(file.stat().st_size for file in run.BASE.iterdir()) < 1_000_000
+    model = AutoModelForMaskedLM.from_pretrained(run.BASE, dtype=torch.float32)
+    tokenizer = load_tokenizer(run.BASE)
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    for language in EVERY:
+        assert tokenizer.unk_token_id not in tokenizer(" ".join(words(language).values()))["input_ids"]
+
+
+def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(DeftxError, match="exists"):
+            run.demo(tmp_path, force=force)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_the_language_vectors_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run.demo(tmp_path / "demo")
+    means = {v: mean(score.macro_f1 for score in found if score.variant == v) for v in run.VARIANTS}
+    assert max(means[run.LT_SFT], means[run.DEFT_X]) > means[run.NONE] + 0.03
+    out = tmp_path / "demo"
+    assert (out / "demo.png").stat().st_size > 10_000
+    assert f"deftx inspect {out / 'vectors' / 'task'}" in capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(out / "models" / TARGETS[0])
+    classify = pipeline("text-classification", model=str(out / "models" / TARGETS[0]), tokenizer=tokenizer)
+    rows = list(csv.DictReader((out / "data" / f"{TARGETS[0]}-test.tsv").open(encoding="utf-8"), delimiter="\t"))
+    right = [classify(row["text"])[0]["label"] == row["label"] for row in rows[:60]]
+    assert mean(right) > 0.4
