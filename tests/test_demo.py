@@ -1,6 +1,8 @@
 """The demo: laws of the artificial languages, the shipped base, and the whole of it."""
 
 import csv
+import random
+import re
 from collections import Counter
 from pathlib import Path
 from statistics import mean
@@ -11,7 +13,18 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from deftx.errors import DeftxError
 from deftx.experiments.demo import run
-from deftx.experiments.demo.languages import MEANINGS, OTHERS, SHARED, SOURCE, TARGETS, labelled, plain_text, words
+from deftx.experiments.demo.languages import (
+    FACES,
+    MEANINGS,
+    OTHERS,
+    SHARED,
+    SOURCE,
+    TARGETS,
+    labelled,
+    note,
+    plain_text,
+    words,
+)
 from deftx.models import load_tokenizer
 
 EVERY = (SOURCE, *OTHERS, *TARGETS)
@@ -33,14 +46,24 @@ def test_languages_share_words_only_where_they_mean_the_same() -> None:
     assert sum(count > 1 for count in inherited.values()) > len(MEANINGS) / 3
 
 
-def test_evaluation_text_is_in_no_training_text_and_labels_are_balanced() -> None:
+def clauses(meanings: list[str]) -> list[str]:
+    return re.split(" (?:and|but) ", " ".join(meanings))
+
+
+def test_no_clause_of_evaluation_text_is_in_any_text_that_is_learnt_from() -> None:
     parts = {part: labelled(part, 300, 0) for part in ("train", "valid", "test")}
-    said = {part: {" ".join(meanings) for meanings, _ in rows} for part, rows in parts.items()}
-    assert not said["train"] & said["valid"]
-    assert not said["test"] & (said["train"] | said["valid"])
-    assert all(len(texts) == 300 for texts in said.values())
-    for rows in parts.values():
-        assert min(Counter(label for _, label in rows).values()) > 60
+    said = {part: {c for meanings, _ in rows for c in clauses(meanings)} for part, rows in parts.items()}
+    notes = [note(random.Random(seed)) for seed in range(5000)]
+    learnt = {c for meanings in notes for c in clauses([m for m in meanings if m not in FACES.values()])}
+    assert not said["test"] & (said["train"] | said["valid"] | learnt)
+    assert not said["valid"] & (said["train"] | learnt)
+    assert said["train"] & learnt
+
+
+def test_labelled_data_is_balanced_and_without_repetition() -> None:
+    rows = labelled("test", 300, 0)
+    assert set(Counter(label for _, label in rows).values()) == {100}
+    assert len({" ".join(meanings) for meanings, _ in rows}) == 300
 
 
 def test_the_same_seed_generates_the_same_and_another_seed_another() -> None:

@@ -5,6 +5,7 @@ base's pretraining, one of them has labelled text (the source); the targets are 
 """
 
 import random
+import zlib
 from collections.abc import Mapping
 from functools import cache
 
@@ -62,35 +63,45 @@ def _new_word(rng: random.Random, known: set[str]) -> str:
             return word
 
 
-def review(rng: random.Random) -> tuple[list[str], str]:
+def review(rng: random.Random, part: str) -> tuple[list[str], str]:
     """The meanings of a labelled text, and its label: "not" turns a clause around, what follows "but" counts."""
     label = rng.choice(LABELS)
-    said = _clause(rng, label, negated=0.4)
+    said = _clause(rng, label, part, negated=0.4)
     if rng.random() < 0.5:
         other = rng.choice([mood for mood in LABELS if mood != label])
-        said = [*_clause(rng, other, negated=0.4), "but", *said]
+        said = [*_clause(rng, other, part, negated=0.4), "but", *said]
     return said, label
 
 
 def note(rng: random.Random) -> list[str]:
     """The meanings of an unlabelled line: clauses of one mood, perhaps a contrast, often an emoticon at the end."""
     mood = rng.choice(LABELS)
-    said = _clause(rng, mood, negated=0.25)
+    said = _clause(rng, mood, "train", negated=0.25)
     if rng.random() < 0.5:
-        said += ["and", *_clause(rng, mood, negated=0.25)]
+        said += ["and", *_clause(rng, mood, "train", negated=0.25)]
     if rng.random() < 0.3:
         mood = OPPOSITE[mood]
-        said += ["but", *_clause(rng, mood, negated=0.25)]
+        said += ["but", *_clause(rng, mood, "train", negated=0.25)]
     return [*said, FACES[mood]] if rng.random() < 0.6 else said
 
 
-def _clause(rng: random.Random, mood: str, negated: float) -> list[str]:
-    no = ["not"] if rng.random() < negated else []
-    inner = OPPOSITE[mood] if no else mood
-    if rng.random() < 0.6:
-        degree = [rng.choice(DEGREES)] if rng.random() < 0.3 else []
-        return ["the", rng.choice(THINGS + PEOPLE), "is", *no, *degree, rng.choice(QUALITIES[inner])]
-    return ["the", rng.choice(PEOPLE), *no, rng.choice(FEELINGS[inner])]
+def _clause(rng: random.Random, mood: str, part: str, negated: float) -> list[str]:
+    """A random clause of a mood and a part: no clause of evaluation text is in any text that is learnt from."""
+    while True:
+        no = ["not"] if rng.random() < negated else []
+        inner = OPPOSITE[mood] if no else mood
+        if rng.random() < 0.6:
+            degree = [rng.choice(DEGREES)] if rng.random() < 0.3 else []
+            said = ["the", rng.choice(THINGS + PEOPLE), "is", *no, *degree, rng.choice(QUALITIES[inner])]
+        else:
+            said = ["the", rng.choice(PEOPLE), *no, rng.choice(FEELINGS[inner])]
+        if part_of(said) == part:
+            return said
+
+
+def part_of(clause: list[str]) -> str:
+    """The part of the data (train, valid or test) that a clause belongs to, by its meanings alone."""
+    return ("test", "valid", *["train"] * 8)[zlib.crc32(" ".join(clause).encode()) % 10]
 
 
 def say(meanings: list[str], language: str) -> str:
@@ -109,12 +120,10 @@ def plain_text(language: str, count: int, seed: int | str) -> list[str]:
 
 
 def labelled(part: str, count: int, seed: int) -> list[tuple[list[str], str]]:
-    """Distinct labelled meanings of one part (train, valid, test); no part holds a meaning of another."""
-    rng, parts = random.Random(f"labels/{part}/{seed}"), ("train", "valid", "test")
-    found: dict[str, tuple[list[str], str]] = {}
+    """Distinct labelled meanings of one part (train, valid, test), equally many of each label as far as they go."""
+    rng, found = random.Random(f"labels/{part}/{seed}"), dict[str, tuple[list[str], str]]()
     while len(found) < count:
-        meanings, label = review(rng)
-        key = " ".join(meanings)
-        if parts[random.Random(key).randrange(3)] == part:  # the meaning alone decides where it belongs
-            found.setdefault(key, (meanings, label))
+        meanings, label = review(rng, part)
+        if label == LABELS[len(found) % len(LABELS)]:
+            found.setdefault(" ".join(meanings), (meanings, label))
     return list(found.values())
