@@ -1,7 +1,10 @@
 """Carry out a recipe: its fits one after the other, its scores, its table. A run that was stopped goes on.
 
-RUN/vectors/NAME-KEY   a finished fit; KEY names all that determines it, so that nothing stale is taken
-RUN/work               what phase 1 learnt, shared by the variants that differ only in what comes after
+RUN/vectors/NAME-KEY   a finished fit; KEY names all that determines it, so that nothing stale is taken and
+                       variants share what they have in common
+RUN/vectors.json       which folder holds which variant's vector: variant -> seed -> language or "task"
+RUN/work               what phase 1 learnt, shared by the variants that differ only in what comes after;
+                       gone when a seed is done
 RUN/scores.jsonl       one row per variant, seed and language
 RUN/results.md         the table: mean ± standard deviation over the seeds
 """
