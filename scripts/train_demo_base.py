@@ -2,19 +2,24 @@
 
     python scripts/train_demo_base.py [OUT]
 
-The model sees text of the source and of the other pretraining languages, never of a target. The vocabulary holds
-the words of all languages of the family, as that of a large multilingual model covers languages it hardly saw.
+The model sees text of the source and of the other pretraining languages, never of a target. It learns masked words,
+and from a line's first token the emoticon that was taken off the line's end: like BERT's next-sentence objective,
+that gives the first token, which classifiers read, something to say. The vocabulary holds the words of all languages
+of the family, as that of a large multilingual model covers languages it hardly saw.
 """
 
+import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from deftx.experiments.demo.languages import FACES, OTHERS, SOURCE, TARGETS, plain_text, words
-from deftx.tasks.masked_lm import mask, masked_loss, pack
+from deftx.tasks.masked_lm import IGNORED, mask, masked_loss, pack
 
 OUT = Path(__file__).parents[1] / "src/deftx/experiments/demo/base"
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -53,6 +58,36 @@ def new_model(vocabulary: int) -> XLMRobertaForMaskedLM:
     return XLMRobertaForMaskedLM(config)
 
 
+def emoticon_batches(lines: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (ids, labels) [BATCH, length] of lines of one length; the label of the first token is the emoticon."""
+    faces, by_length = set(FACES.values()), dict[int, list[tuple[str, str]]]()
+    for line in lines:
+        *said, last = line.split()
+        if last in faces:
+            by_length.setdefault(len(said), []).append((" ".join(said), last))
+    groups = []
+    for pairs in by_length.values():
+        ids = torch.tensor(tokenizer([said for said, _ in pairs])["input_ids"])
+        labels = torch.full_like(ids, IGNORED)
+        labels[:, 0] = torch.tensor(tokenizer.convert_tokens_to_ids([last for _, last in pairs]))
+        groups.append((ids, labels))
+    rng, sizes = random.Random(0), [len(ids) for ids, _ in groups]
+    while True:
+        ids, labels = rng.choices(groups, sizes)[0]
+        some = torch.randint(len(ids), (BATCH,))
+        yield ids[some], labels[some]
+
+
+@torch.no_grad()
+def draw_unseen(model: XLMRobertaForMaskedLM, seen: Tensor) -> None:
+    """Give tokens that no text had, and that training only pushed away, embeddings as spread as those of the others."""
+    embeddings, bias = model.get_input_embeddings().weight, model.lm_head.bias
+    unseen = torch.ones(len(embeddings), dtype=torch.bool).index_fill(0, seen, False)
+    mean, spread = embeddings[seen].mean(0), embeddings[seen].std(0)
+    embeddings[unseen] = mean + spread * torch.randn(int(unseen.sum()), WIDTH)
+    bias[unseen] = bias[seen].median()
+
+
 def main(out: Path) -> None:
     """Generate the text, train, and save in half precision."""
     torch.set_num_threads(1)
@@ -60,6 +95,7 @@ def main(out: Path) -> None:
     tokenizer = word_tokenizer()
     texts = [plain_text(language, LINES, "pretraining") for language in (SOURCE, *OTHERS)]
     blocks = torch.cat([pack(lines, tokenizer, LENGTH) for lines in texts])
+    emoticons = emoticon_batches([line for lines in texts for line in lines], tokenizer)
     model = new_model(len(tokenizer))
     print(f"{len(blocks):,} blocks, {model.num_parameters():,} parameters")
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
@@ -69,17 +105,17 @@ def main(out: Path) -> None:
     special, total = torch.tensor(tokenizer.all_special_ids), 0.0
     for step in range(1, STEPS + 1):
         batch = blocks[torch.randint(len(blocks), (BATCH,))]
-        inputs, labels = mask(batch, MASKED, special, tokenizer.mask_token_id, len(tokenizer))
-        loss = masked_loss(model, inputs, labels)
-        loss.backward()
+        words_loss = masked_loss(model, *mask(batch, MASKED, special, tokenizer.mask_token_id, len(tokenizer)))
+        (words_loss + 0.5 * masked_loss(model, *next(emoticons))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        total += loss.item()
+        total += words_loss.item()
         if step % 250 == 0:
             print(f"step {step}: loss {total / 250:.3f}", flush=True)
             total = 0.0
+    draw_unseen(model, torch.cat([blocks.unique(), special]).unique())
     tokenizer.save_pretrained(out)
     model.half().save_pretrained(out)
 

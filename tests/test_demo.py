@@ -3,7 +3,9 @@
 import random
 import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -12,13 +14,18 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 from deftx.errors import DeftxError
 from deftx.experiments.demo import run
 from deftx.experiments.demo.languages import (
+    CONTENT,
     FACES,
+    FUNCTION,
     LABELS,
     MEANINGS,
+    NOUNS,
     OTHERS,
-    SHARED,
+    REPLACED,
+    SOUND_CHANGES,
     SOURCE,
     TARGETS,
+    inherited,
     labelled,
     note,
     plain_text,
@@ -38,13 +45,31 @@ def test_a_language_has_a_word_of_its_own_for_every_meaning(language: str) -> No
 
 
 def test_languages_share_words_only_where_they_mean_the_same() -> None:
-    for first in EVERY:
-        for second in EVERY:
-            same = {meaning for meaning in MEANINGS if words(first)[meaning] == words(second)[meaning]}
-            if first != second:
-                assert len(same) < SHARED * len(MEANINGS)
-    inherited = Counter(word for language in EVERY for word in words(language).values())
-    assert sum(count > 1 for count in inherited.values()) > len(MEANINGS) / 3
+    for first, second in combinations(EVERY, 2):
+        same = {meaning for meaning in MEANINGS if words(first)[meaning] == words(second)[meaning]}
+        assert set(FUNCTION) <= same
+        assert len(set(words(first).values()) & set(words(second).values())) == len(same) < 0.6 * len(MEANINGS)
+
+
+@pytest.mark.parametrize("language", EVERY)
+def test_sound_changes_and_the_affix_are_regular_and_some_words_are_replaced(language: str) -> None:
+    spoken, family = words(language), inherited()
+    (affix,) = {spoken[meaning][-2:] for meaning in NOUNS}
+    stems = {
+        meaning: spoken[meaning].removesuffix(affix) if meaning in NOUNS else spoken[meaning] for meaning in CONTENT
+    }
+    changed = {
+        (old, new)
+        for meaning, stem in stems.items()
+        if len(stem) == len(family[meaning])
+        for old, new in zip(family[meaning], stem, strict=True)
+        if SOUND_CHANGES.get(old) == new
+    }
+    assert len(changed) == 2
+    sounds = str.maketrans(dict(changed))
+    kept = [meaning for meaning in CONTENT if family[meaning].translate(sounds) == stems[meaning]]
+    assert len(kept) == len(CONTENT) - round(REPLACED * len(CONTENT))
+    assert not any(old in word for old, _ in changed for word in stems.values())
 
 
 def clauses(meanings: list[str]) -> list[str]:
@@ -97,21 +122,19 @@ def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_learns_and_leaves_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_language_vectors_help_and_the_demo_leaves_what_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = run.demo(tmp_path / "demo")
     assert {(s.variant, s.language) for s in found} == {(v, t) for v in run.VARIANTS for t in TARGETS}
     out = tmp_path / "demo"
     assert (out / "demo.png").stat().st_size > 10_000
     assert f"deftx inspect {out / 'vectors' / 'task'}" in capsys.readouterr().out
     task = load(out / "vectors" / "task")
-    assert task.info["log"]["phase2"]["best_score"] > 0.9  # macro-F1 on held-out text of the source
-    for target in TARGETS:
-        losses = [
-            row["eval_loss"]
-            for row in load(out / "vectors" / target).info["log"]["phase2"]["history"]
-            if "eval_loss" in row
-        ]
-        assert losses[-1] < losses[0] - 0.2
+    assert task.info["log"]["phase2"]["best_score"] > 0.95  # macro-F1 on held-out text of the source
+    score = {(s.variant, s.language): s.macro_f1 for s in found}
+    for variant in (run.LT_SFT, run.DEFT_X):
+        assert mean(score[variant, target] - score[run.NONE, target] for target in TARGETS) > 0.03
     folder = out / "models" / TARGETS[0]
     classify = pipeline("text-classification", model=str(folder), tokenizer=AutoTokenizer.from_pretrained(folder))
     (answer,) = classify(say(["the", "bread", "is", "good"], TARGETS[0]))

@@ -22,6 +22,7 @@ from transformers import (
 from deftx.core.backbone import backbone
 from deftx.errors import Diverged
 from deftx.settings import Training
+from deftx.training.precision import autocast, bf16_pays
 from deftx.training.progress import ProgressBar
 
 
@@ -128,13 +129,6 @@ def total_steps(examples: int, training: Training) -> int:
     return max(training.min_steps, min(training.max_steps or steps, steps), 1)
 
 
-def bf16_pays(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs that know bf16, CPUs with AMX."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-
-
 class _Trainer(Trainer):
     """The Trainer with our loss, our validation, the penalty's gradient, and a stop at the first bad loss."""
 
@@ -145,7 +139,7 @@ class _Trainer(Trainer):
         self.moving, self.batch_size = moving, 4 * training.batch_size
         self.pull = training.l1 / sum(weight.numel() for weight in backbone(options["model"]).values())
         bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(self.args.device))
-        self.autocast = partial(torch.autocast, self.args.device.type, torch.bfloat16, enabled=bf16)
+        self.autocast = partial(autocast, self.args.device, bf16)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         with self.autocast():

@@ -1,17 +1,19 @@
 """A family of small artificial languages: one set of meanings, many surface forms, all generated from a seed.
 
-A language inherits half of its words from the family and has its own for the rest. Some languages are in the
-base's pretraining, one of them has labelled text (the source); the targets are in neither.
+A language inherits the family's words, replaces some by words of its own, changes two sounds wherever they occur
+(p becomes f, say), and ends its nouns in an affix of its own. Some languages are in the base's pretraining, one of
+them has labelled text (the source); the targets are in neither.
 """
 
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 SEED = 7  # of the words; the shipped base was trained on this family
-SHARED = 0.5  # of a language's words are inherited
-SOURCE, OTHERS, TARGETS = "ovani", ("tesha", "murek"), ("fenor", "sunat", "gwelo")
+REPLACED = 0.25  # of a language's content words
+SOUND_CHANGES = {"p": "f", "t": "c", "k": "h", "b": "v", "d": "z", "g": "j", "s": "x"}
+SOURCE, OTHERS, TARGETS = "ovani", ("tesha", "murek", "dolin", "pareg", "sibat"), ("fenor", "sunat", "gwelo")
 
 LABELS = ("negative", "neutral", "positive")
 OPPOSITE = {"positive": "negative", "negative": "positive", "neutral": "neutral"}
@@ -31,34 +33,40 @@ FEELINGS = {
 }
 DEGREES = ("very", "so")
 MOODS = [word for table in (QUALITIES, FEELINGS) for words in table.values() for word in words]
-MEANINGS = [*THINGS, *PEOPLE, *MOODS, "is", "not", *DEGREES, "and", "but", "the"]
+NOUNS = [*THINGS, *PEOPLE]
+CONTENT, FUNCTION = [*NOUNS, *MOODS], ["is", "not", *DEGREES, "and", "but", "the"]
+MEANINGS = [*CONTENT, *FUNCTION]
 
 
 @cache
 def words(language: str) -> Mapping[str, str]:
-    """The word of every meaning in a language; no two alike, and none a false friend of the family's."""
-    family, own = _inherited(), random.Random(f"{SEED}/{language}")
-    replaced = set(own.sample(MEANINGS, round((1 - SHARED) * len(MEANINGS))))
-    found: dict[str, str] = {}
-    for meaning in MEANINGS:
-        known = {*found.values(), *family.values()}
-        found[meaning] = _new_word(own, known) if meaning in replaced else family[meaning]
-    return found
+    """The word of every meaning in a language; no two alike."""
+    own = random.Random(f"{SEED}/{language}")
+    changes = str.maketrans({sound: SOUND_CHANGES[sound] for sound in own.sample(list(SOUND_CHANGES), 2)})
+    affix = own.choice("ptkbdg") + own.choice("aeiou")
+    forms = dict(inherited())
+    for meaning in own.sample(CONTENT, round(REPLACED * len(CONTENT))):
+        forms[meaning] = _new_word(own, {*forms.values(), *inherited().values()})
+    return {meaning: form.translate(changes) + (affix if meaning in NOUNS else "") for meaning, form in forms.items()}
 
 
 @cache
-def _inherited() -> Mapping[str, str]:
+def inherited() -> Mapping[str, str]:
+    """The family's word of every meaning. Those of grammar have only sounds that no language changes."""
     family, forms = random.Random(f"{SEED}/family"), dict[str, str]()
-    for meaning in MEANINGS:
-        forms[meaning] = _new_word(family, set(forms.values()))
+    for meaning in CONTENT:
+        forms[meaning] = _new_word(family, {*forms.values()})
+    for meaning in FUNCTION:
+        forms[meaning] = _new_word(family, {*forms.values()}, "mnlr", ("",))
     return forms
 
 
-def _new_word(rng: random.Random, known: set[str]) -> str:
+def _new_word(
+    rng: random.Random, known: set[str], sounds: str = "ptkbdgmnslr", ends: Sequence[str] = ("", "", "n", "r", "s")
+) -> str:
     """Two syllables, perhaps a last consonant, unlike all `known` words."""
     while True:
-        syllables = "".join(rng.choice("ptkbdgmnslr") + rng.choice("aeiou") for _ in range(2))
-        word = syllables + rng.choice(["", "", "n", "r", "s"])
+        word = "".join(rng.choice(sounds) + rng.choice("aeiou") for _ in range(2)) + rng.choice(ends)
         if word not in known:
             return word
 
@@ -92,7 +100,7 @@ def _clause(rng: random.Random, mood: str, part: str, negated: float) -> list[st
         inner = OPPOSITE[mood] if no else mood
         if rng.random() < 0.6:
             degree = [rng.choice(DEGREES)] if rng.random() < 0.3 else []
-            said = ["the", rng.choice(THINGS + PEOPLE), "is", *no, *degree, rng.choice(QUALITIES[inner])]
+            said = ["the", rng.choice(NOUNS), "is", *no, *degree, rng.choice(QUALITIES[inner])]
         else:
             said = ["the", rng.choice(PEOPLE), *no, rng.choice(FEELINGS[inner])]
         if part_of(said) == part:

@@ -24,11 +24,12 @@ LANGUAGE = {
     "k": "20%",
     "training": {
         "learning_rate": 5e-3,
-        "batch_size": 32,
+        "batch_size": 24,
         "length": 48,
-        "max_steps": 200,
+        "precision": "fp32",
+        "max_steps": 300,
         "min_steps": 0,
-        "evaluate_every": 50,
+        "evaluate_every": 100,
     },
 }
 TASK = {
@@ -37,8 +38,9 @@ TASK = {
         "learning_rate": 1e-3,
         "batch_size": 32,
         "length": 48,
-        "max_steps": 150,
-        "evaluate_every": 50,
+        "precision": "fp32",
+        "max_steps": 400,
+        "evaluate_every": 100,
     },
 }
 NONE, LT_SFT, DEFT_X = "no language vector", "LT-SFT", "DeFT-X"

@@ -1,0 +1,51 @@
+"""Which precision a training computes in, and what keeps bf16 fast on processors."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs and CPUs with instructions for it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
+@contextmanager
+def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
+    """bf16 autocast on `device` where `bf16` says so, nothing otherwise."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        if bf16 and device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):
+            with _AttentionInFp32():
+                yield
+        else:
+            yield
+
+
+class _AttentionInFp32(TorchFunctionMode):
+    """Fused attention in fp32: without AMX, torch's CPU kernel is some three times slower in bf16 than in fp32."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        found = (*args, *(kwargs or {}).values())
+        wide, named = [_widen(arg) for arg in args], {name: _widen(arg) for name, arg in (kwargs or {}).items()}
+        with torch.autocast("cpu", enabled=False):
+            return func(*wide, **named).to(next(arg.dtype for arg in found if isinstance(arg, Tensor)))
+
+
+def _widen(arg: Any) -> Any:
+    return arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
