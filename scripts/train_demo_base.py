@@ -102,10 +102,10 @@ def main(out: Path) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP, 1, 3 * (1 - step / STEPS))
     )
-    special, total = torch.tensor(tokenizer.all_special_ids), 0.0
+    special, everything, total = torch.tensor(tokenizer.all_special_ids), torch.arange(len(tokenizer)), 0.0
     for step in range(1, STEPS + 1):
         batch = blocks[torch.randint(len(blocks), (BATCH,))]
-        words_loss = masked_loss(model, *mask(batch, MASKED, special, tokenizer.mask_token_id, len(tokenizer)))
+        words_loss = masked_loss(model, *mask(batch, MASKED, special, tokenizer.mask_token_id, everything))
         (words_loss + 0.5 * masked_loss(model, *next(emoticons))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

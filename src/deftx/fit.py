@@ -35,6 +35,7 @@ from deftx.tasks.classification import classification, label_names
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
 from deftx.training.loop import Moving, Objective, train
+from deftx.training.rows import rows_apart
 from deftx.training.sparse import sparse_tuning
 
 Delta = Mapping[str, Tensor]
@@ -87,8 +88,9 @@ def fit(
     if done is not None and done[1].get("key") == key:
         delta, log = {name: done[0][name] for name in theta0}, done[1]["log"]  # the order decides ties
     else:
-        with last_good_kept(1):
-            log = phase(1, Moving(list(body.values()), list(theta0.values()), top))
+        with last_good_kept(1), rows_apart(model, objective.tokens) as rows:
+            moving = [rows.values if rows and weight is rows.weight else weight for weight in body.values()]
+            log = phase(1, Moving(moving, [weight.detach().clone() for weight in moving], top))
         delta = _difference(body, theta0)
         if work is not None:
             save_delta(work / "phase1.safetensors", delta, {"key": key, "log": log})

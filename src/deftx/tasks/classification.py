@@ -42,6 +42,12 @@ class Classification:
     greater_is_better = True
     sampling = "group_by_length"
 
+    @property
+    def tokens(self) -> Tensor:
+        """All ids that a training batch can hold [n], but for the padding, which nothing is learnt from."""
+        ids: list[list[int]] = [example["input_ids"] for example in self.train]  # type: ignore[misc]
+        return torch.tensor(sorted({token for text in ids for token in text}))
+
     def collate(self, examples: list[dict[str, object]]) -> dict[str, Tensor]:
         """Pad to the longest of a batch -> token tensors [batch, longest] and labels [batch]."""
         labels = torch.tensor([example["labels"] for example in examples])

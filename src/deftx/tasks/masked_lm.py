@@ -24,6 +24,7 @@ class MaskedLM:
     train      [blocks, length] int64, masked anew each time a block is seen
     held_out   [blocks, length] int64, with one fixed mask: (inputs, labels)
     special    ids that are never masked
+    noise      ids from which a masked token's random replacement is drawn: those of the text, so that no others move
     digest     names the data: equal for equal blocks
     """
 
@@ -31,18 +32,22 @@ class MaskedLM:
     held_out: tuple[Tensor, Tensor]
     special: Tensor
     mask_id: int
-    vocabulary: int
+    noise: Tensor
     share: float
-
     digest: str
 
     metric = "loss"
     greater_is_better = False
     sampling = "random"
 
+    @property
+    def tokens(self) -> Tensor:
+        """All ids that a training batch can hold [n]."""
+        return torch.cat([self.train.unique(), torch.tensor([self.mask_id])])
+
     def collate(self, blocks: list[Tensor]) -> dict[str, Tensor]:
         """Stack [length] blocks to inputs and labels [batch, length], freshly masked."""
-        inputs, labels = mask(torch.stack(blocks), self.share, self.special, self.mask_id, self.vocabulary)
+        inputs, labels = mask(torch.stack(blocks), self.share, self.special, self.mask_id, self.noise)
         return {"input_ids": inputs, "labels": labels}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -74,14 +79,16 @@ def masked_lm(
     held_out = min(max(1, round(training.held_out * len(lines))), len(lines) - 1)
     train, valid = (pack(part, tokenizer, length) for part in (lines[held_out:], lines[:held_out]))
     special = torch.tensor(sorted(tokenizer.all_special_ids))
-    share, mask_id, vocabulary = training.mask, tokenizer.mask_token_id, len(tokenizer)
+    share, mask_id = training.mask, tokenizer.mask_token_id
     if any(torch.isin(part, special).all() for part in (train, valid)):
         raise DeftxError("the text has no token that the base's tokenizer knows: is it in the base's script?")
-    fixed = mask(valid, share, special, mask_id, vocabulary, generator)
+    used = train.unique()
+    noise = used[~torch.isin(used, special)]
+    fixed = mask(valid, share, special, mask_id, noise, generator)
     while (fixed[1] == IGNORED).all():  # few tokens, none of them chosen
-        fixed = mask(valid, share, special, mask_id, vocabulary, generator)
+        fixed = mask(valid, share, special, mask_id, noise, generator)
     digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
-    return MaskedLM(train, fixed, special, mask_id, vocabulary, share, digest)
+    return MaskedLM(train, fixed, special, mask_id, noise, share, digest)
 
 
 def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:
@@ -108,19 +115,19 @@ def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) 
 
 
 def mask(
-    ids: Tensor, share: float, special: Tensor, mask_id: int, vocabulary: int, generator: torch.Generator | None = None
+    ids: Tensor, share: float, special: Tensor, mask_id: int, noise: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Masked inputs and labels [blocks, length] of token `ids`, as BERT's authors mask.
 
     Each token that is not special is chosen with probability `share`; of the chosen, 80% become the mask,
-    10% a random token, 10% stay. Labels are IGNORED where nothing was chosen.
+    10% a random one of the `noise` ids [n], 10% stay. Labels are IGNORED where nothing was chosen.
     """
     chance, kind = (torch.rand(ids.shape, generator=generator) for _ in range(2))
     chosen = (chance < share) & ~torch.isin(ids, special)
     labels = ids.where(chosen, IGNORED)
-    noise = torch.randint(vocabulary, ids.shape, generator=generator)
+    random = noise[torch.randint(len(noise), ids.shape, generator=generator)]
     masked = ids.masked_fill(chosen & (kind < 0.8), mask_id)
-    return noise.where(chosen & (kind >= 0.9), masked), labels
+    return random.where(chosen & (kind >= 0.9), masked), labels
 
 
 def masked_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ class Objective(Protocol):
         """The Trainer's `train_sampling_strategy`."""
 
     @property
+    def tokens(self) -> Tensor:
+        """All token ids that a training batch can hold [n], but for padding."""
+
+    @property
     def digest(self) -> str:
         """A name of the data: other data, another name."""
 

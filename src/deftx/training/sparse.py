@@ -8,7 +8,7 @@ Nothing outside the selection can move, whatever the optimiser or its weight dec
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from deftx.core.entries import read_entries, write_entries
 from deftx.core.select import Places, Selection
 from deftx.core.vector import Entries, SparseVector
 from deftx.errors import DeftxError
+from deftx.training.rows import Rows, rows_apart
 
 
 class SparseTuning:
@@ -30,10 +31,14 @@ class SparseTuning:
     start   what these entries were at the beginning [k]
     """
 
-    def __init__(self, model: nn.Module, selection: Selection) -> None:
+    def __init__(self, model: nn.Module, selection: Selection, rows: Rows | None) -> None:
         self.selection = selection
         self.weights = {name: weight for name, weight in backbone(model).items() if name in selection}
-        read = [read_entries(self.weights[name].detach(), places.indices) for name, places in selection.items()]
+        self.targets = {name: (self.weights[name], places.indices) for name, places in selection.items()}
+        if rows is not None:
+            name = next(name for name, weight in self.weights.items() if weight is rows.weight)
+            self.targets[name] = (rows.values, rows.local(selection[name].indices))
+        read = [read_entries(weight.detach(), indices) for weight, indices in self.targets.values()]
         self.start = torch.cat(read) if read else torch.empty(0)
         self.values = nn.Parameter(self.start.clone())
 
@@ -54,30 +59,33 @@ class SparseTuning:
     def write(self) -> None:
         """Put the flat parameter's values into the model's weights."""
         for name, values in self._slices(self.values.detach()):
-            write_entries(self.weights[name].detach(), self.selection[name].indices, values)
+            weight, indices = self.targets[name]
+            write_entries(weight.detach(), indices, values)
+            if weight is not self.weights[name]:
+                write_entries(self.weights[name].detach(), self.selection[name].indices, values)
 
     def _slices(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The parts of a flat tensor [k] by tensor name."""
         sizes = [len(places.indices) for places in self.selection.values()]
         return zip(self.selection, flat.split(sizes), strict=True)
 
-    def _gather(self, weight: nn.Parameter, places: Places, start: int) -> None:
+    def _gather(self, weight: nn.Parameter, indices: Tensor, start: int) -> None:
         """Move the selected entries of a weight's fresh gradient into the flat one; drop the rest."""
         assert weight.grad is not None
         if self.values.grad is None:
             self.values.grad = torch.zeros_like(self.values)
-        here = self.values.grad[start : start + len(places.indices)]
-        here += read_entries(weight.grad, places.indices)
+        here = self.values.grad[start : start + len(indices)]
+        here += read_entries(weight.grad, indices)
         weight.grad = None
 
     def _hooks(self) -> list[Any]:
         """Have gradients gathered as they come, and values written after each step of their optimiser."""
         hooks, start = [], 0
-        for name, places in self.selection.items():
-            gather = partial(self._gather, places=places, start=start)
-            if len(places.indices):
-                hooks.append(self.weights[name].register_post_accumulate_grad_hook(gather))
-            start += len(places.indices)
+        for weight, indices in self.targets.values():
+            if len(indices):
+                gather = partial(self._gather, indices=indices, start=start)
+                hooks.append(weight.register_post_accumulate_grad_hook(gather))
+            start += len(indices)
 
         def stepped(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
             if any(p is self.values for group in optimizer.param_groups for p in group["params"]):
@@ -105,15 +113,28 @@ def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuni
     selection = {
         name: Places(places.indices.to(weights[name].device), places.shape) for name, places in selection.items()
     }
-    tuning = SparseTuning(model, selection)
     with ExitStack() as stack:
         for name, weight in weights.items():
             stack.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(name in selection and len(selection[name].indices) > 0)
             weight.grad = None  # what an earlier loop left would be gathered with the first gradient
+        rows = stack.enter_context(_selected_rows(model, selection))
+        tuning = SparseTuning(model, selection, rows)
         for hook in tuning._hooks():
             stack.callback(hook.remove)
         model.register_parameter("sparse_values", tuning.values)
         stack.callback(delattr, model, "sparse_values")
         stack.callback(tuning.write)
         yield tuning
+
+
+def _selected_rows(model: Any, selection: Selection) -> AbstractContextManager[Rows | None]:
+    """The embedding rows that hold selected entries, apart: the others need no gradient."""
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    for name, weight in backbone(model).items():
+        if embeddings is not None and weight is embeddings.weight and len(selection.get(name, _NONE).indices):
+            return rows_apart(model, selection[name].indices // weight.shape[1])
+    return nullcontext()
+
+
+_NONE = Places(torch.empty(0, dtype=torch.int64), ())

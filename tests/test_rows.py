@@ -1,0 +1,131 @@
+"""Embedding rows apart: what is learnt is what the whole embedding would learn, and no other row is touched."""
+
+from contextlib import suppress
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from deftx.core.backbone import backbone, tunable
+from deftx.core.select import select
+from deftx.models import load_classifier, load_masked_lm
+from deftx.settings import LanguageTraining, Training
+from deftx.tasks.classification import classification
+from deftx.tasks.data import Examples
+from deftx.tasks.masked_lm import masked_lm
+from deftx.training.loop import Moving, train
+from deftx.training.rows import rows_apart
+from deftx.training.sparse import sparse_tuning
+
+TOKENIZER = tiny.tokenizer()
+TRAINING = Training(learning_rate=1e-2, batch_size=4, epochs=3, evaluate_every=100, precision="fp32", l1=5.0)
+FEW = [" ".join(sentence.split()[:3]) for sentence in ("ba be bi bo", "da de di do", "ba do be di")] * 8
+
+
+@pytest.fixture(params=["xlmr", "bert", "distilbert", "modernbert", "deberta"])
+def base(request, tmp_path):
+    tiny.save_base(tmp_path / "base", request.param)
+    return tmp_path / "base"
+
+
+def prepared(base, kind):
+    """A model at its start, without dropout, and an objective on few words."""
+    if kind == "language":
+        model = load_masked_lm(base)
+        objective = masked_lm(FEW, TOKENIZER, LanguageTraining(min_steps=0), 10, 0)
+    else:
+        examples = Examples(FEW, None, ["yes" if "ba" in text else "no" for text in FEW])
+        model = load_classifier(base, ["no", "yes"])
+        objective = classification(examples, examples, ["no", "yes"], TOKENIZER, 16, "accuracy")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for name, weight in backbone(model).items():
+        weight.requires_grad_(name in tunable(model))
+    return model, objective
+
+
+def learnt(model, objective, moving):
+    train(model, objective, TRAINING, Moving(moving, [weight.detach().clone() for weight in moving]), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["language", "task"])
+def test_training_with_rows_apart_is_training_of_the_whole(base, kind):
+    start, _ = prepared(base, kind)
+    whole, objective = prepared(base, kind)
+    apart, _ = prepared(base, kind)
+    learnt(whole, objective, list(tunable(whole).values()))
+    with rows_apart(apart, objective.tokens) as rows:
+        assert rows is not None
+        assert len(rows.ids) < 20 < len(rows.weight)
+        learnt(apart, objective, [rows.values if w is rows.weight else w for w in tunable(apart).values()])
+    before, expected = backbone(start), backbone(whole)
+    for name, weight in backbone(apart).items():
+        if not name.endswith(("key.bias", "key_proj.bias", "k_lin.bias")):  # their gradient is rounding alone
+            torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
+    weight, unused = apart.get_input_embeddings().weight, torch.ones(75, dtype=torch.bool)
+    unused[rows.ids] = False
+    assert not torch.equal(weight[rows.ids], start.get_input_embeddings().weight[rows.ids])
+    for model in (apart, whole):
+        assert torch.equal(model.get_input_embeddings().weight[unused], start.get_input_embeddings().weight[unused])
+    assert set(before) == set(backbone(apart))
+
+
+def test_phase_2_with_rows_apart_is_phase_2_of_the_whole(base):
+    """Tied embeddings cannot be parted: the same steps with a second, unused tie and without."""
+    results = []
+    for tied in (False, True):
+        model, objective = prepared(base, "language")
+        generator = torch.Generator().manual_seed(3)
+        delta = {name: torch.randn(weight.shape, generator=generator) for name, weight in tunable(model).items()}
+        if tied:
+            model.register_parameter("tie", model.get_input_embeddings().weight)
+        with sparse_tuning(model, select(delta, "20%")) as tuning:
+            assert hasattr(model, "embedding_rows") is not tied
+            optimiser = torch.optim.AdamW(tuning.parameters(), 1e-2)
+            for number in range(3):
+                torch.manual_seed(number)
+                objective.loss(model, objective.collate(list(objective.train[:4]))).backward()
+                optimiser.step()
+                optimiser.zero_grad()
+        results.append(tuning.vector().tensors)
+    for apart, whole in zip(results[0].values(), results[1].values(), strict=True):
+        assert torch.equal(apart.indices, whole.indices)
+        torch.testing.assert_close(apart.values, whole.values, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["language", "task"])
+def test_batches_hold_no_other_tokens_than_an_objective_says(base, kind):
+    _, objective = prepared(base, kind)
+    said = {*objective.tokens.tolist(), TOKENIZER.pad_token_id}
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert set(objective.collate(list(objective.train))["input_ids"].unique().tolist()) <= said
+
+
+def test_rows_are_written_and_all_is_as_before_after_an_exception():
+    model = tiny.xlmr()
+    model.lm_head.decoder.weight = nn.Parameter(model.lm_head.decoder.weight.detach().clone())
+    weight, ids = model.get_input_embeddings().weight, torch.tensor([[0, 7, 30, 2]])
+    before, said = weight.detach().clone(), model.eval()(input_ids=ids).logits
+    with suppress(KeyError), rows_apart(model, torch.tensor([7, 9, 7])) as rows:
+        assert torch.equal(model(input_ids=ids).logits, said)
+        assert not weight.requires_grad
+        with torch.no_grad():
+            rows.values += 1
+        assert not torch.equal(model(input_ids=ids).logits, said)
+        raise KeyError
+    assert weight.requires_grad
+    assert not hasattr(model, "embedding_rows")
+    assert torch.equal(weight[[7, 9]], before[[7, 9]] + 1)
+    weight.data[[7, 9]] = before[[7, 9]]
+    assert torch.equal(model(input_ids=ids).logits, said)
+
+
+@pytest.mark.parametrize("model", [tiny.xlmr(), nn.Linear(3, 3)], ids=["tied", "no embeddings"])
+def test_what_cannot_be_parted_is_left_alone(model):
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    with rows_apart(model, torch.tensor([7])) as rows:
+        assert rows is None
+        assert [parameter.requires_grad for parameter in model.parameters()] == trained
