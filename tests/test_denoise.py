@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deftx.core import denoise as module
 from deftx.core.denoise import denoise, denoise_matrix, is_matrix, rank_rule, uniform, variance
 from deftx.errors import DeftxError
 
@@ -240,12 +241,27 @@ def test_the_input_is_never_changed():
     assert all(torch.equal(delta[name], before[name]) for name in delta)
 
 
-def test_many_rows_are_decomposed_in_blocks_as_one(monkeypatch):
-    matrix = torch.randn(50, 7, generator=torch.Generator().manual_seed(7))
+@pytest.mark.parametrize("shape", [(50, 7), (7, 50), (30, 30)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_matrix_taken_in_blocks_is_denoised_as_one(monkeypatch, shape, dtype):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(7)).to(dtype)
+    matrix[2] = 0
     whole, _ = denoise_matrix(matrix, uniform(3))
-    monkeypatch.setattr("deftx.core.denoise.ROWS", 8)
+    for name, size in {"BLOCK": 60, "STRIP": 3, "SAMPLED_ROWS": 4}.items():
+        monkeypatch.setattr(module, name, size)
     blocks, _ = denoise_matrix(matrix, uniform(3))
     torch.testing.assert_close(whole, blocks)
+
+
+def test_a_sample_of_rows_that_misleads_is_made_up_for(monkeypatch):
+    """Only one row is sampled, the one with the largest leftovers, so that the bar must fall."""
+    monkeypatch.setattr(module, "SAMPLED_ROWS", 1)
+    matrix = torch.randn(61, 20, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    matrix[::61] *= 100
+    result, _ = denoise_matrix(matrix, uniform(2), keep=0.3)
+    residual = (matrix - low_rank(matrix, 2)).abs().view(-1)
+    back = residual.argsort(descending=True)[: round(0.3 * matrix.numel())]
+    assert sorted(back.tolist()) == (result == matrix).view(-1).nonzero().view(-1).tolist()
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 14), st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 99))

@@ -88,12 +88,12 @@ def test_zeros_are_chosen_in_order_where_nothing_else_is_left(k):
 
 
 def test_a_sample_that_misses_the_large_entries_is_made_up_for(monkeypatch):
-    """Every tenth entry is sampled and large; of the others enough are needed that the bar must fall."""
+    """Every eleventh entry is sampled and large; of the others enough are needed that the bar must fall."""
     monkeypatch.setattr(module, "SAMPLE", 100)
     bars, guess = [], module._bar
     monkeypatch.setattr(module, "_bar", lambda sample, share: bars.append(guess(sample, share)) or bars[-1])
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    values[::10] += 5
+    values[::11] += 5
     delta = {"w": values}
     assert as_lists(select(delta, 300)) == by_sorting(delta, 300)
     assert len(bars) > 1
@@ -147,10 +147,12 @@ def test_nan_is_an_error_that_names_the_tensor(monkeypatch, k, chunk):
         select({"fine": torch.arange(6.0), "encoder.w": bad}, k)
 
 
-def test_largest_equals_the_selection_from_one_tensor():
-    tensor = torch.tensor([[1.0, -4.0, 2.0], [4.0, 0.0, -3.0]])
-    assert largest(tensor, 3).tolist() == [1, 3, 5]
-    assert largest(tensor, 0).tolist() == []
+def test_pieces_of_one_tensor_give_the_places_within_the_whole():
+    entries = torch.tensor([1.0, -4.0, 2.0, 4.0, 0.0, -3.0])
+    pieces = [("w", 0, entries[:2]), ("w", 2, entries[2:2]), ("w", 2, entries[2:])]
+    for sample in ([], [entries[:1]], [entries]):
+        assert largest(lambda: pieces, sample, 3, 6)["w"].tolist() == [1, 3, 5]
+        assert largest(lambda: pieces, sample, 0, 6)["w"].tolist() == []
 
 
 @pytest.mark.parametrize(

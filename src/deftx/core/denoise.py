@@ -3,7 +3,8 @@
     U Σ Vᵀ = svd(W);  L = U_r Σ_r V_rᵀ;  S = the n_keep largest entries of W − L;  W ← L + S
 
 L is computed as W V_r V_rᵀ with V_r from the eigenvectors of the smaller Gram matrix (WᵀW or WWᵀ), in
-float64: equal to the SVD's up to rounding, and 2 to 6 times faster.
+float64: equal to the SVD's up to rounding, and many times faster. Rows are taken in blocks, so that nothing
+of the size of W is needed beside W and the result.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,12 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from deftx.core.entries import read_entries, write_entries
-from deftx.core.select import largest
+from deftx.core.select import Chunk, largest
 from deftx.errors import DeftxError, unknown
 
-ROWS = 1 << 13  # rows taken to float64 together
+BLOCK = 1 << 20  # entries worked on together: whole rows, few enough to stay in the processor's cache
+STRIP = 192  # columns of a Gram matrix computed together
+SAMPLED_ROWS, SAMPLE = 1 << 13, 1 << 17  # rows and their entries that tell roughly how large the kept entries are
 KEEP = 0.05  # share of a matrix's entries kept from the residual, as in the paper
 ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
 
@@ -101,7 +105,7 @@ def denoise(delta: Mapping[str, Tensor], rank: int | float | str, keep: float = 
     for name, tensor in delta.items():
         tensors[name] = tensor
         if is_matrix(tensor):
-            if not tensor.isfinite().all():
+            if not all(bound.isfinite() for bound in tensor.aminmax()):  # without a temporary of its size
                 why = "holds values that are not finite: the training diverged; lower the learning rate"
                 raise DeftxError(f"the difference of tensor {name!r} {why}")
             tensors[name], ranks[name] = denoise_matrix(tensor, rule, keep)
@@ -118,38 +122,61 @@ def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[
 
     Rows of zeros (embeddings of unseen pieces) take no part: they change neither Σ nor V.
     """
-    rows = matrix.any(dim=1).nonzero().view(-1)
-    part = matrix if len(rows) == len(matrix) else matrix[rows]
-    singular, vectors, right = _decompose(part, min(matrix.shape))
+    rows = ((matrix.amax(dim=1) != 0) | (matrix.amin(dim=1) != 0)).nonzero().view(-1)
+    gram, right = _gram(matrix, rows)
+    values, vectors = torch.linalg.eigh(gram)  # reads the lower triangle
+    singular = pad(values.flip(0).clamp_min(0).sqrt(), (0, min(matrix.shape) - len(values)))
     rank = rule(singular, (matrix.shape[0], matrix.shape[1]))
-    if rank >= min(part.shape):
+    if rank >= len(values):
         return matrix, min(rank, len(singular))
-    low = _project(part, vectors[:, :rank], right)
-    leftover = part.to(low.dtype) - low
-    kept = largest(leftover, min(round(keep * matrix.numel()), leftover.numel()))
-    write_entries(low, kept, read_entries(part, kept).to(low.dtype))  # L + (W − L) is W, without the rounding
-    if part is matrix:
-        return low.to(matrix.dtype), rank
-    return torch.zeros_like(matrix).index_copy_(0, rows, low.to(matrix.dtype)), rank
+    return _approximated(matrix, rows, vectors[:, len(values) - rank :], right, round(keep * matrix.numel())), rank
 
 
-def _decompose(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, bool]:
-    """Singular values, descending, padded to `count`; singular vectors of the smaller side as columns,
-    in the same order; whether these are right singular vectors."""
-    right = matrix.shape[1] <= matrix.shape[0]
-    tall = matrix if right else matrix.mT
-    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=matrix.device)
-    for start in range(0, len(tall), ROWS):
-        block = tall[start : start + ROWS].double()
-        gram.addmm_(block.mT, block)
-    values, vectors = torch.linalg.eigh(gram)
-    singular = values.flip(0).clamp_min(0).sqrt()
-    padded = torch.nn.functional.pad(singular, (0, count - len(singular)))
-    return padded, vectors.flip(1), right
+def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
+    """The smaller Gram matrix of the `rows` in use, on and below its diagonal; whether it is WᵀW (not WWᵀ)."""
+    right = matrix.shape[1] <= len(rows)
+    if right:
+        blocks = (matrix.index_select(0, some) for some in rows.split(_at_once(matrix.shape[1])))
+    else:
+        blocks = iter(matrix.index_select(0, rows).mT.split(_at_once(len(rows))))
+    width = matrix.shape[1] if right else len(rows)
+    gram = torch.zeros(width, width, dtype=torch.float64, device=matrix.device)
+    for block in blocks:
+        exact = block.double()
+        for start in range(0, width, STRIP):
+            gram[start:, start : start + STRIP].addmm_(exact[:, start:].mT, exact[:, start : start + STRIP])
+    return gram, right
 
 
-def _project(matrix: Tensor, vectors: Tensor, right: bool) -> Tensor:
-    """The best approximation of `matrix` within the span of the singular `vectors` of one side."""
-    vectors = vectors.to(torch.promote_types(matrix.dtype, torch.float32))
-    matrix = matrix.to(vectors.dtype)
-    return (matrix @ vectors) @ vectors.mT if right else vectors @ (vectors.mT @ matrix)
+def _approximated(matrix: Tensor, rows: Tensor, vectors: Tensor, right: bool, n_keep: int) -> Tensor:
+    """L + S: the `rows` in use projected on the span of the singular `vectors` of one side, but for the
+    `n_keep` entries which that changes most: these are as in the matrix."""
+    dtype, width = torch.promote_types(matrix.dtype, torch.float32), matrix.shape[1]
+    vectors = vectors.to(dtype)
+    other = vectors.mT if right else vectors.mT @ matrix.index_select(0, rows).to(dtype)
+    result = torch.zeros(matrix.shape, dtype=matrix.dtype, device=matrix.device)
+
+    def parted(places: Tensor) -> tuple[Tensor, Tensor]:
+        """L and W − L at the rows in use that stand at these places among them."""
+        block = matrix.index_select(0, rows[places]).to(dtype)
+        low = (block @ vectors if right else vectors[places]) @ other
+        return low, block.sub_(low)
+
+    def leftovers() -> Iterator[Chunk]:
+        for places in everywhere.split(_at_once(width)):
+            low, leftover = parted(places)
+            result.index_copy_(0, rows[places], low.to(result.dtype))  # at hand now, so that L is computed once
+            yield "", int(places[0]) * width, leftover.view(-1)
+
+    everywhere, total = torch.arange(len(rows), device=rows.device), len(rows) * width
+    sample = parted(everywhere[:: max(5, len(rows) // SAMPLED_ROWS)])[1].view(-1)
+    kept = largest(leftovers, [sample[:: len(sample) // SAMPLE | 1]], min(n_keep, total), total)[""]
+    if len(rows) < len(matrix):
+        kept = rows[kept // width] * width + kept % width
+    write_entries(result, kept, read_entries(matrix, kept))  # L + (W − L) is W, without the rounding
+    return result
+
+
+def _at_once(width: int) -> int:
+    """How many rows of `width` entries are worked on together."""
+    return max(1, BLOCK // max(1, width))

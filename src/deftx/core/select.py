@@ -4,7 +4,7 @@ Paper, Algorithm 1, "select": the entries that phase 2 may change. Ties are brok
 tensors, then by the lowest flat index, so that the same differences always give the same k places.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deftx.errors import DeftxError
 
-CHUNK = 1 << 22  # entries looked at together: keeps the working memory small, whatever the tensor
+CHUNK = 1 << 18  # entries looked at together: few enough to stay in the processor's cache from step to step
 SAMPLE = 1 << 20  # entries from which the first guess of the threshold is taken
 UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -26,6 +26,10 @@ class Places:
 
 
 Selection = dict[str, Places]
+
+# Tensors in pieces: each a tensor's name, the flat index at which the piece starts, and its entries [c].
+# Pieces come in the order in which ties are broken.
+Chunk = tuple[str, int, Tensor]
 
 
 def parse_k(k: int | float | str, total: int) -> int:
@@ -57,65 +61,64 @@ def select(delta: Mapping[str, Tensor], k: int | float | str) -> Selection:
     k      a count or a share of all entries, see `parse_k`
 
     Every tensor appears in the result, those without a place with an empty one. Needs one pass over
-    the delta beside a sample, and memory for the candidates only (about 1.1 k of them). Raises
+    the delta beside a sample, and memory for the candidates only (about 1.05 k of them). Raises
     DeftxError where the delta holds NaN, and for a k outside its range.
     """
-    count = parse_k(k, sum(tensor.numel() for tensor in delta.values()))
-    candidates = _candidates(delta, count)
-    kept = _largest(torch.cat([values for _, values in candidates.values()] or [torch.empty(0)]), count)
-    selection, start = {}, 0
-    for name, (indices, values) in candidates.items():
-        selection[name] = Places(indices[kept[start : start + len(values)]], tuple(delta[name].shape))
-        start += len(values)
-    return selection
-
-
-def largest(tensor: Tensor, n: int) -> Tensor:
-    """The sorted flat indices [n] of the n entries of one tensor largest in magnitude; ties as in `select`."""
-    return select({"": tensor}, n)[""].indices
-
-
-def _candidates(delta: Mapping[str, Tensor], k: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Per tensor the flat indices and magnitudes of at least k entries, all the largest among them.
-
-    The bar they must reach is guessed from a sample and lowered until enough entries reach it.
-    """
     total = sum(tensor.numel() for tensor in delta.values())
+    count = parse_k(k, total)
+    flat = {name: tensor.reshape(-1) for name, tensor in delta.items()}
+    step = total // SAMPLE | 1  # odd, to meet all columns of a matrix
+    chosen = largest(lambda: _chunks(flat), [entries[::step] for entries in flat.values()], count, total)
+    empty = torch.empty(0, dtype=torch.int64)
+    return {name: Places(chosen.get(name, empty), tuple(tensor.shape)) for name, tensor in delta.items()}
+
+
+def largest(chunks: Callable[[], Iterable[Chunk]], sample: Iterable[Tensor], k: int, total: int) -> dict[str, Tensor]:
+    """Per name the sorted flat indices of the k largest in magnitude of the `total` entries of `chunks`.
+
+    chunks  gives the same chunks at each call; it is called again where too few of them reached the bar
+    sample  some of the entries, flat, from which the bar is guessed: a poor sample costs time, no more
+
+    Entries below the bar are forgotten at once. Raises DeftxError where an entry is NaN.
+    """
+    magnitudes = torch.cat([_widened(part.abs()) for part in sample] or [torch.empty(0)])
     share = 1.05 * k / total + 1e-4 if total else 1.0
-    sample = torch.cat([_sample(tensor, total) for tensor in delta.values()] or [torch.empty(0)])
     while True:
-        bar = _bar(sample, share)
-        found = {name: _reaching(name, tensor, bar) for name, tensor in delta.items()}
-        if bar <= 0 or sum(len(indices) for indices, _ in found.values()) >= k:
-            return found
+        bar = _bar(magnitudes, share)
+        starts, places, values = _reaching(chunks(), bar)
+        if bar <= 0 or sum(map(len, places)) >= k:
+            break
         share *= 2
+    found = torch.cat(values or [torch.empty(0)])
+    values.clear()  # one copy of them is enough
+    kept = _largest(found, k).split([len(part) for part in places])
+    chosen: dict[str, list[Tensor]] = {name: [] for name, _ in starts}
+    for (name, start), part, mask in zip(starts, places, kept, strict=True):
+        chosen[name].append(part[mask] + start)
+    return {name: torch.cat(parts) for name, parts in chosen.items()}
 
 
-def _sample(tensor: Tensor, total: int) -> Tensor:
-    """Magnitudes of a tensor's evenly spaced entries, `SAMPLE` over all tensors together."""
-    flat = tensor.reshape(-1)
-    return _widened(flat[:: max(1, total // SAMPLE)].abs())
-
-
-def _bar(sample: Tensor, share: float) -> float:
+def _bar(magnitudes: Tensor, share: float) -> float:
     """The magnitude that about `share` of the sample reaches; 0 where that is all of it."""
-    rank = int(share * len(sample))
-    return float(sample.topk(rank + 1).values[-1]) if rank < len(sample) else 0.0
+    rank = int(share * len(magnitudes))
+    return float(magnitudes.topk(rank + 1).values[-1]) if rank < len(magnitudes) else 0.0
 
 
-def _reaching(name: str, tensor: Tensor, bar: float) -> tuple[Tensor, Tensor]:
-    """Flat indices and magnitudes of the entries of at least `bar`, in ascending order of index."""
-    flat, indices, magnitudes = tensor.reshape(-1), [], []
-    for start, chunk in _chunks(flat):
-        magnitude = chunk.abs()
+def _reaching(chunks: Iterable[Chunk], bar: float) -> tuple[list[tuple[str, int]], list[Tensor], list[Tensor]]:
+    """Of each chunk its name and start; the places within it, ascending, of the entries of at least
+    `bar` in magnitude; these magnitudes."""
+    starts, places, values = [], [], []
+    for name, start, entries in chunks:
         # written so that NaN, which compares false with everything, is found too
-        places = (~(magnitude < bar)).nonzero().view(-1)
-        magnitudes.append(_widened(magnitude[places]))
-        indices.append(places + start)
-    values = torch.cat(magnitudes) if magnitudes else torch.empty(0)
-    if values.isnan().any():
-        raise DeftxError(f"the difference of tensor {name!r} holds NaN: the training diverged; lower the learning rate")
-    return (torch.cat(indices) if indices else torch.empty(0, dtype=torch.int64)), values
+        reaching = (~(entries.abs() < bar)).nonzero().view(-1)
+        magnitudes = _widened(entries.index_select(0, reaching).abs_())
+        if magnitudes.isnan().any():
+            why = "holds NaN: the training diverged; lower the learning rate"
+            raise DeftxError(f"the difference of tensor {name!r} {why}")
+        starts.append((name, start))
+        places.append(reaching)
+        values.append(magnitudes)
+    return starts, places, values
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -123,15 +126,16 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _chunks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(flat), CHUNK):
-        yield start, flat[start : start + CHUNK]
+def _chunks(flat: Mapping[str, Tensor]) -> Iterator[Chunk]:
+    for name, entries in flat.items():
+        for start in range(0, len(entries), CHUNK):
+            yield name, start, entries[start : start + CHUNK]
 
 
 def _largest(magnitudes: Tensor, k: int) -> Tensor:
     """A mask [n] of exactly the k largest magnitudes, the first ones where they tie."""
     if k == 0 or k >= len(magnitudes):
-        return torch.full((len(magnitudes),), k > 0)
+        return torch.full_like(magnitudes, k > 0, dtype=torch.bool)
     threshold = magnitudes.kthvalue(len(magnitudes) - k + 1).values
     kept = magnitudes > threshold
     ties = (magnitudes == threshold).nonzero().view(-1)
