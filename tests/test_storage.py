@@ -158,7 +158,7 @@ def test_the_json_is_strict_and_tells_format_shapes_counts_and_labels(tmp_path):
     save(example(), tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vector.json").read_text(), parse_constant=pytest.fail)
     assert content["format_version"] == 1
-    assert content["tensors"]["embeddings.word_embeddings.weight"] == {"shape": [500, 40], "count": 5}
+    assert content["tensors"]["embeddings.word_embeddings.weight"] == {"shape": [500, 40], "count": 5, "dtype": "F32"}
     assert content["head"]["labels"] == ["negative", "neutral", "positiv ä"]
     assert content["head"]["shapes"] == {"classifier.weight": [3, 4], "classifier.bias": [3]}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from deftx.errors import DeftxError
-from deftx.storage.codec import decode, encode
+from deftx.storage.codec import decode_indices, encode_indices
 
 LARGEST = 2**63 - 1
 
@@ -25,9 +25,9 @@ def plain_encode(indices):
 
 
 def roundtrip(indices, numel):
-    data = encode(np.array(indices, np.int64), numel)
+    data = encode_indices(np.array(indices, np.int64), numel)
     assert bytes(data) == plain_encode(indices)
-    return decode(data, len(indices), numel).tolist()
+    return decode_indices(data, len(indices), numel).tolist()
 
 
 edges = [edge for power in range(0, 64, 7) for edge in (2**power - 1, 2**power, 2**power + 1) if edge < LARGEST]
@@ -55,18 +55,18 @@ def test_the_only_entry_may_be_the_last_of_a_huge_tensor():
 
 def test_all_entries_take_a_byte_each():
     assert roundtrip(list(range(1000)), 1000) == list(range(1000))
-    assert len(encode(np.arange(1000), 1000)) == 1000
+    assert len(encode_indices(np.arange(1000), 1000)) == 1000
 
 
 def test_an_entry_takes_about_a_byte_at_five_percent_density():
     indices = np.flatnonzero(np.random.default_rng(0).random(200_000) < 0.05)
-    assert len(encode(indices, 200_000)) <= 1.05 * len(indices)
+    assert len(encode_indices(indices, 200_000)) <= 1.05 * len(indices)
 
 
 @pytest.mark.parametrize("indices", [[-1], [3, 3], [4, 3], [0, 10], [-(2**63), LARGEST]])
 def test_indices_that_are_not_ascending_or_leave_the_tensor_are_not_encoded(indices):
     with pytest.raises(DeftxError, match="ascend"):
-        encode(np.array(indices), 10)
+        encode_indices(np.array(indices), 10)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,14 @@ def test_indices_that_are_not_ascending_or_leave_the_tensor_are_not_encoded(indi
 )
 def test_bytes_that_are_no_indices_are_refused(data, count, numel, message):
     with pytest.raises(DeftxError, match=message):
-        decode(np.frombuffer(data, np.uint8), count, numel)
+        decode_indices(np.frombuffer(data, np.uint8), count, numel)
 
 
 @given(arrays(np.uint8, st.integers(0, 60)), st.integers(0, 60), st.integers(0, LARGEST))
 def test_any_bytes_give_valid_indices_or_a_clean_error(data, count, numel):
     before = data.copy()
     try:
-        indices = decode(data, count, numel).tolist()
+        indices = decode_indices(data, count, numel).tolist()
     except DeftxError:
         return
     finally:
@@ -107,4 +107,4 @@ def test_any_bytes_give_valid_indices_or_a_clean_error(data, count, numel):
 
 def test_memory_is_bounded_by_the_bytes_whatever_they_announce():
     with pytest.raises(DeftxError, match=f"{2**60} are announced"):
-        decode(np.zeros(10, np.uint8), 2**60, 2**62)
+        decode_indices(np.zeros(10, np.uint8), 2**60, 2**62)

@@ -1,7 +1,7 @@
 """Vectors as folders: safetensors and JSON only, checked when read, replaced whole when written.
 
 vector.json         see `manifest`
-vector.safetensors  per tensor NAME: `NAME.indices`, coded by `codec`, and `NAME.values`
+vector.safetensors  per tensor NAME: `NAME.indices` and `NAME.values`, coded by `codec`
 head.safetensors    the head's tensors, for vectors that have one
 """
 
@@ -9,12 +9,15 @@ import hashlib
 import os
 import warnings
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,12 +25,13 @@ from torch import Tensor
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.storage import manifest
-from deftx.storage.codec import decode, encode
+from deftx.storage.codec import decode_indices, decode_values, encode_indices, encode_values
 from deftx.storage.folders import check_target, find, new_folder
 from deftx.storage.manifest import HeadForm, Manifest, TensorForm, read_manifest, write_manifest
 
 _VECTOR, _HEAD = "vector.safetensors", "head.safetensors"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by their names in safetensors
+_NAMES = {dtype: name for name, dtype in _FLOATS.items()}
 
 
 def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -42,7 +46,7 @@ def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = 
 
 
 def load(folder: str | os.PathLike[str]) -> SparseVector:
-    """The vector in `folder`, bit for bit as it was saved. Values are memory-mapped.
+    """The vector in `folder`, bit for bit as it was saved.
 
     Nothing is unpickled, and memory is bounded by the size of the files. Raises DeftxError that says
     which file is wrong and how, unless the vector is complete and undamaged.
@@ -61,14 +65,14 @@ def load(folder: str | os.PathLike[str]) -> SparseVector:
 def _write(vector: SparseVector, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, entries in vector.tensors.items():
-        tensors |= {f"{name}.indices": _coded(name, entries), f"{name}.values": _plain(name, entries.values)}
+        tensors |= _coded(name, entries)
     content = {
         "format_version": manifest.VERSION,
         "sha256": _write_tensors(tensors, folder / _VECTOR),
         "head": _write_head(vector.head, folder / _HEAD),
         "info": dict(vector.info),
         "tensors": {
-            name: {"shape": list(entries.shape), "count": len(entries.indices)}
+            name: {"shape": list(entries.shape), "count": len(entries.indices), "dtype": _NAMES[entries.values.dtype]}
             for name, entries in vector.tensors.items()
         },
     }
@@ -89,44 +93,54 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
     return _sha256(path)
 
 
-def _coded(name: str, entries: Entries) -> Tensor:
+def _coded(name: str, entries: Entries) -> dict[str, Tensor]:
     if entries.indices.shape != entries.values.shape:
         raise DeftxError(f"tensor {name!r} has {len(entries.indices)} indices but {len(entries.values)} values")
+    _check_floats(name, entries.values)
     with _about(f"tensor {name!r}"):
-        return torch.from_numpy(encode(entries.indices.cpu().numpy(), entries.numel))
+        indices = encode_indices(entries.indices.cpu().numpy(), entries.numel)
+    values = encode_values(entries.values.cpu())
+    return {f"{name}.indices": torch.from_numpy(indices), f"{name}.values": torch.from_numpy(values)}
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
     """A checked copy on the CPU that shares no memory, as safetensors wants it."""
-    if tensor.dtype not in _FLOATS.values():
+    _check_floats(name, tensor)
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _check_floats(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _NAMES:
         raise DeftxError(f"tensor {name!r} is {tensor.dtype}: vectors hold float32, float16 or bfloat16")
     _check_finite(name, tensor)
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _read_tensors(folder: Path, form: Manifest) -> dict[str, Entries]:
     names = [f"{name}.{part}" for name in form.tensors for part in ("indices", "values")]
     with _opened(folder / _VECTOR, form.sha256, names) as file:
-        return {name: _read_entries(file, name, tensor) for name, tensor in form.tensors.items()}
+        coded = [_read(file, name, ["U8"]).flatten().numpy() for name in names]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            entries = pool.map(_decoded, form.tensors, form.tensors.values(), coded[::2], coded[1::2])
+            return dict(zip(form.tensors, entries, strict=True))
 
 
-def _read_entries(file: safe_open, name: str, form: TensorForm) -> Entries:
-    coded = _read(file, f"{name}.indices", ["U8"])
-    values = _read_floats(file, f"{name}.values", (form.count,))
+def _decoded(name: str, form: TensorForm, indices: NDArray[np.uint8], values: NDArray[np.uint8]) -> Entries:
     with _about(f"tensor {name!r}"):
-        indices = decode(coded.flatten().numpy(), form.count, prod(form.shape))
-    return Entries(torch.from_numpy(indices), values, tuple(form.shape))
+        places = decode_indices(indices, form.count, prod(form.shape))  # first: bounds the count by the file's size
+        numbers = decode_values(values, form.count, _FLOATS[form.dtype])
+    _check_finite(name, numbers)
+    return Entries(torch.from_numpy(places), numbers, tuple(form.shape))
 
 
 def _read_head(folder: Path, form: HeadForm | None) -> Head | None:
     if form is None:
         return None
     with _opened(folder / _HEAD, form.sha256, form.shapes) as file:
-        tensors = {name: _read_floats(file, name, tuple(shape)) for name, shape in form.shapes.items()}
+        tensors = {name: _read_plain(file, name, tuple(shape)) for name, shape in form.shapes.items()}
     return Head(tensors, tuple(form.labels))
 
 
-def _read_floats(file: safe_open, name: str, shape: tuple[int, ...]) -> Tensor:
+def _read_plain(file: safe_open, name: str, shape: tuple[int, ...]) -> Tensor:
     tensor = _read(file, name, _FLOATS)
     if tensor.shape != shape:
         raise DeftxError(f"tensor {name!r} has shape {tuple(tensor.shape)}, {manifest.FILE} says {shape}")

@@ -24,10 +24,11 @@ class Form(BaseModel):
 
 
 class TensorForm(Form):
-    """One tensor: the shape of the dense tensor, and how many of its entries the vector holds."""
+    """One tensor: the shape of the dense tensor, how many of its entries the vector holds, and their type."""
 
     shape: Shape
     count: Size
+    dtype: Literal["F32", "F16", "BF16"]
 
 
 class HeadForm(Form):
