@@ -253,6 +253,24 @@ def test_a_matrix_taken_in_blocks_is_denoised_as_one(monkeypatch, shape, dtype):
     torch.testing.assert_close(whole, blocks)
 
 
+def tridiagonal(diagonal, beside):
+    return torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 21, 80])
+def test_the_largest_eigenvectors_hold_where_eigenvalues_meet(size):
+    """Wilkinson's matrix has pairs of eigenvalues that agree to rounding; the others have one value many times."""
+    eye, ones = torch.eye(size).double(), torch.ones(size, size).double()
+    wilkinson = tridiagonal((torch.arange(size).double() - size // 2).abs(), torch.ones(max(0, size - 1)).double())
+    for matrix in (wilkinson, eye, ones, eye * 0, eye * 1e-300, eye * 1e300):
+        values, top = module._eigen(matrix)
+        scale = matrix.abs().max().item() if size else 1.0
+        for rank in range(0, size + 1, 5):
+            vectors = top(rank)
+            assert (vectors.mT @ vectors - torch.eye(rank)).abs().le(1e-12).all()
+            assert (matrix @ vectors - vectors * values[size - rank :]).abs().le(1e-13 * size * scale).all()
+
+
 def test_a_sample_of_rows_that_misleads_is_made_up_for(monkeypatch):
     """Only one row is sampled, the one with the largest leftovers, so that the bar must fall."""
     monkeypatch.setattr(module, "SAMPLED_ROWS", 1)

@@ -10,7 +10,10 @@ of the size of W is needed beside W and the result.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal  # type: ignore[import-untyped]
+from scipy.linalg.lapack import dormqr, dsytrd  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -124,12 +127,12 @@ def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[
     """
     rows = ((matrix.amax(dim=1) != 0) | (matrix.amin(dim=1) != 0)).nonzero().view(-1)
     gram, right = _gram(matrix, rows)
-    values, vectors = torch.linalg.eigh(gram)  # reads the lower triangle
+    values, top = _eigen(gram)
     singular = pad(values.flip(0).clamp_min(0).sqrt(), (0, min(matrix.shape) - len(values)))
     rank = rule(singular, (matrix.shape[0], matrix.shape[1]))
     if rank >= len(values):
         return matrix, min(rank, len(singular))
-    return _approximated(matrix, rows, vectors[:, len(values) - rank :], right, round(keep * matrix.numel())), rank
+    return _approximated(matrix, rows, top(rank), right, round(keep * matrix.numel())), rank
 
 
 def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
@@ -146,6 +149,31 @@ def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
         for start in range(0, width, STRIP):
             gram[start:, start : start + STRIP].addmm_(exact[:, start:].mT, exact[:, start : start + STRIP])
     return gram, right
+
+
+def _eigen(gram: Tensor) -> tuple[Tensor, Callable[[int], Tensor]]:
+    """The eigenvalues [n], ascending, of a symmetric matrix [n, n] given by its lower triangle, and a function
+    from r to the eigenvectors [n, r] of the r largest, as columns.
+
+    On a CPU in LAPACK's steps: tridiagonal form, its eigenvalues, then only the vectors that the rank asks for.
+    """
+    size = len(gram)
+    if gram.device.type != "cpu" or size < 3:
+        values, vectors = torch.linalg.eigh(gram)
+        return values, lambda rank: vectors[:, size - rank :]
+    columns = gram.numpy().copy(order="F")
+    reflectors, diagonal, beside, scales, _ = dsytrd(columns, lower=1, lwork=64 * size, overwrite_a=1)
+
+    def top(rank: int) -> Tensor:
+        if rank == 0:
+            return gram.new_empty(size, 0)
+        span = (size - rank, size - 1)
+        _, vectors = eigh_tridiagonal(diagonal, beside, select="i", select_range=span, lapack_driver="stemr")
+        turned, _, failed = dormqr("L", "N", reflectors[1:, :-1], scales, vectors[1:], 64 * rank)
+        assert not failed
+        return torch.from_numpy(np.concatenate([vectors[:1], turned]))
+
+    return torch.from_numpy(eigvalsh_tridiagonal(diagonal, beside)), top
 
 
 def _approximated(matrix: Tensor, rows: Tensor, vectors: Tensor, right: bool, n_keep: int) -> Tensor:
