@@ -98,6 +98,7 @@ def fit(
 
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
     denoised = METHODS[settings.method](delta, settings)
+    del delta  # as large as the model
     selection = select(denoised, settings.k)
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0

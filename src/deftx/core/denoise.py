@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal  # type: ignore[import-untyped]
-from scipy.linalg.lapack import dormqr, dsytrd  # type: ignore[import-untyped]
+from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
+from scipy.linalg.lapack import dormqr, dsytrd
 from torch import Tensor
 from torch.nn.functional import pad
 

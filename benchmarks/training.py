@@ -1,0 +1,243 @@
+"""One training step, ours beside the plain way: time, peak memory, and whether both take the same step.
+
+    python benchmarks/training.py [--small] [--repeat 3] [--only NAME]
+
+The plain way computes what LT-SFT describes with the operations that come first to mind: the logits of all positions,
+the penalty through autograd, a dense gradient for every weight, masked in phase 2, and AdamW over all of them. Both
+see the same masked batches and start from the same random weights. Needs Linux, for the peak memory.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
+
+from deftx.core.backbone import backbone, tunable
+from deftx.core.select import Selection, select
+from deftx.tasks.masked_lm import mask, masked_loss
+from deftx.training.precision import autocast
+from deftx.training.rows import rows_apart
+from deftx.training.sparse import sparse_tuning
+
+Step = Callable[[Tensor, Tensor], float]
+RATE, L1, CPU = 5e-5, 0.1, torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured: phase 1 or 2 of language ("mlm") or task training, in which precision, with which dropout."""
+
+    name: str
+    kind: str = "mlm"
+    phase: int = 1
+    bf16: bool = False
+    dropout: float = 0.0
+
+
+ROWS = (
+    Row("MLM phase 1"),
+    Row("MLM phase 1, dropout 0.1", dropout=0.1),
+    Row("MLM phase 1, bf16", bf16=True),
+    Row("MLM phase 2", phase=2),
+    Row("MLM phase 2, bf16", phase=2, bf16=True),
+    Row("task phase 1", kind="task"),
+    Row("task phase 2", kind="task", phase=2),
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and its batches; `used` of its vocabulary is what the corpus has."""
+
+    width: int
+    layers: int
+    vocabulary: int
+    used: int
+    batch: tuple[int, int]
+    task_batch: tuple[int, int]
+
+
+FULL = Size(768, 12, 250_002, 20_000, (8, 256), (16, 64))
+SMALL = Size(256, 4, 30_000, 5_000, (8, 128), (16, 48))
+
+
+def build(size: Size, row: Row) -> nn.Module:
+    """A random XLM-R of a size, its decoder untied and its head frozen as in language training; always the same."""
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.width // 64,
+        intermediate_size=4 * size.width,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        hidden_dropout_prob=row.dropout,
+        attention_probs_dropout_prob=row.dropout,
+        num_labels=3,
+    )
+    if row.kind == "task":
+        return XLMRobertaForSequenceClassification(config)
+    model = XLMRobertaForMaskedLM(config)
+    model.lm_head.decoder.weight = nn.Parameter(model.lm_head.decoder.weight.detach().clone())
+    for parameter in model.lm_head.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def batches(size: Size, row: Row) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (ids, labels), the same for everyone who asks."""
+    generator = torch.Generator().manual_seed(1)
+    special, used = torch.arange(5), torch.arange(5, size.used)
+    while True:
+        ids = torch.randint(5, size.used, size.batch if row.kind == "mlm" else size.task_batch, generator=generator)
+        if row.kind == "mlm":
+            yield mask(ids, 0.15, special, 4, used, generator)
+        else:
+            yield ids, torch.randint(3, (len(ids),), generator=generator)
+
+
+def selected(model: nn.Module, size: Size) -> Selection:
+    """2.8% of all entries at random, in embedding rows that the corpus has."""
+    generator = torch.Generator().manual_seed(2)
+    delta = {name: torch.randn(weight.shape, generator=generator) for name, weight in tunable(model).items()}
+    next(iter(delta.values()))[size.used :] = 0
+    return select(delta, "2.8%")
+
+
+def plain(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
+    """The plain way, as the module's docstring says."""
+    body = tunable(model)
+    start = {name: weight.detach().clone() for name, weight in body.items()}
+    frozen = [weight for name, weight in backbone(model).items() if name not in body]
+    for weight in frozen:
+        weight.requires_grad_(False)
+    masks = {}
+    if row.phase == 2:
+        masks = {name: torch.zeros(weight.shape) for name, weight in body.items()}
+        for name, places in selected(model, size).items():
+            masks[name].view(-1)[places.indices] = 1
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, RATE, weight_decay=0.0)
+    pull = L1 / sum(weight.numel() for weight in backbone(model).values()) if row.kind == "mlm" else 0.0
+
+    def step(ids: Tensor, labels: Tensor) -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=row.bf16):
+            loss = model(input_ids=ids, labels=labels).loss
+        total = loss
+        if pull:
+            total = loss + pull * sum((weight - start[name]).abs().sum() for name, weight in body.items())
+        total.backward()
+        for name, kept in masks.items():
+            body[name].grad *= kept
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
+    """What `deftx.training` does in a step, without the Trainer around it."""
+    body = tunable(model)
+    for name, weight in backbone(model).items():
+        weight.requires_grad_(name in body)
+    head = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    head = [p for p in head if not any(p is weight for weight in body.values())]
+    if row.phase == 1:
+        rows = stack.enter_context(rows_apart(model, torch.arange(size.used)))
+        assert rows is not None
+        moving = [rows.values if weight is rows.weight else weight for weight in body.values()]
+    else:
+        moving = stack.enter_context(sparse_tuning(model, selected(model, size))).parameters()
+    start = [weight.detach().clone() for weight in moving]
+    optimiser = torch.optim.AdamW([*moving, *head], RATE, weight_decay=0.0, fused=True)
+    pull = L1 / sum(weight.numel() for weight in backbone(model).values()) if row.kind == "mlm" else 0.0
+
+    def step(ids: Tensor, labels: Tensor) -> float:
+        with autocast(CPU, row.bf16):
+            loss = masked_loss(model, ids, labels) if row.kind == "mlm" else model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        if pull:
+            for weight, before in zip(moving, start, strict=True):
+                weight.grad.add_(torch.sign(weight.detach() - before), alpha=pull)
+        nn.utils.clip_grad_norm_([*moving, *head], 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss.item()
+
+    return step
+
+
+WAYS = {"plain": plain, "ours": ours}
+
+
+def compare(size: Size, row: Row, repeat: int) -> tuple[dict[str, float], str]:
+    """Median seconds of each way's steps, taken in turn in one process; how far the weights are apart afterwards."""
+    models = {way: build(size, row) for way in WAYS}
+    before = {name: weight.detach().clone() for name, weight in backbone(models["plain"]).items()}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    losses: dict[str, list[float]] = {way: [] for way in WAYS}
+    with ExitStack() as stack:
+        steps = {way: WAYS[way](models[way], size, row, stack) for way in WAYS}
+        for _, batch in zip(range(1 + repeat), batches(size, row), strict=False):
+            for way, step in steps.items():
+                began = time.perf_counter()
+                losses[way].append(step(*batch))
+                seconds[way].append(time.perf_counter() - began)
+    moved = {way: {n: w.detach() - before[n] for n, w in backbone(model).items()} for way, model in models.items()}
+    apart = sum((moved["ours"][n] - moved["plain"][n]).square().sum() for n in before).sqrt()
+    length = sum(moved["plain"][n].square().sum() for n in before).sqrt()
+    loss = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))
+    same = "random" if row.dropout else f"loss within {loss:.0e}, weights' way {float(apart / length):.0e} apart"
+    return {way: median(times[1:]) for way, times in seconds.items()}, same
+
+
+def peak(size: Size, row: Row, way: str) -> float:
+    """Peak memory in GB of a process of its own that takes two steps in one way."""
+    command = [sys.executable, __file__, "--peak", way, "--only", row.name, *(["--small"] if size is SMALL else [])]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def print_peak(size: Size, row: Row, way: str) -> None:
+    """Take two steps, and print the peak memory of this process in GB."""
+    with ExitStack() as stack:
+        step = WAYS[way](build(size, row), size, row, stack)
+        for _, batch in zip(range(2), batches(size, row), strict=False):
+            step(*batch)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) / 1e6)  # ru_maxrss would count what the parent process held
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a small model, for a quick look")
+    parser.add_argument("--repeat", type=int, default=3, help="steps of each way that are timed")
+    parser.add_argument("--only", choices=[row.name for row in ROWS], help="one row alone")
+    parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    size = SMALL if options.small else FULL
+    rows = [row for row in ROWS if options.only in (None, row.name)]
+    if options.peak:
+        return print_peak(size, rows[0], options.peak)
+    print("| step | plain, s | ours, s | ratio | plain, GB | ours, GB | agreement |\n" + "| --- " * 7 + "|")
+    for row in rows:
+        took, same = compare(size, row, options.repeat)
+        memory = {way: peak(size, row, way) for way in WAYS}
+        times = f"{took['plain']:.2f} | {took['ours']:.2f} | {took['plain'] / took['ours']:.1f}"
+        print(f"| {row.name} | {times} | {memory['plain']:.1f} | {memory['ours']:.1f} | {same} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
