@@ -103,6 +103,9 @@ def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
         ({"variants": {"none": {"task": {"ranc": 1}}}}, "did you mean 'rank'"),
         ({"seeds": "many"}, "seeds"),
         ({"test": {"elsewhere": "tar.tsv"}}, "no text for 'elsewhere'"),
+        ({"languages": {"task": "tar.txt"}}, "cannot be called 'task'"),
+        ({"languages": {"../tar": "tar.txt"}}, "cannot be called '../tar'"),
+        ({"languages": {"..": "tar.txt"}}, "cannot be called '..'"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_named(folder: Path, changes: dict[str, object], said: str) -> None:

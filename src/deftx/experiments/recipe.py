@@ -1,14 +1,17 @@
 """A recipe: one comparison as one YAML file. What to train on, what to vary, what to test on."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageFit, Settings, TaskFit, changed, parse
+
+TASK = "task"  # stands beside the languages where vectors are named
 
 
 class ColumnNames(Settings):
@@ -56,6 +59,14 @@ class Recipe(Settings):
     task: TaskFit = TaskFit()
     variants: dict[str, Variant]
     ngrams: bool = False
+
+    @field_validator("languages")
+    @classmethod
+    def _names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name == TASK or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+                raise ValueError(f"a language cannot be called {name!r}: use letters, digits, - and _ (not {TASK!r})")
+        return value
 
     def language_fit(self, variant: str, seed: int) -> LanguageFit:
         """The settings of a variant's language vectors."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from deftx.baselines.ngrams import predict_ngrams, train_ngrams
 from deftx.core.vector import SparseVector
-from deftx.experiments.recipe import Recipe
+from deftx.experiments.recipe import TASK, Recipe
 from deftx.fit import fit_language, fit_task
 from deftx.models import compose, load_masked_lm, load_tokenizer, trained_length
 from deftx.storage.files import load, save
@@ -29,7 +29,7 @@ from deftx.storage.folders import write_text
 from deftx.tasks.classification import evaluate, label_names, scores
 from deftx.tasks.data import Columns, read_examples, read_text
 
-NGRAMS, TASK = "character n-grams", "task"
+NGRAMS = "character n-grams"
 
 
 @dataclass(frozen=True)
