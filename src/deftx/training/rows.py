@@ -55,9 +55,8 @@ def rows_apart(model: Any, ids: Tensor) -> Iterator[Rows | None]:
     `embedding_rows`, so that clipping and `zero_grad()` on the model see it. None, and nothing is done, where rows
     cannot be parted: embeddings that are tied to a decoder, frozen already, or of a kind of their own.
     """
-    module = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    everywhere = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
-    if type(module) is not nn.Embedding or sum(parameter is module.weight for parameter in everywhere) != 1:
+    module = input_embeddings(model)
+    if module is None:
         yield None
         return
     rows = Rows(module, ids.unique())
@@ -71,3 +70,12 @@ def rows_apart(model: Any, ids: Tensor) -> Iterator[Rows | None]:
         del model.embedding_rows
         rows.write()
         module.weight.requires_grad_(trained)
+
+
+def input_embeddings(model: Any) -> nn.Embedding | None:
+    """The model's input embeddings, if they are of the plain kind and nothing else has their weight."""
+    module = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    if type(module) is not nn.Embedding:
+        return None
+    everywhere = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
+    return module if sum(parameter is module.weight for parameter in everywhere) == 1 else None

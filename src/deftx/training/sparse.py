@@ -21,7 +21,7 @@ from deftx.core.entries import read_entries, write_entries
 from deftx.core.select import Places, Selection
 from deftx.core.vector import Entries, SparseVector
 from deftx.errors import DeftxError
-from deftx.training.rows import Rows, rows_apart
+from deftx.training.rows import Rows, input_embeddings, rows_apart
 
 
 class SparseTuning:
@@ -130,11 +130,8 @@ def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuni
 
 def _selected_rows(model: Any, selection: Selection) -> AbstractContextManager[Rows | None]:
     """The embedding rows that hold selected entries, apart: the others need no gradient."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    for name, weight in backbone(model).items():
-        if embeddings is not None and weight is embeddings.weight and len(selection.get(name, _NONE).indices):
-            return rows_apart(model, selection[name].indices // weight.shape[1])
+    embeddings, weights = input_embeddings(model), backbone(model)
+    for name, places in selection.items():
+        if embeddings is not None and weights[name] is embeddings.weight and len(places.indices):
+            return rows_apart(model, places.indices // places.shape[1])
     return nullcontext()
-
-
-_NONE = Places(torch.empty(0, dtype=torch.int64), ())
