@@ -11,7 +11,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
-# side by side with the plain way, at XLM-R base's shape: an hour on two cores, 20 GB; BENCH=--small for a quick look
+# side by side with the plain way, at XLM-R base's shape: takes long; BENCH=--small for a quick look
 bench: .venv/installed
 	$(BIN)/python benchmarks/core.py $(BENCH)
 	$(BIN)/python benchmarks/vectors.py $(BENCH)

@@ -8,16 +8,14 @@ see the same masked batches and start from the same random weights. Needs Linux,
 """
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
+from measure import peak_in_subprocess, print_peak
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
 
@@ -203,20 +201,12 @@ def compare(size: Size, row: Row, repeat: int) -> tuple[dict[str, float], str]:
     return {way: median(times[1:]) for way, times in seconds.items()}, same
 
 
-def peak(size: Size, row: Row, way: str) -> float:
-    """Peak memory in GB of a process of its own that takes two steps in one way."""
-    command = [sys.executable, __file__, "--peak", way, "--only", row.name, *(["--small"] if size is SMALL else [])]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def print_peak(size: Size, row: Row, way: str) -> None:
-    """Take two steps, and print the peak memory of this process in GB."""
+def two_steps(size: Size, row: Row, way: str) -> None:
+    """Build a model and take two steps in one way: what the peak memory is measured of."""
     with ExitStack() as stack:
         step = WAYS[way](build(size, row), size, row, stack)
         for _, batch in zip(range(2), batches(size, row), strict=False):
             step(*batch)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) / 1e6)  # ru_maxrss would count what the parent process held
 
 
 def main() -> None:
@@ -230,11 +220,12 @@ def main() -> None:
     size = SMALL if options.small else FULL
     rows = [row for row in ROWS if options.only in (None, row.name)]
     if options.peak:
-        return print_peak(size, rows[0], options.peak)
+        return print_peak(lambda: two_steps(size, rows[0], options.peak))
     print("| step | plain, s | ours, s | ratio | plain, GB | ours, GB | agreement |\n" + "| --- " * 7 + "|")
     for row in rows:
         took, same = compare(size, row, options.repeat)
-        memory = {way: peak(size, row, way) for way in WAYS}
+        small = ["--small"] if options.small else []
+        memory = {way: peak_in_subprocess("--peak", way, "--only", row.name, *small) for way in WAYS}
         times = f"{took['plain']:.2f} | {took['ours']:.2f} | {took['plain'] / took['ours']:.1f}"
         print(f"| {row.name} | {times} | {memory['plain']:.1f} | {memory['ours']:.1f} | {same} |", flush=True)
 

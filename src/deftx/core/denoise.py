@@ -3,7 +3,7 @@
     U Σ Vᵀ = svd(W);  L = U_r Σ_r V_rᵀ;  S = the n_keep largest entries of W − L;  W ← L + S
 
 L is computed as W V_r V_rᵀ with V_r from the eigenvectors of the smaller Gram matrix (WᵀW or WWᵀ), in
-float64: equal to the SVD's up to rounding, and many times faster. Rows are taken in blocks, so that nothing
+float64: equal to the SVD's up to rounding, and faster. Rows are taken in blocks, so that nothing
 of the size of W is needed beside W and the result.
 """
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from sklearn.metrics import accuracy_score, f1_score
@@ -45,8 +46,8 @@ class Classification:
     @property
     def tokens(self) -> Tensor:
         """All ids that a training batch can hold [n], but for the padding, which nothing is learnt from."""
-        ids: list[list[int]] = [example["input_ids"] for example in self.train]  # type: ignore[misc]
-        return torch.tensor(sorted({token for text in ids for token in text}))
+        ids = {token for example in self.train for token in cast(list[int], example["input_ids"])}
+        return torch.tensor(sorted(ids))
 
     def collate(self, examples: list[dict[str, object]]) -> dict[str, Tensor]:
         """Pad to the longest of a batch -> token tensors [batch, longest] and labels [batch]."""

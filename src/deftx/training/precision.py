@@ -41,10 +41,11 @@ class _AttentionInFp32(TorchFunctionMode):
     ) -> Any:
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        found = (*args, *(kwargs or {}).values())
-        wide, named = [_widen(arg) for arg in args], {name: _widen(arg) for name, arg in (kwargs or {}).items()}
+        named = dict(kwargs or {})
+        query = args[0] if args else named["query"]
         with torch.autocast("cpu", enabled=False):
-            return func(*wide, **named).to(next(arg.dtype for arg in found if isinstance(arg, Tensor)))
+            wide = func(*map(_widen, args), **{name: _widen(arg) for name, arg in named.items()})
+        return wide.to(query.dtype)
 
 
 def _widen(arg: Any) -> Any:

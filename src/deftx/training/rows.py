@@ -1,8 +1,8 @@
 """The rows of the input embeddings that can move, apart from all the others.
 
 A row that no batch looks up has no gradient: neither AdamW without weight decay nor the penalty, whose sign is 0
-there, moves it. So only the other rows need gradients, optimiser state and time; in a multilingual model a corpus
-uses a tenth of them or less.
+there, moves it. So only the other rows, a small part in a multilingual model, need gradients, optimiser state and
+time.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def rows_apart(model: Any, ids: Tensor) -> Iterator[Rows | None]:
 
     On leaving, the rows are written into the embeddings. The parameter is also registered on the model, as
     `embedding_rows`, so that clipping and `zero_grad()` on the model see it. None, and nothing is done, where rows
-    cannot be parted: embeddings that are tied to a decoder, frozen already, or of a kind of their own.
+    cannot be parted: embeddings that are tied to a decoder, or of a kind of their own.
     """
     module = input_embeddings(model)
     if module is None:
