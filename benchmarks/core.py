@@ -17,7 +17,8 @@ import torch
 from measure import alternate, bytes_per_second, flops_per_second, peak_in_subprocess, print_peak, print_table
 from torch import Tensor
 
-from deftx.core.denoise import KEEP, denoise, is_matrix, rank_rule
+from deftx.core.denoise import KEEP, denoise, is_matrix
+from deftx.core.ranks import rank_rule
 from deftx.core.select import parse_k, select
 
 K = "5.118%"  # 14.2M of XLM-R-base's 277M

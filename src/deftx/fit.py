@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import apply
-from deftx.core.denoise import Denoised, denoise, rank_rule
+from deftx.core.denoise import Denoised, denoise
+from deftx.core.ranks import rank_rule
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, Diverged, unknown

@@ -40,7 +40,10 @@ Preset = Annotated[
     str | None, option("Settings to start from; without it the paper's, with k as a share.", metavar="NAME")
 ]
 Method = Annotated[str | None, option("deftx (the default) or lt-sft.", metavar="NAME")]
-Rank = Annotated[str | None, option("What denoising keeps: a share of variance (90%) or a rank (100).", metavar="RANK")]
+Rank = Annotated[
+    str | None,
+    option("What denoising keeps: a share of variance (90%), a rank (100) or a rule (gavish-donoho).", metavar="RANK"),
+]
 K = Annotated[str | None, option("Entries of the vector: a count (7.6M) or a share (2.8%).", "--k", metavar="K")]
 Keep = Annotated[str | None, option("Share of each matrix that is kept besides (0.05).", metavar="SHARE")]
 Seed = Annotated[str | None, option("Decides everything random.", metavar="NUMBER")]

@@ -18,61 +18,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from deftx.core.entries import read_entries, write_entries
+from deftx.core.ranks import RankRule, rank_rule
 from deftx.core.select import Chunk, largest
-from deftx.errors import DeftxError, unknown
+from deftx.errors import DeftxError
 
 BLOCK = 1 << 20  # entries worked on together: whole rows, few enough to stay in the processor's cache
 STRIP = 192  # columns of a Gram matrix computed together
 SAMPLED_ROWS, SAMPLE = 1 << 13, 1 << 17  # rows and their entries that tell roughly how large the kept entries are
 KEEP = 0.05  # share of a matrix's entries kept from the residual, as in the paper
-ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
-
-# From the singular values [min(m, n)], descending, and the shape (m, n) to the rank that is kept.
-RankRule = Callable[[Tensor, tuple[int, int]], int]
-
-
-def uniform(rank: int) -> RankRule:
-    """The same rank for every matrix (paper: 100, 200, 300); smaller matrices keep their full rank."""
-    if rank <= 0:
-        raise DeftxError(f"rank {rank} is not positive; give an integer from 1 up, or a share such as 90%")
-    return lambda singular, shape: min(rank, len(singular))
-
-
-def variance(share: float) -> RankRule:
-    """The fewest singular values whose squares reach `share` (0 to 1) of the sum of all squares."""
-    if not 0 < share <= 1:
-        raise DeftxError(f"rank {share:.6g} is no share of the variance; give more than 0% and at most 100%")
-
-    def rule(singular: Tensor, shape: tuple[int, int]) -> int:
-        squares = singular.double().square()
-        reached = squares.cumsum(0)
-        if not reached[-1] > 0:
-            return 0
-        if share == 1:
-            return len(singular)
-        return int((reached < share * (1 - ROUNDING) * reached[-1]).sum()) + 1
-
-    return rule
-
-
-RANK_RULES: dict[str, RankRule] = {}  # rules by name; see CONTRIBUTING.md
-
-
-def rank_rule(rank: int | float | str) -> RankRule:
-    """The rule meant by `100` or `"100"` (uniform), `"90%"` or `0.9` (share of variance), or a name."""
-    text = str(rank).strip()
-    try:
-        if text.endswith("%"):
-            return variance(float(text[:-1]) / 100)
-        if isinstance(rank, float):
-            return variance(rank)
-        return uniform(int(text))
-    except DeftxError:
-        raise DeftxError(f"rank {text} is out of range: give an integer above 0 or a share up to 100%") from None
-    except ValueError:
-        if text in RANK_RULES:
-            return RANK_RULES[text]
-        raise unknown("rank", text, ["an integer such as 100", "a share such as 90%", *RANK_RULES]) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +82,7 @@ def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[
     gram, right = _gram(matrix, rows)
     values, top = _eigen(gram)
     singular = pad(values.flip(0).clamp_min(0).sqrt(), (0, min(matrix.shape) - len(values)))
-    rank = rule(singular, (matrix.shape[0], matrix.shape[1]))
+    rank = rule(singular, (len(rows), matrix.shape[1]))
     if rank >= len(values):
         return matrix, min(rank, len(singular))
     return _approximated(matrix, rows, top(rank), right, round(keep * matrix.numel())), rank

@@ -1,0 +1,139 @@
+"""How many singular values of a weight difference are kept: the rank r of the paper's section 3, by rule.
+
+    100      the same rank for every matrix
+    90%      the fewest values whose squares reach that share of all squares
+    a name   a rule that needs no number, see RANK_RULES
+
+The rules by name ask how much of a spectrum is more than noise would leave, or how many directions it amounts to. Those
+that know noise compare with a matrix [m, n] of independent entries of one variance s²: its singular values fill, as the
+matrix grows, the range √n ± √m times s, spread as Marchenko and Pastur (1967) found. How large s is, is read off the
+median of the spectrum, so that it need not be known.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from math import asin, ceil, cos, exp, pi, sin, sqrt
+
+import torch
+from scipy.integrate import quad
+from scipy.optimize import brentq
+from torch import Tensor
+
+from deftx.errors import DeftxError, unknown
+
+# From the singular values [min(m, n)], descending, and the shape (m, n) to the rank that is kept. Rows of zeros do
+# not count in the shape; the singular values that they would have, zeros at the end, may be there.
+RankRule = Callable[[Tensor, tuple[int, int]], int]
+
+ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
+ROUNDED = (
+    1e-6  # singular values smaller than this, beside the largest, may be rounding: a Gram matrix halves the digits
+)
+
+
+def uniform(rank: int) -> RankRule:
+    """The same rank for every matrix (paper: 100, 200, 300); smaller matrices keep their full rank."""
+    if rank <= 0:
+        raise DeftxError(f"rank {rank} is not positive; give an integer from 1 up, or a share such as 90%")
+    return lambda singular, shape: min(rank, len(singular))
+
+
+def variance(share: float) -> RankRule:
+    """The fewest singular values whose squares reach `share` (0 to 1) of the sum of all squares."""
+    if not 0 < share <= 1:
+        raise DeftxError(f"rank {share:.6g} is no share of the variance; give more than 0% and at most 100%")
+
+    def rule(singular: Tensor, shape: tuple[int, int]) -> int:
+        squares = singular.double().square()
+        reached = squares.cumsum(0)
+        if not reached[-1] > 0:
+            return 0
+        if share == 1:
+            return len(singular)
+        return int((reached < share * (1 - ROUNDING) * reached[-1]).sum()) + 1
+
+    return rule
+
+
+def gavish_donoho(singular: Tensor, shape: tuple[int, int]) -> int:
+    """Values above the threshold that loses least, in the limit, when signal is to be told from white noise of unknown
+    strength (Gavish and Donoho 2014, "The optimal hard threshold for singular values is 4/√3", section III.E):
+    λ(β)/√μ(β) times the median, 2.858 times for square matrices."""
+    return _above_noise(
+        singular, shape, lambda beta: sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + sqrt(beta * beta + 14 * beta + 1)))
+    )
+
+
+def bulk_edge(singular: Tensor, shape: tuple[int, int]) -> int:
+    """Values above the upper edge (1 + √β)·s·√n of the noise, s being fitted to the median: all that noise alone would
+    not leave. Signals above it can be seen, if not told apart well (Baik, Ben Arous and Péché 2005)."""
+    return _above_noise(singular, shape, lambda beta: 1 + sqrt(beta))
+
+
+def effective_rank(singular: Tensor, shape: tuple[int, int]) -> int:
+    """The exponential of the entropy of the singular values as shares of their sum (Roy and Vetterli 2007), rounded
+    up: how many equal values would be as spread."""
+    total = float(singular.double().sum())
+    if total <= 0:
+        return 0
+    shares = singular.double() / total
+    entropy = -float(torch.special.xlogy(shares, shares).sum())
+    return ceil(round(exp(entropy), 6))
+
+
+def stable_rank(singular: Tensor, shape: tuple[int, int]) -> int:
+    """The sum of the squares over the largest of them (Rudelson and Vershynin 2007), rounded up."""
+    squares = singular.double().square()
+    largest = float(squares.max()) if len(squares) else 0.0
+    return ceil(round(float(squares.sum()) / largest, 6)) if largest > 0 else 0
+
+
+RANK_RULES: dict[str, RankRule] = {
+    "gavish-donoho": gavish_donoho,
+    "bulk-edge": bulk_edge,
+    "effective": effective_rank,
+    "stable": stable_rank,
+}
+
+
+def rank_rule(rank: int | float | str) -> RankRule:
+    """The rule meant by `100` or `"100"` (uniform), `"90%"` or `0.9` (share of variance), or a name of RANK_RULES."""
+    text = str(rank).strip()
+    try:
+        if text.endswith("%"):
+            return variance(float(text[:-1]) / 100)
+        if isinstance(rank, float):
+            return variance(rank)
+        return uniform(int(text))
+    except DeftxError:
+        raise DeftxError(f"rank {text} is out of range: give an integer above 0 or a share up to 100%") from None
+    except ValueError:
+        if text in RANK_RULES:
+            return RANK_RULES[text]
+        raise unknown("rank", text, ["an integer such as 100", "a share such as 90%", *RANK_RULES]) from None
+
+
+@cache
+def noise_median(beta: float) -> float:
+    """The median of Marchenko and Pastur's distribution for the shape β = narrow / wide (above 0, at most 1): of the
+    squared singular values of noise with variance 1, over the wide side."""
+    low, high = (1 - sqrt(beta)) ** 2, (1 + sqrt(beta)) ** 2
+
+    def above(start: float) -> float:
+        # ∫ √((high − t)(t − low)) / (2πβt) dt from `start` on; t = low + (high − low)·sin²x makes the ends smooth
+        def density(x: float) -> float:
+            return ((high - low) * sin(x) * cos(x)) ** 2 / (pi * beta * (low + (high - low) * sin(x) ** 2))
+
+        return float(quad(density, asin(sqrt((start - low) / (high - low))), pi / 2)[0])
+
+    return float(brentq(lambda start: above(start) - 0.5, low, high))
+
+
+def _above_noise(singular: Tensor, shape: tuple[int, int], bar: Callable[[float], float]) -> int:
+    """How many values are above `bar(β)` in units of s·√n, with s·√n as the median tells it."""
+    narrow, wide = sorted(shape)
+    if not narrow:
+        return 0
+    values = singular[:narrow].double()
+    unit = float(values.quantile(0.5)) / sqrt(noise_median(narrow / wide))
+    return int((values > max(bar(narrow / wide) * unit, ROUNDED * float(values.max()))).sum())
