@@ -250,6 +250,7 @@ def test_a_recipe_is_carried_out_and_its_table_printed(here, run):
         "train": "home/train.tsv",
         "valid": "home/valid.tsv",
         "test": {"min": "home/test.tsv"},
+        "leakage": "ignore",
         "language": {"training": {**settings, "min_steps": 0}},
         "task": {"training": settings},
         "variants": {"LT-SFT": {"language": {"method": "lt-sft"}, "task": {"method": "lt-sft"}}},

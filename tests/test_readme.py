@@ -47,7 +47,16 @@ def deftx_program(arguments: list[str], folder: Path) -> subprocess.CompletedPro
 @pytest.mark.slow
 def test_the_first_real_use_runs_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = [command for command in commands("deftx") if command[1] != "run"]
-    assert [command[1] for command in typed] == ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"]
+    assert [command[1] for command in typed] == [
+        "fit",
+        "fit",
+        "fit",
+        "compose",
+        "evaluate",
+        "evaluate",
+        "inspect",
+        "data",
+    ]
     for command in typed:
         done = deftx_program(command, folder)
         assert done.returncode == 0, (command, done.stderr)

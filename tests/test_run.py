@@ -35,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "valid": "src.tsv",
         "languages": {"src": "src.txt", "tar": "tar.txt"},
         "test": {"tar": "tar.tsv", "src": "src.tsv"},
+        "leakage": "ignore",
         "ngrams": True,
         "language": {"k": "5%", "training": {**TRAINING, "min_steps": 0}},
         "task": {"k": "5%", "training": TRAINING},

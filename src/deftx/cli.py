@@ -61,6 +61,8 @@ app = typer.Typer(
 )
 fit_app = typer.Typer(help="Learn a language vector from text, or a task vector from labels.", no_args_is_help=True)
 app.add_typer(fit_app, name="fit")
+data_app = typer.Typer(help="Look after training and evaluation data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 def _print_version(wanted: bool) -> None:
@@ -299,6 +301,29 @@ def run(
         print_json([asdict(score) for score in scores])
     else:
         print(table(scores, checked.task.training.metric), end="")
+
+
+@data_app.command("trim", epilog="Example: deftx data trim smsa.tsv --against nusax/ind.tsv --out trimmed.tsv")
+def data_trim(
+    data: Annotated[str, typer.Argument(help=f"Text or labelled data to train on ({FORMATS}).", **FILE)],
+    against: Annotated[list[str], option(f"Evaluation data ({FORMATS}); may be repeated.", **FILE)],
+    column: Annotated[
+        list[str] | None, option("Column to compare; without it text, premise and hypothesis.", metavar="NAME")
+    ] = None,
+    out: Annotated[Path | None, option("File for the other rows.", metavar="FILE", parser=path)] = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Find training text that holds evaluation text: the same, contained, eight words in a row, nearly the same."""
+    from deftx import commands
+
+    found = commands.trim(data, against, column or [], out, force=force)
+    if as_json:
+        print_json(found)
+        return
+    for row in found:
+        print(f"{row['row']}: {row['kind']}, {row['of']}")
+    print(f"{len(found)} rows of {data} hold evaluation text" + (f"; the others are in {out}" if out else ""))
 
 
 def _print_learnt(out: Path, vector: "SparseVector") -> None:

@@ -24,11 +24,14 @@ from deftx.models import (
 )
 from deftx.settings import Fit, changed, merged
 from deftx.storage.files import load, save
-from deftx.storage.folders import MODEL, check_target
+from deftx.storage.folders import MODEL, check_target, write_text
 from deftx.tasks.classification import evaluate, predict
 from deftx.tasks.data import Columns, Examples, read_examples
+from deftx.tasks.leakage import leaks
+from deftx.tasks.sources import Table, open_source, rows_for
 
 F = TypeVar("F", bound=Fit)
+TEXT_COLUMNS = ("text", "premise", "hypothesis")
 
 
 def settings_from(
@@ -161,3 +164,31 @@ def predictions_of_model(folder: str, examples: Examples) -> list[tuple[str, flo
     model, tokenizer = load_composed(folder), load_tokenizer(folder)
     place(model)
     return predict(model, tokenizer, examples, longest_input(model, tokenizer))
+
+
+def trim(
+    source: str, against: Sequence[str], columns: Sequence[str], out: Path | None, *, force: bool
+) -> list[dict[str, str]]:
+    """The rows of a source that hold evaluation text, and where that stands; the other rows are written to OUT.
+
+    columns  those to compare, of all files; without any, those of TEXT_COLUMNS that a file has
+    """
+    if out and out.exists() and not force:
+        raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
+    table = open_source(source)
+    ours = _cells(table, columns)
+    theirs = [cell for file in against for cell in _cells(open_source(file), columns)]
+    found = leaks([text for _, text in ours], [text for _, text in theirs])
+    rows = {leak.training % len(table.lines): leak for leak in reversed(found)}
+    if out:
+        write_text(out, rows_for(out, table, [row for row in range(len(table.lines)) if row not in rows]))
+    held = [rows[row] for row in sorted(rows)]
+    return [{"row": ours[h.training][0], "of": theirs[h.evaluation][0], "kind": h.kind} for h in held]
+
+
+def _cells(table: Table, columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Place and text of every cell that is to be compared, column by column."""
+    names = columns or [name for name in TEXT_COLUMNS if name in table.names]
+    if not names:
+        raise DeftxError(f"{table.source} has no column {' or '.join(TEXT_COLUMNS)}: say which with --column")
+    return [(place, str(value or "")) for name in names for place, value in table.values(name)]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, field_validator
@@ -45,6 +45,8 @@ class Recipe(Settings):
     test       language -> labelled data to score on
     language   settings of the language fits; task: of the task fits
     ngrams     also score character n-grams and logistic regression trained on `train`
+    leakage    what to do where text to train on holds text of `test` (see `deftx.tasks.leakage`): stop, trim it, or
+               ignore it
     """
 
     base: str
@@ -59,6 +61,7 @@ class Recipe(Settings):
     task: TaskFit = TaskFit()
     variants: dict[str, Variant]
     ngrams: bool = False
+    leakage: Literal["stop", "trim", "ignore"] = "stop"
 
     @field_validator("languages")
     @classmethod

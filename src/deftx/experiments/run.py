@@ -20,14 +20,13 @@ from typing import Any
 
 from deftx.baselines.ngrams import predict_ngrams, train_ngrams
 from deftx.core.vector import SparseVector
+from deftx.experiments.data import Data, read
 from deftx.experiments.recipe import TASK, Recipe
 from deftx.fit import fit_language, fit_task
-from deftx.models import compose, load_masked_lm, load_tokenizer, trained_length
+from deftx.models import compose, load_tokenizer, trained_length
 from deftx.storage.files import load, save
-from deftx.storage.fingerprint import fingerprint
 from deftx.storage.folders import write_text
 from deftx.tasks.classification import evaluate, label_names, scores
-from deftx.tasks.data import Columns, read_examples, read_text
 
 NGRAMS = "character n-grams"
 
@@ -45,7 +44,7 @@ class Score:
 
 def run_recipe(recipe: Recipe, out: Path) -> list[Score]:
     """All scores of a recipe. Fits that `out` holds already are taken from there."""
-    data = _Data(recipe)
+    data = read(recipe)
     found = list(_ngram_scores(recipe, data)) if recipe.ngrams else []
     folders: dict[str, dict[int, dict[str, str]]] = {variant: {} for variant in recipe.variants}
     for seed in recipe.seeds:
@@ -55,30 +54,19 @@ def run_recipe(recipe: Recipe, out: Path) -> list[Score]:
             folders[variant][seed] = {name: str(folder.relative_to(out)) for name, folder in fitted.items()}
             write_text(out / "vectors.json", json.dumps(folders, indent=1))
             write_text(out / "scores.jsonl", "".join(json.dumps(asdict(score)) + "\n" for score in found))
-            write_text(out / "results.md", table(found, recipe.task.training.metric))
+            write_text(out / "results.md", table(found, recipe.task.training.metric) + _trimmed(data))
         rmtree(out / "work" / f"seed{seed}", ignore_errors=True)
     return found
 
 
-class _Data:
-    """Everything a recipe reads, read at once: what is missing or wrong shows before the first training."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        columns = Columns(**recipe.columns.model_dump())
-        self.texts = {name: read_text(*sources) for name, sources in recipe.languages.items()}
-        self.train, self.valid = read_examples(recipe.train, columns), read_examples(recipe.valid, columns)
-        self.test = {name: read_examples(source, columns) for name, source in recipe.test.items()}
-        self.base = fingerprint(load_masked_lm(recipe.base))
-
-
-def _fit_variant(recipe: Recipe, data: _Data, variant: str, seed: int, out: Path) -> dict[str, Path]:
+def _fit_variant(recipe: Recipe, data: Data, variant: str, seed: int, out: Path) -> dict[str, Path]:
     """The folders of the vectors that a variant uses, by language, and "task"; fitted where they are missing."""
     folders = {name: _fit_language(recipe, data, variant, seed, name, out) for name in recipe.needed_languages(variant)}
     source = load(folders[recipe.source]) if recipe.variants[variant].source else None
     return {**folders, TASK: _fit_task(recipe, data, variant, seed, source, out)}
 
 
-def _fit_language(recipe: Recipe, data: _Data, variant: str, seed: int, name: str, out: Path) -> Path:
+def _fit_language(recipe: Recipe, data: Data, variant: str, seed: int, name: str, out: Path) -> Path:
     settings, text = recipe.language_fit(variant, seed), data.texts[name]
     folder = out / "vectors" / f"{name}-seed{seed}-{_key(data.base, text, settings.model_dump(mode='json'))}"
     if not folder.exists():
@@ -87,7 +75,7 @@ def _fit_language(recipe: Recipe, data: _Data, variant: str, seed: int, name: st
     return folder
 
 
-def _fit_task(recipe: Recipe, data: _Data, variant: str, seed: int, source: SparseVector | None, out: Path) -> Path:
+def _fit_task(recipe: Recipe, data: Data, variant: str, seed: int, source: SparseVector | None, out: Path) -> Path:
     settings, above = recipe.task_fit(variant, seed), dict(source.info) if source else None
     key = _key(data.base, asdict(data.train), asdict(data.valid), settings.model_dump(mode="json"), above)
     folder = out / "vectors" / f"{TASK}-seed{seed}-{key}"
@@ -98,7 +86,7 @@ def _fit_task(recipe: Recipe, data: _Data, variant: str, seed: int, source: Spar
 
 
 def _variant_scores(
-    recipe: Recipe, data: _Data, variant: str, seed: int, folders: Mapping[str, Path]
+    recipe: Recipe, data: Data, variant: str, seed: int, folders: Mapping[str, Path]
 ) -> Iterator[Score]:
     """Compose a variant's vectors for every test language, and score the models."""
     task, tokenizer = load(folders[TASK]), load_tokenizer(recipe.base)
@@ -108,7 +96,7 @@ def _variant_scores(
         yield Score(variant, seed, name, **scored)
 
 
-def _ngram_scores(recipe: Recipe, data: _Data) -> Iterator[Score]:
+def _ngram_scores(recipe: Recipe, data: Data) -> Iterator[Score]:
     """The baseline's scores; it has no seed, so its rows count for all of them."""
     model, labels = train_ngrams(data.train), label_names(data.train)
     for name, examples in data.test.items():
@@ -130,6 +118,12 @@ def table(found: list[Score], metric: str = "macro_f1") -> str:
         columns = [[cells[seed, language] for seed in seeds] for language in languages]
         rows.append([variant, *map(_cell, columns), _cell([mean(values) for values in zip(*columns, strict=True)])])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _trimmed(data: Data) -> str:
+    """What was left out of the training data, as a line under the table; nothing where it was nothing."""
+    what = "; ".join(f"{name} {how_much}" for name, how_much in data.trimmed.items())
+    return f"\nLeft out of training, since it holds evaluation text: {what}.\n" if what else ""
 
 
 def _cell(values: list[float]) -> str:

@@ -48,6 +48,18 @@ def open_source(source: str | Path) -> Table:
     return table
 
 
+def rows_for(path: Path, table: Table, kept: Sequence[int]) -> str:
+    """What the file `path`, of the kind that its name says, is to hold: the rows `kept`, by number from 0, of a table.
+
+    Raises DeftxError for a kind that is not in WRITERS, and for values that this kind cannot hold.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise unknown(f"kind of file to write ({path})", path.suffix, WRITERS)
+    columns = [table.column(name) for name in table.names]
+    rows = [[column[number] for column in columns] for number in kept]
+    return WRITERS[path.suffix.lower()](path, table.names, rows)
+
+
 def _file(path: Path) -> Table:
     if path.is_dir():
         raise DeftxError(f"{path} is a folder: name a file in it")
@@ -186,3 +198,37 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".tsv": _tsv,
     ".txt": _plain,
 }
+
+
+def _as_text(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    if len(names) > 1:
+        raise DeftxError(f"{path} is plain text, which holds one column, not {', '.join(names)}: write .tsv or .jsonl")
+    return _separated(path, rows, "")
+
+
+def _as_tsv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    return _separated(path, [names, *rows], "\t")
+
+
+def _separated(path: Path, rows: Iterable[Sequence[object]], separator: str) -> str:
+    lines = [["" if value is None else str(value) for value in row] for row in rows]
+    if any(mark in value for line in lines for value in line for mark in ("\n", separator or "\n")):
+        raise DeftxError(f"{path} cannot hold texts with tabs or line breaks in them: write .jsonl or .csv")
+    return "".join(separator.join(line) + "\n" for line in lines)
+
+
+def _as_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator="\n").writerows([names, *rows])
+    return file.getvalue()
+
+
+def _as_jsonl(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    objects = (dict(zip(names, row, strict=True)) for row in rows)
+    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
+
+
+# What a file with these columns and rows is to hold.
+Writer = Callable[[Path, Sequence[str], Sequence[Sequence[object]]], str]
+
+WRITERS: dict[str, Writer] = {".csv": _as_csv, ".jsonl": _as_jsonl, ".tsv": _as_tsv, ".txt": _as_text}

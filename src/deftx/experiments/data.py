@@ -1,0 +1,85 @@
+"""Everything a recipe reads, read at once: what is missing or wrong, evaluation text in training text too, shows before
+the first training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from deftx.errors import DeftxError
+from deftx.experiments.recipe import Recipe
+from deftx.models import load_masked_lm
+from deftx.storage.fingerprint import fingerprint
+from deftx.tasks.data import Columns, Examples, read_examples, read_text
+from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a recipe trains and tests on.
+
+    texts    language -> plain text;  test: language -> labelled data
+    base     fingerprint of the base
+    trimmed  what was left out since it holds evaluation text: language or "labelled data" -> how much, in words
+    """
+
+    texts: Mapping[str, list[str]]
+    train: Examples
+    valid: Examples
+    test: Mapping[str, Examples]
+    base: str
+    trimmed: Mapping[str, str]
+
+
+def read(recipe: Recipe) -> Data:
+    """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is wrong with it."""
+    columns = Columns(**recipe.columns.model_dump())
+    data = Data(
+        {name: read_text(*sources) for name, sources in recipe.languages.items()},
+        read_examples(recipe.train, columns),
+        read_examples(recipe.valid, columns),
+        {name: read_examples(source, columns) for name, source in recipe.test.items()},
+        fingerprint(load_masked_lm(recipe.base)),
+        {},
+    )
+    return data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
+
+
+def _guarded(data: Data, *, trim: bool) -> Data:
+    """The data without evaluation text in what is trained on; with `trim` it is left out, else it is an error."""
+    evaluation = [(name, text) for name, examples in data.test.items() for text in texts_of(examples)]
+    held_out = [text for _, text in evaluation]
+    found = {name: leaks(texts, held_out) for name, texts in data.texts.items()}
+    labelled = leaking(data.train, held_out)
+    for name, some in {**found, "labelled data": labelled}.items():
+        if some and not trim:
+            texts = data.texts.get(name, data.train.texts)
+            raise DeftxError(_complaint(name, some, texts, evaluation))
+    kept = _left(len(data.train), labelled)
+    train = Examples(
+        [data.train.texts[i] for i in kept],
+        data.train.pairs and [data.train.pairs[i] for i in kept],
+        data.train.labels and [data.train.labels[i] for i in kept],
+    )
+    texts = {name: [lines[i] for i in _left(len(lines), found[name])] for name, lines in data.texts.items()}
+    sizes = {**{name: len(lines) for name, lines in data.texts.items()}, "labelled data": len(data.train)}
+    words = {
+        name: f"{len(some)} of {sizes[name]:,} ({counted(some)})"
+        for name, some in {**found, "labelled data": labelled}.items()
+        if some
+    }
+    return replace(data, texts=texts, train=train, trimmed=words)
+
+
+def _left(size: int, found: Sequence[Leak]) -> list[int]:
+    leaking = {leak.training for leak in found}
+    return [number for number in range(size) if number not in leaking]
+
+
+def _complaint(name: str, found: Sequence[Leak], texts: Sequence[str], evaluation: Sequence[tuple[str, str]]) -> str:
+    """One line that names the texts, the first three of them at least."""
+    shown = [
+        f"no. {leak.training + 1} {texts[leak.training]!r:.60} ({leak.kind}, test of {evaluation[leak.evaluation][0]})"
+        for leak in found[:3]
+    ]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    fix = "see `deftx data trim`, or set leakage to trim (or ignore)"
+    return f"{name}: {len(found)} of {len(texts):,} texts hold evaluation text: {'; '.join(shown)}{more}; {fix}"

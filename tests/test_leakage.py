@@ -1,0 +1,219 @@
+"""Evaluation text in training text is found by every rule, and by none where there is nothing to find."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import save_base
+
+from deftx import cli
+from deftx.errors import DeftxError
+from deftx.experiments.data import read
+from deftx.experiments.recipe import load_recipe
+from deftx.tasks.data import Examples
+from deftx.tasks.leakage import RULES, Leak, counted, leaking, leaks, normalised
+
+HELD_OUT = "Makanannya enak sekali, pelayanan di sini ramah dan harganya murah!"
+TEXTS = st.lists(st.text("ab c.,D", max_size=30), max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("makanannya ENAK sekali pelayanan -- di sini ramah, dan harganya murah", "equal"),
+        ("Kata ibu: pelayanan di sini ramah dan harganya murah! Betul.", None),  # seven shared words
+        ("Kata ibu: sekali pelayanan di sini ramah dan harganya murah! Betul.", "words"),
+        ("Makanannya enak sekali, pelayanan di situ ramah dan harganya murah!", "similar"),
+        ("Makanannya basi sekali, pelayanan di situ lambat dan harganya mahal!", None),
+        ("", None),
+        ("...", None),
+    ],
+)
+def test_each_rule_by_an_example(text, kind):
+    found = leaks([text], ["sesuatu yang lain sama sekali", HELD_OUT])
+    assert found == ([Leak(0, 1, kind)] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluation", "found"),
+    [
+        ("kata ibu: kebersihannya mengagumkan semua tamu", "Kebersihannya mengagumkan semua!", True),
+        ("Kebersihannya mengagumkan semua!", "kata ibu: kebersihannya mengagumkan semua tamu", True),
+        ("kata ibu enak sekali tamu", "Enak sekali!", False),  # too short to mean anything
+        ("kebersihannya mengagumkan semuanya", "Kebersihannya mengagumkan semua", False),  # no whole word
+    ],
+)
+def test_a_short_text_that_stands_whole_in_another_is_found_on_either_side(training, evaluation, found):
+    kinds = [leak.kind for leak in leaks([training], [evaluation]) if leak.kind != "similar"]
+    assert kinds == (["contained"] if found else [])
+
+
+def test_a_mark_on_a_letter_does_not_part_a_word():
+    assert normalised("  Ção,\u2028n\u0303a—x_y 2\u0e33 ") == "ção n\u0303a x y 2\u0e33"
+
+
+def distance(first, second):
+    """Levenshtein's, by the textbook."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        last, row[0] = row[0], i
+        for j, b in enumerate(second, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (a != b))
+    return row[-1]
+
+
+def plainly(training, evaluation):
+    """The rules, as they are written, for every pair; the first rule that holds."""
+
+    def kinds(old, new):
+        words = [f" {text} ".split(" ")[1:-1] for text in (old, new)]
+        runs = [{tuple(part[i : i + 8]) for i in range(len(part) - 7)} for part in words]
+        short, long = sorted((old, new), key=len)
+        yield "equal", old == new
+        yield "contained", len(short) >= 25 and len(short.split()) < 8 and f" {short} " in f" {long} "
+        yield "words", bool(runs[0] & runs[1])
+        yield "similar", distance(old, new) <= 0.1 * max(len(old), len(new)) + 1e-9
+
+    found = []
+    for place, old in enumerate(map(normalised, training)):
+        held = {k for new in map(normalised, evaluation) if old and new for k, holds in kinds(old, new) if holds}
+        if held:
+            found.append((place, min(held, key=list(RULES).index)))
+    return found
+
+
+@given(TEXTS, TEXTS)
+def test_the_quick_ways_find_what_comparing_every_pair_finds(training, evaluation):
+    assert [(leak.training, leak.kind) for leak in leaks(training, evaluation)] == plainly(training, evaluation)
+
+
+def test_the_quick_ways_find_the_same_in_sentences_that_overlap():
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=5)) for _ in range(40)]
+    evaluation = [" ".join(draw.choices(words, k=draw.randint(4, 14))) for _ in range(60)]
+    training = []
+    for text in evaluation:
+        whole = text.split(" ")
+        first, last = sorted(draw.sample(range(len(whole) + 1), 2))
+        changed = text.replace(draw.choice(text.replace(" ", "")), "x", 1)
+        training += [
+            text,
+            f"x {text} y",
+            " ".join(whole[first:last]),
+            changed,
+            " ".join(draw.sample(whole, len(whole))),
+        ]
+    for rule in range(5):  # without the texts that are equal, and so on, so that the later rules have their say
+        found = [(leak.training, leak.kind) for leak in leaks(training[rule::5], evaluation)]
+        assert found == plainly(training[rule::5], evaluation)
+    assert {leak.kind for leak in leaks(training, evaluation)} == set(RULES)
+
+
+def test_of_pairs_both_texts_count_and_an_example_once():
+    examples = Examples(["a b", HELD_OUT, HELD_OUT], ["c d", "e f", HELD_OUT], ["x", "y", "z"])
+    found = leaking(examples, [HELD_OUT, "c d"])
+    assert found == [Leak(0, 1, "equal"), Leak(1, 0, "equal"), Leak(2, 0, "equal")]
+    assert counted(found) == "3 equal"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A recipe of which the second line of one text, and the first labelled one, are in the test data."""
+    folder = tmp_path_factory.mktemp("leak")
+    save_base(folder / "base")
+    (folder / "src.txt").write_text("ba be bi\nda de di\n")
+    (folder / "tar.txt").write_text(f"ba bo bu\n{HELD_OUT.upper()}\nga ge gi\n")
+    (folder / "train.tsv").write_text(f"text\tlabel\n{HELD_OUT}\tgood\nda do\tbad\nka ko\tgood\n")
+    (folder / "test.tsv").write_text(f"text\tlabel\nsesuatu\tbad\n{HELD_OUT}\tgood\n")
+    recipe = {
+        "base": "base",
+        "languages": {"src": "src.txt", "tar": "tar.txt"},
+        "source": "src",
+        "train": "train.tsv",
+        "valid": "train.tsv",
+        "test": {"tar": "test.tsv"},
+        "variants": {"LT-SFT": {}},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def test_a_run_stops_before_any_training_and_names_the_texts(folder):
+    with pytest.raises(DeftxError) as caught:
+        read(load_recipe(folder / "recipe.yaml"))
+    assert str(caught.value).startswith("tar: 1 of 3 texts hold evaluation text: no. 2 'MAKANANNYA")
+    assert "(equal, test of tar)" in str(caught.value)
+    assert "leakage to trim" in str(caught.value)
+
+
+def test_a_run_trims_where_it_is_told_to_and_says_how_much(folder):
+    data = read(load_recipe(folder / "recipe.yaml", {"leakage": "trim"}))
+    assert data.texts == {"src": ["ba be bi", "da de di"], "tar": ["ba bo bu", "ga ge gi"]}
+    assert data.train == Examples(["da do", "ka ko"], None, ["bad", "good"])
+    assert data.trimmed == {"tar": "1 of 3 (1 equal)", "labelled data": "1 of 3 (1 equal)"}
+
+
+def test_a_run_ignores_it_where_it_is_told_to(folder):
+    data = read(load_recipe(folder / "recipe.yaml", {"leakage": "ignore"}))
+    assert len(data.train) == len(data.texts["tar"]) == 3
+    assert data.trimmed == {}
+
+
+@pytest.fixture
+def trim(folder, capsys):
+    def typed(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["data", "trim", *map(str, arguments)])
+        return ended.value.code or 0, capsys.readouterr()
+
+    return typed
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+def test_trimming_writes_the_other_rows_as_they_were(folder, tmp_path, trim, suffix):
+    out = tmp_path / f"out{suffix}"
+    code, printed = trim(folder / "train.tsv", "--against", folder / "test.tsv", "--out", out)
+    assert code == 0
+    assert printed.out.splitlines() == [
+        f"{folder}/train.tsv, line 2: equal, {folder}/test.tsv, line 3",
+        f"1 rows of {folder}/train.tsv hold evaluation text; the others are in {out}",
+    ]
+    rows = [["da do", "bad"], ["ka ko", "good"]]
+    if suffix == ".jsonl":
+        assert [list(json.loads(line).values()) for line in out.read_text().splitlines()] == rows
+    else:
+        read_rows = list(csv.reader(out.read_text().splitlines(), delimiter="\t" if suffix == ".tsv" else ","))
+        assert read_rows == [["text", "label"], *rows]
+
+
+def test_trimming_plain_text_and_json(folder, tmp_path, trim):
+    out = tmp_path / "out.txt"
+    code, printed = trim(folder / "tar.txt", "--against", folder / "test.tsv", "--out", out, "--json")
+    assert code == 0
+    row = {"row": f"{folder}/tar.txt, line 2", "of": f"{folder}/test.tsv, line 3", "kind": "equal"}
+    assert json.loads(printed.out) == [row]
+    assert out.read_text() == "ba bo bu\nga ge gi\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tar.txt", "--against", "test.tsv", "--column", "review"], "has no column 'review'"),
+        (["train.tsv", "--against", "test.tsv", "--out", "OUT.docx"], "unknown kind of file to write"),
+        (["train.tsv", "--against", "test.tsv", "--out", "OUT.txt"], "holds one column"),
+        (["train.tsv", "--against", "test.tsv", "--out", "train.tsv"], "exists"),
+        (["none.tsv", "--against", "test.tsv"], "does not exist"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(folder, trim, arguments, said):
+    before = sorted(Path(folder).iterdir())
+    code, printed = trim(*[folder / a if "." in a else a for a in arguments])
+    assert code == 2
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert sorted(Path(folder).iterdir()) == before
