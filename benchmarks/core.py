@@ -1,9 +1,9 @@
-"""Selection and denoising at XLM-R-base's shape, beside the plain way: `python benchmarks/core.py [--small]`.
+"""Selection and denoising at XLM-R's shapes, beside the plain way: `python benchmarks/core.py [--shape small]`.
 
 The plain way is written here from first principles; both work on the same artificial delta, one after the other in
-one process. "extra" is what a way adds to the peak memory of a fresh process that holds the delta, its result
-included. The floor is what cannot be avoided (one reading of the delta; the multiplications of the decomposition and
-the projection) at the machine's measured speed.
+one process, on the GPU if there is one. "extra" is what a way adds to the peak memory of a fresh process that holds
+the delta, its result included. The floor is what cannot be avoided (one reading of the delta; the multiplications of
+the decomposition and the projection) at the machine's measured speed.
 """
 
 import argparse
@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import alternate, bytes_per_second, flops_per_second, peak_in_subprocess, print_peak, print_table
+from measure import (
+    DEVICE,
+    alternate,
+    bytes_per_second,
+    flops_per_second,
+    machine,
+    peak_in_subprocess,
+    print_peak,
+    print_table,
+)
 from torch import Tensor
 
 from deftx.core.denoise import KEEP, denoise, is_matrix
@@ -22,13 +31,14 @@ from deftx.core.ranks import rank_rule
 from deftx.core.select import parse_k, select
 
 K = "5.118%"  # 14.2M of XLM-R-base's 277M
+SHAPES = {"small": (30_000, 192, 12), "base": (250_002, 768, 12), "large": (250_002, 1024, 24)}
 Delta = dict[str, Tensor]
 Denoising = tuple[Mapping[str, Tensor], Mapping[str, int]]  # the denoised tensors and the ranks
 
 
-def delta_of(small: bool, unused: float = 0.0) -> Delta:
+def delta_of(shape: str, unused: float = 0.0) -> Delta:
     """Differences whose singular values fall off evenly; a share of the embedding's rows is `unused`, zero."""
-    vocabulary, width, layers = (30_000, 192, 12) if small else (250_002, 768, 12)
+    vocabulary, width, layers = SHAPES[shape]
     shapes = {"embedding": (vocabulary, width), "positions": (514, width)}
     for layer in range(layers):
         for name, shape in {**dict.fromkeys("qkvo", (1, 1)), "up": (4, 1), "down": (1, 4)}.items():
@@ -41,7 +51,7 @@ def delta_of(small: bool, unused: float = 0.0) -> Delta:
         delta[name] *= 1e-4 * torch.exp(-torch.arange(shape[-1]) * 5 / shape[-1])
     rows = torch.rand(vocabulary, generator=generator) < unused
     delta["embedding"][rows] = 0
-    return delta
+    return {name: tensor.to(DEVICE) for name, tensor in delta.items()}
 
 
 def plain_select(delta: Delta) -> dict[str, Tensor]:
@@ -155,14 +165,15 @@ ROWS = {
 }
 
 
-def compare(name: str, row: Row, size: list[str], repeat: int, plain_too: bool) -> list[str]:
+def compare(name: str, row: Row, shape: str, repeat: int, plain_too: bool) -> list[str]:
     """One line of the table."""
-    delta = delta_of("--small" in size, row.unused)
+    delta = delta_of(shape, row.unused)
     ways = [lambda: row.ours(delta), lambda: row.plain(delta)][: 1 + plain_too]
     times, results = alternate(ways, repeat)
     agree = row.agree(delta, *results) if plain_too else ""
     floor = row.floor(delta, results[0])
-    peaks = [peak_in_subprocess("--peak", name, way, *size) for way in ("ours", "plain")[: 1 + plain_too]]
+    ways_named = ("ours", "plain")[: 1 + plain_too]
+    peaks = [peak_in_subprocess("--peak", name, way, "--shape", shape) for way in ways_named]
     plain = [f"{times[1]:.2f} s", f"{times[1] / times[0]:.1f}", f"{peaks[1]:.2f} GB"] if plain_too else ["", "", ""]
     return [name, f"{times[0]:.2f} s", f"{floor:.2f} s", f"{peaks[0]:.2f} GB", *plain, agree]
 
@@ -170,21 +181,20 @@ def compare(name: str, row: Row, size: list[str], repeat: int, plain_too: bool) 
 def main() -> None:
     """Parse, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a quarter of the widths, 30,000 pieces")
+    parser.add_argument("--shape", choices=SHAPES, default="base", help="of XLM-R base, XLM-R large or something small")
     parser.add_argument("--repeat", type=int, default=3, help="rounds, of which the median is shown")
     parser.add_argument("--ours-only", action="store_true", help="leave out the plain way, which takes minutes")
     parser.add_argument("--peak", nargs=2, metavar=("ROW", "WAY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         row = ROWS[options.peak[0]]
-        delta = delta_of(options.small, row.unused)
+        delta = delta_of(options.shape, row.unused)
         print_peak(lambda: getattr(row, options.peak[1])(delta))
         return
-    size = ["--small"] if options.small else []
-    rows = {name: row for name, row in ROWS.items() if options.small or not row.only_small}
+    rows = {name: row for name, row in ROWS.items() if options.shape == "small" or not row.only_small}
     header = ["step", "ours", "floor", "ours: extra", "plain", "ratio", "plain: extra", "agree"]
-    lines = [compare(name, row, size, options.repeat, not options.ours_only) for name, row in rows.items()]
-    print(f"{torch.get_num_threads()} threads, median of {options.repeat}")
+    lines = [compare(name, row, options.shape, options.repeat, not options.ours_only) for name, row in rows.items()]
+    print(f"{machine()}; shape {options.shape}, median of {options.repeat}\n")
     print_table(header, lines)
 
 

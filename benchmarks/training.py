@@ -1,21 +1,22 @@
 """One training step, ours beside the plain way: time, peak memory, and whether both take the same step.
 
-    python benchmarks/training.py [--small] [--repeat 3] [--only NAME]
+    python benchmarks/training.py [--shape small] [--repeat 3] [--only NAME]
 
 The plain way computes what LT-SFT describes with the operations that come first to mind: the logits of all positions,
 the penalty through autograd, a dense gradient for every weight, masked in phase 2, and AdamW over all of them. Both
-see the same masked batches and start from the same random weights. Needs Linux, for the peak memory.
+see the same masked batches and start from the same random weights. On the GPU if there is one; without, it needs Linux,
+for the peak memory. The floor is the multiplications of a forward and a backward pass, at the speed at which this
+machine multiplies matrices in that precision.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
 import torch
-from measure import peak_in_subprocess, print_peak
+from measure import DEVICE, flops_per_second, machine, now, peak_in_subprocess, print_peak
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
 
@@ -26,8 +27,20 @@ from deftx.training.precision import autocast
 from deftx.training.rows import rows_apart
 from deftx.training.sparse import sparse_tuning
 
-Step = Callable[[Tensor, Tensor], float]
-RATE, L1, CPU = 5e-5, 0.1, torch.device("cpu")
+RATE, L1, MASKED = 5e-5, 0.1, 0.15
+
+
+@dataclass(frozen=True)
+class Step:
+    """A way to train: what takes a step on ids and labels and returns the loss, and the optimiser in it."""
+
+    take: Callable[[Tensor, Tensor], float]
+    optimiser: torch.optim.Optimizer
+
+    def floats(self) -> int:
+        """How many floats the optimiser keeps."""
+        states = [value for state in self.optimiser.state.values() for value in state.values()]
+        return sum(value.numel() for value in states if isinstance(value, Tensor) and value.dim())
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,20 @@ class Size:
     task_batch: tuple[int, int]
 
 
-FULL = Size(768, 12, 250_002, 20_000, (8, 256), (16, 64))
-SMALL = Size(256, 4, 30_000, 5_000, (8, 128), (16, 48))
+SHAPES = {
+    "small": Size(256, 4, 30_000, 5_000, (8, 128), (16, 48)),
+    "base": Size(768, 12, 250_002, 20_000, (8, 256), (16, 64)),
+    "large": Size(1024, 24, 250_002, 20_000, (8, 256), (16, 64)),
+}
+
+
+def floor(size: Size, row: Row) -> float:
+    """The seconds that the multiplications take: of every layer and of attention, forward and backward, and of the
+    decoder at masked positions, which is frozen."""
+    texts, length = size.batch if row.kind == "mlm" else size.task_batch
+    layers = 3 * 2 * texts * length * size.layers * (12 * size.width**2 + 2 * length * size.width)
+    decoder = 2 * 2 * MASKED * texts * length * size.width * size.vocabulary if row.kind == "mlm" else 0
+    return (layers + decoder) / flops_per_second(torch.bfloat16 if row.bf16 else torch.float32)
 
 
 def build(size: Size, row: Row) -> nn.Module:
@@ -84,8 +109,8 @@ def build(size: Size, row: Row) -> nn.Module:
         num_labels=3,
     )
     if row.kind == "task":
-        return XLMRobertaForSequenceClassification(config)
-    model = XLMRobertaForMaskedLM(config)
+        return nn.Module.to(XLMRobertaForSequenceClassification(config), DEVICE)
+    model = nn.Module.to(XLMRobertaForMaskedLM(config), DEVICE)
     model.lm_head.decoder.weight = nn.Parameter(model.lm_head.decoder.weight.detach().clone())
     for parameter in model.lm_head.parameters():
         parameter.requires_grad_(False)
@@ -99,9 +124,10 @@ def batches(size: Size, row: Row) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         ids = torch.randint(5, size.used, size.batch if row.kind == "mlm" else size.task_batch, generator=generator)
         if row.kind == "mlm":
-            yield mask(ids, 0.15, special, 4, used, generator)
+            ids, labels = mask(ids, MASKED, special, 4, used, generator)
         else:
-            yield ids, torch.randint(3, (len(ids),), generator=generator)
+            labels = torch.randint(3, (len(ids),), generator=generator)
+        yield ids.to(DEVICE), labels.to(DEVICE)
 
 
 def selected(model: nn.Module, size: Size) -> Selection:
@@ -121,15 +147,15 @@ def plain(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
         weight.requires_grad_(False)
     masks = {}
     if row.phase == 2:
-        masks = {name: torch.zeros(weight.shape) for name, weight in body.items()}
+        masks = {name: torch.zeros_like(weight) for name, weight in body.items()}
         for name, places in selected(model, size).items():
-            masks[name].view(-1)[places.indices] = 1
+            masks[name].view(-1)[places.indices.to(DEVICE)] = 1
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, RATE, weight_decay=0.0)
     pull = L1 / sum(weight.numel() for weight in backbone(model).values()) if row.kind == "mlm" else 0.0
 
     def step(ids: Tensor, labels: Tensor) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=row.bf16):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=row.bf16):
             loss = model(input_ids=ids, labels=labels).loss
         total = loss
         if pull:
@@ -142,7 +168,7 @@ def plain(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
         optimiser.zero_grad()
         return loss.item()
 
-    return step
+    return Step(step, optimiser)
 
 
 def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
@@ -153,7 +179,7 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     head = [parameter for parameter in model.parameters() if parameter.requires_grad]
     head = [p for p in head if not any(p is weight for weight in body.values())]
     if row.phase == 1:
-        rows = stack.enter_context(rows_apart(model, torch.arange(size.used)))
+        rows = stack.enter_context(rows_apart(model, torch.arange(size.used, device=DEVICE)))
         assert rows is not None
         moving = [rows.values if weight is rows.weight else weight for weight in body.values()]
     else:
@@ -163,7 +189,7 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     pull = L1 / sum(weight.numel() for weight in backbone(model).values()) if row.kind == "mlm" else 0.0
 
     def step(ids: Tensor, labels: Tensor) -> float:
-        with autocast(CPU, row.bf16):
+        with autocast(DEVICE, row.bf16):
             loss = masked_loss(model, ids, labels) if row.kind == "mlm" else model(input_ids=ids, labels=labels).loss
         loss.backward()
         if pull:
@@ -174,14 +200,15 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
         optimiser.zero_grad()
         return loss.item()
 
-    return step
+    return Step(step, optimiser)
 
 
 WAYS = {"plain": plain, "ours": ours}
 
 
-def compare(size: Size, row: Row, repeat: int) -> tuple[dict[str, float], str]:
-    """Median seconds of each way's steps, taken in turn in one process; how far the weights are apart afterwards."""
+def compare(size: Size, row: Row, repeat: int) -> tuple[dict[str, float], dict[str, float], str]:
+    """Median seconds of each way's steps, taken in turn in one process; the millions of floats that its optimiser
+    keeps; how far the weights are apart afterwards."""
     models = {way: build(size, row) for way in WAYS}
     before = {name: weight.detach().clone() for name, weight in backbone(models["plain"]).items()}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -190,15 +217,16 @@ def compare(size: Size, row: Row, repeat: int) -> tuple[dict[str, float], str]:
         steps = {way: WAYS[way](models[way], size, row, stack) for way in WAYS}
         for _, batch in zip(range(1 + repeat), batches(size, row), strict=False):
             for way, step in steps.items():
-                began = time.perf_counter()
-                losses[way].append(step(*batch))
-                seconds[way].append(time.perf_counter() - began)
+                began = now()
+                losses[way].append(step.take(*batch))
+                seconds[way].append(now() - began)
+        kept = {way: step.floats() / 1e6 for way, step in steps.items()}
     moved = {way: {n: w.detach() - before[n] for n, w in backbone(model).items()} for way, model in models.items()}
     apart = sum((moved["ours"][n] - moved["plain"][n]).square().sum() for n in before).sqrt()
     length = sum(moved["plain"][n].square().sum() for n in before).sqrt()
     loss = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))
     same = "random" if row.dropout else f"loss within {loss:.0e}, weights' way {float(apart / length):.0e} apart"
-    return {way: median(times[1:]) for way, times in seconds.items()}, same
+    return {way: median(times[1:]) for way, times in seconds.items()}, kept, same
 
 
 def two_steps(size: Size, row: Row, way: str) -> None:
@@ -206,28 +234,44 @@ def two_steps(size: Size, row: Row, way: str) -> None:
     with ExitStack() as stack:
         step = WAYS[way](build(size, row), size, row, stack)
         for _, batch in zip(range(2), batches(size, row), strict=False):
-            step(*batch)
+            step.take(*batch)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a small model, for a quick look")
+    parser.add_argument("--shape", choices=SHAPES, default="base", help="of XLM-R base, XLM-R large or something small")
     parser.add_argument("--repeat", type=int, default=3, help="steps of each way that are timed")
     parser.add_argument("--only", choices=[row.name for row in ROWS], help="one row alone")
     parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    size = SMALL if options.small else FULL
+    size = SHAPES[options.shape]
     rows = [row for row in ROWS if options.only in (None, row.name)]
     if options.peak:
         return print_peak(lambda: two_steps(size, rows[0], options.peak))
-    print("| step | plain, s | ours, s | ratio | plain, GB | ours, GB | agreement |\n" + "| --- " * 7 + "|")
+    print(
+        f"{machine()}; shape {options.shape}, median of {options.repeat} steps of {size.batch} or {size.task_batch}\n"
+    )
+    columns = ["step", "ours", "floor", "plain", "ratio", "tokens/s"]
+    columns += ["peak, GB", "plain", "optimiser", "plain", "agreement"]
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for row in rows:
-        took, same = compare(size, row, options.repeat)
-        small = ["--small"] if options.small else []
-        memory = {way: peak_in_subprocess("--peak", way, "--only", row.name, *small) for way in WAYS}
-        times = f"{took['plain']:.2f} | {took['ours']:.2f} | {took['plain'] / took['ours']:.1f}"
-        print(f"| {row.name} | {times} | {memory['plain']:.1f} | {memory['ours']:.1f} | {same} |", flush=True)
+        took, kept, same = compare(size, row, options.repeat)
+        arguments = ["--only", row.name, "--shape", options.shape]
+        memory = {way: peak_in_subprocess("--peak", way, *arguments) for way in WAYS}
+        texts, length = size.batch if row.kind == "mlm" else size.task_batch
+        cells = [
+            row.name,
+            f"{took['ours']:.3f} s",
+            f"{floor(size, row):.3f} s",
+            f"{took['plain']:.3f} s",
+            f"{took['plain'] / took['ours']:.1f}",
+            f"{texts * length / took['ours']:,.0f}",
+            *(f"{memory[way]:.1f}" for way in ("ours", "plain")),
+            *(f"{kept[way]:.1f}M floats" for way in ("ours", "plain")),
+            same,
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

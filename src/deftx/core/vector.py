@@ -90,6 +90,14 @@ class SparseVector:
     def __sub__(self, other: "SparseVector") -> "SparseVector":
         return self + -other
 
+    def to(self, device: torch.device | str) -> "SparseVector":
+        """The same vector on `device`, beside a model there: applying it moves nothing over then."""
+        tensors = {
+            n: replace(e, indices=e.indices.to(device), values=e.values.to(device)) for n, e in self.tensors.items()
+        }
+        head = self.head and replace(self.head, tensors={n: t.to(device) for n, t in self.head.tensors.items()})
+        return replace(self, tensors=tensors, head=head)
+
     def density(self) -> dict[str, float]:
         """The share of each tensor's entries that the vector holds, in the order of the tensors."""
         return {name: len(entries.indices) / entries.numel for name, entries in self.tensors.items()}
