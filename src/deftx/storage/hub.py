@@ -78,6 +78,8 @@ def _reason(error: BaseException | None, repo: str, revision: str | None) -> str
     place = f"{constants.ENDPOINT}/{repo}"
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
         return f"{_reason(error.__cause__, repo, revision)}; it is not in the cache either"
+    if isinstance(error, RuntimeError) and error.__cause__:  # which says no more than at which file
+        return _reason(error.__cause__, repo, revision)
     reasons: dict[type[BaseException], str] = {  # the first that fits
         errors.GatedRepoError: f"its owner decides who may have it: ask for access at {place}, then {_LOGIN}",
         errors.RevisionNotFoundError: f"it has no branch, tag or commit {revision!r}: see {place}/commits/main",

@@ -48,6 +48,11 @@ def open_source(source: str | Path) -> Table:
     return table
 
 
+def named(source: str | Path) -> str:
+    """How a vector names a source, for strangers to read: a hub dataset as it was given, a file without its folder."""
+    return str(source) if str(source).startswith(HUB) else Path(source).name
+
+
 def _file(path: Path) -> Table:
     if path.is_dir():
         raise DeftxError(f"{path} is a folder: name a file in it")
