@@ -20,7 +20,7 @@ import yaml
 
 MOST = 1 << 24  # bytes that a request may have
 WAIT = 10  # seconds after which a silent connection is closed
-TOKENS = {"hf_anna": "anna", "hf_ben": "ben", "hf_reader": None}  # token -> whose repositories it may write
+TOKENS = {"hf_anna": "anna", "hf_ben": "ben"}  # whose repositories a token may write
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Fault:
 class Hub:
     """The state of the stand-in, and what it was asked."""
 
+    tokens: dict[str, str]
     url: str = ""
     storage: str = ""  # another origin, as where the hub keeps large files
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -131,12 +132,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def user(self) -> str | None:
-        """Whose token was sent; the reader's is nobody's. Refuses without one, and one that is not known."""
+    def user(self) -> str:
+        """Whose token was sent. Refuses without one, and one that is not known."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token not in TOKENS:
+        if token not in self.hub.tokens:
             raise Refused(401, "", "Invalid credentials in Authorization header")
-        return TOKENS[token]
+        return self.hub.tokens[token]
 
     def readable(self, name: str) -> Repo:
         repo, known = self.hub.repos.get(name), "Authorization" in self.headers
@@ -303,9 +304,9 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
+def serving(tokens: dict[str, str] = TOKENS) -> Iterator[Hub]:
     """A hub on a free port of loopback, within the block."""
-    hub = Hub()
+    hub = Hub(tokens)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
     hub.url, hub.storage = (f"http://{host}:{server.server_port}" for host in ("127.0.0.1", "localhost"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

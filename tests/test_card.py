@@ -193,7 +193,7 @@ def test_a_card_of_one_s_own_is_pushed_as_it_is(hub, monkeypatch, tmp_path):
     with pytest.raises(DeftxError, match="is pushed as it is: say languages, datasets and licence there, or remove it"):
         deftx.push(tmp_path / "min", "anna/min", languages=["min"])
     (tmp_path / "min" / "README.md").write_text("---\nlicense: strange\n---\n")
-    with pytest.raises(DeftxError, match='cannot push to anna/min: Invalid metadata.*"license" must be one of'):
+    with pytest.raises(DeftxError, match=r'cannot push to anna/min: Invalid metadata.*"license" must be one of'):
         deftx.push(tmp_path / "min", "anna/min")
     (tmp_path / "min" / "README.md").write_bytes(b"\xff")
     with pytest.raises(DeftxError, match="cannot be read as UTF-8"):

@@ -96,7 +96,7 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
     best, metric = _best(vector), _part(vector, "training").get("metric")
-    if not vector.head or metric is None or not isinstance(best, int | float):
+    if not vector.head or not isinstance(metric, str) or not isinstance(best, int | float):
         return []
     kind, name = _METRICS.get(metric, (metric, metric))
     datasets = _datasets(vector, about)
