@@ -281,6 +281,11 @@ def test_a_hub_that_is_out_of_order_says_so(shared):
     assert "try again later" in refusal(deftx.push, example(), "anna/min")
 
 
+def test_a_cache_that_cannot_be_written_is_no_trouble_of_the_network(shared, tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    assert f"check the disk, its free space and the permissions of {tmp_path}" in refusal(deftx.load, "anna/min")
+
+
 # The commands
 
 

@@ -51,8 +51,8 @@ def test_the_first_real_use_runs_as_it_is_written(folder: Path, monkeypatch: pyt
     typed = [command for command in commands("deftx") if command[1] != "run"]
     first = ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"]
     assert [command[1] for command in typed] == [*first, "push", "pull", "inspect"]
-    with serving({"your token": "you"}) as hub:  # by the settings that a user has, in programs of their own
-        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "your token", "HF_HOME": str(folder / "home")}
+    with serving({"hf_you": "you"}) as hub:  # by the settings that a user has, in programs of their own
+        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_you", "HF_HOME": str(folder / "home")}
         settings |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         for command in typed:
             done = deftx_program(command, folder, settings)

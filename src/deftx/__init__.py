@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from deftx.fit import fit_language, fit_task, transfer
     from deftx.models import compose, delta
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
-    from deftx.storage.card import About, model_card
     from deftx.storage.files import load, save
     from deftx.storage.share import pull, push
     from deftx.tasks.data import Columns, Examples, read_examples, read_text
     from deftx.training.sparse import sparse_tuning
 
 __all__ = [
-    "About",
     "Columns",
     "DeftxError",
     "Examples",
@@ -38,7 +36,6 @@ __all__ = [
     "fit_language",
     "fit_task",
     "load",
-    "model_card",
     "overlap",
     "pull",
     "push",
@@ -59,7 +56,6 @@ _HOMES = {
     "fit": ["fit_language", "fit_task", "transfer"],
     "models": ["compose", "delta"],
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
-    "storage.card": ["About", "model_card"],
     "storage.files": ["load", "save"],
     "storage.share": ["pull", "push"],
     "tasks.data": ["Columns", "Examples", "read_examples", "read_text"],

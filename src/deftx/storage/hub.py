@@ -59,10 +59,10 @@ def fetch(vector_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
 @contextmanager
 def plain_errors(what: str, repo: str, revision: str | None = None) -> Iterator[None]:
     """Within the block, the hub's failures are DeftxErrors: one line that begins with `what` and says what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, XetDownloadError
+    from huggingface_hub.errors import HfHubHTTPError
 
     # the bases are the error of the HTTP library, whichever the client is built on, and OSError
-    failures: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, ValueError, RuntimeError, XetDownloadError)
+    failures: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
     try:
         yield
     except DeftxError:
@@ -92,6 +92,8 @@ def _reason(error: BaseException | None, repo: str, revision: str | None) -> str
             return reason
     if isinstance(error, errors.HfHubHTTPError):
         return _status(error.response.status_code, _line(error.server_message or error))
+    if isinstance(error, OSError) and error.errno:
+        return f"{_line(error)}: check the disk, its free space and the permissions of {constants.HF_HUB_CACHE}"
     if isinstance(error, ValueError | RuntimeError):
         return _line(error)
     return f"{_line(error) or type(error).__name__}: check the connection to {constants.ENDPOINT}, and try again"
