@@ -58,6 +58,7 @@ def test_the_first_real_use_runs_as_it_is_written(folder: Path, monkeypatch: pyt
             done = deftx_program(command, folder, settings)
             assert done.returncode == 0, (command, done.stderr)
     assert deftx.load(folder / "vectors" / "from-the-hub").k == deftx.load(folder / "vectors" / "min").k
+    assert list((folder / "home" / "hub").glob("models--you--xlmr-min/snapshots/*/vector.json"))
     monkeypatch.chdir(folder)
     use, library, loop = blocks("python")
     scope: dict[str, object] = {"torch": torch}
