@@ -100,9 +100,15 @@ def test_a_vector_that_knows_nothing_has_a_card_too():
 
 def test_a_stranger_s_info_stays_text():
     bad = "x\n---\n| ` <script> [a](b) ![c](d)"
-    info = {**INFO, "base": bad, "method": bad, "training": {bad: bad}, "data": {"sources": [bad, 3, None]}}
+    info = {
+        **INFO,
+        "base": bad,
+        "method": bad,
+        "training": {bad: bad},
+        "data": {"sources": [bad, 3, None, f"hub:{bad}"]},
+    }
     card = read(replace(LANGUAGE, info=info))
-    assert card.data.base_model is None
+    assert card.data.base_model is card.data.datasets is None
     assert "<script>" not in card.text
     assert "](b)" not in card.text
     rows = [line for line in card.text.splitlines() if line.startswith("| ")]
@@ -142,11 +148,17 @@ PLACES = [
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_place_on_a_disk_is_published(place):
-    info = {"base": place, "base_fingerprint": "ab", "data": {"sources": [place]}, "other": [{"deep": place}], "k": 3}
+    info = {
+        "base": place,
+        "base_fingerprint": "ab",
+        "data": {"sources": [place, f"hub:{place}"]},
+        "other": [{"deep": place}],
+        "k": 3,
+    }
     vector = published(replace(LANGUAGE, info={**info, "source": info, "of": [info]}))
     assert "anna" not in json.dumps(vector.info)
     assert vector.info["source"]["base"] == vector.info["of"][0]["base"] == vector.info["base"] == "a local folder"
-    assert vector.info["data"] == {"sources": ["x"]}
+    assert vector.info["data"] == {"sources": ["x", "x"]}
     assert (vector.info["k"], vector.info["base_fingerprint"]) == (3, "ab")
     assert published(vector).info == vector.info
     assert "anna" not in model_card(replace(LANGUAGE, info=info), "you/min")

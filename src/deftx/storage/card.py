@@ -119,7 +119,8 @@ def _best(vector: SparseVector) -> Any:
 def _datasets(vector: SparseVector, about: About) -> list[str]:
     sources = _part(vector, "data").get("sources") or []
     on_hub = [str(source).removeprefix(_HUB_DATA) for source in sources if str(source).startswith(_HUB_DATA)]
-    return list(dict.fromkeys([*about.datasets, *(re.split("[:@]", source)[0] for source in on_hub)]))
+    names = [re.split("[:@]", source)[0] for source in on_hub]
+    return list(dict.fromkeys([*about.datasets, *filter(is_model_id, names)]))
 
 
 def _base(vector: SparseVector) -> str | None:

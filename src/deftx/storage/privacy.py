@@ -10,7 +10,7 @@ from deftx.core.vector import SparseVector
 from deftx.storage.hub import is_model_id
 
 LOCAL = "a local folder"  # in place of a base that is not on the hub; it has the form of no hub id
-_PATH = re.compile(r"(~[^/\\]*|\.\.?|[A-Za-z]:)?[/\\]")  # the beginning of a path that is no name alone
+_PATH = re.compile(r"(hub:)?(~[^/\\]*|\.\.?|[A-Za-z]:)?[/\\]")  # how a path begins that is no name alone
 
 
 def published(vector: SparseVector, base: str | None = None) -> SparseVector:
