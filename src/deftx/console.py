@@ -140,7 +140,7 @@ def quiet_hub() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub.utils.logging import set_verbosity_error
 
-    set_verbosity_error()
+    set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def quiet_transformers() -> None:
