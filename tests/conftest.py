@@ -5,6 +5,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
 
+import hub_server
+import huggingface_hub
 import pytest
 import tiny
 import torch
@@ -23,6 +25,26 @@ def _quick_collections():
     """The Trainer collects garbage at each start: not among all that the libraries hold for good."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in hub that the real client talks to, with an empty cache, and nobody logged in."""
+    with hub_server.serving() as hub:
+        settings = {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
+        huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Every command and every snippet of the README is run, with a tiny stand-in for the base."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import serving
 from tiny import save_base, sentences
 from transformers import AutoModelForMaskedLM
 
@@ -39,27 +41,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def deftx_program(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def deftx_program(arguments: list[str], folder: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "deftx.cli", *arguments[1:]]
-    return subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(program, cwd=folder, env=os.environ | settings, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_the_first_real_use_runs_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = [command for command in commands("deftx") if command[1] != "run"]
-    assert [command[1] for command in typed] == [
-        "fit",
-        "fit",
-        "fit",
-        "compose",
-        "evaluate",
-        "evaluate",
-        "inspect",
-        "data",
-    ]
-    for command in typed:
-        done = deftx_program(command, folder)
-        assert done.returncode == 0, (command, done.stderr)
+    first = ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"]
+    assert [command[1] for command in typed] == [*first, "push", "pull", "inspect", "data"]
+    with serving({"hf_you": "you"}) as hub:  # by the settings that a user has, in programs of their own
+        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_you", "HF_HOME": str(folder / "home")}
+        settings |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        for command in typed:
+            done = deftx_program(command, folder, settings)
+            assert done.returncode == 0, (command, done.stderr)
+    assert deftx.load(folder / "vectors" / "from-the-hub").k == deftx.load(folder / "vectors" / "min").k
+    assert list((folder / "home" / "hub").glob("models--you--xlmr-min/snapshots/*/vector.json"))
     monkeypatch.chdir(folder)
     use, library, loop = blocks("python")
     scope: dict[str, object] = {"torch": torch}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deftx.models import compose, delta
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
     from deftx.storage.files import load, save
+    from deftx.storage.share import pull, push
     from deftx.tasks.data import Columns, Examples, read_examples, read_text
     from deftx.training.sparse import sparse_tuning
 
@@ -36,6 +37,8 @@ __all__ = [
     "fit_task",
     "load",
     "overlap",
+    "pull",
+    "push",
     "read_examples",
     "read_text",
     "save",
@@ -54,6 +57,7 @@ _HOMES = {
     "models": ["compose", "delta"],
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
     "storage.files": ["load", "save"],
+    "storage.share": ["pull", "push"],
     "tasks.data": ["Columns", "Examples", "read_examples", "read_text"],
     "training.sparse": ["sparse_tuning"],
 }

@@ -16,6 +16,7 @@ from deftx.console import (
     print_json,
     print_scores,
     print_vectors,
+    quiet_hub,
     quiet_transformers,
     say,
     short_warnings,
@@ -110,7 +111,7 @@ def fit_language(
     def learn(work: Path) -> "SparseVector":
         return fit.fit_language(base, lines, chosen, work=work, title=out.name)
 
-    _print_learnt(out, commands.learn(out, learn, force=force))
+    _print_learnt(out, commands.learn(out, learn, text, force=force))
 
 
 @fit_app.command(
@@ -123,7 +124,7 @@ def fit_task(
     train: Annotated[str, option(f"Labelled data ({FORMATS}).", **FILE)],
     valid: Annotated[str, option("Labelled data on which the best step is chosen.", **FILE)],
     out: Out,
-    source: Annotated[Path | None, option("Language vector of the labelled data's language.", **VECTOR)] = None,
+    source: Annotated[str | None, option("Language vector of the labelled data's language.", **VECTOR)] = None,
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",
@@ -153,7 +154,7 @@ def fit_task(
     def learn(work: Path) -> "SparseVector":
         return fit.fit_task(base, *data, chosen, source=phi_source, force=any_base, work=work, title=out.name)
 
-    _print_learnt(out, commands.learn(out, learn, force=force))
+    _print_learnt(out, commands.learn(out, learn, [train, valid], force=force))
 
 
 @app.command(
@@ -175,7 +176,7 @@ def compose(
 
     languages = [load(folder) for folder in language or []]
     commands.compose_to(out, base, load(task), languages, force=force, any_base=any_base)
-    print(f"{out}: a classifier that transformers loads, composed of {', '.join(map(str, [task, *(language or [])]))}")
+    print(f"{out}: a classifier that transformers loads, composed of {', '.join([task, *(language or [])])}")
 
 
 @app.command(
@@ -218,7 +219,7 @@ def predict(
         str | None, option("Composed model, instead of the next three.", metavar="FOLDER", parser=source)
     ] = None,
     base: Annotated[str | None, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)] = None,
-    task: Annotated[Path | None, option("Task vector.", **VECTOR)] = None,
+    task: Annotated[str | None, option("Task vector: a folder or hub id.", **VECTOR)] = None,
     language: Languages = None,
     out: Annotated[
         Path | None, option("File to write, instead of standard output.", metavar="FILE", parser=path)
@@ -258,13 +259,62 @@ def predict(
 
 @app.command(epilog="Example: deftx inspect vectors/min vectors/ind")
 def inspect(
-    vector: Annotated[list[Path], typer.Argument(help="Vectors.", **VECTOR)],
+    vector: Annotated[list[str], typer.Argument(help="Vectors: folders or hub ids.", **VECTOR)],
     as_json: AsJson = False,
 ) -> None:
     """Show where vectors come from, what they change in which layer, and how much they overlap."""
+    quiet_hub()
     from deftx.storage.files import load
 
-    print_vectors([str(folder) for folder in vector], [load(folder) for folder in vector], as_json=as_json)
+    print_vectors(vector, [load(name) for name in vector], as_json=as_json)
+
+
+@app.command(epilog="Example: deftx push vectors/min you/xlmr-min --language min --license cc-by-sa-4.0")
+def push(
+    vector: Annotated[str, typer.Argument(help="Vector: its folder.", **VECTOR)],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub.", metavar="USER/NAME")],
+    private: Annotated[bool, option("Make the repository private.", "--private")] = False,
+    revision: Annotated[str | None, option("Branch to push to.", metavar="BRANCH")] = None,
+    message: Annotated[str | None, option("Message of the commit.", metavar="TEXT")] = None,
+    base: Annotated[
+        str | None, option("Hub id of the base, where the vector was made on a folder with it.", metavar="MODEL")
+    ] = None,
+    language: Annotated[
+        list[str] | None, option("Language, as its ISO 639 code; may be repeated.", metavar="CODE")
+    ] = None,
+    dataset: Annotated[list[str] | None, option("Hub dataset of the training; may be repeated.", metavar="ID")] = None,
+    license: Annotated[str | None, option("Licence, such as apache-2.0.", metavar="NAME")] = None,
+) -> None:
+    """Put a vector on the Hugging Face hub, with a model card; log in with `hf auth login` or HF_TOKEN first."""
+    quiet_hub()
+    from deftx.storage.share import push as push_vector
+
+    pinned = push_vector(
+        vector,
+        repo,
+        private=private,
+        revision=revision,
+        message=message,
+        base=base,
+        languages=language or [],
+        datasets=dataset or [],
+        license=license,
+    )
+    print(f"{repo}: {vector} is on the hub, and stays there as {pinned}")
+
+
+@app.command(epilog="Example: deftx pull you/xlmr-min --out vectors/min")
+def pull(
+    vector: Annotated[str, typer.Argument(help="Vector on the hub.", metavar="USER/NAME[@REVISION]")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Save a vector from the Hugging Face hub as a folder. Other commands take its id as it is."""
+    quiet_hub()
+    from deftx.storage.share import pull as pull_vector
+
+    found = pull_vector(vector, out, force=force)
+    print(f"{out}: {found.info.get('kind') or 'sparse'} vector, k = {found.k:,}, from {vector}")
 
 
 @app.command(epilog="Example: deftx demo --out demo")

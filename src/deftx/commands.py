@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from deftx.storage.folders import MODEL, check_target, write_text
 from deftx.tasks.classification import evaluate, predict
 from deftx.tasks.data import Columns, Examples, read_examples
 from deftx.tasks.leakage import leaks
-from deftx.tasks.sources import Table, open_source, rows_for
+from deftx.tasks.sources import Table, named, open_source, rows_for
 
 F = TypeVar("F", bound=Fit)
 TEXT_COLUMNS = ("text", "premise", "hypothesis")
@@ -70,11 +71,13 @@ def check_free(out: Path, *, force: bool) -> Path:
     return target
 
 
-def learn(out: Path, fit: Callable[[Path], SparseVector], *, force: bool) -> SparseVector:
-    """Have `fit` learn a vector and save it as OUT. Its folder for phase 1 is OUT.work, until OUT is there."""
+def learn(out: Path, fit: Callable[[Path], SparseVector], sources: Sequence[str], *, force: bool) -> SparseVector:
+    """Have `fit` learn a vector from `sources` and save it as OUT. Phase 1 is kept in OUT.work until OUT is there."""
     target = check_free(out, force=force)
     work = target.with_name(f"{target.name}.work")
     vector = fit(work)
+    data = {**vector.info["data"], "sources": [named(source) for source in sources]}
+    vector = replace(vector, info={**vector.info, "data": data})
     save(vector, target, force=force)
     for file in work.glob("*.safetensors"):
         file.unlink()
@@ -94,9 +97,9 @@ def compose_to(
 
 
 def named_languages(texts: Sequence[str]) -> dict[str, SparseVector]:
-    """Language vectors by the name in `NAME=VECTOR`, or that of the vector's folder."""
+    """Language vectors by the name in `NAME=VECTOR`, or that of the vector's folder or repository."""
     pairs = [_named(text) for text in texts]
-    names = [name or Path(folder).name for name, folder in pairs]
+    names = [name or _name(folder) for name, folder in pairs]
     for name in names:
         if names.count(name) > 1:
             raise DeftxError(f"two language vectors are named {name!r}: give them names, --language NAME=VECTOR")
@@ -120,6 +123,11 @@ def tests_of(texts: Sequence[str], languages: Sequence[str], columns: Columns) -
         if language not in tests:
             raise DeftxError(f"there is no test data for language {language!r}: add --test {language}=FILE")
     return tests
+
+
+def _name(vector: str) -> str:
+    """What a vector is called where it has been given no name: the last part of its path or hub id."""
+    return Path(vector if os.path.exists(vector) else vector.partition("@")[0]).name
 
 
 def _named(text: str) -> tuple[str | None, str]:

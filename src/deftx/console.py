@@ -135,9 +135,17 @@ def short_warnings() -> Iterator[None]:
         yield
 
 
+def quiet_hub() -> None:
+    """Leave out what the hub's client says besides its progress: errors come as one line."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
 def quiet_transformers() -> None:
     """Leave out what transformers says while it loads: weights left unused and new ones are meant to be there."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    quiet_hub()
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -207,4 +207,7 @@ def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
 
 def _origin(kind: str, base: Base, base_fingerprint: str) -> dict[str, Any]:
     versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
-    return {"kind": kind, "base": os.fspath(base), "base_fingerprint": base_fingerprint, "versions": versions}
+    name = os.fspath(base)
+    if os.path.isdir(name) and not (os.path.isabs(name) or name.startswith(".")):
+        name = f"./{name}"  # lest a folder be taken for a hub id where it is not at hand
+    return {"kind": kind, "base": name, "base_fingerprint": base_fingerprint, "versions": versions}

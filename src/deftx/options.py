@@ -24,15 +24,15 @@ def option(help: str, *names: str, **settings: Any) -> Any:
 
 FORMATS = "TSV, CSV, JSONL, Parquet, plain text or hub:NAME[:CONFIG][:SPLIT]"
 FILE = {"metavar": "FILE", "parser": source}
-VECTOR = {"metavar": "VECTOR", "parser": path}
+VECTOR = {"metavar": "VECTOR", "parser": source}  # a folder, or USER/NAME[@REVISION] on the hub
 
 Base = Annotated[str, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)]
 Out = Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)]
 Force = Annotated[bool, option("Replace what is at the place of the output.", "--force")]
 AnyBase = Annotated[bool, option("Go on although the vectors were made on other weights.", "--any-base")]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]
-Task = Annotated[Path, option("Task vector.", **VECTOR)]
-Languages = Annotated[list[Path] | None, option("Language vector; may be repeated.", **VECTOR)]
+Task = Annotated[str, option("Task vector: a folder or hub id.", **VECTOR)]
+Languages = Annotated[list[str] | None, option("Language vector: a folder or hub id; may be repeated.", **VECTOR)]
 Changes = Annotated[
     list[str] | None, option("Any setting, such as training.batch_size=4.", "--set", metavar="KEY=VALUE")
 ]

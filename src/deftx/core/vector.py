@@ -110,6 +110,12 @@ class SparseVector:
             layers.setdefault(numbered[0] if numbered else name.split(".")[0], []).append(entries)
         return {layer: sum(len(e.indices) for e in of) / sum(e.numel for e in of) for layer, of in layers.items()}
 
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Put the vector into the hub's repository USER/NAME: `deftx.push(vector, repo, **options)`."""
+        from deftx.storage.share import push  # the one place where core reaches up: the method is what users look for
+
+        return push(self, repo, **options)
+
 
 def overlap(first: SparseVector, second: SparseVector) -> float:
     """The share of the smaller vector's places that the other holds too (paper, Figures 2 and 3)."""

@@ -1,1 +1,1 @@
-"""Vectors on disk: the coding of indices, the vector folder, and fingerprints of bases."""
+"""Vectors on disk: the coding of indices, the vector folder, fingerprints of bases, and the hub."""

@@ -27,9 +27,10 @@ from deftx.errors import DeftxError
 from deftx.storage import manifest
 from deftx.storage.codec import decode_indices, decode_values, encode_indices, encode_values
 from deftx.storage.folders import check_target, find, new_folder
+from deftx.storage.hub import fetch, is_vector_id
 from deftx.storage.manifest import HeadForm, Manifest, TensorForm, read_manifest, write_manifest
 
-_VECTOR, _HEAD = "vector.safetensors", "head.safetensors"
+VECTOR, HEAD = "vector.safetensors", "head.safetensors"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by their names in safetensors
 _NAMES = {dtype: name for name, dtype in _FLOATS.items()}
 
@@ -45,21 +46,47 @@ def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = 
         _write(vector, new)
 
 
-def load(folder: str | os.PathLike[str]) -> SparseVector:
-    """The vector in `folder`, bit for bit as it was saved.
+def load(vector: str | os.PathLike[str]) -> SparseVector:
+    """The vector in a folder, bit for bit as it was saved, or the one that the hub has under an id.
+
+    vector  a folder; or the text USER/NAME or USER/NAME@REVISION, where no folder of that name exists
 
     Nothing is unpickled, and memory is bounded by the size of the files. Raises DeftxError that says
     which file is wrong and how, unless the vector is complete and undamaged.
     """
-    target, standing = find(folder)
+    target, standing = find(vector)
     if os.path.isfile(standing):
-        raise DeftxError(f"{folder} is a file: give the folder of a vector, the one with {manifest.FILE}")
+        raise DeftxError(f"{vector} is a file: give the folder of a vector, the one with {manifest.FILE}")
+    if not os.path.lexists(standing) and isinstance(vector, str) and is_vector_id(vector):
+        try:
+            return load_from_hub(vector)
+        except DeftxError as error:
+            raise DeftxError(f"there is no folder {vector}; {error}") from error
     if not os.path.isdir(standing):
-        raise DeftxError(f"there is no vector at {folder}: no such folder")
+        raise DeftxError(f"there is no vector at {vector}: no such folder")
     if standing != target:
         warnings.warn(f"replacing {target} was cut off: this is the vector from before", stacklevel=2)
-    form = read_manifest(standing / manifest.FILE)
-    return SparseVector(_read_tensors(standing, form), _read_head(standing, form.head), form.info)
+    return _read_folder(standing)
+
+
+def load_from_hub(vector_id: str) -> SparseVector:
+    """The vector that the hub has under `USER/NAME[@REVISION]`, checked like any other.
+
+    Raises DeftxError as `load` and `hub.fetch` do. Damage in the cache is repaired where the hub can be reached.
+    """
+    files = [manifest.FILE, VECTOR, HEAD]
+    folder = fetch(vector_id, files)
+    try:
+        return _read_folder(folder)
+    except DeftxError:  # no more than its size is checked when a file enters the cache
+        folder = fetch(vector_id, files, anew=True)
+    with _about(f"{vector_id} on the hub"):
+        return _read_folder(folder)
+
+
+def _read_folder(folder: Path) -> SparseVector:
+    form = read_manifest(folder / manifest.FILE)
+    return SparseVector(_read_tensors(folder, form), _read_head(folder, form.head), form.info)
 
 
 def _write(vector: SparseVector, folder: Path) -> None:
@@ -68,8 +95,8 @@ def _write(vector: SparseVector, folder: Path) -> None:
         tensors |= _coded(name, entries)
     content = {
         "format_version": manifest.VERSION,
-        "sha256": _write_tensors(tensors, folder / _VECTOR),
-        "head": _write_head(vector.head, folder / _HEAD),
+        "sha256": _write_tensors(tensors, folder / VECTOR),
+        "head": _write_head(vector.head, folder / HEAD),
         "info": dict(vector.info),
         "tensors": {
             name: {"shape": list(entries.shape), "count": len(entries.indices), "dtype": _NAMES[entries.values.dtype]}
@@ -117,7 +144,7 @@ def _check_floats(name: str, tensor: Tensor) -> None:
 
 def _read_tensors(folder: Path, form: Manifest) -> dict[str, Entries]:
     names = [f"{name}.{part}" for name in form.tensors for part in ("indices", "values")]
-    with _opened(folder / _VECTOR, form.sha256, names) as file:
+    with _opened(folder / VECTOR, form.sha256, names) as file:
         coded = [_read(file, name, ["U8"]).flatten().numpy() for name in names]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             entries = pool.map(_decoded, form.tensors, form.tensors.values(), coded[::2], coded[1::2])
@@ -135,7 +162,7 @@ def _decoded(name: str, form: TensorForm, indices: NDArray[np.uint8], values: ND
 def _read_head(folder: Path, form: HeadForm | None) -> Head | None:
     if form is None:
         return None
-    with _opened(folder / _HEAD, form.sha256, form.shapes) as file:
+    with _opened(folder / HEAD, form.sha256, form.shapes) as file:
         tensors = {name: _read_plain(file, name, tuple(shape)) for name, shape in form.shapes.items()}
     return Head(tensors, tuple(form.labels))
 

@@ -60,6 +60,11 @@ def rows_for(path: Path, table: Table, kept: Sequence[int]) -> str:
     return WRITERS[path.suffix.lower()](path, table.names, rows)
 
 
+def named(source: str | Path) -> str:
+    """How a vector names a source, for strangers to read: a hub dataset as it was given, a file without its folder."""
+    return str(source) if str(source).startswith(HUB) else Path(source).name
+
+
 def _file(path: Path) -> Table:
     if path.is_dir():
         raise DeftxError(f"{path} is a folder: name a file in it")
