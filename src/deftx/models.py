@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -84,6 +85,20 @@ def load_composed(folder: Base) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
+def load_encoder(base: Base) -> PreTrainedModel:
+    """The backbone of `base`, without a head, in eval mode."""
+    encoder: PreTrainedModel = _load(AutoModel, base, dtype=torch.float32)
+    return encoder
+
+
+def skeleton(base: Base, auto: Any = AutoModel) -> PreTrainedModel:
+    """The model that `auto` makes for `base`, without weights: names, shapes and modules at no cost (device meta)."""
+    config = _load(AutoConfig, base)
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config)
+    return model
+
+
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens the base takes at once."""
     positions: int = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -134,7 +149,8 @@ def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | 
     """δ = θ1 − θ0 of the tunable backbone, dense, float32: for those who have a training loop of their own.
 
     Either is a model, or the folder or hub id of one; `base` may also be a state dict, copied before the training.
-    Raises DeftxError where the base lacks a tensor or has another shape of it.
+    Raises DeftxError where the base lacks a tensor or has another shape of it. `extract` makes a vector of two
+    checkpoints without loading either.
     """
     learnt = _weights(finetuned)
     before = {
@@ -160,7 +176,7 @@ def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Ten
     """The tunable weights of a model, by their names in the backbone; a state dict as it is."""
     if isinstance(model, Mapping):
         return model
-    return tunable(model if isinstance(model, nn.Module) else _load(AutoModel, model, dtype=torch.float32))
+    return tunable(model if isinstance(model, nn.Module) else load_encoder(model))
 
 
 def _load_checked(auto: Any, base: Base) -> tuple[Any, list[str]]:
