@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from deftx.core.denoise import denoise
     from deftx.core.select import select
     from deftx.core.vector import SparseVector, overlap
+    from deftx.extract import extract
     from deftx.fit import fit_language, fit_task, transfer
     from deftx.models import compose, delta
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
@@ -32,6 +33,7 @@ __all__ = [
     "compose",
     "delta",
     "denoise",
+    "extract",
     "fit_language",
     "fit_task",
     "load",
@@ -50,6 +52,7 @@ _HOMES = {
     "core.denoise": ["denoise"],
     "core.select": ["select"],
     "core.vector": ["SparseVector", "overlap"],
+    "extract": ["extract"],
     "fit": ["fit_language", "fit_task", "transfer"],
     "models": ["compose", "delta"],
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],

@@ -163,13 +163,23 @@ def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | 
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Base, *, force: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Base,
+    *,
+    force: bool = False,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an ordinary model folder, whole or not at all; with `force`, replace the model there."""
+    """Write an ordinary model folder, whole or not at all; with `force`, replace the model there.
+
+    beside  further files, text by name
+    """
     target = check_target(folder, MODEL, force=force)
     with new_folder(target, force=force) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
+        for name, text in (beside or {}).items():
+            (new / name).write_text(text, encoding="utf-8")
 
 
 def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Tensor]:

@@ -49,7 +49,9 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
         if isinstance(error, DeftxError):
             raise
         raise DeftxError(f"the checkpoint {folder} is damaged: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
+    if not isinstance(files, dict) or not all(
+        isinstance(file, str) and Path(file).name == file for file in files.values()
+    ):
         raise DeftxError(f"{folder / _INDEX} is damaged: it must map tensors to files beside it")
     return Checkpoint(folder, files)
 

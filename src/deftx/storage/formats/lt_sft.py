@@ -1,8 +1,8 @@
 """LT-SFT's vectors (composable-sft, Ansell et al. 2022): `pytorch_diff.bin`, a file of torch.save.
 
-    diffs   name in the task model -> {size, index_steps, values}: entry i stands at the sum of the first i + 1
-            of the steps, in a flattening whose FIRST dimension runs fastest
-    abs     name in the task model -> dense tensor: what is tuned fully, such as a head
+diffs   name in the task model -> {size, index_steps, values}: entry i stands at the sum of the first i + 1
+        of the steps, in a flattening whose FIRST dimension runs fastest
+abs     name in the task model -> dense tensor: what is tuned fully, such as a head
 """
 
 from collections.abc import Mapping
