@@ -5,14 +5,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from deftx.core.backbone import backbone, head
 from deftx.core.compose import apply, check_fit
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError, unknown

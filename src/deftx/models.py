@@ -1,6 +1,9 @@
 """Bases and composed models: loading by transformers' auto classes, always in float32, composing, saving."""
 
+import hashlib
+import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -19,7 +22,7 @@ from transformers import (
 
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
-from deftx.core.vector import SparseVector, check_same_base
+from deftx.core.vector import SparseVector, check_distinct, check_same_base
 from deftx.errors import DeftxError
 from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import MODEL, check_target, new_folder
@@ -39,6 +42,28 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """The tokenizer of `base`."""
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, base)
     return tokenizer
+
+
+def about_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What a vector notes of the tokenizer it was made with: its name, and a digest of its pieces and their numbers."""
+    pieces = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return {"name": str(tokenizer.name_or_path), "digest": hashlib.sha256(pieces.encode(errors="replace")).hexdigest()}
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, force: bool = False) -> None:
+    """Raise DeftxError where a vector was made with a tokenizer of other pieces; warn with `force`.
+
+    Vectors that note no tokenizer fit any.
+    """
+    found = about_tokenizer(tokenizer)
+    for vector in vectors:
+        noted = vector.info.get("tokenizer")
+        if isinstance(noted, Mapping) and noted.get("digest") != found["digest"]:
+            made, here = str(noted.get("digest"))[:12], found["digest"][:12]
+            message = f"the vector was made with the tokenizer {noted.get('name')} ({made}), not with {found['name']} ({here})"
+            if not force:
+                raise DeftxError(f"{message}: use the former, or go on at your own risk with --any-base")
+            warnings.warn(message, stacklevel=2)
 
 
 def load_masked_lm(base: Base) -> PreTrainedModel:
@@ -123,6 +148,7 @@ def compose(
     force     go on, with a warning, where the base has other weights than the vectors' base
     """
     languages = [language] if isinstance(language, SparseVector) else list(language)
+    check_distinct(task, *languages)
     model = without_vectors(base, task, languages, force=force)
     apply(model, *languages, task)
     return model
