@@ -92,7 +92,7 @@ def _read_lt_sft(folder: Path, base: Base | None, labels: Sequence[str]) -> Spar
     dense = {name: tensor for name, tensor in dense.items() if not name.startswith(_LANGUAGE_HEADS)}
     model = load_encoder(base) if base else None
     prefix = f"{model.base_model_prefix}." if model else _shared_prefix([*diffs, *dense])
-    tensors = {name.removeprefix(prefix): entries for name, entries in diffs.items() if len(entries.indices)}
+    tensors = {name.removeprefix(prefix): entries for name, entries in diffs.items()}
     for name in [name for name in dense if prefix and name.startswith(prefix)]:  # whole tensors of the backbone
         tensors[name.removeprefix(prefix)] = _difference(name, dense.pop(name), model, prefix)
     for name in [name for name in tensors if name.startswith("pooler.")]:  # it counts as part of a head
@@ -146,15 +146,20 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
         warnings.warn(f"the adapter leaves out {what}: SHiRA has linear layers only", stacklevel=2)
     prefix = f"{model.base_model_prefix}."
     layers = {prefix + linear[name]: entries for name, entries in kept.items()}
-    about = {"base_model_name_or_path": os.fspath(base), "task_type": "SEQ_CLS" if vector.head else None}
+    dense = vector.head.tensors if vector.head else {}
+    about = {
+        "base_model_name_or_path": os.fspath(base),
+        "task_type": "SEQ_CLS" if vector.head else None,
+        "modules_to_save": sorted({name.removeprefix(prefix).split(".")[0] for name in dense}) or None,
+    }
     with new_folder(target, force=force) as new:
-        shira.write(new, layers, vector.head.tensors if vector.head else {}, about)
+        shira.write(new, layers, dense, about)
 
 
 def _write_model(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     base = _base_of(vector, base)
     check_target(out, MODEL, force=force)
-    model = compose(base, vector) if vector.head else _with_vector(base, vector)
+    model = compose(base, vector) if vector.head else _with_vector(base, vector, tied=False)
     save_model(model, load_tokenizer(base), out, force=force)
 
 
@@ -164,7 +169,7 @@ def _write_mergekit(vector: SparseVector, out: Path, base: Base | None, force: b
     target = check_target(out, MODEL, force=force)
     if vector.head:
         warnings.warn("the head is left out: mergekit merges models of the base's own architecture", stacklevel=2)
-    model, tokenizer = _with_vector(base, vector), load_tokenizer(base)
+    model, tokenizer = _with_vector(base, vector, tied=True), load_tokenizer(base)
     named = os.path.abspath(base) if os.path.exists(base) else os.fspath(base)
     merge = {
         "merge_method": "task_arithmetic",
@@ -184,15 +189,21 @@ FORMATS = {
 }
 
 
-def _with_vector(base: Base, vector: SparseVector) -> PreTrainedModel:
-    """The base with a vector, as the masked language model that it is, or the encoder where it has no such head."""
+def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedModel:
+    """The base with a vector, as the masked language model that it is, or the encoder where it has no such head.
+
+    tied  its decoder is the changed embeddings, as in the base; else the base's, as in the training of the vector
+    """
     try:
         model = load_masked_lm(base)
     except DeftxError:
         model = load_encoder(base)
     check_base(model, vector)
     apply(model, replace(vector, head=None))
-    model.tie_weights()
+    if tied:
+        model.tie_weights()
+    else:
+        model.config.tie_word_embeddings = False
     return model
 
 

@@ -109,11 +109,11 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
 
 def _too_large(data: Any) -> bool:
     """Whether data holds more values than a recipe can have, each counted as often as it is referred to."""
-    rest, count = [data], 0
+    rest, count = [data], 1
     while rest and count <= _LARGEST:
-        value, count = rest.pop(), count + 1
-        if isinstance(value, dict | list):
-            rest += value.values() if isinstance(value, dict) else value
+        value = rest.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        rest, count = rest + inner, count + len(inner)
     return count > _LARGEST
 
 

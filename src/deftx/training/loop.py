@@ -217,7 +217,7 @@ def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.opti
 def _logs(training: Training, title: str) -> str | None:
     """The folder that the Trainer is given for what it writes, where somebody wants to keep that."""
     name = re.sub(r"[^\w.-]+", "-", title) or "training"
-    return str(Path(training.logs).expanduser() / name) if "tensorboard" in training.report_to else None
+    return str(Path(training.logs, name)) if "tensorboard" in training.report_to else None
 
 
 def _arguments(training: Training, objective: Objective, steps: int, seed: int, folder: str) -> TrainingArguments:

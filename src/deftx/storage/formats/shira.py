@@ -27,7 +27,7 @@ def write(folder: Path, layers: Mapping[str, Entries], dense: Mapping[str, Tenso
 
     layers  linear module's name in the whole model -> entries of its weight [m, n]
     dense   names of parameters of fully tuned modules -> values
-    about   further keys of the configuration, such as base_model_name_or_path and task_type
+    about   further keys of the configuration, such as base_model_name_or_path, task_type and modules_to_save
     """
     r = max(-(-len(entries.indices) // sum(entries.shape)) for entries in layers.values())
     for name, entries in layers.items():
@@ -43,8 +43,7 @@ def write(folder: Path, layers: Mapping[str, Entries], dense: Mapping[str, Tenso
         tensors[_PREFIX + name + _VALUES] = torch.cat([entries.values.cpu().float(), torch.zeros(filled)])
     save_file(tensors, folder / _TENSORS)
     fixed = {"peft_type": "SHIRA", "r": r, "mask_type": "random", "random_seed": 0, "inference_mode": True}
-    saved = sorted({name.rpartition(".")[0].split(".")[0] for name in dense})
-    config = {**fixed, "target_modules": list(layers), "modules_to_save": saved or None, **about}
+    config = {**fixed, "target_modules": list(layers), **about}
     (folder / FILE).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
