@@ -161,7 +161,7 @@ def test_an_index_that_names_a_file_that_is_not_there_is_refused(bases, tuned, t
     names = [f"roberta.{name}" for name in backbone(load_masked_lm(bases()))]
     index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     (tmp_path / "broken" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(DeftxError, match="cannot read .* from"):
+    with pytest.raises(DeftxError, match=r"cannot read .* from"):
         extract(tmp_path / "broken", bases())
 
 

@@ -111,7 +111,7 @@ def test_a_vector_notes_its_tokenizer_and_another_one_is_refused(tmp_path, bases
     deftx.save(vector, tmp_path / "vector")
     vector = deftx.load(tmp_path / "vector")
     check_tokenizer(tokenizer, vector)
-    with pytest.raises(DeftxError, match="the vector was made with the tokenizer .*, not with .*other"):
+    with pytest.raises(DeftxError, match=r"the vector was made with the tokenizer .*, not with .*other"):
         check_tokenizer(other, vector)
     with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
         check_tokenizer(other, vector, force=True)

@@ -60,7 +60,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
         noted = vector.info.get("tokenizer")
         if isinstance(noted, Mapping) and noted.get("digest") != found["digest"]:
             made, here = str(noted.get("digest"))[:12], found["digest"][:12]
-            message = f"the vector was made with the tokenizer {noted.get('name')} ({made}), not with {found['name']} ({here})"
+            which = f"the tokenizer {noted.get('name')} ({made}), not with {found['name']} ({here})"
+            message = f"the vector was made with {which}"
             if not force:
                 raise DeftxError(f"{message}: use the former, or go on at your own risk with --any-base")
             warnings.warn(message, stacklevel=2)
@@ -111,9 +112,11 @@ def load_composed(folder: Base) -> PreTrainedModel:
 
 
 def load_encoder(base: Base) -> PreTrainedModel:
-    """The backbone of `base`, without a head, in eval mode."""
-    encoder: PreTrainedModel = _load(AutoModel, base, dtype=torch.float32)
-    return encoder
+    """The backbone of `base`, without a head, in eval mode; without a pooler too where the checkpoint has none."""
+    encoder, missing = _load_checked(AutoModel, base)
+    if any(name.startswith("pooler.") for name in missing):
+        encoder.pooler = None  # it would be a random one
+    return cast(PreTrainedModel, encoder)
 
 
 def skeleton(base: Base, auto: Any = AutoModel) -> PreTrainedModel:
