@@ -17,6 +17,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+THEN = ["convert", "convert", "convert", "delta"]
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
@@ -36,6 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(["train", "valid", "test"]):
         rows = [f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}" for text in sentences(60, number)]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    model = AutoModelForMaskedLM.from_pretrained(folder / "FacebookAI" / "xlm-roberta-base")
+    bias = "roberta.encoder.layer.0.output.dense.bias"
+    coded = {"size": torch.Size([16]), "index_steps": [1, 2], "values": torch.ones(2)}
+    torch.save({"diffs": {bias: coded}, "abs": {}}, folder / "pytorch_diff.bin")
+    with torch.no_grad():
+        model.get_parameter(bias).add_(1)
+    model.save_pretrained(folder / "models" / "finetuned")
     return folder
 
 
@@ -46,8 +56,17 @@ def deftx_program(arguments: list[str], folder: Path) -> subprocess.CompletedPro
 
 @pytest.mark.slow
 def test_the_first_real_use_runs_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = [command for command in commands("deftx") if command[1] not in ("run", "convert", "delta")]
-    assert [command[1] for command in typed] == ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"]
+    typed = [command for command in commands("deftx") if command[1] != "run"]
+    assert [command[1] for command in typed] == [
+        "fit",
+        "fit",
+        "fit",
+        "compose",
+        "evaluate",
+        "evaluate",
+        "inspect",
+        *THEN,
+    ]
     for command in typed:
         done = deftx_program(command, folder)
         assert done.returncode == 0, (command, done.stderr)
