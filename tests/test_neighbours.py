@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from test_convert import LABELS, vector_of
+from test_conversion import LABELS, vector_of
 
 import deftx
 from deftx import commands
-from deftx.convert import convert
+from deftx.conversion import convert
 from deftx.core.compose import apply
 from deftx.errors import DeftxError
 from deftx.models import about_tokenizer, check_tokenizer, compose, load_encoder, load_tokenizer
@@ -31,7 +31,7 @@ def test_the_onnx_export_of_a_composed_model_gives_its_logits(tmp_path, bases):
     model = compose(bases(), vector_of(bases(), with_head=True), vector_of(bases(), seed=7))
     inputs = dict(load_tokenizer(bases())(TEXTS, padding=True, return_tensors="pt"))
     names, file = list(inputs), str(tmp_path / "model.onnx")
-    axes = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")} for name in names}
+    axes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(

@@ -9,10 +9,10 @@ import zipfile
 
 import pytest
 import torch
-from test_convert import coded, sparse
+from test_conversion import coded, sparse
 from test_storage import example
 
-from deftx.convert import read
+from deftx.conversion import read
 from deftx.core.vector import Entries, SparseVector
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe

@@ -280,7 +280,7 @@ def convert(
 ) -> None:
     """Convert a vector from LT-SFT's format or PEFT's SHiRA, or to them, a whole model, or input for mergekit."""
     quiet_transformers()
-    from deftx import convert as conversion
+    from deftx import conversion
 
     vector = conversion.convert(old, new, to, base=base, labels=label or [], force=force)
     bound = "" if vector.info.get("base_fingerprint") else "; not bound to a base: give --base to check and note it"
@@ -301,7 +301,7 @@ def delta(
     """Save the difference of two checkpoints as a vector: all of it, or its k largest entries."""
     quiet_transformers()
     from deftx import commands
-    from deftx.extract import extract
+    from deftx.difference import extract
     from deftx.storage.files import save
 
     commands.check_free(out, force=force)

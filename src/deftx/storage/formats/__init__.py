@@ -1,1 +1,1 @@
-"""Others' file formats for differences of weights, one module each; `deftx.convert` has the table of them."""
+"""Others' file formats for differences of weights, one module each; `deftx.conversion` has the table of them."""

@@ -61,17 +61,17 @@ def _decoded(name: str, coded: Any, path: Path) -> Entries:
     if not isinstance(coded, dict) or coded.keys() != {"size", "index_steps", "values"}:
         raise _refused(name, path, "is not coded as size, index_steps and values")
     size, steps = coded["size"], coded["index_steps"]
-    if not isinstance(size, tuple | list) or not whole(size) or len(size) > 8 or prod(map(int, size)) > _LARGEST:
+    if not isinstance(size, tuple | list) or not whole(size) or len(size) > 8 or max(*size, prod(size), 0) > _LARGEST:
         raise _refused(name, path, "has no such size as a tensor can have")
     if not isinstance(steps, list) or not whole(steps):
         raise _refused(name, path, "has steps that are not whole numbers, 0 or more")
     values = _tensor(name, coded["values"], path)
     if values.shape != (len(steps),):
         raise _refused(name, path, f"has {len(steps)} steps for values of shape {tuple(values.shape)}")
-    if sum(steps) >= max(prod(size), 1) or 0 in steps[1:]:
+    if steps and (sum(steps) >= prod(size) or 0 in steps[1:]):
         raise _refused(name, path, f"has indices that leave its {prod(size)} entries, or come twice")
     shape, indices = tuple(size), np.cumsum(np.array(steps, np.int64))
-    if len(shape) > 1:
+    if len(shape) > 1 and steps:
         indices = np.ravel_multi_index(np.unravel_index(indices, shape, order="F"), shape)
     order = np.argsort(indices, kind="stable")
     return Entries(torch.from_numpy(indices[order]), values[torch.from_numpy(order)], shape)
@@ -79,7 +79,7 @@ def _decoded(name: str, coded: Any, path: Path) -> Entries:
 
 def _coded(entries: Entries) -> dict[str, Any]:
     indices, shape = entries.indices.cpu().numpy(), entries.shape
-    if len(shape) > 1:
+    if len(shape) > 1 and len(indices):
         indices = np.ravel_multi_index(np.unravel_index(indices, shape), shape, order="F")
     order = np.argsort(indices, kind="stable")
     steps = np.diff(indices[order], prepend=0).tolist()

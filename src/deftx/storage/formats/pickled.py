@@ -111,7 +111,9 @@ def _read_zip(path: Path, data: _Data) -> Any:
         if not stored or sum(member.file_size for member in members.values()) > data.left:
             raise ValueError("its parts are compressed, or larger than the file: torch.save never does that")
         (content,) = (name for name in members if name.count("/") == 1 and name.endswith("/data.pkl"))
-        folder = f"{content.removesuffix('data.pkl')}data/"
+        folder, order = f"{content.removesuffix('data.pkl')}data/", f"{content.removesuffix('data.pkl')}byteorder"
+        if order in members and archive.read(order) != b"little":
+            raise ValueError("its numbers have their highest byte first")
         data.parts |= {
             name.removeprefix(folder): bytearray(archive.read(name)) for name in members if name.startswith(folder)
         }

@@ -39,7 +39,8 @@ def extract(
 
     finetuned, base  folders or hub ids, in safetensors of any precision, in one file or several
     k                keep this many entries at most, the largest in magnitude: a count or a share; None: all but zeros
-    rank             choose them by the difference as denoised with this rank; the values stay those of the difference
+    rank             choose them by the difference as denoised with this rank, from those that are not zero; the values
+                     stay those of the difference
 
     Needs memory for one tensor of each checkpoint, their difference, and up to twice the result. Raises DeftxError
     where a checkpoint cannot be read or lacks a tensor, and where the shapes differ or a value is not finite.
@@ -97,13 +98,13 @@ def _entries(name: str, delta: Tensor, count: int | None, rank: int | float | st
     if not delta.isfinite().all():
         raise DeftxError(f"the difference of {name!r} has values that are not finite: a checkpoint is damaged")
     judged = delta if rank is None else denoise({name: delta}, rank, KEEP)[name]
-    flat, strength = delta.reshape(-1), judged.reshape(-1).abs()
+    flat, strength = delta.reshape(-1), judged.abs().masked_fill_(delta == 0, 0).view(-1)
     if count is None:
         places = strength.nonzero().view(-1)
     else:
         places = select({name: strength}, min(count, strength.numel()))[name].indices
     part = _Found(places, strength[places], flat[places])
-    return part.at((part.values != 0) & (part.strength > 0))
+    return part.at(part.strength > 0)
 
 
 def _strongest(found: Mapping[str, _Found], count: int) -> dict[str, _Found]:

@@ -91,16 +91,17 @@ def _read_lt_sft(folder: Path, base: Base | None, labels: Sequence[str]) -> Spar
     diffs, dense = lt_sft.read(folder / lt_sft.FILE)
     dense = {name: tensor for name, tensor in dense.items() if not name.startswith(_LANGUAGE_HEADS)}
     model = load_encoder(base) if base else None
-    prefix = f"{model.base_model_prefix}." if model else _shared_prefix([*diffs, *dense])
+    prefix = f"{model.base_model_prefix}." if model else _shared_prefix(diffs)
     tensors = {name.removeprefix(prefix): entries for name, entries in diffs.items()}
-    for name in [name for name in dense if prefix and name.startswith(prefix)]:  # whole tensors of the backbone
+    pooler = f"{prefix}pooler."
+    for name in [n for n in dense if prefix and n.startswith(prefix) and not n.startswith(pooler)]:  # of the backbone
         tensors[name.removeprefix(prefix)] = _difference(name, dense.pop(name), model, prefix)
     for name in [name for name in tensors if name.startswith("pooler.")]:  # it counts as part of a head
         dense[prefix + name] = tensors.pop(name).dense() + _weight(prefix + name, model, prefix)
     top = _head(dense, labels) if dense else None
-    origin = {"kind": "task" if top else "language", "method": "lt-sft", "converted": {"from": "lt-sft"}}
-    vector = SparseVector(tensors, top, origin)
-    vector = replace(vector, info={**origin, "k": vector.k, "prefix": prefix.rstrip(".")})
+    converted = {"from": "lt-sft", "prefix": prefix.rstrip(".")}
+    kind = "task" if top else "language"
+    vector = SparseVector(tensors, top, {"kind": kind, "method": "lt-sft", "converted": converted})
     return _of_base(vector, base, model) if base and model else vector
 
 
@@ -122,8 +123,9 @@ def _write_own(vector: SparseVector, out: Path, base: Base | None, force: bool) 
 
 def _write_lt_sft(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     target = check_target(out, SFT, force=force)
-    known = None if base else vector.info.get("prefix")
-    prefix = known if known is not None else skeleton(_base_of(vector, base)).base_model_prefix
+    converted = vector.info.get("converted")
+    known = converted.get("prefix") if isinstance(converted, Mapping) and base is None else None
+    prefix = known if isinstance(known, str) else skeleton(_base_of(vector, base)).base_model_prefix
     diffs = {f"{prefix}.{name}" if prefix else name: entries for name, entries in vector.tensors.items()}
     with new_folder(target, force=force) as new:
         lt_sft.write(new / lt_sft.FILE, diffs, vector.head.tensors if vector.head else {})
@@ -202,8 +204,10 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     apply(model, replace(vector, head=None))
     if tied:
         model.tie_weights()
-    else:
+    elif (decoder := model.get_output_embeddings()) is not None:
         model.config.tie_word_embeddings = False
+        if decoder.bias is not None:  # it is tied as well, and would not be saved
+            decoder.bias = nn.Parameter(decoder.bias.detach().clone())
     return model
 
 
@@ -224,8 +228,7 @@ def _of_base(vector: SparseVector, base: Base, model: nn.Module) -> SparseVector
 def _shared_prefix(names: Iterable[str]) -> str:
     """What stands before the backbone's names in a task model, with its dot: `roberta.`; nothing in a bare encoder."""
     first = {name.split(".")[0] for name in names}
-    body = {part for part in first if part not in {"classifier", "pre_classifier", "score", "qa_outputs"}}
-    return f"{body.pop()}." if len(body) == 1 and not body <= _BARE else ""
+    return f"{first.pop()}." if len(first) == 1 and not first <= _BARE else ""
 
 
 def _linear(model: nn.Module) -> dict[str, nn.Linear]:

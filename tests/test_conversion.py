@@ -8,12 +8,13 @@ import pytest
 import tiny
 import torch
 import yaml
+from safetensors.torch import load_file
 from test_storage import assert_same
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import deftx
 from deftx.cli import main
-from deftx.convert import convert, read
+from deftx.conversion import convert, read
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import apply
 from deftx.core.vector import Entries, Head, SparseVector
@@ -316,9 +317,13 @@ def test_what_shira_cannot_hold_is_refused(tmp_path, bases, only, message):
 
 
 def test_a_language_vector_as_a_model_is_the_masked_language_model_that_was_trained(tmp_path, bases):
+    base = AutoModelForMaskedLM.from_pretrained(bases())
+    torch.nn.init.normal_(base.lm_head.bias)
+    base.save_pretrained(tmp_path / "base")
+    load_tokenizer(bases()).save_pretrained(tmp_path / "base")
     deftx.save(vector := vector_of(bases()), tmp_path / "vector")
-    convert(tmp_path / "vector", tmp_path / "model", "model")
-    ours, loaded = load_masked_lm(bases()), AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    convert(tmp_path / "vector", tmp_path / "model", "model", base=tmp_path / "base")
+    ours, loaded = load_masked_lm(tmp_path / "base"), AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
     apply(ours, vector)
     tokenizer = load_tokenizer(tmp_path / "model")
     assert logits(loaded, tokenizer).equal(logits(ours, tokenizer))
@@ -341,7 +346,8 @@ def test_task_arithmetic_by_the_file_for_mergekit_is_the_base_with_the_vector(tm
     theta0, theta1 = (
         AutoModelForMaskedLM.from_pretrained(m).state_dict() for m in (merge["base_model"], part["model"])
     )
-    assert theta0.keys() == theta1.keys()
+    files = [load_file(f"{folder}/model.safetensors") for folder in (merge["base_model"], part["model"])]
+    assert files[0].keys() == files[1].keys()
     ours = load_masked_lm(bases())
     apply(ours, vector)
     for name, parameter in backbone(ours).items():

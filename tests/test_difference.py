@@ -16,7 +16,7 @@ from deftx.core.backbone import backbone, tunable
 from deftx.core.denoise import denoise
 from deftx.core.select import select
 from deftx.errors import DeftxError
-from deftx.extract import extract
+from deftx.difference import extract
 from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer
 from deftx.storage.checkpoints import Checkpoint
 from deftx.storage.fingerprint import fingerprint
@@ -78,7 +78,8 @@ def test_the_k_largest_are_those_that_select_chooses(bases, tuned):
 def test_with_a_rank_the_denoised_difference_chooses_and_the_values_stay(bases, tuned):
     delta = deftx.delta(tuned, bases())
     vector = extract(tuned, bases(), k="3%", rank=3)
-    for name, places in select(denoise(delta, 3), "3%").items():
+    judged = {name: dense.where(delta[name] != 0, 0) for name, dense in denoise(delta, 3).items()}
+    for name, places in select(judged, "3%").items():
         if len(places.indices):
             assert vector.tensors[name].indices.equal(places.indices)
             assert vector.tensors[name].values.equal(delta[name].reshape(-1)[places.indices])
