@@ -15,8 +15,8 @@ from deftx.cli import main
 from deftx.core.backbone import backbone, tunable
 from deftx.core.denoise import denoise
 from deftx.core.select import select
-from deftx.errors import DeftxError
 from deftx.difference import extract
+from deftx.errors import DeftxError
 from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer
 from deftx.storage.checkpoints import Checkpoint
 from deftx.storage.fingerprint import fingerprint
