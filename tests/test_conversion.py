@@ -88,7 +88,7 @@ def test_a_tensor_of_lt_sft_is_read_as_it_was_meant(tmp_path, shape, form):
 @both_forms
 def test_a_language_vector_of_lt_sft_changes_the_model_as_its_own_code_would(tmp_path, bases, form):
     theirs = AutoModelForMaskedLM.from_pretrained(bases())
-    diffs = {n: sparse(tuple(p.shape), i) for i, (n, p) in enumerate(theirs.named_parameters()) if "roberta" in n}
+    diffs = {f"roberta.{n}": sparse(tuple(p.shape), i) for i, (n, p) in enumerate(backbone(theirs).items())}
     dense = {"lm_head.bias": torch.nn.Parameter(torch.randn(75))}
     write_sft(tmp_path / "sft", diffs, dense, form)
     ours = AutoModel.from_pretrained(bases(), add_pooling_layer=False)
