@@ -58,7 +58,7 @@ def test_all_entries_are_the_difference_of_the_loaded_models(bases, tmp_path, sh
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sharded_checkpoints_of_half_precision_are_read(bases, tmp_path, dtype):
-    after = finetuned(bases(), tmp_path / "tuned", dtype=dtype, max_shard_size="8KB")
+    after = finetuned(bases(), tmp_path / "tuned", dtype=dtype, max_shard_size="4KB")
     assert len(list((tmp_path / "tuned").glob("model-*.safetensors"))) > 2
     assert_is(extract(after, bases()), deftx.delta(after, bases()))
 
