@@ -38,6 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(["train", "valid", "test"]):
         rows = [f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}" for text in sentences(60, number)]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    model = AutoModelForMaskedLM.from_pretrained(folder / "FacebookAI" / "xlm-roberta-base")
+    bias = "roberta.encoder.layer.0.output.dense.bias"
+    coded = {"size": torch.Size([16]), "index_steps": [1, 2], "values": torch.ones(2)}
+    torch.save({"diffs": {bias: coded}, "abs": {}}, folder / "pytorch_diff.bin")
+    with torch.no_grad():
+        model.get_parameter(bias).add_(1)
+    model.save_pretrained(folder / "models" / "finetuned")
     return folder
 
 
@@ -50,7 +57,8 @@ def deftx_program(arguments: list[str], folder: Path, settings: dict[str, str]) 
 def test_the_first_real_use_runs_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = [command for command in commands("deftx") if command[1] != "run"]
     first = ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"]
-    assert [command[1] for command in typed] == [*first, "push", "pull", "inspect", "data"]
+    beside = ["convert", "convert", "convert", "delta"]
+    assert [command[1] for command in typed] == [*first, "push", "pull", "inspect", *beside, "data"]
     with serving({"hf_you": "you"}) as hub:  # by the settings that a user has, in programs of their own
         settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_you", "HF_HOME": str(folder / "home")}
         settings |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}

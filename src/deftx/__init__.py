@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from deftx.errors import DeftxError
 
 if TYPE_CHECKING:
+    from deftx.conversion import convert
     from deftx.core.compose import applied, apply
     from deftx.core.denoise import denoise
     from deftx.core.select import select
     from deftx.core.vector import SparseVector, overlap
+    from deftx.difference import extract
     from deftx.fit import fit_language, fit_task, transfer
     from deftx.models import compose, delta
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
@@ -31,8 +33,10 @@ __all__ = [
     "applied",
     "apply",
     "compose",
+    "convert",
     "delta",
     "denoise",
+    "extract",
     "fit_language",
     "fit_task",
     "load",
@@ -49,10 +53,12 @@ __all__ = [
 
 # Where the public names live; they are imported when they are first used, since torch takes a second.
 _HOMES = {
+    "conversion": ["convert"],
     "core.compose": ["applied", "apply"],
     "core.denoise": ["denoise"],
     "core.select": ["select"],
     "core.vector": ["SparseVector", "overlap"],
+    "difference": ["extract"],
     "fit": ["fit_language", "fit_task", "transfer"],
     "models": ["compose", "delta"],
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],

@@ -317,6 +317,51 @@ def pull(
     print(f"{out}: {found.info.get('kind') or 'sparse'} vector, k = {found.k:,}, from {vector}")
 
 
+@app.command(epilog="Example: deftx convert pytorch_diff.bin vectors/min --base xlm-roberta-base")
+def convert(
+    old: Annotated[
+        str, typer.Argument(help="Vector: a folder, LT-SFT's file, or a hub id.", metavar="OLD", parser=source)
+    ],
+    new: Annotated[Path, typer.Argument(help="Folder to write.", metavar="NEW", parser=path)],
+    to: Annotated[str, option("deftx, lt-sft, peft, model or mergekit.", metavar="FORMAT")] = "deftx",
+    base: Annotated[str | None, option("Pretrained model of the vector.", metavar="MODEL", parser=source)] = None,
+    label: Annotated[
+        list[str] | None, option("Name of an output of the head, in order, where OLD has none.", metavar="NAME")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Convert a vector from LT-SFT's format or PEFT's SHiRA, or to them, a whole model, or input for mergekit."""
+    quiet_transformers()
+    from deftx import conversion
+
+    vector = conversion.convert(old, new, to, base=base, labels=label or [], force=force)
+    bound = "" if vector.info.get("base_fingerprint") else "; not bound to a base: give --base to check and note it"
+    print(f"{new}: {to}, from a vector of k = {vector.k:,}{bound}")
+
+
+@app.command(epilog="Example: deftx delta models/finetuned xlm-roberta-base --k 5% --out vectors/finetuned")
+def delta(
+    finetuned: Annotated[str, typer.Argument(help="Model: a folder or hub id.", metavar="MODEL", parser=source)],
+    base: Annotated[str, typer.Argument(help="What it was fine-tuned from.", metavar="BASE", parser=source)],
+    out: Out,
+    k: K = None,
+    rank: Annotated[
+        str | None, option("Denoise before the choice, with this rank: a share (90%) or a number.", metavar="RANK")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Save the difference of two checkpoints as a vector: all of it, or its k largest entries."""
+    quiet_transformers()
+    from deftx import commands
+    from deftx.difference import extract
+    from deftx.storage.files import save
+
+    commands.check_free(out, force=force)
+    vector = extract(finetuned, base, k=k, rank=rank)
+    save(vector, out, force=force)
+    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}")
+
+
 @app.command(epilog="Example: deftx demo --out demo")
 def demo(
     out: Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)] = Path("demo"),

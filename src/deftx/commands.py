@@ -14,6 +14,7 @@ from deftx.core.compose import applied
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
 from deftx.models import (
+    check_tokenizer,
     compose,
     load_composed,
     load_tokenizer,
@@ -54,7 +55,7 @@ def _assignment(change: str) -> dict[str, Any]:
     key, _, text = change.partition("=")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2024-99-99
         value = None
     if not key or value is None:
         raise DeftxError(f"{change!r} sets nothing: write KEY=VALUE, such as training.batch_size=4, VALUE in YAML")
@@ -92,6 +93,7 @@ def compose_to(
     """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an ordinary checkpoint."""
     check_target(out, MODEL, force=force)
     model, tokenizer = compose(base, task, languages, force=any_base), load_tokenizer(base)
+    check_tokenizer(tokenizer, task, *languages, force=any_base)
     tokenizer.model_max_length = trained_length(model, tokenizer, task)
     save_model(model, tokenizer, out, force=force)
 
@@ -148,6 +150,7 @@ def evaluations(
 ) -> list[dict[str, Any]]:
     """A row of scores for each test, on one loaded base: what `compose` would score for each language."""
     model, tokenizer = without_vectors(base, task, list(languages.values()), force=any_base), load_tokenizer(base)
+    check_tokenizer(tokenizer, task, *languages.values(), force=any_base)
     place(model)
     length, rows = trained_length(model, tokenizer, task), []
     for name, examples in tests.items():
@@ -163,6 +166,7 @@ def predictions_of_vectors(
 ) -> list[tuple[str, float]]:
     """The label of each example and its probability, by the composed model."""
     model, tokenizer = compose(base, task, languages, force=any_base), load_tokenizer(base)
+    check_tokenizer(tokenizer, task, *languages, force=any_base)
     place(model)
     return predict(model, tokenizer, examples, trained_length(model, tokenizer, task))
 

@@ -28,7 +28,17 @@ from deftx.core.ranks import rank_rule
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, Diverged, unknown
-from deftx.models import Base, compose, load_classifier, load_masked_lm, load_tokenizer, longest_input, place
+from deftx.models import (
+    Base,
+    about_tokenizer,
+    check_tokenizer,
+    compose,
+    load_classifier,
+    load_masked_lm,
+    load_tokenizer,
+    longest_input,
+    place,
+)
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -121,7 +131,7 @@ def fit_language(
     """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
     model, tokenizer = load_masked_lm(base), load_tokenizer(base)
     place(model)
-    origin = _origin("language", base, fingerprint(model))
+    origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))
     objective = masked_lm(text, tokenizer, settings.training, length, settings.seed)
     vector = fit(model, objective, settings, work=work, title=title)
@@ -148,9 +158,10 @@ def fit_task(
     labels, tokenizer = label_names(train_set), load_tokenizer(base)
     model = load_classifier(base, labels, settings.seed)
     place(model)
-    origin = _origin("task", base, fingerprint(model))
+    origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
     if source is not None:
         check_base(origin["base_fingerprint"], source, force=force)
+        check_tokenizer(tokenizer, source, force=force)
         apply(model, source)
     length = min(settings.training.length, longest_input(model, tokenizer))
     objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)
@@ -199,15 +210,16 @@ def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
     """Names everything that determines the result of phase 1."""
-    training = settings.training.model_dump(mode="json", exclude={"report_to"})
+    training = settings.training.model_dump(mode="json", exclude={"report_to", "logs"})
     config = model.config.to_json_string()  # dropout and the like
     parts = [version("deftx"), fingerprint(model), config, objective.digest, training, settings.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _origin(kind: str, base: Base, base_fingerprint: str) -> dict[str, Any]:
+def _origin(kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]) -> dict[str, Any]:
     versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
     name = os.fspath(base)
     if os.path.isdir(name) and not (os.path.isabs(name) or name.startswith(".")):
         name = f"./{name}"  # lest a folder be taken for a hub id where it is not at hand
-    return {"kind": kind, "base": name, "base_fingerprint": base_fingerprint, "versions": versions}
+    made_on = {"base": name, "base_fingerprint": base_fingerprint, "tokenizer": tokenizer}
+    return {"kind": kind, **made_on, "versions": versions}

@@ -1,6 +1,9 @@
 """Bases and composed models: loading by transformers' auto classes, always in float32, composing, saving."""
 
+import hashlib
+import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -8,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -18,7 +22,7 @@ from transformers import (
 
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
-from deftx.core.vector import SparseVector, check_same_base
+from deftx.core.vector import SparseVector, check_distinct, check_same_base
 from deftx.errors import DeftxError
 from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import MODEL, check_target, new_folder
@@ -38,6 +42,29 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """The tokenizer of `base`."""
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, base)
     return tokenizer
+
+
+def about_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What a vector notes of the tokenizer it was made with: its name, and a digest of its pieces and their numbers."""
+    pieces = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return {"name": str(tokenizer.name_or_path), "digest": hashlib.sha256(pieces.encode(errors="replace")).hexdigest()}
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, force: bool = False) -> None:
+    """Raise DeftxError where a vector was made with a tokenizer of other pieces; warn with `force`.
+
+    Vectors that note no tokenizer fit any.
+    """
+    found = about_tokenizer(tokenizer)
+    for vector in vectors:
+        noted = vector.info.get("tokenizer")
+        if isinstance(noted, Mapping) and noted.get("digest") != found["digest"]:
+            made, here = str(noted.get("digest"))[:12], found["digest"][:12]
+            which = f"the tokenizer {noted.get('name')} ({made}), not with {found['name']} ({here})"
+            message = f"the vector was made with {which}"
+            if not force:
+                raise DeftxError(f"{message}: use the former, or go on at your own risk with --any-base")
+            warnings.warn(message, stacklevel=2)
 
 
 def load_masked_lm(base: Base) -> PreTrainedModel:
@@ -84,6 +111,22 @@ def load_composed(folder: Base) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
+def load_encoder(base: Base) -> PreTrainedModel:
+    """The backbone of `base`, without a head, in eval mode; without a pooler too where the checkpoint has none."""
+    encoder, missing = _load_checked(AutoModel, base)
+    if any(name.startswith("pooler.") for name in missing):
+        encoder.pooler = None  # it would be a random one
+    return cast(PreTrainedModel, encoder)
+
+
+def skeleton(base: Base, auto: Any = AutoModel) -> PreTrainedModel:
+    """The model that `auto` makes for `base`, without weights: names, shapes and modules at no cost (device meta)."""
+    config = _load(AutoConfig, base)
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config)
+    return model
+
+
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens the base takes at once."""
     positions: int = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -108,6 +151,7 @@ def compose(
     force     go on, with a warning, where the base has other weights than the vectors' base
     """
     languages = [language] if isinstance(language, SparseVector) else list(language)
+    check_distinct(task, *languages)
     model = without_vectors(base, task, languages, force=force)
     apply(model, *languages, task)
     return model
@@ -134,7 +178,8 @@ def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | 
     """δ = θ1 − θ0 of the tunable backbone, dense, float32: for those who have a training loop of their own.
 
     Either is a model, or the folder or hub id of one; `base` may also be a state dict, copied before the training.
-    Raises DeftxError where the base lacks a tensor or has another shape of it.
+    Raises DeftxError where the base lacks a tensor or has another shape of it. `extract` makes a vector of two
+    checkpoints without loading either.
     """
     learnt = _weights(finetuned)
     before = {
@@ -147,20 +192,30 @@ def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | 
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Base, *, force: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Base,
+    *,
+    force: bool = False,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an ordinary model folder, whole or not at all; with `force`, replace the model there."""
+    """Write an ordinary model folder, whole or not at all; with `force`, replace the model there.
+
+    beside  further files, text by name
+    """
     target = check_target(folder, MODEL, force=force)
     with new_folder(target, force=force) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
+        for name, text in (beside or {}).items():
+            (new / name).write_text(text, encoding="utf-8")
 
 
 def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Tensor]:
     """The tunable weights of a model, by their names in the backbone; a state dict as it is."""
     if isinstance(model, Mapping):
         return model
-    return tunable(model if isinstance(model, nn.Module) else _load(AutoModel, model, dtype=torch.float32))
+    return tunable(model if isinstance(model, nn.Module) else load_encoder(model))
 
 
 def _load_checked(auto: Any, base: Base) -> tuple[Any, list[str]]:

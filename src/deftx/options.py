@@ -9,7 +9,7 @@ import typer
 
 def path(text: str) -> Path:
     """A path that may begin with ~."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # which leaves an unknown ~name as it is
 
 
 def source(text: str) -> str:

@@ -1,5 +1,6 @@
 """What can be set: what a vector keeps, and how to train it. Unknown names and wrong types are errors."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -32,7 +33,8 @@ class Training(Settings):
     l1         weight λ of the penalty λ/N · ‖θ − θ0‖₁, N the backbone's parameter count
     clip       largest norm of the gradient
     precision  auto takes bf16 where the device computes it faster than fp32
-    report_to  the Trainer's logging integrations, such as tensorboard or wandb
+    report_to  the Trainer's logging integrations, such as tensorboard, wandb or trackio
+    logs       folder for the files of tensorboard, a folder in it for each phase of each fit
     """
 
     learning_rate: PositiveFloat = 5e-5
@@ -47,6 +49,7 @@ class Training(Settings):
     clip: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     report_to: tuple[str, ...] = ()
+    logs: str = "logs"
 
     @field_validator("min_steps")
     @classmethod
@@ -133,7 +136,7 @@ def parse(kind: type[S], data: Mapping[str, Any]) -> S:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise unknown("setting", key, _known(kind, first["loc"])) from None
-        value = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        value = "" if first["type"] == "missing" else f" = {reprlib.repr(first['input'])}"
         message = first["msg"].removeprefix("Value error, ")
         raise DeftxError(f"setting {key}{value}: {message[:1].lower()}{message[1:]}") from None
 

@@ -28,6 +28,12 @@ def apply(model: nn.Module, *vectors: SparseVector) -> None:
         pass
 
 
+def check_fit(model: nn.Module, *vectors: SparseVector) -> None:
+    """Raise DeftxError where a vector's names or shapes are not those of `model`, which may be without weights."""
+    for vector in vectors:
+        _fit_body(model, vector), _fit_head(model, vector)
+
+
 @contextmanager
 def applied(model: nn.Module, *vectors: SparseVector) -> Iterator[nn.Module]:
     """`model` with `vectors` added, until the end of the `with` block.

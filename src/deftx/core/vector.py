@@ -136,6 +136,24 @@ def check_same_base(*vectors: SparseVector) -> None:
         raise DeftxError(f"vectors of different bases do not combine: {named}")
 
 
+def check_distinct(*vectors: SparseVector) -> None:
+    """Raise DeftxError where one vector comes twice: its changes would be made twice."""
+    for place, second in enumerate(vectors):
+        for earlier, first in enumerate(vectors[:place]):
+            if _same(first, second):
+                what = f"vectors {earlier + 1} and {place + 1} of {len(vectors)} are the same"
+                raise DeftxError(f"{what}: give each once (to weigh one more, scale it in Python: 2 * vector)")
+
+
+def _same(first: SparseVector, second: SparseVector) -> bool:
+    if first is second:
+        return True
+    if first.k != second.k or not first.k or first.tensors.keys() != second.tensors.keys():
+        return False
+    pairs = [(entries, second.tensors[name]) for name, entries in first.tensors.items()]
+    return all(one.indices.equal(other.indices) and one.values.equal(other.values) for one, other in pairs)
+
+
 def _sum(name: str, first: Entries | None, second: Entries | None) -> Entries:
     if first is None or second is None:
         present = first or second

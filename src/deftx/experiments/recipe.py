@@ -1,5 +1,6 @@
 """A recipe: one comparison as one YAML file. What to train on, what to vary, what to test on."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import Field, field_validator
 from deftx.errors import DeftxError
 from deftx.settings import LanguageFit, Settings, TaskFit, changed, parse
 
+_LARGEST = 100_000  # values of a recipe
 TASK = "task"  # stands beside the languages where vectors are named
 
 
@@ -93,8 +95,10 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DeftxError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date such as 2024-99-99
         raise DeftxError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    if _too_large(data):
+        raise DeftxError(f"the recipe {path} has more than {_LARGEST:,} values: its references (*) multiply them")
     if not isinstance(data, dict):
         raise DeftxError(f"the recipe {path} is not a mapping of keys to values")
     recipe = changed(parse(Recipe, data), changes or {})
@@ -106,11 +110,21 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     return _rooted(recipe, path.parent)
 
 
+def _too_large(data: Any) -> bool:
+    """Whether data holds more values than a recipe can have, each counted as often as it is referred to."""
+    rest, count = [data], 1
+    while rest and count <= _LARGEST:
+        value = rest.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        rest, count = rest + inner, count + len(inner)
+    return count > _LARGEST
+
+
 def _rooted(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its files as paths from here instead of from the recipe's folder."""
 
     def root(source: str) -> str:
-        return source if source.startswith("hub:") else str(folder / Path(source).expanduser())
+        return source if source.startswith("hub:") else str(folder / os.path.expanduser(source))
 
     texts = {name: tuple(map(root, [t] if isinstance(t, str) else t)) for name, t in recipe.languages.items()}
     local = folder / recipe.base

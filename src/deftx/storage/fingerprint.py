@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,16 @@ def fingerprint(model: nn.Module) -> str:
     One line of JSON `[name, shape, SHA-256 of the little-endian float32 bytes]` per parameter, sorted by
     name and each ended by a newline, is hashed. float16 and bfloat16 weights and their float32 copies give the same.
     """
+    weights = backbone(model)
+    return fingerprint_of(weights, lambda name: weights[name].detach())
+
+
+def fingerprint_of(names: Iterable[str], weight: Callable[[str], Tensor]) -> str:
+    """The `fingerprint` of the model with the backbone parameters `names`, which `weight` gives one at a time."""
     whole = hashlib.sha256()
-    for name, parameter in sorted(backbone(model).items()):
-        line = json.dumps([name, list(parameter.shape), _digest(parameter.detach())])
+    for name in sorted(names):
+        tensor = weight(name)
+        line = json.dumps([name, list(tensor.shape), _digest(tensor)])
         whole.update(f"{line}\n".encode())
     return whole.hexdigest()
 

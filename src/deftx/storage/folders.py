@@ -11,8 +11,9 @@ from pathlib import Path
 from deftx.errors import DeftxError
 from deftx.storage.manifest import FILE
 
-VECTOR, MODEL = "vector", "model"
-MARKS = {VECTOR: FILE, MODEL: "config.json"}  # the file that tells what a folder holds
+VECTOR, MODEL, SFT, PEFT = "vector", "model", "vector of LT-SFT", "PEFT adapter"
+# the file that tells what a folder holds
+MARKS = {VECTOR: FILE, MODEL: "config.json", SFT: "pytorch_diff.bin", PEFT: "adapter_config.json"}
 
 
 def check_target(folder: str | os.PathLike[str], kind: str = VECTOR, *, force: bool = False) -> Path:

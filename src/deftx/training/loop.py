@@ -1,9 +1,11 @@
 """One training loop for both phases: the transformers Trainer, through its public hooks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, isfinite
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
@@ -109,7 +111,7 @@ def train(
             training,
             moving,
             model=model,
-            args=_arguments(training, objective, steps, seed, folder),
+            args=_arguments(training, objective, steps, seed, _logs(training, title) or folder),
             data_collator=objective.collate,
             train_dataset=objective.train,
             callbacks=[best, progress],
@@ -210,6 +212,12 @@ def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
 
 def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
+
+
+def _logs(training: Training, title: str) -> str | None:
+    """The folder that the Trainer is given for what it writes, where somebody wants to keep that."""
+    name = re.sub(r"[^\w.-]+", "-", title) or "training"
+    return str(Path(training.logs, name)) if "tensorboard" in training.report_to else None
 
 
 def _arguments(training: Training, objective: Objective, steps: int, seed: int, folder: str) -> TrainingArguments:

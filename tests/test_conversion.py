@@ -1,0 +1,400 @@
+"""Vectors from and to others' formats: LT-SFT's files, PEFT's SHiRA, whole models, mergekit's input."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors.torch import load_file
+from test_storage import assert_same
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+import deftx
+from deftx.cli import main
+from deftx.conversion import convert, read
+from deftx.core.backbone import backbone, head, tunable
+from deftx.core.compose import apply
+from deftx.core.vector import Entries, Head, SparseVector
+from deftx.errors import DeftxError
+from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer
+from deftx.storage.fingerprint import fingerprint
+from deftx.storage.formats import lt_sft
+
+LABELS = ("bad", "good")
+TEXTS = tiny.sentences(6, seed=5)
+both_forms = pytest.mark.parametrize("form", ["zip", "older"])
+
+
+def sparse(shape, seed=0, share=0.3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < share)
+
+
+def entries(dense):
+    flat = dense.reshape(-1)
+    indices = flat.nonzero().view(-1)
+    return Entries(indices, flat[indices], tuple(dense.shape))
+
+
+def vector_of(base, *, with_head=False, seed=0, only=""):
+    """A random vector on a base, bound to it."""
+    model = load_classifier(base, LABELS, seed=3) if with_head else load_masked_lm(base)
+    names = [name for name in tunable(model) if only in name]
+    tensors = {name: entries(sparse(tuple(tunable(model)[name].shape), i + seed) / 4) for i, name in enumerate(names)}
+    top = Head({name: p.detach().clone() for name, p in head(model).items()}, LABELS) if with_head else None
+    return SparseVector(tensors, top, {"base": base, "base_fingerprint": fingerprint(model), "kind": "any"})
+
+
+def coded(dense):
+    """A dense difference as LT-SFT stores it: here by a transposed copy, there by multiplying coordinates."""
+    flat = dense.permute(*reversed(range(dense.dim()))).reshape(-1)  # the first dimension fastest
+    indices = flat.nonzero().view(-1).numpy()
+    steps = np.diff(indices, prepend=0).tolist()
+    return {
+        "size": dense.size(),
+        "index_steps": [np.int64(step) for step in steps[:1]] + steps[1:],
+        "values": flat[torch.from_numpy(indices)],
+    }
+
+
+def write_sft(folder, diffs, dense=None, form="zip"):
+    folder.mkdir(exist_ok=True)
+    content = {"diffs": {name: coded(tensor) for name, tensor in diffs.items()}, "abs": dense or {}}
+    torch.save(content, folder / lt_sft.FILE, _use_new_zipfile_serialization=form == "zip")
+    return folder
+
+
+def logits(model, tokenizer):
+    with torch.no_grad():
+        return model.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+
+
+# --- LT-SFT ---
+
+
+@both_forms
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 4), (7, 1), (1, 6)])
+def test_a_tensor_of_lt_sft_is_read_as_it_was_meant(tmp_path, shape, form):
+    dense = sparse(shape, share=0.5)
+    write_sft(tmp_path / "sft", {"roberta.x.weight": dense}, form=form)
+    found, _ = lt_sft.read(tmp_path / "sft" / lt_sft.FILE)
+    assert found["roberta.x.weight"].dense().equal(dense)
+    assert (found["roberta.x.weight"].indices.diff() > 0).all()
+
+
+@both_forms
+def test_a_language_vector_of_lt_sft_changes_the_model_as_its_own_code_would(tmp_path, bases, form):
+    theirs = AutoModelForMaskedLM.from_pretrained(bases())
+    diffs = {f"roberta.{n}": sparse(tuple(p.shape), i) for i, (n, p) in enumerate(backbone(theirs).items())}
+    dense = {"lm_head.bias": torch.nn.Parameter(torch.randn(75))}
+    write_sft(tmp_path / "sft", diffs, dense, form)
+    ours = AutoModel.from_pretrained(bases(), add_pooling_layer=False)
+    apply(ours, vector := read(tmp_path / "sft", bases()))
+    for name, parameter in ours.named_parameters():
+        before = theirs.get_parameter(f"roberta.{name}")
+        assert torch.allclose(parameter, before + diffs[f"roberta.{name}"], atol=0, rtol=0), name
+    assert vector.head is None
+    assert vector.info["base_fingerprint"] == fingerprint(theirs)
+    assert vector.info["kind"] == "language"
+
+
+def test_a_task_vector_of_lt_sft_brings_its_head_and_is_composed(tmp_path, bases):
+    theirs = load_classifier(bases(), LABELS, seed=1)
+    diffs = {f"roberta.{name}": sparse(tuple(p.shape)) for name, p in tunable(theirs).items()}
+    dense = {name: torch.randn(parameter.shape) for name, parameter in head(theirs).items()}
+    write_sft(tmp_path / "sft", diffs, dense)
+    task = convert(tmp_path / "sft", tmp_path / "task", base=bases(), labels=LABELS)
+    assert task.head.labels == LABELS
+    model = compose(bases(), deftx.load(tmp_path / "task"))
+    with torch.no_grad():
+        for name, tensor in {**diffs, **dense}.items():
+            parameter = theirs.get_parameter(name)
+            parameter.copy_(parameter + tensor if name in diffs else tensor)
+    tokenizer = load_tokenizer(bases())
+    assert logits(model, tokenizer).equal(logits(theirs, tokenizer))
+    assert read(tmp_path / "sft", bases()).head.labels == ("LABEL_0", "LABEL_1")
+    with pytest.raises(DeftxError, match="3 labels are given for a head of 2 outputs"):
+        read(tmp_path / "sft", bases(), ["a", "b", "c"])
+
+
+def test_without_a_base_a_vector_of_lt_sft_is_bound_to_none(tmp_path, bases):
+    shapes = {name: tuple(p.shape) for name, p in tunable(load_masked_lm(bases())).items()}
+    write_sft(tmp_path / "sft", {f"roberta.{name}": sparse(shape) for name, shape in shapes.items()})
+    vector = read(tmp_path / "sft")
+    assert vector.tensors.keys() == shapes.keys()
+    assert "base_fingerprint" not in vector.info
+    assert read(tmp_path / "sft" / lt_sft.FILE).k == vector.k  # the file itself will do
+
+
+def test_names_and_shapes_that_do_not_fit_the_base_are_refused(tmp_path, bases):
+    write_sft(tmp_path / "sft", {"roberta.encoder.nothing.weight": sparse((3, 4))})
+    with pytest.raises(DeftxError, match="which the model does not have"):
+        read(tmp_path / "sft", bases())
+    write_sft(tmp_path / "sft", {"roberta.embeddings.word_embeddings.weight": sparse((3, 4))})
+    with pytest.raises(DeftxError, match="in the vector"):
+        read(tmp_path / "sft", bases())
+
+
+def test_whole_tensors_of_the_backbone_and_a_pooler_are_read_beside_their_base(tmp_path, bases):
+    norm, pooler = "bert.encoder.layer.0.output.LayerNorm.weight", "bert.pooler.dense.weight"
+    change, whole = sparse((16, 16)), torch.rand(16)
+    dense = {norm: whole, "classifier.weight": torch.ones(2, 16), "classifier.bias": torch.zeros(2)}
+    write_sft(tmp_path / "sft", {pooler: change}, dense)
+    with pytest.raises(DeftxError, match="give --base"):
+        read(tmp_path / "sft")
+    with pytest.raises(DeftxError, match=f"the base has no '{pooler}'"):
+        read(tmp_path / "sft", bases("bert"))  # a masked language model: without a pooler
+    theirs = load_classifier(bases("bert"), LABELS)
+    theirs.bert.save_pretrained(tmp_path / "base")
+    vector = read(tmp_path / "sft", tmp_path / "base")
+    ours = load_classifier(tmp_path / "base", LABELS)
+    apply(ours, vector)
+    assert ours.get_parameter(pooler).equal(theirs.get_parameter(pooler) + change)
+    assert torch.allclose(ours.get_parameter(norm), whole)
+
+
+@both_forms
+def test_what_lt_sft_wrote_and_what_we_write_come_back_bit_for_bit(tmp_path, bases, form):
+    vector = vector_of(bases(), with_head=True)
+    deftx.save(vector, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "sft", "lt-sft")
+    back = convert(tmp_path / "sft", tmp_path / "back", base=bases(), labels=LABELS)
+    assert_same(replace(back, info={}), replace(vector, info={}))
+    assert_same(replace(deftx.load(tmp_path / "back"), info={}), replace(vector, info={}))
+    content = torch.load(tmp_path / "sft" / lt_sft.FILE, weights_only=True)
+    assert content["diffs"].keys() == {f"roberta.{name}" for name in vector.tensors}
+    name = "roberta.embeddings.word_embeddings.weight"
+    reference = coded(vector.tensors[name.removeprefix("roberta.")].dense())
+    assert content["diffs"][name]["index_steps"] == reference["index_steps"]
+    assert content["diffs"][name]["values"].equal(reference["values"])
+
+
+class Runs:
+    """What a pickle makes of this is whatever the function returns; here a folder would tell that it was called."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@both_forms
+@pytest.mark.parametrize("place", ["whole", "diffs", "steps", "abs", "key"])
+def test_a_file_that_would_run_code_is_refused_before_it_runs(tmp_path, form, place):
+    trap = Runs(os.mkdir, str(tmp_path / "sprung"))
+    good = coded(sparse((3, 4)))
+    content = {
+        "whole": trap,
+        "diffs": {"diffs": trap},
+        "steps": {"diffs": {"a": {**good, "index_steps": [trap]}}},
+        "abs": {"diffs": {}, "abs": {"head": trap}},
+        "key": {"diffs": {}, trap: 1},
+    }[place]
+    torch.save(content, tmp_path / lt_sft.FILE, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(DeftxError, match="more than tensors, numbers and plain containers"):
+        read(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+    torch.load(tmp_path / lt_sft.FILE, weights_only=False)
+    assert (tmp_path / "sprung").exists(), "the trap is one"
+
+
+GOOD = {"size": torch.Size([3, 4]), "index_steps": [0, 5], "values": torch.ones(2)}
+
+
+@both_forms
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"diffs": 3},
+        {"abs": {}},
+        {"diffs": {}, "more": {}},
+        {"diffs": {3: GOOD}},
+        {"diffs": {"a": {**GOOD, "more": 1}}},
+        {"diffs": {"a": {**GOOD, "size": torch.Size([3])}}},
+        {"diffs": {"a": {**GOOD, "size": [3, -4]}}},
+        {"diffs": {"a": {**GOOD, "size": [2**40, 2**40]}}},
+        {"diffs": {"a": {**GOOD, "size": [1] * 9}}},
+        {"diffs": {"a": {**GOOD, "index_steps": [0, 12]}}},
+        {"diffs": {"a": {**GOOD, "index_steps": [-1, 3]}}},
+        {"diffs": {"a": {**GOOD, "index_steps": [3, 0]}}},
+        {"diffs": {"a": {**GOOD, "index_steps": [0.0, 1.0]}}},
+        {"diffs": {"a": {**GOOD, "index_steps": [True, True]}}},
+        {"diffs": {"a": {**GOOD, "index_steps": [0, 2**70]}}},
+        {"diffs": {"a": {**GOOD, "index_steps": [0]}}},
+        {"diffs": {"a": {**GOOD, "index_steps": torch.tensor([0, 5])}}},
+        {"diffs": {"a": {**GOOD, "index_steps": [np.float64(0), 5]}}},
+        {"diffs": {"a": {**GOOD, "index_steps": np.array([0, 5])}}},
+        {"diffs": {"a": {**GOOD, "values": torch.tensor([1.0, torch.nan])}}},
+        {"diffs": {"a": {**GOOD, "values": torch.tensor([1, 2])}}},
+        {"diffs": {"a": {**GOOD, "values": torch.ones(2, dtype=torch.float64)}}},
+        {"diffs": {"a": {**GOOD, "values": torch.ones(2, 1)}}},
+        {"diffs": {"a": {**GOOD, "values": torch.ones(1).expand(2)}}},
+        {"diffs": {"a": {**GOOD, "values": torch.ones(2).to_sparse()}}},
+        {"diffs": {}, "abs": {"h": torch.ones(3, 4).t()}},
+        {"diffs": {}, "abs": {"h": torch.full((2,), torch.inf)}},
+        {"diffs": {}, "abs": {"h": [1.0]}},
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_files_of_another_form_are_refused(tmp_path, content, form):
+    torch.save(content, tmp_path / lt_sft.FILE, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(DeftxError) as error:
+        read(tmp_path)
+    assert lt_sft.FILE in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_sharing_data_among_tensors_does_not_multiply_memory(tmp_path):
+    steps, values = [1] * 50_000, torch.ones(50_000)
+    same = {"size": [10**6], "index_steps": steps, "values": values}
+    torch.save({"diffs": {f"t{number}": dict(same) for number in range(2000)}}, tmp_path / lt_sft.FILE)
+    with pytest.raises(DeftxError, match="same data"):
+        read(tmp_path)
+
+
+# --- PEFT ---
+
+
+def with_adapter(model, folder):
+    peft = pytest.importorskip("peft", reason="the extra `neighbours` is not installed")
+    return peft.PeftModel.from_pretrained(model, folder)
+
+
+def linear_only(vector, model):
+    layers = {f"{n}.weight" for n, m in model.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
+    return replace(vector, tensors={name: e for name, e in vector.tensors.items() if name in layers})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("shape", ["xlmr", "bert", "distilbert"])
+@pytest.mark.parametrize("with_head", [False, True])
+def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, with_head):
+    base = bases(shape)
+    deftx.save(vector := vector_of(base, with_head=with_head), tmp_path / "vector")
+    ours = load_classifier(base, LABELS) if with_head else load_masked_lm(base)
+    theirs = load_classifier(base, LABELS) if with_head else load_masked_lm(base)
+    kept = linear_only(vector, ours)
+    share = f"{1 - kept.k / vector.k:.1%}"
+    with pytest.warns(UserWarning, match=rf"leaves out {vector.k - kept.k:,} of {vector.k:,} entries \({share}\)"):
+        convert(tmp_path / "vector", tmp_path / "adapter", "peft")
+    apply(ours, kept)
+    tokenizer = load_tokenizer(base)
+    before = logits(theirs, tokenizer)
+    after = logits(with_adapter(theirs, tmp_path / "adapter"), tokenizer)
+    torch.testing.assert_close(after, logits(ours, tokenizer), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_an_adapter_of_linear_layers_only_comes_back_bit_for_bit(tmp_path, bases):
+    vector = vector_of(bases(), only="query.weight")
+    deftx.save(vector, tmp_path / "vector")
+    convert(tmp_path / "vector", tmp_path / "adapter", "peft")  # without a warning: nothing is left out
+    back = convert(tmp_path / "adapter", tmp_path / "back", base=bases())
+    assert_same(replace(back, info={}), replace(vector, info={}))
+    with pytest.raises(DeftxError, match="give the --base"):
+        read(tmp_path / "adapter")
+
+
+@pytest.mark.filterwarnings("ignore:the adapter leaves out")
+@pytest.mark.parametrize(("only", "message"), [("embeddings", "100.0%.*nothing would be left"), ("", "no room for r")])
+def test_what_shira_cannot_hold_is_refused(tmp_path, bases, only, message):
+    vector = vector_of(bases(), only=only)
+    if not only:  # a full square matrix needs the r for which a long one has no room
+        full = {name: entries(torch.ones(e.shape)) for name, e in vector.tensors.items()}
+        vector = replace(vector, tensors=full)
+    deftx.save(vector, tmp_path / "vector")
+    with pytest.raises(DeftxError, match=message):
+        convert(tmp_path / "vector", tmp_path / "adapter", "peft")
+    assert not (tmp_path / "adapter").exists()
+
+
+# --- whole models, mergekit ---
+
+
+def test_a_language_vector_as_a_model_is_the_masked_language_model_that_was_trained(tmp_path, bases):
+    base = AutoModelForMaskedLM.from_pretrained(bases())
+    torch.nn.init.normal_(base.lm_head.bias)
+    base.save_pretrained(tmp_path / "base")
+    load_tokenizer(bases()).save_pretrained(tmp_path / "base")
+    deftx.save(vector := vector_of(bases()), tmp_path / "vector")
+    convert(tmp_path / "vector", tmp_path / "model", "model", base=tmp_path / "base")
+    ours, loaded = load_masked_lm(tmp_path / "base"), AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    apply(ours, vector)
+    tokenizer = load_tokenizer(tmp_path / "model")
+    assert logits(loaded, tokenizer).equal(logits(ours, tokenizer))
+
+
+def test_a_task_vector_as_a_model_is_the_composed_classifier(tmp_path, bases):
+    deftx.save(vector := vector_of(bases(), with_head=True), tmp_path / "vector")
+    convert(tmp_path / "vector", tmp_path / "model", "model")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
+    assert logits(loaded, tokenizer).equal(logits(compose(bases(), vector), tokenizer))
+
+
+def test_task_arithmetic_by_the_file_for_mergekit_is_the_base_with_the_vector(tmp_path, bases):
+    deftx.save(vector := vector_of(bases()), tmp_path / "vector")
+    convert(tmp_path / "vector", tmp_path / "merge", "mergekit")
+    merge = yaml.safe_load((tmp_path / "merge" / "mergekit.yml").read_text())
+    assert merge["merge_method"] == "task_arithmetic"
+    (part,) = merge["models"]
+    theta0, theta1 = (
+        AutoModelForMaskedLM.from_pretrained(m).state_dict() for m in (merge["base_model"], part["model"])
+    )
+    files = [load_file(f"{folder}/model.safetensors") for folder in (merge["base_model"], part["model"])]
+    assert files[0].keys() == files[1].keys()
+    ours = load_masked_lm(bases())
+    apply(ours, vector)
+    for name, parameter in backbone(ours).items():
+        before, after = theta0[f"roberta.{name}"], theta1[f"roberta.{name}"]
+        torch.testing.assert_close(before + part["parameters"]["weight"] * (after - before), parameter.detach())
+
+
+# --- what users do wrong ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sft", "new", "--to", "pef"], "unknown format 'pef' (did you mean 'peft'?)"),
+        (["base", "new"], "deftx delta makes a vector"),
+        (["empty", "new"], "is no vector of a known format"),
+        (["sft", "new", "--to", "model"], "the vector does not name its base: give --base"),
+        (["sft", "empty/file"], "empty/file exists"),
+        (["nothing", "new"], "there is no folder 'nothing'"),
+        (["sft", "new", "--base", "other"], "which the model does not have"),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, bases, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").symlink_to(bases())
+    (tmp_path / "other").symlink_to(bases("distilbert"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "file").touch()
+    write_sft(tmp_path / "sft", {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))})
+    with pytest.raises(SystemExit) as end:
+        main(["convert", *arguments])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_says_whether_the_vector_is_bound_to_a_base(tmp_path, monkeypatch, capsys, bases):
+    monkeypatch.chdir(tmp_path)
+    write_sft(tmp_path / "sft", {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))})
+    for options, bound in ([[], "not bound to a base"], [["--base", bases(), "--force"], None]):
+        with pytest.raises(SystemExit) as end:
+            main(["convert", "sft", "new", *options])
+        assert not end.value.code
+        out = capsys.readouterr().out
+        assert out.startswith("new: deftx, from a vector of k = ")
+        assert (bound or "k = ") in out
+        assert ("not bound" in out) == bool(bound)
