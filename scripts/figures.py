@@ -68,7 +68,9 @@ def rank(delta: Mapping[str, Tensor]) -> Figure:
     for axes, (kind, ending) in zip(figure.subplots(1, len(KINDS), sharey=True), KINDS.items(), strict=True):
         for layer, shade in SHADES.items():
             squares = torch.linalg.svdvals(delta[f"encoder.layer.{layer}.{ending}"].double()).square()
-            axes.plot(range(1, len(squares) + 1), 100 * squares.cumsum(0) / squares.sum(), color=shade, label=f"layer {layer}")
+            axes.plot(
+                range(1, len(squares) + 1), 100 * squares.cumsum(0) / squares.sum(), color=shade, label=f"layer {layer}"
+            )
         axes.axhline(90, color="grey", linestyle=":")
         axes.set(title=kind, xlabel="rank", ylim=(0, 102))
         axes.spines[["top", "right"]].set_visible(False)
