@@ -41,6 +41,14 @@ def _as_definitions(app: object, kind: str, name: str, thing: object, options: o
     lines[:] = laid_out
 
 
+def _plain_defaults(
+    app: object, kind: str, name: str, thing: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """A signature that Sphinx can read where a dataclass has a mapping by default."""
+    return signature and signature.replace("<factory>", "{}"), returned
+
+
 def setup(app: object) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", _plain_defaults)  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", _as_definitions)  # type: ignore[attr-defined]

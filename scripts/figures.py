@@ -2,8 +2,8 @@
 
     python scripts/figures.py WORK/phase1.safetensors
 
-Such a file is in OUT.work while `deftx fit` is in phase 2, and in RUN/work/*/* of a run that goes on. That of the figures: `deftx run` with
-the task of recipes/nusax-nano.yaml (600 steps of 8 texts, seed 0, no source vector).
+Such a file is in OUT.work while `deftx fit` is in phase 2, and in RUN/work of a run that goes on. That of the
+figures: `deftx run` with the task of recipes/nusax-nano.yaml (batches of 8, 600 steps, seed 0, no source vector).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A base whose weights are arithmetic, so that it is the same on every machine and with every library: for the fixtures."""
+"""A base whose weights are arithmetic, the same on every machine and with every library: for the fixtures."""
 
 import hashlib
 from collections.abc import Mapping

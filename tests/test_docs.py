@@ -1,7 +1,7 @@
 """Every command and every snippet of the README and of docs/ is run, with a tiny stand-in for the base.
 
-A block that cannot be run here has a line before it, `<!-- not run: why -->`. Its commands must exist all the same, with
-all their options, and its Python must be Python.
+A block that cannot be run here has a line before it, `<!-- not run: why -->`. Its commands must exist all the same,
+with all their options, and its Python must be Python.
 """
 
 import re
@@ -9,6 +9,7 @@ import shlex
 import shutil
 import tomllib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def run(command: list[str], *, short: bool) -> None:
     if command[1] == "run":
         load_recipe(ROOT / command[2])
         return
-    for flag, out in zip(command, command[1:], strict=False):
+    for flag, out in pairwise(command):
         if flag == "--out":  # it may stand there from the preparation
             shutil.rmtree(out, ignore_errors=True)
     assert exit_code(shortened(command) if short else command) == 0, command

@@ -1,4 +1,7 @@
-"""Vectors that an earlier version wrote load and compose to the same weights, for ever (see scripts/write_fixtures.py)."""
+"""Vectors that an earlier version wrote load and compose to the same weights, for ever.
+
+They are written by scripts/write_fixtures.py.
+"""
 
 import json
 from pathlib import Path
