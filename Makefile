@@ -1,15 +1,32 @@
 # Everything needs only Python >= 3.11 and make: the first target that runs creates .venv and installs into it.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench check format format-check lint types clean
+.PHONY: demo test test-oldest test-python bench docs check format format-check lint types clean
 
 demo: .venv/installed
 	$(BIN)/deftx demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# the oldest versions that pyproject.toml allows, in an environment of their own; what they warn of is known by now
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -m "not slow" -W default
+
+# the same versions as `test` on another interpreter: make test-python PYTHON=python3.13; skipped where torch has no
+# build for processors alone, since the others bring gigabytes of libraries for GPUs
+test-python: TORCH = $(shell sed -n 's/^torch==\([0-9.]*\).*/torch==\1+cpu/p' constraints.txt)
+test-python:
+	@if ! $(PYTHON) --version; then echo "skipped: there is no $(PYTHON)"; \
+	elif ! $(PYTHON) -m pip install --quiet --dry-run --no-deps --ignore-installed $(TORCH) >/dev/null 2>&1; then \
+		echo "skipped: there is no $(TORCH) for $(PYTHON)"; \
+	else $(MAKE) .venv-python/installed-dev PYTHON=$(PYTHON) && .venv-python/bin/python -m pytest -m "not slow"; fi
+
+# the site of docs/, in build/docs; a warning is an error
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
 
 # side by side with the plain way, at XLM-R base's shape: takes long; BENCH=--small for a quick look
 bench: .venv/installed
@@ -33,18 +50,30 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest .venv-python build
 
 # torch goes first and alone, so that the pinned build is there before anything can ask for another one
-.venv/torch: constraints.txt
-	$(PYTHON) -m venv .venv
-	$(PIP) torch
+%/torch: constraints.txt
+	$(PYTHON) -m venv $*
+	$*/bin/python -m $(INSTALL) -c constraints.txt torch
 	touch $@
 
-.venv/installed: .venv/torch pyproject.toml
-	$(PIP) --editable '.[plot]'
+%/installed: %/torch pyproject.toml
+	$*/bin/python -m $(INSTALL) -c constraints.txt --editable '.[plot]'
 	touch $@
 
-.venv/installed-dev: .venv/torch pyproject.toml
-	$(PIP) --editable '.[dev]'
+%/installed-dev: %/torch pyproject.toml
+	$*/bin/python -m $(INSTALL) -c constraints.txt --editable '.[dev]'
 	touch $@
+
+%/installed-docs: %/torch pyproject.toml
+	$*/bin/python -m $(INSTALL) -c constraints.txt --editable '.[docs,plot]'
+	touch $@
+
+.venv-oldest/installed: constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt torch
+	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt --editable '.[data,plot]' hypothesis pytest
+	touch $@
+
+.PRECIOUS: %/torch

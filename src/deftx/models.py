@@ -30,7 +30,7 @@ from deftx.storage.folders import MODEL, check_target, new_folder
 Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
 
 # what transformers raises for a base it cannot load
-BAD_BASE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+BAD_BASE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 def place(model: PreTrainedModel) -> None:

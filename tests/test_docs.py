@@ -1,0 +1,204 @@
+"""Every command and every snippet of the README and of docs/ is run, with a tiny stand-in for the base.
+
+A block that cannot be run here has a line before it, `<!-- not run: why -->`. Its commands must exist all the same,
+with all their options, and its Python must be Python.
+"""
+
+import re
+import shlex
+import shutil
+import tomllib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from hub_server import Hub
+from tiny import save_base, sentences
+from transformers import AutoModelForMaskedLM
+from typer.exceptions import TyperException
+
+import deftx
+from deftx.cli import app, main
+from deftx.experiments.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+BLOCK = re.compile(r"(?:<!-- not run: ([^>]+) -->\n)?^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BASE = "FacebookAI/xlm-roberta-base"
+# Two steps instead of the presets' thousands: what else a command says holds as it is written.
+SHORT = ["max_steps=2", "min_steps=0", "evaluate_every=1"]
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    code: str
+    reason: str | None  # why it is not run; None: it is
+
+    @property
+    def commands(self) -> list[list[str]]:
+        lines = self.code.replace("\\\n", " ").splitlines() if self.language == "sh" else []
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [Block(language, code, reason or None) for reason, language, code in BLOCK.findall(text)]
+
+
+WITH_BLOCKS = [page for page in PAGES if blocks(page)]
+
+
+def exit_code(command: list[str]) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(command[1:])
+    return int(end.value.code or 0)
+
+
+def shortened(command: list[str]) -> list[str]:
+    settings = [part for setting in SHORT for part in ("--set", f"training.{setting}")]
+    return [*command, *settings] if command[1] == "fit" else command
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the pages speak of and what their fits make; the base is a tiny one."""
+    folder = tmp_path_factory.mktemp("docs")
+    save_base(folder / BASE)
+    for number, name in enumerate(["ind", "min"]):
+        (folder / f"{name}.txt").write_text("\n".join(sentences(60, number)))
+    for number, name in enumerate(["train", "valid", "test"]):
+        rows = [f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}" for text in sentences(60, number)]
+        (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    (folder / "new.txt").write_text("\n".join(sentences(3, 9)))
+    finetuned, bias = AutoModelForMaskedLM.from_pretrained(folder / BASE), "roberta.encoder.layer.0.output.dense.bias"
+    coded = {"size": torch.Size([16]), "index_steps": [1, 2], "values": torch.ones(2)}
+    torch.save({"diffs": {bias: coded}, "abs": {}}, folder / "pytorch_diff.bin")
+    with torch.no_grad():
+        finetuned.get_parameter(bias).add_(1)
+    finetuned.save_pretrained(folder / "models" / "finetuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in ["language --text ind.txt --out vectors/ind", "language --text min.txt --out vectors/min"]:
+            assert exit_code(shortened(["deftx", "fit", *command.split(), "--base", BASE])) == 0
+        task = "task --train train.tsv --valid valid.tsv --source vectors/ind --out vectors/sentiment"
+        assert exit_code(shortened(["deftx", "fit", *task.split(), "--base", BASE])) == 0
+    return folder
+
+
+def run(command: list[str], *, short: bool) -> None:
+    """Carry out a command of the page in the current folder, or check what would take too long."""
+    if command[0] != "deftx" or command[1] == "demo":
+        return  # checked by `test_every_command_and_every_option_exists`
+    if command[1] == "run":
+        load_recipe(ROOT / command[2])
+        return
+    for flag, out in pairwise(command):
+        if flag == "--out":  # it may stand there from the preparation
+            shutil.rmtree(out, ignore_errors=True)
+    assert exit_code(shortened(command) if short else command) == 0, command
+
+
+def run_page(page: str, *, short: bool) -> dict[str, object]:
+    finetuned = AutoModelForMaskedLM.from_pretrained(BASE)
+    with torch.no_grad():
+        for parameter in finetuned.parameters():
+            parameter.add_(torch.randn_like(parameter) / 100)
+    scope: dict[str, object] = {"torch": torch, "deftx": deftx, "finetuned": finetuned}
+    for block in blocks(page):
+        if block.reason is None:
+            for command in block.commands:
+                run(command, short=short)
+            if block.language == "python":
+                exec(compile(block.code, page, "exec"), scope)
+    return scope
+
+
+@pytest.fixture
+def here(prepared: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with all that the pages speak of; a stand-in for the hub knows the user."""
+    monkeypatch.setattr(hub, "tokens", {"hf_you": "you"})
+    monkeypatch.setenv("HF_TOKEN", "hf_you")
+    folder = tmp_path / "here"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS)
+def test_a_page_runs_from_its_top_to_its_end(page: str, here: Path) -> None:
+    run_page(page, short=True)
+
+
+@pytest.mark.slow
+def test_the_first_real_use_runs_with_the_steps_that_are_written(here: Path) -> None:
+    shutil.rmtree(here / "vectors")
+    typed = [command[1] for block in blocks("README.md") for command in block.commands if command[0] == "deftx"]
+    first, shared = ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"], ["push", "pull", "inspect"]
+    assert typed == [*first, *shared, "convert", "convert", "convert", "delta", "run", "data"]
+    assert isinstance(run_page("README.md", short=False)["vector"], deftx.SparseVector)
+
+
+def check_deftx(words: list[str]) -> None:
+    """Raise what the command line would say of these words, without carrying them out."""
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands, f"there is no command {name!r}"
+        command = command.commands[name]
+    command.make_context(command.name, list(words))
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in [word for word in words if "=" not in word]:
+        assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE), f"there is no target {target!r}"
+
+
+def check_python(words: list[str]) -> None:
+    """Installing, with extras that there are."""
+    assert words[:3] == ["-m", "pip", "install"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    asked = re.findall(r"\[([\w,]+)\]", " ".join(words))
+    assert {extra for names in asked for extra in names.split(",")} <= extras.keys()
+
+
+CHECKS = {"deftx": check_deftx, "make": check_make, "python": check_python}
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS)
+def test_every_command_and_every_option_exists(page: str) -> None:
+    for block in blocks(page):
+        for program, *words in block.commands:
+            assert program in CHECKS, f"{program}: say in CHECKS how to check it"
+            CHECKS[program](words)
+
+
+@pytest.mark.parametrize("words", ["fit language --bse x", "fit nothing", "compose --base b --task t", "nothing"])
+def test_a_command_that_is_not_there_is_found(words: str) -> None:
+    with pytest.raises((AssertionError, TyperException)):
+        check_deftx(words.split())
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS)
+def test_every_public_name_in_a_snippet_exists(page: str) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            compile(block.code, page, "exec")
+            names = set(re.findall(r"\bdeftx\.(\w+)", block.code))
+            assert names <= {*deftx.__all__}, names
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    described = re.findall(r"^\.\. auto\w+:: deftx\.(\w+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    assert sorted(described) == sorted(deftx.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
