@@ -89,7 +89,7 @@ def _fit_language(recipe: Recipe, data: _Data, variant: str, seed: int, name: st
 
 def _fit_task(recipe: Recipe, data: _Data, variant: str, seed: int, source: SparseVector | None, out: Path) -> Path:
     settings, above = recipe.task_fit(variant, seed), dict(source.info) if source else None
-    key = _key(data.base, asdict(data.train), asdict(data.valid), settings.model_dump(mode="json"), above)
+    key = _key(data.base, asdict(data.train), asdict(data.valid), settings.deciding(), above)
     folder = out / "vectors" / f"{TASK}-seed{seed}-{key}"
     if not folder.exists():
         work, title = out / "work" / f"seed{seed}" / folder.name, f"{variant}, seed {seed}, {TASK}"
