@@ -80,7 +80,7 @@ def _fit_variant(recipe: Recipe, data: _Data, variant: str, seed: int, out: Path
 
 def _fit_language(recipe: Recipe, data: _Data, variant: str, seed: int, name: str, out: Path) -> Path:
     settings, text = recipe.language_fit(variant, seed), data.texts[name]
-    folder = out / "vectors" / f"{name}-seed{seed}-{_key(data.base, text, settings.model_dump(mode='json'))}"
+    folder = out / "vectors" / f"{name}-seed{seed}-{_key(data.base, text, settings.deciding())}"
     if not folder.exists():
         work, title = out / "work" / f"seed{seed}" / name, f"{variant}, seed {seed}, {name}"
         save(fit_language(recipe.base, text, settings, work=work, title=title), folder)
