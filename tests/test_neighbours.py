@@ -83,6 +83,12 @@ def test_without_tensorboard_no_folder_of_logs_is_made(tmp_path, bases, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_where_logs_go_is_in_no_vector_and_decides_nothing():
+    changed = LanguageFit(training={"logs": "/home/anna/logs"})
+    assert changed.deciding() == LanguageFit().deciding()
+    assert changed.training.logs == "/home/anna/logs"
+
+
 # --- vectors that do not fit together ---
 
 

@@ -117,7 +117,7 @@ def fit(
         sparse_log = phase(2, Moving([tuning.values], [tuning.start], top))
         phi = tuning.vector()
     info = {
-        **settings.model_dump(mode="json"),
+        **settings.deciding(),
         "k": phi.k,
         "ranks": dict(denoised.ranks),
         "log": {"phase1": log, "phase2": sparse_log},

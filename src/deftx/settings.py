@@ -89,6 +89,10 @@ class Fit(Settings):
     seed: int = Field(0, ge=0)
     training: Training
 
+    def deciding(self) -> dict[str, Any]:
+        """The settings as JSON-like data, but for where logs go, which decides nothing."""
+        return self.model_dump(mode="json", exclude={"training": {"logs"}})
+
 
 class LanguageFit(Fit):
     """A language vector."""

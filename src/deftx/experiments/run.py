@@ -68,7 +68,7 @@ def _fit_variant(recipe: Recipe, data: Data, variant: str, seed: int, out: Path)
 
 def _fit_language(recipe: Recipe, data: Data, variant: str, seed: int, name: str, out: Path) -> Path:
     settings, text = recipe.language_fit(variant, seed), data.texts[name]
-    folder = out / "vectors" / f"{name}-seed{seed}-{_key(data.base, text, settings.model_dump(mode='json'))}"
+    folder = out / "vectors" / f"{name}-seed{seed}-{_key(data.base, text, settings.deciding())}"
     if not folder.exists():
         work, title = out / "work" / f"seed{seed}" / name, f"{variant}, seed {seed}, {name}"
         save(fit_language(recipe.base, text, settings, work=work, title=title), folder)
@@ -77,7 +77,7 @@ def _fit_language(recipe: Recipe, data: Data, variant: str, seed: int, name: str
 
 def _fit_task(recipe: Recipe, data: Data, variant: str, seed: int, source: SparseVector | None, out: Path) -> Path:
     settings, above = recipe.task_fit(variant, seed), dict(source.info) if source else None
-    key = _key(data.base, asdict(data.train), asdict(data.valid), settings.model_dump(mode="json"), above)
+    key = _key(data.base, asdict(data.train), asdict(data.valid), settings.deciding(), above)
     folder = out / "vectors" / f"{TASK}-seed{seed}-{key}"
     if not folder.exists():
         work, title = out / "work" / f"seed{seed}" / folder.name, f"{variant}, seed {seed}, {TASK}"

@@ -158,7 +158,7 @@ class _Unpickler(pickle.Unpickler):
             "dtype": lambda code, *_: _Type(code),
             "scalar": lambda kind, number: kind.number(number),
             "_rebuild_parameter": lambda tensor, *_: tensor,
-            "_rebuild_tensor_v2": lambda storage, start, shape, strides, *_: _stored(*storage, start, shape, strides),
+            "_rebuild_tensor_v2": lambda storage, start, shape, strides, *_: _stored(storage, start, shape, strides),
         }
         return _FLOATS.get(name) or stand_ins[name]
 
@@ -171,14 +171,14 @@ class _Unpickler(pickle.Unpickler):
         return self.data, key, dtype
 
 
-def _stored(data: _Data, key: str, dtype: torch.dtype, start: int, shape: Any, strides: Any) -> Stored:
+def _stored(storage: tuple[_Data, str, torch.dtype], start: int, shape: Any, strides: Any) -> Stored:
     """A tensor whose strides are those of row-major order, as in all that LT-SFT writes."""
     if not whole([start, *shape]) or len(shape) > 8:
         raise ValueError("it holds a tensor without a size")
     expected = [max(1, prod(shape[place + 1 :])) for place in range(len(shape))]
     if any(size > 1 and stride != wanted for size, stride, wanted in zip(shape, strides, expected, strict=True)):
         raise ValueError("it holds a tensor that is not stored row by row")
-    return Stored(data, key, dtype, start, tuple(shape))
+    return Stored(*storage, start, tuple(shape))
 
 
 def whole(numbers: Iterable[object]) -> bool:
