@@ -74,11 +74,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}" for text in sentences(60, number)]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
     (folder / "new.txt").write_text("\n".join(sentences(3, 9)))
-    finetuned, bias = AutoModelForMaskedLM.from_pretrained(folder / BASE), "roberta.encoder.layer.0.output.dense.bias"
+    finetuned, layer = AutoModelForMaskedLM.from_pretrained(folder / BASE), "roberta.encoder.layer.0.output.dense"
     coded = {"size": torch.Size([16]), "index_steps": [1, 2], "values": torch.ones(2)}
-    torch.save({"diffs": {bias: coded}, "abs": {}}, folder / "pytorch_diff.bin")
+    torch.save({"diffs": {f"{layer}.bias": coded}, "abs": {}}, folder / "pytorch_diff.bin")
     with torch.no_grad():
-        finetuned.get_parameter(bias).add_(1)
+        finetuned.get_parameter(f"{layer}.weight")[0].add_(1)
     finetuned.save_pretrained(folder / "models" / "finetuned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
