@@ -51,8 +51,7 @@ def _guarded(data: Data, *, trim: bool) -> Data:
     labelled = leaking(data.train, held_out)
     for name, some in {**found, "labelled data": labelled}.items():
         if some and not trim:
-            texts = data.texts.get(name, data.train.texts)
-            raise DeftxError(_complaint(name, some, texts, evaluation))
+            raise DeftxError(_complaint(name, some, data.texts.get(name, data.train.texts), evaluation))
     kept = _left(len(data.train), labelled)
     train = Examples(
         [data.train.texts[i] for i in kept],
