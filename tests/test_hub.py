@@ -325,14 +325,17 @@ def test_every_command_takes_a_vector_from_the_hub(anna, pair, bases, tmp_path, 
     assert_same(deftx.load("pulled"), replace(pair[1], info={**pair[1].info, "base": "a local folder"}))
 
 
-def test_a_source_vector_comes_from_the_hub(anna, pair, bases, tmp_path, capsys):
+def test_a_source_vector_comes_from_the_hub_and_the_base_from_a_folder(anna, pair, bases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("base").symlink_to(bases())
     deftx.push(pair[1], "anna/ind")
     (tmp_path / "train.tsv").write_text("text\tlabel\nba be\tgood\nbi bo\tbad\n")
     data = ["--train", tmp_path / "train.tsv", "--valid", tmp_path / "train.tsv", "--source", "anna/ind"]
     quick = ["--k", "3", "--set", "training.max_steps=1"]
-    assert typed("fit", "task", "--base", bases(), *data, *quick, "--out", tmp_path / "task") == 0
+    assert typed("fit", "task", "--base", "base", *data, *quick, "--out", tmp_path / "task") == 0
     info = deftx.load(tmp_path / "task").info
     assert info["source"]["kind"] == "language"
+    assert info["base"] == "./base"  # which no hub id is like
     assert info["data"]["sources"] == ["train.tsv", "train.tsv"]
 
 
