@@ -585,7 +585,8 @@ def test_the_command_is_installed_under_its_name(run):
 
 
 @pytest.mark.parametrize(
-    "name", ["fit language", "fit task", "compose", "evaluate", "predict", "inspect", "demo", "run"]
+    "name",
+    ["fit language", "fit task", "compose", "evaluate", "predict", "inspect", "convert", "delta", "demo", "run"],
 )
 def test_every_command_explains_itself_with_an_example(run, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "200")
