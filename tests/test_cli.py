@@ -586,7 +586,11 @@ def test_the_command_is_installed_under_its_name(run):
 
 
 @pytest.mark.parametrize(
-    "name", ["fit language", "fit task", "compose", "evaluate", "predict", "inspect", "push", "pull", "demo", "run"]
+    "name",
+    [
+        *["fit language", "fit task", "compose", "evaluate", "predict", "inspect", "push", "pull", "convert", "delta"],
+        *["data trim", "demo", "run"],
+    ],
 )
 def test_every_command_explains_itself_with_an_example(run, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "200")

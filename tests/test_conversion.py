@@ -1,6 +1,7 @@
 """Vectors from and to others' formats: LT-SFT's files, PEFT's SHiRA, whole models, mergekit's input."""
 
 import os
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -200,6 +201,20 @@ def test_a_file_that_would_run_code_is_refused_before_it_runs(tmp_path, form, pl
     assert not (tmp_path / "sprung").exists()
     torch.load(tmp_path / lt_sft.FILE, weights_only=False)
     assert (tmp_path / "sprung").exists(), "the trap is one"
+
+
+def test_a_pickle_cannot_change_a_tensor_after_it_was_checked(tmp_path):
+    torch.save({"diffs": {}, "abs": {"classifier.weight": torch.ones(2, 3)}}, tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    before, after = parts["plain/data.pkl"].rsplit(b"R", 1)  # where the tensor is made
+    for attribute in (b"shape", b"start", b"dtype"):
+        setting = b"}(X\x05\x00\x00\x00" + attribute + b"X\x01\x00\x00\x00zub"
+        with zipfile.ZipFile(tmp_path / lt_sft.FILE, "w") as archive:
+            for name, data in parts.items():
+                archive.writestr(name, before + b"R" + setting + after if name == "plain/data.pkl" else data)
+        with pytest.raises(DeftxError, match="is damaged, or holds more"):
+            read(tmp_path)
 
 
 GOOD = {"size": torch.Size([3, 4]), "index_steps": [0, 5], "values": torch.ones(2)}

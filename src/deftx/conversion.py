@@ -133,10 +133,8 @@ def _write_lt_sft(vector: SparseVector, out: Path, base: Base | None, force: boo
 
 def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     base = _base_of(vector, base)
-    target, auto = check_target(out, PEFT, force=force), AutoModelForMaskedLM
-    if vector.head:
-        auto = AutoModelForSequenceClassification
-    model = skeleton(base, auto)
+    target = check_target(out, PEFT, force=force)
+    model = skeleton(base, AutoModelForSequenceClassification if vector.head else AutoModelForMaskedLM)
     check_fit(model, replace(vector, head=None))
     linear = {f"{name}.weight": name for name in _linear(model.base_model)}
     kept = {name: entries for name, entries in vector.tensors.items() if name in linear and len(entries.indices)}

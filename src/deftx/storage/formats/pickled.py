@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,8 +61,7 @@ class _Data:
     widths: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):  # a tuple: a pickle could set the attributes of anything else, frozen or not
     """A tensor of a file: where its numbers are, and its form. Any of it may be wrong."""
 
     data: _Data
