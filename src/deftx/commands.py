@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +23,12 @@ from deftx.models import (
 )
 from deftx.settings import Fit, changed, merged
 from deftx.storage.files import load, save
-from deftx.storage.folders import MODEL, check_target
+from deftx.storage.folders import MODEL, check_target, claimed
 from deftx.tasks.classification import evaluate, predict
 from deftx.tasks.data import Columns, Examples, read_examples
 
 F = TypeVar("F", bound=Fit)
+SAVING = "saving"  # in a folder of work: what is learnt is being saved, or has been
 
 
 def settings_from(
@@ -60,7 +60,7 @@ def _assignment(change: str) -> dict[str, Any]:
 
 def check_free(out: Path, *, force: bool) -> Path:
     """The real path of OUT. Raises DeftxError now for what would keep a vector from being saved hours later."""
-    target = check_target(out, force=force)
+    target = check_target(out, force=force or _saved(out))
     parent = next(folder for folder in target.parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise DeftxError(f"{parent} is not a folder that you may write to: choose another place than {out}")
@@ -68,16 +68,31 @@ def check_free(out: Path, *, force: bool) -> Path:
 
 
 def learn(out: Path, fit: Callable[[Path], SparseVector], *, force: bool) -> SparseVector:
-    """Have `fit` learn a vector and save it as OUT. Its folder for phase 1 is OUT.work, until OUT is there."""
-    target = check_free(out, force=force)
-    work = target.with_name(f"{target.name}.work")
-    vector = fit(work)
-    save(vector, target, force=force)
-    for file in work.glob("*.safetensors"):
-        file.unlink()
-    with suppress(OSError):  # there is none, or it holds something of the user's
-        work.rmdir()
+    """Have `fit` learn a vector and save it as OUT. Its folder of work is OUT.work, until OUT is there."""
+    target, work = check_free(out, force=force), _work(out)
+    with claimed(work):
+        if not force and _saved(out):  # killed after the vector was saved, before the end
+            vector = load(target)
+        else:
+            (work / SAVING).unlink(missing_ok=True)
+            vector = fit(work)
+            if not force:  # what is at OUT from here on is this vector
+                (work / SAVING).touch()
+            save(vector, target, force=force)
+        for file in [*work.glob("*.safetensors"), *work.glob(".*.tmp"), work / SAVING]:
+            file.unlink(missing_ok=True)
     return vector
+
+
+def _work(out: Path) -> Path:
+    """The folder of work of OUT."""
+    target = Path(os.path.realpath(out))
+    return target.with_name(f"{target.name}.work")
+
+
+def _saved(out: Path) -> bool:
+    """Whether OUT was saved by a fit that was killed before it had cleared its folder of work."""
+    return os.path.isfile(_work(out) / SAVING) and os.path.exists(out)
 
 
 def compose_to(

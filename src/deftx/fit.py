@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import apply
 from deftx.core.denoise import Denoised, denoise, rank_rule
-from deftx.core.select import parse_k, select
+from deftx.core.select import digest, parse_k, select
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, Diverged, unknown
 from deftx.models import Base, compose, load_classifier, load_masked_lm, load_tokenizer, longest_input, place
@@ -34,6 +34,7 @@ from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.tasks.classification import classification, label_names
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
+from deftx.training.checkpoint import Kept
 from deftx.training.loop import Moving, Objective, train
 from deftx.training.rows import rows_apart
 from deftx.training.sparse import sparse_tuning
@@ -54,8 +55,8 @@ def fit(
 
     model  at θ0. Its layer norms stay as they are; what lies outside the backbone is tuned fully where it
            requires a gradient (a task's head), from the same start in both phases
-    work   folder for what phase 1 learnt, so that it is not learnt again by a run that was stopped or one
-           of another method, rank or k; without it nothing is kept
+    work   folder for what phase 1 learnt and for the state of a phase that is under way, so that nothing is learnt
+           again by a run that was stopped or one of another method, rank or k; without it nothing is kept
 
     Raises DeftxError before any training where a setting is out of range, and Diverged, the last good state
     being kept in `work`, where a loss is not finite.
@@ -67,9 +68,9 @@ def fit(
     theta0 = {name: weight.detach().clone() for name, weight in body.items()}
     top0 = [parameter.detach().clone() for parameter in top]
 
-    def phase(number: int, moving: Moving) -> dict[str, Any]:
-        named = f"{title}: phase {number}"
-        return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=named))
+    def phase(number: int, moving: Moving, key: str) -> dict[str, Any]:
+        named, kept = f"{title}: phase {number}", Kept(work / f"phase{number}.state.safetensors", key) if work else None
+        return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=named, kept=kept))
 
     @contextmanager
     def last_good_kept(number: int) -> Iterator[None]:
@@ -84,16 +85,17 @@ def fit(
 
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
     key = _key(model, objective, settings)
-    done = load_delta(work / "phase1.safetensors") if work else None
-    if done is not None and done[1].get("key") == key:
+    done = load_delta(work / "phase1.safetensors", key) if work else None
+    if done is not None:
         delta, log = {name: done[0][name] for name in theta0}, done[1]["log"]  # the order decides ties
     else:
         with last_good_kept(1), rows_apart(model, objective.tokens) as rows:
             moving = [rows.values if rows and weight is rows.weight else weight for weight in body.values()]
-            log = phase(1, Moving(moving, [weight.detach().clone() for weight in moving], top))
+            log = phase(1, Moving(moving, [weight.detach().clone() for weight in moving], top), key)
         delta = _difference(body, theta0)
         if work is not None:
             save_delta(work / "phase1.safetensors", delta, {"key": key, "log": log})
+            (work / "phase1.state.safetensors").unlink(missing_ok=True)
         _put([*body.values(), *top], [*theta0.values(), *top0])
 
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
@@ -103,7 +105,8 @@ def fit(
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
     with last_good_kept(2), sparse_tuning(model, selection) as tuning:
-        sparse_log = phase(2, Moving([tuning.values], [tuning.start], top))
+        flat = Moving([tuning.values], [tuning.start], top, placed=tuning.write)
+        sparse_log = phase(2, flat, f"{key} {digest(selection)}")
         phi = tuning.vector()
     info = {
         **settings.model_dump(mode="json"),
