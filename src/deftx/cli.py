@@ -304,6 +304,10 @@ def run(
 
 def _print_learnt(out: Path, vector: "SparseVector") -> None:
     """One line about a new vector."""
+    from deftx.training.processes import first
+
+    if not first():
+        return
     best, training = vector.info["log"]["phase2"], vector.info["training"]
     metric = training.get("metric", "loss")
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}")

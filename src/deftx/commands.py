@@ -26,6 +26,7 @@ from deftx.storage.files import load, save
 from deftx.storage.folders import MODEL, check_target, claimed
 from deftx.tasks.classification import evaluate, predict
 from deftx.tasks.data import Columns, Examples, read_examples
+from deftx.training import processes
 
 F = TypeVar("F", bound=Fit)
 SAVING = "saving"  # in a folder of work: what is learnt is being saved, or has been
@@ -68,8 +69,14 @@ def check_free(out: Path, *, force: bool) -> Path:
 
 
 def learn(out: Path, fit: Callable[[Path], SparseVector], *, force: bool) -> SparseVector:
-    """Have `fit` learn a vector and save it as OUT. Its folder of work is OUT.work, until OUT is there."""
+    """Have `fit` learn a vector and save it as OUT. Its folder of work is OUT.work, until OUT is there.
+
+    Of several processes, the first one saves it.
+    """
     target, work = check_free(out, force=force), _work(out)
+    processes.join()
+    if not processes.first():
+        return fit(work)
     with claimed(work):
         if not force and _saved(out):  # killed after the vector was saved, before the end
             vector = load(target)

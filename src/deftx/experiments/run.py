@@ -28,6 +28,7 @@ from deftx.storage.fingerprint import fingerprint
 from deftx.storage.folders import claimed, write_text
 from deftx.tasks.classification import evaluate, label_names, scores
 from deftx.tasks.data import Columns, read_examples, read_text
+from deftx.training import processes
 
 NGRAMS = "character n-grams"
 
@@ -48,6 +49,7 @@ def run_recipe(recipe: Recipe, out: Path) -> list[Score]:
 
     Raises DeftxError where another process is at work in `out`.
     """
+    processes.alone("a run")
     with claimed(out):
         return _run(recipe, out)
 

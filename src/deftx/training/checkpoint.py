@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from deftx.storage.delta import load_delta, save_delta
+from deftx.training import processes
+from deftx.training.best import Best
 
 SECONDS = 60.0  # between two checkpoints, at least
 SHARE = 0.02  # of the time may go to them, at most
@@ -37,16 +39,6 @@ class Kept:
     key: str
 
 
-class Record(Protocol):
-    """What a training has found so far, besides what moves."""
-
-    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """It as tensors and JSON-like data."""
-
-    def put(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Take up what `kept` gave."""
-
-
 class Checkpoint(TrainerCallback):
     """Writes the state down after a step, and puts it back at the beginning of a later training.
 
@@ -54,11 +46,10 @@ class Checkpoint(TrainerCallback):
     so the random states in which those that are yet to come were drawn are kept too.
     """
 
-    def __init__(
-        self, kept: Kept, parameters: Sequence[nn.Parameter], record: Record, placed: Callable[[], None]
-    ) -> None:
-        self.where, self.parameters, self.record, self.placed = kept, parameters, record, placed
+    def __init__(self, kept: Kept, parameters: Sequence[nn.Parameter], best: Best, placed: Callable[[], None]) -> None:
+        self.where, self.parameters, self.best, self.placed = kept, parameters, best, placed
         self.found = load_delta(kept.path, kept.key)
+        processes.see_alike(kept.path.parent, self.found[1]["trainer"]["global_step"] if self.found else 0)
         self.random = dict(self.found[1]["random"]) if self.found else {}  # what is yet to be put back
         self.epoch: Any = None  # the random state at the beginning of the epoch
         self.ahead: deque[Any] = deque()  # those before each batch that was collated and not yet trained on
@@ -98,7 +89,7 @@ class Checkpoint(TrainerCallback):
         self.placed()
         kw["optimizer"].load_state_dict({"state": _by_parameter(tensors), "param_groups": about["optimizer"]})
         kw["lr_scheduler"].load_state_dict(about["scheduler"])
-        self.record.put(tensors, about["record"])
+        self.best.put(tensors, about["best"])
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The order of the epoch's batches is drawn next."""
@@ -112,7 +103,11 @@ class Checkpoint(TrainerCallback):
         if "step" in self.random:
             put_random_state(self.random.pop("step"))
             self.random.clear()
-        if monotonic() < self.due or not all(parameter.isfinite().all() for parameter in self.parameters):
+        if (
+            not processes.first()
+            or monotonic() < self.due
+            or not all(parameter.isfinite().all() for parameter in self.parameters)
+        ):
             return
         start = monotonic()
         self._save(state, kw["optimizer"], kw["lr_scheduler"])
@@ -127,14 +122,14 @@ class Checkpoint(TrainerCallback):
         self.ahead.popleft()
 
     def _save(self, state: TrainerState, optimizer: Any, scheduler: Any) -> None:
-        tensors, record = self.record.kept()
+        tensors, best = self.best.kept()
         tensors |= {f"value.{number}": parameter for number, parameter in enumerate(self.parameters)}
         moments = optimizer.state_dict()
         for number, values in moments["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
         about = {
             "key": self.where.key,
-            "record": record,
+            "best": best,
             "optimizer": moments["param_groups"],
             "scheduler": scheduler.state_dict(),
             "trainer": asdict(state),

@@ -1,9 +1,9 @@
 """One training loop for both phases: the transformers Trainer, through its public hooks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil, isfinite
+from math import ceil
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
@@ -13,15 +13,14 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
 from deftx.core.backbone import backbone
 from deftx.errors import Diverged
 from deftx.settings import Training
+from deftx.training import processes
+from deftx.training.best import Best
 from deftx.training.checkpoint import Checkpoint, Kept
 from deftx.training.precision import autocast, bf16_pays
 from deftx.training.progress import ProgressBar
@@ -112,7 +111,8 @@ def train(
     Raises Diverged where a loss or a deciding score is not finite; the parameters are back at the best step so far
     then, or at their start.
     """
-    best = _Best(objective, training, moving, steps := total_steps(len(objective.train), training))
+    steps = total_steps(len(objective.train), training)
+    best = Best(objective.metric, objective.greater_is_better, training.evaluate_every, steps, moving.parameters)
     checkpoint = Checkpoint(kept, moving.parameters, best, moving.placed) if kept else None
     progress = ProgressBar(title, steps)
     with TemporaryDirectory() as folder, progress.bar:
@@ -149,25 +149,33 @@ def total_steps(examples: int, training: Training) -> int:
 class _Trainer(Trainer):
     """The Trainer with our loss, our validation, the penalty's gradient, and a stop at the first bad loss."""
 
-    def __init__(self, objective: Objective, training: Training, moving: Moving, best: "_Best", **options: Any) -> None:
+    def __init__(self, objective: Objective, training: Training, moving: Moving, best: Best, **options: Any) -> None:
         super().__init__(**options)
         self.model_accepts_loss_kwargs = False  # our loss is a mean of its batch, to be divided when accumulating
         self.objective: Objective = objective
         self.moving, self.best, self.batch_size = moving, best, 4 * training.batch_size
+        self.batches = 0  # of this step, so far
         self.pull = training.l1 / sum(weight.numel() for weight in backbone(options["model"]).values())
         bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(self.args.device))
         self.autocast = partial(autocast, self.args.device, bf16)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        with self.autocast():
-            return self.objective.loss(model, inputs)
+        rows, weight = processes.own_rows(inputs)
+        self.batches += 1
+        with self.autocast(), processes.own_numbers(self.args.seed, self.state.global_step, self.batches):
+            return self.objective.loss(model, rows) * weight
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, *args, **options)
+        processes.add_up([loss])
         if not torch.isfinite(loss):
             raise Diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
         self.best.losses += loss.cpu()
-        if self.pull and self.accelerator.sync_gradients:
+        if not self.accelerator.sync_gradients:
+            return loss
+        self.batches = 0
+        processes.add_up(parameter.grad for parameter in self.moving.parameters if parameter.grad is not None)
+        if self.pull:
             for parameter, start in zip(self.moving.body, self.moving.start, strict=True):
                 if parameter.grad is not None:
                     parameter.grad.add_(torch.sign(parameter.detach() - start), alpha=self.pull)
@@ -187,66 +195,6 @@ class _Trainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class _Best(TrainerCallback):
-    """Has the model evaluated every so many steps and at the end, and remembers the best state in memory."""
-
-    KEPT = ("step", "score", "history", "logged")
-
-    def __init__(self, objective: Objective, training: Training, moving: Moving, steps: int) -> None:
-        self.metric, self.sign = f"eval_{objective.metric}", 1 if objective.greater_is_better else -1
-        self.every, self.steps, self.parameters = training.evaluate_every, steps, moving.parameters
-        self.step, self.score, self.state = 0, float("nan"), [p.detach().clone() for p in moving.parameters]
-        self.history: list[dict[str, float]] = []
-        self.losses, self.logged = torch.zeros(()), 0  # the sum of the losses since the step that was last logged
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_evaluate = state.global_step % self.every == 0 or state.global_step == self.steps
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if "loss" in kwargs["logs"]:
-            self.history.append({"step": state.global_step, "train_loss": kwargs["logs"]["loss"]})
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        metrics = kwargs["metrics"]
-        score = metrics[self.metric]
-        if not isfinite(score) or not all(parameter.isfinite().all() for parameter in self.parameters):
-            what = f"held-out {self.metric.removeprefix('eval_')}"
-            raise Diverged(f"the weights or the {what} are not finite after step {state.global_step}")
-        self.history.append({"step": state.global_step, **metrics})
-        if self.step == 0 or self.sign * score > self.sign * self.score:
-            self.step, self.score = state.global_step, score
-            _copy(self.parameters, self.state)
-
-    def mean_loss(self, step: int) -> float:
-        """The mean training loss since it was last asked for."""
-        mean = self.losses.item() / (step - self.logged)
-        self.losses, self.logged = torch.zeros(()), step
-        return mean
-
-    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint holds of this; before the first evaluation the best state is the start."""
-        state = {f"best.{number}": tensor for number, tensor in enumerate(self.state)} if self.step else {}
-        return {"losses": self.losses, **state}, {name: getattr(self, name) for name in self.KEPT}
-
-    def put(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Take up what `kept` gave."""
-        for name in self.KEPT:
-            setattr(self, name, about[name])
-        self.losses = tensors["losses"]
-        if self.step:
-            _copy([tensors[f"best.{number}"] for number in range(len(self.state))], self.state)
-
-    def restore(self) -> None:
-        """Put the best evaluated state back; the start, where there was no evaluation."""
-        _copy(self.state, self.parameters)
-
-
-@torch.no_grad()
-def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    for values, place in zip(source, target, strict=True):
-        place.copy_(values)
 
 
 def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ from deftx.experiments.run import Score, run_recipe, table
 from deftx.models import compose, load_tokenizer, save_model
 from deftx.storage.files import load
 from deftx.storage.folders import LOCK, claimed, write_text
+from deftx.training import processes
 
 BASE = Path(__file__).parent / "base"
 LINES = 6000  # of plain text in each language
@@ -59,6 +60,7 @@ def demo(out: Path, seed: int = 0, force: bool = False) -> list[Score]:
     what comes of it. A demo of the same seed that was stopped goes on. Raises DeftxError where another process is at
     work in `out`, and where it exists, unless `force` and it holds an earlier demo.
     """
+    processes.alone("the demo")
     written = yaml.safe_dump(recipe(seed), sort_keys=False)
     goes_on = _recipe_in(out) == written and not _composed(out).exists()
     if out.exists() and not goes_on:
