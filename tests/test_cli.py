@@ -304,11 +304,15 @@ def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, mon
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(here, run, monkeypatch, number, code):
     before = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where the tests are in the background
     monkeypatch.setattr("deftx.fit.train", lambda *args, **options: os.kill(os.getpid(), number) or time.sleep(9))
     command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
     stopped = run(*command)
     assert stopped.code == code
     assert stopped.complaint == f"deftx: stopped; to go on, type: {shlex.join(['deftx', *command])}"
+    signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) == before
     assert os.listdir(here) == ["home"]
 
