@@ -6,8 +6,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -26,8 +28,10 @@ import deftx
 from deftx import commands, console
 from deftx.cli import main
 from deftx.errors import DeftxError
+from deftx.experiments.demo.run import recipe as demo_recipe
 from deftx.models import compose, load_tokenizer, without_vectors
 from deftx.settings import LANGUAGE_PRESETS, LanguageFit
+from deftx.storage.folders import claimed
 from deftx.tasks import masked_lm
 from deftx.tasks.classification import evaluate
 
@@ -298,6 +302,56 @@ def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, mon
     )
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(here, run, monkeypatch, number, code):
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where the tests are in the background
+    monkeypatch.setattr("deftx.fit.train", lambda *args, **options: os.kill(os.getpid(), number) or time.sleep(9))
+    command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
+    stopped = run(*command)
+    assert stopped.code == code
+    assert stopped.complaint == f"deftx: stopped; to go on, type: {shlex.join(['deftx', *command])}"
+    signal.signal(signal.SIGINT, interrupt)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert os.listdir(here) == ["home"]
+
+
+def test_the_second_of_two_processes_on_one_folder_is_refused(here, run, monkeypatch):
+    monkeypatch.setattr("deftx.experiments.run._Data", lambda recipe: pytest.fail("begun"))
+    recipe = {"base": "home/base", "source": "ind", "languages": {"ind": "home/ind.txt"}, "variants": {"V": {}}}
+    recipe |= {"train": "home/train.tsv", "valid": "home/valid.tsv", "test": {"ind": "home/test.tsv"}}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    Path("demo").mkdir()
+    Path("demo/recipe.yaml").write_text(yaml.safe_dump(demo_recipe(0), sort_keys=False))
+    data = ["--base", "home/base", "--text", "home/min.txt"]
+    commands = {
+        "min.work": ["fit", "language", *data, "--out", "min", *LANGUAGE],
+        "runs": ["run", "recipe.yaml", "--out", "runs"],
+        "demo": ["demo", "--out", "demo"],
+    }
+    for folder, command in commands.items():
+        with claimed(Path(folder)):
+            refused = run(*command)
+        assert refused.code == 2
+        assert f"{folder} is in use by another deftx" in refused.complaint
+    assert not Path("min.work").exists()
+    assert run(*commands["min.work"]).code == 0
+
+
+def test_a_fit_that_was_killed_after_its_vector_was_saved_is_done(here, home, run):
+    command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
+    first = run(*command)
+    assert first.code == 0
+    assert run(*command).code == 2
+    Path("min.work").mkdir()
+    Path("min.work/saving").touch()
+    again = run(*command)
+    assert (again.code, again.out) == (0, first.out)
+    assert sorted(os.listdir(here)) == ["home", "min"]
+
+
 def test_a_loss_that_is_no_number_stops_and_names_the_step(here, run):
     command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
     done = run(*command, "--set", "training.learning_rate=1e30")
@@ -499,6 +553,10 @@ ERRORS = {
     "folder": (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), "x: Is a directory: check"),
     "bare": (OSError("no luck"), "no luck: check"),
     "memory": (MemoryError(), "out of memory: lower training.batch_size"),
+    "torch's memory": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        "out of memory: lower training.batch_size",
+    ),
     "GPU memory": (torch.OutOfMemoryError("CUDA\nout"), "out of GPU memory: lower training.batch_size"),
     "weights": (SafetensorError("I/O error"), "cannot read or write weights (I/O error)"),
     "lines": (DeftxError("one\n  two"), "one two"),

@@ -121,6 +121,35 @@ def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
+def test_a_demo_that_was_stopped_goes_on_and_one_that_is_done_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, runs = tmp_path / "demo", []
+
+    def run_recipe(recipe: object, folder: Path) -> list[run.Score]:
+        runs.append(sorted(path.name for path in folder.iterdir()) if folder.exists() else None)
+        (folder / "vectors").mkdir(parents=True, exist_ok=True)
+        if len(runs) == 1:
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(run, "run_recipe", run_recipe)
+    monkeypatch.setattr(run, "LINES", 20)
+    monkeypatch.setattr(run, "compose_one", lambda out, seed: (out / "models" / TARGETS[0]).mkdir(parents=True))
+    for name in ("plot", "table"):
+        monkeypatch.setattr(run, name, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        run.demo(out)
+    with pytest.raises(DeftxError, match="exists"):
+        run.demo(out, seed=1)
+    run.demo(out, force=True)  # as it was typed at first
+    assert runs == [None, ["vectors"]]
+    with pytest.raises(DeftxError, match="exists"):
+        run.demo(out)
+    run.demo(out, force=True)
+    assert runs[2:] == [None]
+
+
 @pytest.mark.slow
 def test_language_vectors_help_and_the_demo_leaves_what_it_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import random
@@ -19,7 +20,7 @@ from test_storage import assert_same, example
 from deftx.errors import DeftxError
 from deftx.storage import files
 from deftx.storage.files import load, save
-from deftx.storage.folders import check_target
+from deftx.storage.folders import check_target, claimed
 
 
 class Crash(BaseException):
@@ -182,3 +183,34 @@ def test_a_full_disk_gives_one_clear_line_and_keeps_the_old_vector(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert seed_of(tmp_path / "v") == 0
     assert os.listdir(tmp_path) == ["v"]
+
+
+def test_a_claim_on_a_folder_ends_with_its_process(tmp_path):
+    folder = tmp_path / "a" / "b"
+    code = (
+        "import pathlib, sys, time; from deftx.storage.folders import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+    with other:
+        other.stdout.readline()
+        with pytest.raises(DeftxError, match=f"^{folder} is in use by another deftx: "), claimed(folder):
+            pass
+        other.kill()
+    with claimed(folder):
+        (folder / "mine").touch()
+    assert os.listdir(folder) == ["mine"]
+    (folder / "mine").unlink()
+    with claimed(folder):
+        pass
+    assert not folder.exists()
+
+
+def test_where_there_are_no_locks_nothing_is_refused(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with claimed(tmp_path / "x"):
+        monkeypatch.setattr(fcntl, "flock", unknown)
+        with claimed(tmp_path / "x"):
+            pass

@@ -13,6 +13,7 @@ import typer
 
 from deftx.console import (
     error_line,
+    exit_on_sigterm,
     print_json,
     print_scores,
     print_vectors,
@@ -51,7 +52,7 @@ from deftx.options import (
 if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
 
-WRONG_INPUT, STOPPED = 2, 130  # exit codes; the second one is after Ctrl-C
+WRONG_INPUT, STOPPED, TERMINATED = 2, 130, 143  # exit codes; the last two after Ctrl-C and SIGTERM
 
 app = typer.Typer(
     help="Language and task vectors that add up to a model for a language without labels.",
@@ -423,6 +424,10 @@ def data_trim(
 
 def _print_learnt(out: Path, vector: "SparseVector") -> None:
     """One line about a new vector."""
+    from deftx.training.processes import first
+
+    if not first():
+        return
     best, training = vector.info["log"]["phase2"], vector.info["training"]
     metric = training.get("metric", "loss")
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}")
@@ -432,8 +437,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Wrong input ends with one line and exit code 2; DEFTX_TRACEBACK=1 shows where it came from."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with short_warnings():
+        with short_warnings(), exit_on_sigterm(TERMINATED):
             ended = app(typed, prog_name="deftx", standalone_mode=False)
+    except SystemExit as stop:
+        ended = stop.code
     except Exception as error:
         line = error_line(error)
         if line is None or os.environ.get("DEFTX_TRACEBACK"):
@@ -441,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if line:
             say(line)
         sys.exit(WRONG_INPUT)
-    if ended == STOPPED:
+    if ended in (STOPPED, TERMINATED):
         say(f"stopped; to go on, type: {shlex.join(['deftx', *typed])}")
     sys.exit(ended)
 

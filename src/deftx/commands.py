@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -26,13 +25,15 @@ from deftx.models import (
 )
 from deftx.settings import Fit, changed, merged
 from deftx.storage.files import load, save
-from deftx.storage.folders import MODEL, check_target, write_text
+from deftx.storage.folders import MODEL, check_target, claimed, write_text
 from deftx.tasks.classification import evaluate, predict
 from deftx.tasks.data import Columns, Examples, read_examples
 from deftx.tasks.leakage import leaks
 from deftx.tasks.sources import Table, named, open_source, rows_for
+from deftx.training import processes
 
 F = TypeVar("F", bound=Fit)
+SAVING = "saving"  # in a folder of work: what is learnt is being saved, or has been
 TEXT_COLUMNS = ("text", "premise", "hypothesis")
 
 
@@ -65,7 +66,7 @@ def _assignment(change: str) -> dict[str, Any]:
 
 def check_free(out: Path, *, force: bool) -> Path:
     """The real path of OUT. Raises DeftxError now for what would keep a vector from being saved hours later."""
-    target = check_target(out, force=force)
+    target = check_target(out, force=force or _saved(out))
     parent = next(folder for folder in target.parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise DeftxError(f"{parent} is not a folder that you may write to: choose another place than {out}")
@@ -73,18 +74,39 @@ def check_free(out: Path, *, force: bool) -> Path:
 
 
 def learn(out: Path, fit: Callable[[Path], SparseVector], sources: Sequence[str], *, force: bool) -> SparseVector:
-    """Have `fit` learn a vector from `sources` and save it as OUT. Phase 1 is kept in OUT.work until OUT is there."""
-    target = check_free(out, force=force)
-    work = target.with_name(f"{target.name}.work")
-    vector = fit(work)
-    data = {**vector.info["data"], "sources": [named(source) for source in sources]}
-    vector = replace(vector, info={**vector.info, "data": data})
-    save(vector, target, force=force)
-    for file in work.glob("*.safetensors"):
-        file.unlink()
-    with suppress(OSError):  # there is none, or it holds something of the user's
-        work.rmdir()
+    """Have `fit` learn a vector from `sources` and save it as OUT. Its folder of work is OUT.work, until OUT is there.
+
+    Of several processes, the first one saves it.
+    """
+    target, work = check_free(out, force=force), _work(out)
+    processes.join()
+    if not processes.first():
+        return fit(work)
+    with claimed(work):
+        if not force and _saved(out):  # killed after the vector was saved, before the end
+            vector = load(target)
+        else:
+            (work / SAVING).unlink(missing_ok=True)
+            vector = fit(work)
+            data = {**vector.info["data"], "sources": [named(source) for source in sources]}
+            vector = replace(vector, info={**vector.info, "data": data})
+            if not force:  # what is at OUT from here on is this vector
+                (work / SAVING).touch()
+            save(vector, target, force=force)
+        for file in [*work.glob("*.safetensors"), *work.glob(".*.tmp"), work / SAVING]:
+            file.unlink(missing_ok=True)
     return vector
+
+
+def _work(out: Path) -> Path:
+    """The folder of work of OUT."""
+    target = Path(os.path.realpath(out))
+    return target.with_name(f"{target.name}.work")
+
+
+def _saved(out: Path) -> bool:
+    """Whether OUT was saved by a fit that was killed before it had cleared its folder of work."""
+    return os.path.isfile(_work(out) / SAVING) and os.path.exists(out)
 
 
 def compose_to(

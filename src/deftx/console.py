@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,6 +119,8 @@ def error_line(error: Exception) -> str | None:
     if isinstance(error, OSError):
         what = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
         return f"{what or message}: check the path, its permissions and the free space"
+    if "can't allocate memory" in message:  # what torch says of a processor's memory, in a RuntimeError
+        return KNOWN["MemoryError"]
     names = [kind.__name__ for kind in type(error).__mro__]
     return next((line.format(message) for name, line in KNOWN.items() if name in names), None)
 
@@ -141,6 +145,23 @@ def quiet_hub() -> None:
     from huggingface_hub.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def exit_on_sigterm(code: int) -> Iterator[None]:
+    """Within the block, SIGTERM ends the program as `sys.exit(code)` would, cleaning up on the way."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(code)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def quiet_transformers() -> None:

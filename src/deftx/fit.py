@@ -25,7 +25,7 @@ from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import apply
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.ranks import rank_rule
-from deftx.core.select import parse_k, select
+from deftx.core.select import digest, parse_k, select
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, Diverged, unknown
 from deftx.models import (
@@ -45,6 +45,8 @@ from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.tasks.classification import classification, label_names
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
+from deftx.training import processes
+from deftx.training.checkpoint import Kept
 from deftx.training.loop import Moving, Objective, train
 from deftx.training.rows import rows_apart
 from deftx.training.sparse import sparse_tuning
@@ -65,8 +67,8 @@ def fit(
 
     model  at θ0. Its layer norms stay as they are; what lies outside the backbone is tuned fully where it
            requires a gradient (a task's head), from the same start in both phases
-    work   folder for what phase 1 learnt, so that it is not learnt again by a run that was stopped or one
-           of another method, rank or k; without it nothing is kept
+    work   folder for what phase 1 learnt and for the state of a phase that is under way, so that nothing is learnt
+           again by a run that was stopped or one of another method, rank or k; without it nothing is kept
 
     Raises DeftxError before any training where a setting is out of range, and Diverged, the last good state
     being kept in `work`, where a loss is not finite.
@@ -77,10 +79,11 @@ def fit(
         weight.requires_grad_(name in body)
     theta0 = {name: weight.detach().clone() for name, weight in body.items()}
     top0 = [parameter.detach().clone() for parameter in top]
+    keep = work if processes.first() else None  # of several processes one writes
 
-    def phase(number: int, moving: Moving) -> dict[str, Any]:
-        named = f"{title}: phase {number}"
-        return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=named))
+    def phase(number: int, moving: Moving, key: str) -> dict[str, Any]:
+        named, kept = f"{title}: phase {number}", Kept(work / f"phase{number}.state.safetensors", key) if work else None
+        return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=named, kept=kept))
 
     @contextmanager
     def last_good_kept(number: int) -> Iterator[None]:
@@ -88,33 +91,36 @@ def fit(
             yield
         except Diverged as error:
             learnt = _difference(body, theta0)
-            if work is None or not any(difference.any() for difference in learnt.values()):
+            if keep is None or not any(difference.any() for difference in learnt.values()):
                 raise
-            save_delta(last := work / "last-good.safetensors", learnt, {"phase": number})
+            save_delta(last := keep / "last-good.safetensors", learnt, {"phase": number})
             raise Diverged(f"{error}; the change of the weights up to there is in {last}") from None
 
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
     key = _key(model, objective, settings)
-    done = load_delta(work / "phase1.safetensors") if work else None
-    if done is not None and done[1].get("key") == key:
+    done = load_delta(work / "phase1.safetensors", key) if work else None
+    processes.see_alike(work, done is not None)
+    if done is not None:
         delta, log = {name: done[0][name] for name in theta0}, done[1]["log"]  # the order decides ties
     else:
         with last_good_kept(1), rows_apart(model, objective.tokens) as rows:
             moving = [rows.values if rows and weight is rows.weight else weight for weight in body.values()]
-            log = phase(1, Moving(moving, [weight.detach().clone() for weight in moving], top))
+            log = phase(1, Moving(moving, [weight.detach().clone() for weight in moving], top), key)
         delta = _difference(body, theta0)
-        if work is not None:
-            save_delta(work / "phase1.safetensors", delta, {"key": key, "log": log})
+        if keep is not None:
+            save_delta(keep / "phase1.safetensors", delta, {"key": key, "log": log})
+            (keep / "phase1.state.safetensors").unlink(missing_ok=True)
         _put([*body.values(), *top], [*theta0.values(), *top0])
 
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
     denoised = METHODS[settings.method](delta, settings)
     del delta  # as large as the model
-    selection = select(denoised, settings.k)
+    selection = processes.agreed(select(denoised, settings.k))
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
     with last_good_kept(2), sparse_tuning(model, selection) as tuning:
-        sparse_log = phase(2, Moving([tuning.values], [tuning.start], top))
+        flat = Moving([tuning.values], [tuning.start], top, placed=tuning.write)
+        sparse_log = phase(2, flat, f"{key} {digest(selection)}")
         phi = tuning.vector()
     info = {
         **settings.deciding(),
@@ -129,6 +135,7 @@ def fit_language(
     base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
 ) -> SparseVector:
     """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
+    processes.join()
     model, tokenizer = load_masked_lm(base), load_tokenizer(base)
     place(model)
     origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
@@ -155,6 +162,7 @@ def fit_task(
             so that any other language vector can take its place. None: from θ0
     force   go on, with a warning, where `source` was made on other weights than the base's
     """
+    processes.join()
     labels, tokenizer = label_names(train_set), load_tokenizer(base)
     model = load_classifier(base, labels, settings.seed)
     place(model)

@@ -4,6 +4,7 @@ Paper, Algorithm 1, "select": the entries that phase 2 may change. Ties are brok
 tensors, then by the lowest flat index, so that the same differences always give the same k places.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,15 @@ Selection = dict[str, Places]
 # Tensors in pieces: each a tensor's name, the flat index at which the piece starts, and its entries [c].
 # Pieces come in the order in which ties are broken.
 Chunk = tuple[str, int, Tensor]
+
+
+def digest(selection: Selection) -> str:
+    """A name of the selection (64 hex digits): other places, another name."""
+    whole = hashlib.sha256()
+    for name, places in selection.items():
+        whole.update(f"{name} {list(places.shape)} {len(places.indices)}\n".encode())
+        whole.update(places.indices.cpu().numpy().tobytes())
+    return whole.hexdigest()
 
 
 def parse_k(k: int | float | str, total: int) -> int:

@@ -3,8 +3,8 @@
 RUN/vectors/NAME-KEY   a finished fit; KEY names all that determines it, so that nothing stale is taken and
                        variants share what they have in common
 RUN/vectors.json       which folder holds which variant's vector: variant -> seed -> language or "task"
-RUN/work               what phase 1 learnt, shared by the variants that differ only in what comes after;
-                       gone when a seed is done
+RUN/work               what phase 1 learnt, shared by the variants that differ only in what comes after, and the
+                       state of a phase that is under way; gone when a seed is done
 RUN/scores.jsonl       one row per variant, seed and language
 RUN/results.md         the table: mean ± standard deviation over the seeds
 """
@@ -25,8 +25,9 @@ from deftx.experiments.recipe import TASK, Recipe
 from deftx.fit import fit_language, fit_task
 from deftx.models import compose, load_tokenizer, trained_length
 from deftx.storage.files import load, save
-from deftx.storage.folders import write_text
+from deftx.storage.folders import claimed, write_text
 from deftx.tasks.classification import evaluate, label_names, scores
+from deftx.training import processes
 
 NGRAMS = "character n-grams"
 
@@ -43,7 +44,16 @@ class Score:
 
 
 def run_recipe(recipe: Recipe, out: Path) -> list[Score]:
-    """All scores of a recipe. Fits that `out` holds already are taken from there."""
+    """All scores of a recipe. Fits that `out` holds already are taken from there.
+
+    Raises DeftxError where another process is at work in `out`.
+    """
+    processes.alone("a run")
+    with claimed(out):
+        return _run(recipe, out)
+
+
+def _run(recipe: Recipe, out: Path) -> list[Score]:
     data = read(recipe)
     found = list(_ngram_scores(recipe, data)) if recipe.ngrams else []
     folders: dict[str, dict[int, dict[str, str]]] = {variant: {} for variant in recipe.variants}

@@ -1,7 +1,6 @@
-"""Dense differences of weights on disk: what phase 1 learnt, for another method, rank or k to go on from."""
+"""Tensors and what they are about, kept in a folder of work: what phase 1 learnt, and the state of a training."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,34 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-def save_delta(path: Path, delta: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write `delta` and JSON-like data `about` it, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in delta.items()}
-    save_file(tensors, half, metadata={"about": json.dumps(about)})
-    os.replace(half, path)
+from deftx.errors import DeftxError
+from deftx.storage.folders import new_file
 
 
-def load_delta(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The delta at `path` and what it is about; None where there is none, or none that can be read."""
+def save_delta(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write `tensors` and JSON-like data `about` them, whole or not at all; arrays in the latter become lists.
+
+    Raises DeftxError where the disk is full or the folder read-only; what was at `path` is left then.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with new_file(path) as half:
+            save_file(plain, half, metadata={"about": json.dumps(about, default=lambda array: array.tolist())})
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DeftxError(f"cannot write {path}: {reason}; what was kept before is still there") from error
+
+
+def load_delta(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors at `path` and what they are about; None where there are none, or none that can be read.
+
+    With a `key`, None too where it is not the one in what they are about.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
+            if not isinstance(about, dict) or (key is not None and about.get("key") != key):
+                return None
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
         return None

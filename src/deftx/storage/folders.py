@@ -1,17 +1,19 @@
-"""Folders and files written whole or not at all; folders are replaced only where they hold what is meant to be."""
+"""Folders and files written whole or not at all, by one process at a time, and replaced only where that is meant."""
 
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import IO
 
 from deftx.errors import DeftxError
 from deftx.storage.manifest import FILE
 
 VECTOR, MODEL, SFT, PEFT = "vector", "model", "vector of LT-SFT", "PEFT adapter"
+LOCK = ".lock"
 # the file that tells what a folder holds
 MARKS = {VECTOR: FILE, MODEL: "config.json", SFT: "pytorch_diff.bin", PEFT: "adapter_config.json"}
 
@@ -29,6 +31,41 @@ def check_target(folder: str | os.PathLike[str], kind: str = VECTOR, *, force: b
     if not os.path.isdir(standing) or (os.listdir(standing) and not os.path.isfile(standing / MARKS[kind])):
         raise DeftxError(f"{target} exists and is not a {kind}, so --force does not replace it: choose another folder")
     return target
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Have `folder`, made where it is missing, to this process until the end of the block, or of the process.
+
+    Raises DeftxError that names the folder where another process has it. Where the system or the disk knows no such
+    locks (Windows, some network disks), nothing is refused. A folder that is empty at the end is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK
+    with lock.open("a") as file:
+        if not _locked(file, lock):
+            raise DeftxError(f"{folder} is in use by another deftx: wait until it is done, or choose another folder")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # there is something else in it
+                lock.unlink()
+                folder.rmdir()
+
+
+def _locked(file: IO[str], path: Path) -> bool:
+    """Whether the open file at `path` is this process's alone now."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 @contextmanager
@@ -58,15 +95,28 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all; its folder is made where it is missing."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what is there at the end of the block becomes `path`, once the disk holds it.
+
+    The folder is made where it is missing. What a crash left of an earlier attempt is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        leftover.unlink(missing_ok=True)
     half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        half.write_text(text, encoding="utf-8")
+        yield half
+        _sync(half)
         half.replace(path)
     finally:
         half.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all; its folder is made where it is missing."""
+    with new_file(path) as half:
+        half.write_text(text, encoding="utf-8")
 
 
 def find(folder: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -1,10 +1,10 @@
 """One training loop for both phases: the transformers Trainer, through its public hooks."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -15,15 +15,15 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
 from deftx.core.backbone import backbone
 from deftx.errors import Diverged
 from deftx.settings import Training
+from deftx.training import processes
+from deftx.training.best import Best
+from deftx.training.checkpoint import Checkpoint, Kept
 from deftx.training.precision import autocast, bf16_pays
 from deftx.training.progress import ProgressBar
 
@@ -69,14 +69,16 @@ class Objective(Protocol):
 class Moving:
     """What an optimiser moves.
 
-    body   tensors of the backbone, or the flat parameter of sparse tuning
-    start  what each of `body` was at the beginning: the penalty pulls towards it
-    head   parameters of a task's head, free of the penalty
+    body    tensors of the backbone, or the flat parameter of sparse tuning
+    start   what each of `body` was at the beginning: the penalty pulls towards it
+    head    parameters of a task's head, free of the penalty
+    placed  to be called when `body` was set by hand
     """
 
     body: Sequence[nn.Parameter]
     start: Sequence[Tensor]
     head: Sequence[nn.Parameter] = ()
+    placed: Callable[[], None] = lambda: None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -95,34 +97,45 @@ class Trained:
 
 
 def train(
-    model: PreTrainedModel, objective: Objective, training: Training, moving: Moving, *, seed: int, title: str = ""
+    model: PreTrainedModel,
+    objective: Objective,
+    training: Training,
+    moving: Moving,
+    *,
+    seed: int,
+    title: str = "",
+    kept: Kept | None = None,
 ) -> Trained:
     """Train `moving` with AdamW (no weight decay, linear decay to 0), and leave it at its best evaluated step.
 
     The penalty λ/N · ‖θ − θ0‖₁ enters as its gradient λ/N · sign(θ − θ0), N being the parameters of the backbone.
+    With `kept`, the state is written there from time to time, and a training whose state is there goes on from it.
     Raises Diverged where a loss or a deciding score is not finite; the parameters are back at the best step so far
     then, or at their start.
     """
-    best = _Best(objective, training, moving, steps := total_steps(len(objective.train), training))
+    steps = total_steps(len(objective.train), training)
+    best = Best(objective.metric, objective.greater_is_better, training.evaluate_every, steps, moving.parameters)
+    checkpoint = Checkpoint(kept, moving.parameters, best, moving.placed) if kept else None
     progress = ProgressBar(title, steps)
     with TemporaryDirectory() as folder, progress.bar:
         trainer = _Trainer(
             objective,
             training,
             moving,
+            best,
             model=model,
             args=_arguments(training, objective, steps, seed, _logs(training, title) or folder),
-            data_collator=objective.collate,
+            data_collator=checkpoint.collating(objective.collate) if checkpoint else objective.collate,
             train_dataset=objective.train,
-            callbacks=[best, progress],
+            callbacks=[best, progress, *([checkpoint] if checkpoint else [])],
             optimizers=(_optimizer(moving.parameters, training), None),
         )
         trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train()
+            trainer.train(checkpoint.folder(folder) if checkpoint else None)
         except Diverged as error:
-            kept = f"the state of step {best.step} is kept" if best.step else "nothing had been evaluated yet"
-            raise Diverged(f"{title}: {error}; {kept}; lower the learning rate or check the data") from None
+            state = f"the state of step {best.step} is kept" if best.step else "nothing had been evaluated yet"
+            raise Diverged(f"{title}: {error}; {state}; lower the learning rate or check the data") from None
         finally:
             best.restore()
     return Trained(steps, best.step, best.score, best.history)
@@ -138,28 +151,42 @@ def total_steps(examples: int, training: Training) -> int:
 class _Trainer(Trainer):
     """The Trainer with our loss, our validation, the penalty's gradient, and a stop at the first bad loss."""
 
-    def __init__(self, objective: Objective, training: Training, moving: Moving, **options: Any) -> None:
+    def __init__(self, objective: Objective, training: Training, moving: Moving, best: Best, **options: Any) -> None:
         super().__init__(**options)
         self.model_accepts_loss_kwargs = False  # our loss is a mean of its batch, to be divided when accumulating
         self.objective: Objective = objective
-        self.moving, self.batch_size = moving, 4 * training.batch_size
+        self.moving, self.best, self.batch_size = moving, best, 4 * training.batch_size
+        self.batches = 0  # of this step, so far
         self.pull = training.l1 / sum(weight.numel() for weight in backbone(options["model"]).values())
         bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(self.args.device))
         self.autocast = partial(autocast, self.args.device, bf16)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        with self.autocast():
-            return self.objective.loss(model, inputs)
+        rows, weight = processes.own_rows(inputs)
+        self.batches += 1
+        with self.autocast(), processes.own_numbers(self.args.seed, self.state.global_step, self.batches):
+            return self.objective.loss(model, rows) * weight
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, *args, **options)
+        processes.add_up([loss])
         if not torch.isfinite(loss):
             raise Diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
-        if self.pull and self.accelerator.sync_gradients:
+        self.best.losses += loss.cpu()
+        if not self.accelerator.sync_gradients:
+            return loss
+        self.batches = 0
+        processes.add_up(parameter.grad for parameter in self.moving.parameters if parameter.grad is not None)
+        if self.pull:
             for parameter, start in zip(self.moving.body, self.moving.start, strict=True):
                 if parameter.grad is not None:
                     parameter.grad.add_(torch.sign(parameter.detach() - start), alpha=self.pull)
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        if "loss" in logs:  # the Trainer's own knows nothing of the steps before it went on from a checkpoint
+            logs = {**logs, "loss": self.best.mean_loss(self.state.global_step)}
+        super().log(logs, *args, **options)
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         model: Any = self.model
@@ -170,44 +197,6 @@ class _Trainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class _Best(TrainerCallback):
-    """Has the model evaluated every so many steps and at the end, and remembers the best state in memory."""
-
-    def __init__(self, objective: Objective, training: Training, moving: Moving, steps: int) -> None:
-        self.metric, self.sign = f"eval_{objective.metric}", 1 if objective.greater_is_better else -1
-        self.every, self.steps, self.parameters = training.evaluate_every, steps, moving.parameters
-        self.step, self.score, self.state = 0, float("nan"), [p.detach().clone() for p in moving.parameters]
-        self.history: list[dict[str, float]] = []
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_evaluate = state.global_step % self.every == 0 or state.global_step == self.steps
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if "loss" in kwargs["logs"]:
-            self.history.append({"step": state.global_step, "train_loss": kwargs["logs"]["loss"]})
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        metrics = kwargs["metrics"]
-        score = metrics[self.metric]
-        if not isfinite(score) or not all(parameter.isfinite().all() for parameter in self.parameters):
-            what = f"held-out {self.metric.removeprefix('eval_')}"
-            raise Diverged(f"the weights or the {what} are not finite after step {state.global_step}")
-        self.history.append({"step": state.global_step, **metrics})
-        if self.step == 0 or self.sign * score > self.sign * self.score:
-            self.step, self.score = state.global_step, score
-            _copy(self.parameters, self.state)
-
-    def restore(self) -> None:
-        """Put the best evaluated state back; the start, where there was no evaluation."""
-        _copy(self.state, self.parameters)
-
-
-@torch.no_grad()
-def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    for values, place in zip(source, target, strict=True):
-        place.copy_(values)
 
 
 def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

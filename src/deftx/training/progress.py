@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from deftx.training.processes import first
+
 
 class ProgressBar(TrainerCallback):
     """One line: what is trained, how far it is, its latest losses and scores. Shown within `with self.bar`."""
@@ -13,7 +15,8 @@ class ProgressBar(TrainerCallback):
     def __init__(self, title: str, steps: int) -> None:
         self.news: dict[str, float] = {}
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        self.bar = Progress(*columns, TextColumn("{task.fields[news]}"), console=Console(stderr=True))
+        news = TextColumn("{task.fields[news]}")
+        self.bar = Progress(*columns, news, console=Console(stderr=True), disable=not first())
         self.task = self.bar.add_task(title, total=steps, news="")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -16,6 +16,8 @@ from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import Score, run_recipe, table
 from deftx.models import compose, load_tokenizer, save_model
 from deftx.storage.files import load
+from deftx.storage.folders import LOCK, claimed, write_text
+from deftx.training import processes
 
 BASE = Path(__file__).parent / "base"
 LINES = 6000  # of plain text in each language
@@ -55,24 +57,50 @@ def demo(out: Path, seed: int = 0, force: bool = False) -> list[Score]:
     """Run the whole method on the artificial languages; everything is left in `out`, as ordinary files.
 
     out/data holds text and labelled data, out/base the tiny base, out/recipe.yaml what is done with them, out/run
-    what comes of it. Raises DeftxError where `out` exists, unless `force` and it holds an earlier demo.
+    what comes of it. A demo of the same seed that was stopped goes on. Raises DeftxError where another process is at
+    work in `out`, and where it exists, unless `force` and it holds an earlier demo.
     """
-    if out.exists():
+    processes.alone("the demo")
+    written = yaml.safe_dump(recipe(seed), sort_keys=False)
+    goes_on = _recipe_in(out) == written and not _composed(out).exists()
+    if out.exists() and not goes_on:
         if not force:
             raise DeftxError(f"{out} exists: choose another folder with --out, or replace the demo there with --force")
-        if not (out / "recipe.yaml").is_file():
+        if _recipe_in(out) is None:
             raise DeftxError(f"{out} exists and is not a demo, so --force does not replace it: choose another folder")
-        shutil.rmtree(out)
-    write_data(out / "data", seed)
-    shutil.copytree(BASE, out / "base")
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe(seed), sort_keys=False), encoding="utf-8")
-    with _one_thread():
-        found = run_recipe(load_recipe(out / "recipe.yaml"), out / "run")
-    compose_one(out, seed)
-    plot(found, out / "demo.png")
+    with claimed(out):
+        if not goes_on:
+            _clear(out)
+        write_text(out / "recipe.yaml", written)
+        write_data(out / "data", seed)
+        shutil.copytree(BASE, out / "base", dirs_exist_ok=True)
+        with _one_thread():
+            found = run_recipe(load_recipe(out / "recipe.yaml"), out / "run")
+        plot(found, out / "demo.png")
+        compose_one(out, seed)
     print(f"\nmacro-F1 (%) on languages without labelled data\n\n{table(found)}")
     print(next_commands(out))
     return found
+
+
+def _recipe_in(out: Path) -> str | None:
+    """What a demo left in `out` as its recipe; None where there is no demo."""
+    file = out / "recipe.yaml"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def _composed(out: Path) -> Path:
+    """What a demo makes last."""
+    return out / "models" / TARGETS[0]
+
+
+def _clear(out: Path) -> None:
+    """Remove all but the lock."""
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 @contextmanager
@@ -88,7 +116,7 @@ def _one_thread() -> Iterator[None]:
 
 def write_data(folder: Path, seed: int) -> None:
     """Plain text of the source and the target languages, and labelled data, as files."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for language in (SOURCE, *TARGETS):
         _write(folder / f"{language}.txt", plain_text(language, LINES, seed))
     for part, size in SIZES.items():
@@ -143,9 +171,9 @@ def compose_one(out: Path, seed: int) -> None:
     named = json.loads((out / "run" / "vectors.json").read_text(encoding="utf-8"))[DEFT_X][str(seed)]
     folders = {name: out / "vectors" / name for name in ("task", *TARGETS)}
     for name, folder in folders.items():
-        shutil.copytree(out / "run" / named[name], folder)
+        shutil.copytree(out / "run" / named[name], folder, dirs_exist_ok=True)
     model = compose(out / "base", load(folders["task"]), load(folders[TARGETS[0]]))
-    save_model(model, load_tokenizer(out / "base"), out / "models" / TARGETS[0])
+    save_model(model, load_tokenizer(out / "base"), _composed(out))
 
 
 def next_commands(out: Path) -> str:

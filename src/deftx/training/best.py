@@ -1,0 +1,76 @@
+"""What a training has found so far: its history, and the best state that was evaluated."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from deftx.errors import Diverged
+
+
+class Best(TrainerCallback):
+    """Has the model evaluated every so many steps and at the end, and remembers the best state in memory."""
+
+    KEPT = ("step", "score", "history", "logged")
+
+    def __init__(
+        self, metric: str, greater_is_better: bool, every: int, steps: int, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        self.metric, self.sign = f"eval_{metric}", 1 if greater_is_better else -1
+        self.every, self.steps, self.parameters = every, steps, parameters
+        self.step, self.score, self.state = 0, float("nan"), [p.detach().clone() for p in parameters]
+        self.history: list[dict[str, float]] = []
+        self.losses, self.logged = torch.zeros(()), 0  # the sum of the losses since the step that was last logged
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Have the model evaluated when it is time."""
+        control.should_evaluate = state.global_step % self.every == 0 or state.global_step == self.steps
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note the training loss."""
+        if "loss" in kwargs["logs"]:
+            self.history.append({"step": state.global_step, "train_loss": kwargs["logs"]["loss"]})
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note the scores, and the state if it is the best so far. Raises Diverged where something is not finite."""
+        metrics = kwargs["metrics"]
+        score = metrics[self.metric]
+        if not isfinite(score) or not all(parameter.isfinite().all() for parameter in self.parameters):
+            what = f"held-out {self.metric.removeprefix('eval_')}"
+            raise Diverged(f"the weights or the {what} are not finite after step {state.global_step}")
+        self.history.append({"step": state.global_step, **metrics})
+        if self.step == 0 or self.sign * score > self.sign * self.score:
+            self.step, self.score = state.global_step, score
+            _copy(self.parameters, self.state)
+
+    def mean_loss(self, step: int) -> float:
+        """The mean training loss since it was last asked for."""
+        mean = self.losses.item() / (step - self.logged)
+        self.losses, self.logged = torch.zeros(()), step
+        return mean
+
+    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds of this; before the first evaluation the best state is the start."""
+        state = {f"best.{number}": tensor for number, tensor in enumerate(self.state)} if self.step else {}
+        return {"losses": self.losses, **state}, {name: getattr(self, name) for name in self.KEPT}
+
+    def put(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Take up what `kept` gave."""
+        for name in self.KEPT:
+            setattr(self, name, about[name])
+        self.losses = tensors["losses"]
+        if self.step:
+            _copy([tensors[f"best.{number}"] for number in range(len(self.state))], self.state)
+
+    def restore(self) -> None:
+        """Put the best evaluated state back; the start, where there was no evaluation."""
+        _copy(self.state, self.parameters)
+
+
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for values, place in zip(source, target, strict=True):
+        place.copy_(values)

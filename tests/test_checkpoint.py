@@ -1,0 +1,219 @@
+"""A training that is cut off anywhere goes on from its checkpoint and ends as if nothing had been, bit for bit."""
+
+import errno
+import json
+import os
+import random
+import resource
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, same
+
+from deftx.errors import DeftxError, Diverged
+from deftx.fit import fit_language, fit_task
+from deftx.settings import changed
+from deftx.storage import delta
+from deftx.tasks.classification import Classification
+from deftx.tasks.masked_lm import MaskedLM
+from deftx.training import checkpoint
+from deftx.training.checkpoint import put_random_state, random_state
+
+
+class Cut(BaseException):
+    """The end of the process: nothing handles it."""
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """A checkpoint before every step."""
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """`cut(n)`: the n-th loss from now on is not lived to see."""
+    left = [0]
+
+    def ending(loss):
+        def call(self, model, batch):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Cut
+            return loss(self, model, batch)
+
+        return call
+
+    for objective in (MaskedLM, Classification):
+        monkeypatch.setattr(objective, "loss", ending(objective.loss))
+    return lambda losses: left.__setitem__(0, losses)
+
+
+def until_done(fit, cut, lives):
+    """What `fit` gives when it is started again after each of the `lives`, which end at their n-th loss; cuts taken."""
+    for number, losses in enumerate(lives):
+        cut(losses)
+        try:
+            return fit(), number
+        except Cut:
+            continue
+    cut(0)
+    return fit(), len(lives)
+
+
+def until_cut(fit, cut, losses):
+    cut(losses)
+    with pytest.raises(Cut):
+        fit()
+    cut(0)
+
+
+MORE = {"max_steps": 9, "evaluate_every": 4, "batch_size": 4, "epochs": 9}
+CASES = {
+    "language": lambda base, work: fit_language(base, TEXT, changed(LANGUAGE, {"training": MORE}), work=work),
+    "language, accumulating": lambda base, work: fit_language(
+        base, tiny.sentences(90), changed(LANGUAGE, {"training": {**MORE, "batch_size": 2, "accumulate": 3}}), work=work
+    ),
+    "task": lambda base, work: fit_task(base, TRAIN, VALID, changed(TASK, {"training": MORE}), work=work),
+    "task, accumulating": lambda base, work: fit_task(
+        base, labelled(23, 1), VALID, changed(TASK, {"training": {**MORE, "accumulate": 2}}), work=work
+    ),
+}
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, tmp_path, cut, case):
+    """Evaluated and logged at other steps than it is cut off at; several epochs; dropout and masking draw at random."""
+    whole, draw = CASES[case](bases(), None), random.Random(case)
+    lives = [draw.randint(1, 7) for _ in range(40)]
+    vector, cuts = until_done(lambda: CASES[case](bases(), tmp_path), cut, lives)
+    assert cuts >= 4
+    assert same(vector, whole)
+    assert dict(vector.info) == dict(whole.info)
+
+
+# --- what is kept, and for whom ---
+
+STATE1, STATE2 = "phase1.state.safetensors", "phase2.state.safetensors"
+
+
+def language(base, work, change=None, text=TEXT):
+    return fit_language(base, text, changed(LANGUAGE, change or {}), work=work)
+
+
+@pytest.mark.usefixtures("always")
+def test_in_phase_2_four_numbers_are_kept_for_each_entry_and_nothing_of_the_model(bases, tmp_path, cut):
+    until_cut(lambda: language(bases(), tmp_path), cut, 8)
+    assert sorted(os.listdir(tmp_path)) == ["phase1.safetensors", STATE2]
+    kept = load_file(tmp_path / STATE2)
+    k = language(bases(), None).k
+    assert {name: tensor.numel() for name, tensor in kept.items()} == {
+        **dict.fromkeys(["value.0", "best.0", "optimizer.0.exp_avg", "optimizer.0.exp_avg_sq"], k),
+        **dict.fromkeys(["losses", "optimizer.0.step"], 1),
+    }
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize(
+    "change",
+    [{"training": {"learning_rate": 2e-2}}, {"training": {"max_steps": 5}}, {"training": {"l1": 0.0}}, {"seed": 1}],
+)
+def test_a_state_of_other_settings_is_not_taken_in_phase_1(bases, tmp_path, cut, change):
+    until_cut(lambda: language(bases(), tmp_path), cut, 4)
+    assert os.listdir(tmp_path) == [STATE1]
+    assert same(language(bases(), tmp_path, change), language(bases(), None, change))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("change", [{"k": "4%"}, {"rank": 2}, {"method": "lt-sft"}, {"keep": 0.5}])
+def test_a_state_of_other_settings_is_not_taken_in_phase_2(bases, tmp_path, cut, change):
+    until_cut(lambda: language(bases(), tmp_path), cut, 8)
+    assert (tmp_path / STATE2).exists()
+    assert same(language(bases(), tmp_path, change), language(bases(), None, change))
+
+
+@pytest.mark.usefixtures("always")
+def test_a_state_of_other_text_or_a_damaged_one_is_not_taken(bases, tmp_path, cut):
+    whole, other = language(bases(), None), language(bases(), None, text=TEXT[:-1])
+    until_cut(lambda: language(bases(), tmp_path), cut, 4)
+    assert same(language(bases(), tmp_path, text=TEXT[:-1]), other)
+    (tmp_path / "phase1.safetensors").unlink()
+    until_cut(lambda: language(bases(), tmp_path), cut, 4)
+    state = tmp_path / STATE1
+    state.write_bytes(state.read_bytes()[:-9])
+    assert same(language(bases(), tmp_path), whole)
+
+
+def test_in_less_than_a_minute_nothing_is_kept_of_a_phase(bases, tmp_path, cut):
+    until_cut(lambda: language(bases(), tmp_path), cut, 8)
+    assert os.listdir(tmp_path) == ["phase1.safetensors"]
+
+
+@pytest.mark.usefixtures("always")
+def test_a_state_that_is_not_finite_is_not_kept(bases, tmp_path):
+    with pytest.raises(Diverged):
+        language(bases(), tmp_path, {"training": {"learning_rate": 1e30}})
+    for file in tmp_path.iterdir():
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+
+
+def test_random_states_come_back_through_json():
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    random.gauss(0, 1), np.random.randn()  # these leave a second number for the next call
+    state = json.loads(json.dumps(random_state(), default=lambda array: array.tolist()))
+
+    def drawn():
+        return random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand(), torch.rand(3).tolist()
+
+    first = drawn()
+    assert drawn() != first
+    put_random_state(state)
+    assert drawn() == first
+
+
+# --- a disk that is full or read-only ---
+
+
+@pytest.mark.usefixtures("always")
+def test_a_full_disk_stops_with_one_line_and_keeps_the_last_state(bases, tmp_path, cut):
+    until_cut(lambda: language(bases(), tmp_path), cut, 3)
+    before = (tmp_path / STATE1).read_bytes()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, old[1]))
+    try:
+        with pytest.raises(DeftxError) as caught:
+            language(bases(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert str(caught.value).startswith(f"cannot write {tmp_path / STATE1}: ")
+    assert "File too large" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / STATE1).read_bytes() == before
+    assert os.listdir(tmp_path) == [STATE1]
+    assert same(language(bases(), tmp_path), language(bases(), None))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("name", ["save_file", "new_file"])
+def test_what_the_disk_refuses_is_one_line_wherever_it_comes(bases, tmp_path, cut, monkeypatch, number, name):
+    """In phase 1, and when its result is written."""
+    function, calls = getattr(delta, name), []
+
+    def refusing(path, *args, **options):
+        calls.append(path)
+        if len(calls) in (3, 5):
+            raise OSError(number, os.strerror(number))
+        return function(path, *args, **options)
+
+    monkeypatch.setattr(delta, name, refusing)
+    for _ in range(2):
+        with pytest.raises(DeftxError, match=f"cannot write {tmp_path}/phase1.*: {os.strerror(number)}; "):
+            language(bases(), tmp_path)
+    assert same(language(bases(), tmp_path), language(bases(), None))
+    assert not list(tmp_path.glob("*.tmp"))

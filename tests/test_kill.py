@@ -1,0 +1,132 @@
+"""A fit that is killed (SIGKILL) at any moment is gone on with by the same command, and ends with the same vector."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from test_fit import same
+
+from deftx.cli import main
+from deftx.storage.files import load
+from deftx.tasks.classification import Classification
+from deftx.tasks.masked_lm import MaskedLM
+from deftx.training import checkpoint
+
+TRAINING = ["max_steps=9", "evaluate_every=4", "batch_size=4", "length=16", "learning_rate=1e-2", "precision=fp32"]
+SETTINGS = ["--k", "5%", "--rank", "3", *(word for s in TRAINING for word in ("--set", f"training.{s}"))]
+DATA = {
+    "language": ["--text", "text.txt", "--set", "training.min_steps=0"],
+    "task": ["--train", "train.tsv", "--valid", "valid.tsv", "--set", "training.accumulate=2"],
+}
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+KILLS = 28  # of each kind of fit
+
+
+def write_data(folder):
+    tiny.save_base(folder / "base")
+    (folder / "text.txt").write_text("\n".join(tiny.sentences(40)))
+    for number, name in enumerate(("train", "valid")):
+        rows = [f"{text}\t{'front' if text[-1] in 'ei' else 'back'}" for text in tiny.sentences(30, number)]
+        (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]))
+
+
+def command(kind, out):
+    return ["fit", kind, "--base", "base", "--out", str(out), *SETTINGS, *DATA[kind]]
+
+
+def started(kind, out, fatal=0):
+    """The id of a process that fits; given `fatal`, it kills itself at that event: a loss, or a file touched."""
+    child = os.fork()
+    if child:
+        return child
+    checkpoint.SECONDS, checkpoint.SHARE = 0.0, 1e9  # a checkpoint before each step
+    seen = [0]
+
+    def event(name="open", args=(), *_):
+        if name in EVENTS and (not args or str(out) in str(args[0])):
+            seen[0] += 1
+            if seen[0] == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(loss):
+        return lambda *args: (event(), loss(*args))[1]
+
+    sys.addaudithook(event)
+    for objective in (MaskedLM, Classification):
+        objective.loss = watched(objective.loss)
+    os.dup2(os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    try:
+        main(command(kind, out))
+    except SystemExit as end:
+        Path("events.txt").write_text(str(seen[0]))
+        os._exit(int(end.code or 0))
+    finally:
+        os._exit(1)
+
+
+def ended(child):
+    """The exit code of a process, or less than 0 for what killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def stage(out):
+    """How far a fit has come, by what it left."""
+    work = out.with_name(f"{out.name}.work")
+    return out.exists(), *(sorted(path.name for path in work.glob("[!.]*")) if work.exists() else ())
+
+
+def kill_again_and_again(kind):
+    """Runs in a process of its own: a first fit imports what its copies need."""
+    with pytest.raises(SystemExit):
+        main(command(kind, "first"))
+    begin, draw, kills, stages = time.monotonic(), random.Random(kind), 0, set()
+    assert ended(started(kind, Path("whole"))) == 0, Path("log.txt").read_text()
+    duration, events, whole = time.monotonic() - begin, int(Path("events.txt").read_text()), load("whole")
+    for number in range(KILLS):
+        out = Path(f"vectors{number}") / "v"
+        while True:
+            by_event = draw.random() < 0.6
+            child = started(kind, out, draw.randint(1, events // 3) if by_event else 0)
+            if not by_event:
+                time.sleep(draw.uniform(0, duration))
+                os.kill(child, signal.SIGKILL)
+            code = ended(child)
+            if code == 0 or (code == 2 and "v exists: " in Path("log.txt").read_text().splitlines()[-1]):
+                break  # in the second case it was killed when all was done
+            assert code == -signal.SIGKILL, Path("log.txt").read_text()
+            kills += 1
+            stages.add(stage(out))
+        vector = load(out)
+        assert same(vector, whole)
+        assert dict(vector.info) == dict(whole.info)
+        assert all(path.parent == out for path in out.parent.rglob("*") if path.is_file())
+        print(out, kills, flush=True)
+        if kills >= KILLS:
+            break
+    assert {("phase1.state.safetensors",), ("phase1.safetensors", "phase2.state.safetensors")} <= {
+        s[1:] for s in stages
+    }
+    print(kind, kills, "kills", number + 1, "vectors", sorted(stages))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DATA)
+def test_a_fit_killed_at_random_moments_ends_with_the_same_vector_bit_for_bit(tmp_path, kind):
+    write_data(tmp_path)
+    code = f"import {__name__} as t; t.kill_again_and_again({kind!r})"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
