@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 from torch import Tensor, nn
@@ -133,10 +134,8 @@ def _write_lt_sft(vector: SparseVector, out: Path, base: Base | None, force: boo
 
 def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     base = _base_of(vector, base)
-    target, auto = check_target(out, PEFT, force=force), AutoModelForMaskedLM
-    if vector.head:
-        auto = AutoModelForSequenceClassification
-    model = skeleton(base, auto)
+    target = check_target(out, PEFT, force=force)
+    model = skeleton(base, AutoModelForSequenceClassification if vector.head else AutoModelForMaskedLM)
     check_fit(model, replace(vector, head=None))
     linear = {f"{name}.weight": name for name in _linear(model.base_model)}
     kept = {name: entries for name, entries in vector.tensors.items() if name in linear and len(entries.indices)}
@@ -197,7 +196,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     tied  its decoder is the changed embeddings, as in the base; else the base's, as in the training of the vector
     """
     try:
-        model = load_masked_lm(base)
+        model: Any = load_masked_lm(base)
     except DeftxError:
         model = load_encoder(base)
     check_base(model, vector)
@@ -208,7 +207,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
         model.config.tie_word_embeddings = False
         if decoder.bias is not None:  # it is tied as well, and would not be saved
             decoder.bias = nn.Parameter(decoder.bias.detach().clone())
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def _base_of(vector: SparseVector, base: Base | None) -> Base:
