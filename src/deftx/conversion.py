@@ -196,7 +196,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     tied  its decoder is the changed embeddings, as in the base; else the base's, as in the training of the vector
     """
     try:
-        model = load_masked_lm(base)
+        model: Any = load_masked_lm(base)
     except DeftxError:
         model = load_encoder(base)
     check_base(model, vector)
@@ -207,7 +207,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
         model.config.tie_word_embeddings = False
         if decoder.bias is not None:  # it is tied as well, and would not be saved
             decoder.bias = nn.Parameter(decoder.bias.detach().clone())
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def _base_of(vector: SparseVector, base: Base | None) -> Base:
