@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deftx.errors import DeftxError
+from deftx.storage.hub import is_model_id, snapshot
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -61,9 +61,9 @@ def local(model: str | os.PathLike[str], patterns: Sequence[str]) -> Path:
     name = os.fspath(model)
     if os.path.exists(name):
         return Path(name)
-    name, _, revision = name.partition("@")
+    if not is_model_id(name):
+        raise DeftxError(f"there is no folder {name!r}, and it is no hub id")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:  # also what the hub's client raises
-        reason = str(error).strip().split("\n")[0].rstrip(" .:")
-        raise DeftxError(f"there is no folder {name!r}, and it is not to be had from the hub: {reason}") from error
+        return snapshot(name, patterns)
+    except DeftxError as error:
+        raise DeftxError(f"there is no folder {name!r}; {error}") from error

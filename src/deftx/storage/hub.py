@@ -33,16 +33,24 @@ def is_model_id(text: str) -> bool:
 
 
 def fetch(vector_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
-    """The folder, in the hub's cache, with those of the `files` that the hub has under `USER/NAME[@REVISION]`.
+    """As `snapshot`, of a vector. Raises DeftxError also where what is there is none."""
+    folder = snapshot(vector_id, files, anew=anew)
+    if not os.path.isfile(folder / FILE):
+        raise DeftxError(f"{vector_id} on the hub: it is not a vector, for it has no {FILE}")
+    return folder
+
+
+def snapshot(hub_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
+    """The folder, in the hub's cache, with those `files` (or patterns of names) that the hub has under `ID[@REVISION]`.
 
     anew  fetch them although they are in the cache
 
-    Nothing of what is there has been checked. Raises DeftxError where there is no vector, or none that can be had.
+    Nothing of what is there has been checked. Raises DeftxError where there is nothing, or nothing that can be had.
     """
     from huggingface_hub import snapshot_download
 
-    repo, _, revision = vector_id.partition("@")
-    with plain_errors(f"{vector_id} on the hub", repo, revision):
+    repo, _, revision = hub_id.partition("@")
+    with plain_errors(f"{hub_id} on the hub", repo, revision):
         folder = snapshot_download(
             repo,
             revision=revision or None,
@@ -51,8 +59,6 @@ def fetch(vector_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
             library_name=LIBRARY,
             library_version=version("deftx"),
         )
-    if not os.path.isfile(os.path.join(folder, FILE)):
-        raise DeftxError(f"{vector_id} on the hub: it is not a vector, for it has no {FILE}")
     return Path(folder)
 
 
