@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
     from deftx.storage.files import load, save
     from deftx.storage.share import pull, push
+    from deftx.switcher import Switcher
     from deftx.tasks.data import Columns, Examples, read_examples, read_text
     from deftx.training.sparse import sparse_tuning
 
@@ -28,6 +29,7 @@ __all__ = [
     "LanguageFit",
     "LanguageTraining",
     "SparseVector",
+    "Switcher",
     "TaskFit",
     "TaskTraining",
     "applied",
@@ -65,6 +67,7 @@ _HOMES = {
     "storage.files": ["load", "save"],
     "storage.share": ["pull", "push"],
     "tasks.data": ["Columns", "Examples", "read_examples", "read_text"],
+    "switcher": ["Switcher"],
     "training.sparse": ["sparse_tuning"],
 }
 
