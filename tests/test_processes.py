@@ -153,7 +153,7 @@ def test_a_process_that_is_lost_ends_the_job_with_one_line_and_it_goes_on(tmp_pa
 
 @pytest.mark.slow
 def test_torchrun_starts_processes_of_which_one_writes_and_prints(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "deftx.cli"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deftx.cli"]
     done = apart(tmp_path, [*launch, *COMMAND])
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["v"]
     assert sorted(os.listdir(tmp_path)) == ["base", "text.txt", "v"]
