@@ -319,7 +319,7 @@ def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(here,
 
 
 def test_the_second_of_two_processes_on_one_folder_is_refused(here, run, monkeypatch):
-    monkeypatch.setattr("deftx.experiments.run._Data", lambda recipe: pytest.fail("begun"))
+    monkeypatch.setattr("deftx.experiments.run.read", lambda recipe: pytest.fail("begun"))
     recipe = {"base": "home/base", "source": "ind", "languages": {"ind": "home/ind.txt"}, "variants": {"V": {}}}
     recipe |= {"train": "home/train.tsv", "valid": "home/valid.tsv", "test": {"ind": "home/test.tsv"}}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))

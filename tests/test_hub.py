@@ -298,9 +298,8 @@ def pair(bases):
     entries = {name: Entries(torch.tensor([0, 3]), torch.tensor([0.5, -0.5]), tuple(weight.shape))}
     info = {"base": bases(), "base_fingerprint": fingerprint(model)}
     top = Head({name: weight.detach().clone() for name, weight in head(model).items()}, ("bad", "good"))
-    return SparseVector(entries, top, {**info, "kind": "task"}), SparseVector(
-        entries, None, {**info, "kind": "language"}
-    )
+    other = {name: entries[name].map(torch.neg)}
+    return SparseVector(entries, top, {**info, "kind": "task"}), SparseVector(other, None, {**info, "kind": "language"})
 
 
 def test_every_command_takes_a_vector_from_the_hub(anna, pair, bases, tmp_path, monkeypatch, capsys):
