@@ -140,7 +140,7 @@ def recipe(seed: int) -> dict[str, object]:
         "valid": f"data/{SOURCE}-valid.tsv",
         "languages": {name: f"data/{name}.txt" for name in (SOURCE, *TARGETS)},
         "test": {name: f"data/{name}-test.tsv" for name in TARGETS},
-        "leakage": "ignore",  # `write_data` keeps every clause of it out; of so few words some lines are alike by chance
+        "leakage": "ignore",  # `write_data` keeps its clauses out; with so few words some lines are alike by chance
         "language": LANGUAGE,
         "task": TASK,
         "variants": VARIANTS,
