@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := pip install --quiet --disable-pip-version-check
+TEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-oldest test-python bench docs check format format-check lint types clean
 
@@ -9,11 +10,11 @@ demo: .venv/installed
 	$(BIN)/deftx demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m $(TEST)
 
 # the oldest versions that pyproject.toml allows, in an environment of their own; what they warn of is known by now
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -m "not slow" -W default
+	.venv-oldest/bin/python -m $(TEST) -m "not slow" -W default
 
 # the same versions as `test` on another interpreter: make test-python PYTHON=python3.13; skipped where torch has no
 # build for processors alone, since the others bring gigabytes of libraries for GPUs
@@ -22,7 +23,7 @@ test-python:
 	@if ! $(PYTHON) --version; then echo "skipped: there is no $(PYTHON)"; \
 	elif ! $(PYTHON) -m pip install --quiet --dry-run --no-deps --ignore-installed $(TORCH) >/dev/null 2>&1; then \
 		echo "skipped: there is no $(TORCH) for $(PYTHON)"; \
-	else $(MAKE) .venv-python/installed-dev PYTHON=$(PYTHON) && .venv-python/bin/python -m pytest -m "not slow"; fi
+	else $(MAKE) .venv-python/installed-dev PYTHON=$(PYTHON) && .venv-python/bin/python -m $(TEST) -m "not slow"; fi
 
 # the site of docs/, in build/docs; a warning is an error
 docs: .venv/installed-docs
@@ -73,7 +74,7 @@ clean:
 .venv-oldest/installed: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt torch
-	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt --editable '.[data,plot]' hypothesis pytest
+	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt --editable '.[data,plot]' hypothesis pytest pytest-xdist
 	touch $@
 
 .PRECIOUS: %/torch
