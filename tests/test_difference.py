@@ -100,6 +100,22 @@ def test_a_classifier_gives_a_task_vector_that_composes_to_it(bases, tmp_path):
         torch.testing.assert_close(again(**inputs).logits, loaded.eval()(**inputs).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_the_names_of_layer_norms_in_berts_first_checkpoints_are_understood(bases, tuned, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(tuned, old)
+    spelt = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = load_file(old / "model.safetensors")
+    for name in [*tensors]:
+        for new, first in spelt.items():
+            if name.endswith(new):
+                tensors[name.replace(new, first)] = tensors.pop(name)
+    assert any(name.endswith("LayerNorm.gamma") for name in tensors)
+    save_file(tensors, old / "model.safetensors", metadata={"format": "pt"})
+    one, other = extract(tuned, bases()), extract(old, bases())
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(entries.values, other.tensors[name].values) for name, entries in one.tensors.items())
+
+
 def test_layer_norms_that_differ_are_left_out_with_a_warning(bases, tmp_path):
     after = finetuned(bases(), tmp_path / "tuned", norms=True)
     with pytest.warns(UserWarning, match="10 layer norms differ too"):

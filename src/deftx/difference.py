@@ -79,7 +79,8 @@ def _reader(checkpoint: Checkpoint, model: Base, body: PreTrainedModel) -> Calla
     weights, prefix = backbone(body), f"{body.base_model_prefix}."
 
     def read(name: str) -> Tensor:
-        names = [prefix + same if inside else same for same in tied[id(weights[name])] for inside in (True, False)]
+        spelt = [spelling for same in tied[id(weights[name])] for spelling in (same, _as_of_old(same))]
+        names = [prefix + same if inside else same for same in spelt for inside in (True, False)]
         there = next((same for same in names if same in checkpoint.files), None)
         if there is None:
             why = "give checkpoints of one architecture; or load both, and use deftx.delta"
@@ -91,6 +92,11 @@ def _reader(checkpoint: Checkpoint, model: Base, body: PreTrainedModel) -> Calla
         return tensor
 
     return read
+
+
+def _as_of_old(name: str) -> str:
+    """The name that the parameters of layer norms have in BERT's first checkpoints, which transformers still reads."""
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
 def _entries(name: str, delta: Tensor, count: int | None, rank: int | float | str | None) -> _Found:
