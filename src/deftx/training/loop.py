@@ -1,7 +1,8 @@
 """One training loop for both phases: the transformers Trainer, through its public hooks."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from deftx.core.backbone import backbone
-from deftx.errors import Diverged
+from deftx.errors import DeftxError, Diverged
 from deftx.settings import Training
 from deftx.training import processes
 from deftx.training.best import Best
@@ -118,18 +119,19 @@ def train(
     checkpoint = Checkpoint(kept, moving.parameters, best, moving.placed) if kept else None
     progress = ProgressBar(title, steps)
     with TemporaryDirectory() as folder, progress.bar:
-        trainer = _Trainer(
-            objective,
-            training,
-            moving,
-            best,
-            model=model,
-            args=_arguments(training, objective, steps, seed, _logs(training, title) or folder),
-            data_collator=checkpoint.collating(objective.collate) if checkpoint else objective.collate,
-            train_dataset=objective.train,
-            callbacks=[best, progress, *([checkpoint] if checkpoint else [])],
-            optimizers=(_optimizer(moving.parameters, training), None),
-        )
+        with _reporting(training):
+            trainer = _Trainer(
+                objective,
+                training,
+                moving,
+                best,
+                model=model,
+                args=_arguments(training, objective, steps, seed, _logs(training, title) or folder),
+                data_collator=checkpoint.collating(objective.collate) if checkpoint else objective.collate,
+                train_dataset=objective.train,
+                callbacks=[best, progress, *([checkpoint] if checkpoint else [])],
+                optimizers=(_optimizer(moving.parameters, training), None),
+            )
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(checkpoint.folder(folder) if checkpoint else None)
@@ -201,6 +203,17 @@ class _Trainer(Trainer):
 
 def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
+
+
+@contextmanager
+def _reporting(training: Training) -> Iterator[None]:
+    """Within the block, a service to report to that is unknown or not installed is an error of one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not training.report_to:
+            raise
+        raise DeftxError(f"training.report_to = {', '.join(training.report_to)}: {error}") from error
 
 
 def _logs(training: Training, title: str) -> str | None:
