@@ -2,6 +2,8 @@
 
 import re
 
+from sphinx.application import Sphinx
+
 import deftx
 
 project = "deftx"
@@ -48,7 +50,7 @@ def _plain_defaults(
     return signature and signature.replace("<factory>", "{}"), returned
 
 
-def setup(app: object) -> None:
+def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-signature", _plain_defaults)  # type: ignore[attr-defined]
-    app.connect("autodoc-process-docstring", _as_definitions)  # type: ignore[attr-defined]
+    app.connect("autodoc-process-signature", _plain_defaults)
+    app.connect("autodoc-process-docstring", _as_definitions)

@@ -28,7 +28,7 @@ from deftx.storage.files import load, save
 from deftx.storage.folders import MODEL, check_target, claimed, write_text
 from deftx.tasks.classification import evaluate, predict
 from deftx.tasks.data import Columns, Examples, read_examples
-from deftx.tasks.leakage import leaks
+from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.sources import Table, named, open_source, rows_for
 from deftx.training import processes
 
@@ -213,11 +213,10 @@ def trim(
     ours = _cells(table, columns)
     theirs = [cell for file in against for cell in _cells(open_source(file), columns)]
     found = leaks([text for _, text in ours], [text for _, text in theirs])
-    rows = {leak.training % len(table.lines): leak for leak in reversed(found)}
+    rows = by_row(found, len(table.lines))
     if out:
         write_text(out, rows_for(out, table, [row for row in range(len(table.lines)) if row not in rows]))
-    held = [rows[row] for row in sorted(rows)]
-    return [{"row": ours[h.training][0], "of": theirs[h.evaluation][0], "kind": h.kind} for h in held]
+    return [{"row": ours[h.training][0], "of": theirs[h.evaluation][0], "kind": h.kind} for h in rows.values()]
 
 
 def _cells(table: Table, columns: Sequence[str]) -> list[tuple[str, str]]:

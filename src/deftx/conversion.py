@@ -203,7 +203,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     apply(model, replace(vector, head=None))
     if tied:
         model.tie_weights()
-    elif (decoder := cast(Any, model).get_output_embeddings()) is not None:
+    elif (decoder := model.get_output_embeddings()) is not None:
         model.config.tie_word_embeddings = False
         if decoder.bias is not None:  # it is tied as well, and would not be saved
             decoder.bias = nn.Parameter(decoder.bias.detach().clone())

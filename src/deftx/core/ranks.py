@@ -15,8 +15,6 @@ from functools import cache
 from math import asin, ceil, cos, exp, pi, sin, sqrt
 
 import torch
-from scipy.integrate import quad
-from scipy.optimize import brentq
 from torch import Tensor
 
 from deftx.errors import DeftxError, unknown
@@ -117,6 +115,9 @@ def rank_rule(rank: int | float | str) -> RankRule:
 def noise_median(beta: float) -> float:
     """The median of Marchenko and Pastur's distribution for the shape β = narrow / wide (above 0, at most 1): of the
     squared singular values of noise with variance 1, over the wide side."""
+    from scipy.integrate import quad  # here, since few fits ask for it and it takes long to import
+    from scipy.optimize import brentq
+
     low, high = (1 - sqrt(beta)) ** 2, (1 + sqrt(beta)) ** 2
 
     def above(start: float) -> float:

@@ -8,7 +8,9 @@ evaluation text where
     words      they share eight words in a row
     similar    their Levenshtein distance is at most a tenth of the longer one's length
 
-which are the rules by which SMSA, whose reviews were translated into NusaX, is trimmed for an evaluation on NusaX.
+These are near to the rules by which SMSA, whose reviews were translated into NusaX, is trimmed for an evaluation on
+NusaX, but for the nearest review of each text, which that trimming leaves out however far it is. In scripts that write
+no spaces between words only `equal` and `similar` find much.
 """
 
 from bisect import bisect_left, bisect_right
@@ -57,9 +59,14 @@ def texts_of(examples: Examples) -> list[str]:
 
 def leaking(examples: Examples, evaluation: Sequence[str]) -> list[Leak]:
     """As `leaks`, for labelled examples: `training` is the number of the example, whichever of its texts it is."""
-    found = leaks(texts_of(examples), evaluation)
-    by_example = {leak.training % len(examples): leak for leak in reversed(found)}
-    return [replace(by_example[number], training=number) for number in sorted(by_example)]
+    found = by_row(leaks(texts_of(examples), evaluation), len(examples))
+    return [replace(leak, training=number) for number, leak in found.items()]
+
+
+def by_row(found: Sequence[Leak], rows: int) -> dict[int, Leak]:
+    """The first leak of every row that has one, where the training texts were columns of so many rows, one by one."""
+    first = {leak.training % rows: leak for leak in reversed(found)}
+    return {row: first[row] for row in sorted(first)}
 
 
 def counted(found: Sequence[Leak]) -> str:
