@@ -279,7 +279,7 @@ def test_demo_hands_on_what_was_typed(run, monkeypatch):
 
 
 def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, monkeypatch):
-    train, titles = deftx.fit.train, []
+    train, titles = deftx.training.phases.train, []
 
     def stopping(*arguments, title, **options):
         titles.append(title)
@@ -287,7 +287,7 @@ def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, mon
             raise KeyboardInterrupt
         return train(*arguments, title=title, **options)
 
-    monkeypatch.setattr("deftx.fit.train", stopping)
+    monkeypatch.setattr("deftx.training.phases.train", stopping)
     command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "a b", *LANGUAGE]
     stopped = run(*command)
     assert stopped.code == 130
@@ -308,7 +308,7 @@ def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(here,
     interrupt = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # ignored where the tests are in the background
-    monkeypatch.setattr("deftx.fit.train", lambda *args, **options: os.kill(os.getpid(), number) or time.sleep(9))
+    monkeypatch.setattr("deftx.training.phases.train", lambda *args, **options: os.kill(os.getpid(), number) or time.sleep(9))
     command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
     stopped = run(*command)
     assert stopped.code == code

@@ -15,7 +15,9 @@ from deftx.console import (
     error_line,
     exit_on_sigterm,
     print_json,
+    print_plan,
     print_scores,
+    print_table,
     print_vectors,
     quiet_hub,
     quiet_transformers,
@@ -382,21 +384,73 @@ def run(
     out: Annotated[
         Path | None, option("Folder of the run; without it runs/RECIPE.", metavar="FOLDER", parser=path)
     ] = None,
+    store: Annotated[
+        Path | None, option("Folder of finished steps; without it `store` beside OUT.", metavar="FOLDER", parser=path)
+    ] = None,
     set_: Changes = None,
+    dry_run: Annotated[
+        bool, option("Print the plan, what is done of it, and about how long it takes.", "--dry-run")
+    ] = False,
+    jobs: Annotated[int, option("Steps at a time; on Ray as many as fit, without it.", min=1)] = 1,
+    executor: Annotated[str, option("local or ray.", metavar="NAME")] = "local",
+    ray_address: Annotated[str | None, option("A running Ray cluster (or auto).", metavar="ADDRESS")] = None,
+    step_cpus: Annotated[float, option("Cores that a step takes on Ray.", min=0)] = 1,
+    step_gpus: Annotated[float, option("GPUs that a step takes on Ray.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Carry out a recipe, or go on with it: every fit, every score, and the table."""
     quiet_transformers()
     from deftx.commands import assigned
+    from deftx.experiments import executors
     from deftx.experiments.recipe import load_recipe
-    from deftx.experiments.run import run_recipe, table
+    from deftx.experiments.run import prepare, run_recipe, table
 
-    checked = load_recipe(recipe, assigned(set_ or []))
-    scores = run_recipe(checked, out or Path("runs") / recipe.stem)
+    checked, folder = load_recipe(recipe, assigned(set_ or [])), out or Path("runs") / recipe.stem
+    where = store or folder.parent / "store"
+    if dry_run:
+        print_plan(prepare(checked, where), as_json=as_json)
+        return
+    chosen, room = executors.named(executor, jobs, ray_address, {"num_cpus": step_cpus, "num_gpus": step_gpus})
+    scores = run_recipe(checked, folder, where, chosen, room, said=say)
     if as_json:
-        print_json([asdict(score) for score in scores])
+        print_json([score.row() for score in scores])
     else:
         print(table(scores, checked.task.training.metric), end="")
+
+
+@app.command(epilog="Example: deftx runs runs")
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.", metavar="FOLDER", parser=path)] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List runs: how far each is, and the room that its steps take in the store."""
+    from deftx.experiments.housekeeping import runs as runs_in
+
+    found = runs_in(folder)
+    if as_json:
+        print_json([{**asdict(run), "folder": str(run.folder)} for run in found])
+        return
+    cells = [[r.folder.name, f"{r.done}/{r.steps}", f"{r.scored}/{r.scores}", f"{r.bytes / 1e9:.2f}"] for r in found]
+    print_table(["run", "steps", "scores", "GB"], cells)
+
+
+@app.command(epilog="Example: deftx prune runs/store --deltas")
+def prune(
+    store: Annotated[Path, typer.Argument(help="Store.", metavar="STORE", parser=path)],
+    runs: Annotated[
+        Path | None, option("Folder of the runs to be kept; without it that of STORE.", metavar="FOLDER", parser=path)
+    ] = None,
+    deltas: Annotated[bool, option("Also what phase 1 learnt of finished vectors.", "--deltas")] = False,
+    dry_run: Annotated[bool, option("Only say what would go.", "--dry-run")] = False,
+) -> None:
+    """Free room in a store: steps that no run comes to, and with --deltas the largest part of the others."""
+    from deftx.experiments import housekeeping
+    from deftx.experiments.store import size
+
+    place = housekeeping.store_at(store)
+    folders = list(housekeeping.prunable(place, runs or place.root.parent, deltas=deltas))
+    freed = sum(map(size, folders)) if dry_run else housekeeping.prune(place, folders)
+    print(f"{store}: {len(folders)} folders, {freed / 1e9:.2f} GB {'would be' if dry_run else 'are'} freed")
 
 
 @data_app.command("trim", epilog="Example: deftx data trim smsa.tsv --against nusax/ind.tsv --out trimmed.tsv")
@@ -428,7 +482,7 @@ def _print_learnt(out: Path, vector: "SparseVector") -> None:
 
     if not first():
         return
-    best, training = vector.info["log"]["phase2"], vector.info["training"]
+    best, training = list(vector.info["log"].values())[-1], vector.info["training"]
     metric = training.get("metric", "loss")
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}")
 

@@ -16,6 +16,7 @@ from deftx.errors import DeftxError
 
 if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
+    from deftx.experiments.run import Prepared
 
 # By class name, since the classes are those of libraries that need not have been imported.
 KNOWN = {
@@ -51,6 +52,22 @@ def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     print_table(columns, cells)
+
+
+def print_plan(run: "Prepared", *, as_json: bool) -> None:
+    """Print the steps of a recipe, which of them are done, and about how long the others take."""
+    from deftx.experiments.run import duration, estimate
+
+    done, seconds = {step: run.store.done(step) for step in run.plan.steps}, estimate(run)
+    if as_json:
+        steps = [{"id": i, "kind": s.kind, "title": s.title, "done": done[i]} for i, s in run.plan.steps.items()]
+        print_json({"store": str(run.store.root), "seconds_left": seconds, "steps": steps})
+        return
+    rows = [[step.title, step.kind, "done" if done[i] else "", i] for i, step in run.plan.steps.items()]
+    print_table(["for", "step", "", "name in the store"], rows)
+    left = len(rows) - sum(done.values())
+    took = f"about {duration(seconds)}" if seconds is not None else "no such steps were timed yet"
+    print(f"\n{len(rows)} steps, {left} to do" + (f": {took}, one after the other" if left else ""))
 
 
 def print_vectors(names: Sequence[str], vectors: Sequence["SparseVector"], *, as_json: bool) -> None:

@@ -12,6 +12,10 @@ class Diverged(DeftxError):
     """Training produced a loss that is not a finite number."""
 
 
+class InUse(DeftxError):
+    """Another process is at work at the same place."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> DeftxError:
     """The error for a name that is in no table: lists the known ones, the nearest first."""
     names = sorted(known)

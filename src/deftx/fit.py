@@ -7,12 +7,9 @@
 it, and note where the vector came from.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from deftx.core.backbone import backbone, head, tunable
+from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.ranks import rank_rule
 from deftx.core.select import digest, parse_k, select
-from deftx.core.vector import Head, SparseVector
-from deftx.errors import DeftxError, Diverged, unknown
+from deftx.core.vector import Head, SparseVector, entries_at
+from deftx.errors import DeftxError, unknown
 from deftx.models import (
     Base,
     about_tokenizer,
@@ -40,30 +37,26 @@ from deftx.models import (
     place,
 )
 from deftx.settings import Fit, LanguageFit, TaskFit
-from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.tasks.classification import classification, label_names
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
 from deftx.training import processes
-from deftx.training.checkpoint import Kept
-from deftx.training.loop import Moving, Objective, train
-from deftx.training.rows import rows_apart
-from deftx.training.sparse import sparse_tuning
-
-Delta = Mapping[str, Tensor]
+from deftx.training.loop import Objective
+from deftx.training.phases import Delta, Phase, full_tuning, put, selected_tuning, trained_head
 
 # What happens to θ1 − θ0 before the selection: the methods differ in nothing else.
 METHODS: dict[str, Callable[[Delta, Fit], Denoised]] = {
     "deftx": lambda delta, settings: denoise(delta, settings.rank, settings.keep),  # Simon and Jyothi 2025
     "lt-sft": lambda delta, settings: Denoised(delta, {}),  # Ansell et al. 2022
+    "random": lambda delta, settings: Denoised(_lots(delta, settings.seed), {}),  # any k entries: the floor
 }
 
 
 def fit(
     model: PreTrainedModel, objective: Objective, settings: Fit, *, work: Path | None = None, title: str = ""
 ) -> SparseVector:
-    """Learn a sparse vector (Algorithm 1). Leaves the model's backbone at θ2 and its head trained.
+    """Learn a sparse vector (Algorithm 1). Leaves the model's head trained.
 
     model  at θ0. Its layer norms stay as they are; what lies outside the backbone is tuned fully where it
            requires a gradient (a task's head), from the same start in both phases
@@ -73,76 +66,79 @@ def fit(
     Raises DeftxError before any training where a setting is out of range, and Diverged, the last good state
     being kept in `work`, where a loss is not finite.
     """
-    body, top = tunable(model), [parameter for parameter in head(model).values() if parameter.requires_grad]
-    _check(settings, sum(weight.numel() for weight in body.values()), bool(top))
-    for name, weight in backbone(model).items():
-        weight.requires_grad_(name in body)
-    theta0 = {name: weight.detach().clone() for name, weight in body.items()}
-    top0 = [parameter.detach().clone() for parameter in top]
-    keep = work if processes.first() else None  # of several processes one writes
-
-    def phase(number: int, moving: Moving, key: str) -> dict[str, Any]:
-        named, kept = f"{title}: phase {number}", Kept(work / f"phase{number}.state.safetensors", key) if work else None
-        return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=named, kept=kept))
-
-    @contextmanager
-    def last_good_kept(number: int) -> Iterator[None]:
-        try:
-            yield
-        except Diverged as error:
-            learnt = _difference(body, theta0)
-            if keep is None or not any(difference.any() for difference in learnt.values()):
-                raise
-            save_delta(last := keep / "last-good.safetensors", learnt, {"phase": number})
-            raise Diverged(f"{error}; the change of the weights up to there is in {last}") from None
+    check_settings(model, settings)
 
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
-    key = _key(model, objective, settings)
-    done = load_delta(work / "phase1.safetensors", key) if work else None
-    processes.see_alike(work, done is not None)
-    if done is not None:
-        delta, log = {name: done[0][name] for name in theta0}, done[1]["log"]  # the order decides ties
-    else:
-        with last_good_kept(1), rows_apart(model, objective.tokens) as rows:
-            moving = [rows.values if rows and weight is rows.weight else weight for weight in body.values()]
-            log = phase(1, Moving(moving, [weight.detach().clone() for weight in moving], top), key)
-        delta = _difference(body, theta0)
-        if keep is not None:
-            save_delta(keep / "phase1.safetensors", delta, {"key": key, "log": log})
-            (keep / "phase1.state.safetensors").unlink(missing_ok=True)
-        _put([*body.values(), *top], [*theta0.values(), *top0])
+    learnt = full_tuning(model, objective, settings, work=work, title=title)
 
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
-    denoised = METHODS[settings.method](delta, settings)
-    del delta  # as large as the model
-    selection = processes.agreed(select(denoised, settings.k))
+    delta = METHODS[settings.method](learnt.delta, settings)
+    selection = processes.agreed(select(delta, settings.k))
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
-    with last_good_kept(2), sparse_tuning(model, selection) as tuning:
-        flat = Moving([tuning.values], [tuning.start], top, placed=tuning.write)
-        sparse_log = phase(2, flat, f"{key} {digest(selection)}")
-        phi = tuning.vector()
-    info = {
-        **settings.deciding(),
-        "k": phi.k,
-        "ranks": dict(denoised.ranks),
-        "log": {"phase1": log, "phase2": sparse_log},
-    }
-    return replace(phi, info=info)
+    key, logs, ranks = f"{learnt.key} {digest(selection)}", {"phase1": learnt.log}, dict(delta.ranks)
+    if settings.phase2:
+        del learnt, delta  # each as large as the model
+        phi, logs["phase2"] = selected_tuning(model, objective, settings, selection, Phase(2, title, key, work))
+    else:  # the paper's ablation: φ is δ at μ
+        phi = entries_at(delta, selection)
+        put(trained_head(model), learnt.head)
+    return replace(phi, info={**settings.deciding(), "k": phi.k, "ranks": ranks, "log": logs})
 
 
-def fit_language(
-    base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
-) -> SparseVector:
-    """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A model at θ0, what it is to be trained for, and where a vector made so comes from."""
+
+    model: PreTrainedModel
+    objective: Objective
+    origin: Mapping[str, Any]
+
+
+def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> Start:
+    """`base` about to be trained on the lines of a language's plain text, by masked language modelling."""
     processes.join()
     model, tokenizer = load_masked_lm(base), load_tokenizer(base)
     place(model)
     origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))
     objective = masked_lm(text, tokenizer, settings.training, length, settings.seed)
-    vector = fit(model, objective, settings, work=work, title=title)
-    return replace(vector, info={**origin, **vector.info, "data": {"lines": len(text), "digest": objective.digest}})
+    return Start(model, objective, {**origin, "data": {"lines": len(text), "digest": objective.digest}})
+
+
+def task_start(
+    base: Base,
+    train_set: Examples,
+    valid_set: Examples,
+    settings: TaskFit,
+    source: SparseVector | None = None,
+    *,
+    force: bool = False,
+) -> Start:
+    """θ0 + φ_source about to be trained on labelled data, with a new head."""
+    processes.join()
+    labels, tokenizer = label_names(train_set), load_tokenizer(base)
+    model = load_classifier(base, labels, settings.seed)
+    place(model)
+    origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
+    if source is not None:
+        check_base(origin["base_fingerprint"], source, force=force)
+        check_tokenizer(tokenizer, source, force=force)
+        apply(model, source)
+    length = min(settings.training.length, longest_input(model, tokenizer))
+    objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)
+    data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
+    about = {"source": dict(source.info) if source else None, "labels": list(labels), "data": data}
+    return Start(model, objective, {**origin, **about})
+
+
+def fit_language(
+    base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
+) -> SparseVector:
+    """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
+    start = language_start(base, text, settings)
+    vector = fit(start.model, start.objective, settings, work=work, title=title)
+    return replace(vector, info={**start.origin, **vector.info})
 
 
 def fit_task(
@@ -162,22 +158,13 @@ def fit_task(
             so that any other language vector can take its place. None: from θ0
     force   go on, with a warning, where `source` was made on other weights than the base's
     """
-    processes.join()
-    labels, tokenizer = label_names(train_set), load_tokenizer(base)
-    model = load_classifier(base, labels, settings.seed)
-    place(model)
-    origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
-    if source is not None:
-        check_base(origin["base_fingerprint"], source, force=force)
-        check_tokenizer(tokenizer, source, force=force)
-        apply(model, source)
-    length = min(settings.training.length, longest_input(model, tokenizer))
-    objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)
-    vector = fit(model, objective, settings, work=work, title=title)
-    top = Head({name: parameter.detach().cpu().clone() for name, parameter in head(model).items()}, labels)
-    about = {"source": dict(source.info) if source else None, "labels": list(labels)}
-    data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
-    return replace(vector, head=top, info={**origin, **vector.info, **about, "data": data})
+    start = task_start(base, train_set, valid_set, settings, source, force=force)
+    vector = fit(start.model, start.objective, settings, work=work, title=title)
+    top = Head(
+        {name: parameter.detach().cpu().clone() for name, parameter in head(start.model).items()},
+        tuple(start.origin["labels"]),
+    )
+    return replace(vector, head=top, info={**start.origin, **vector.info})
 
 
 def transfer(
@@ -197,31 +184,22 @@ def transfer(
     return compose(base, phi_task, phi_target)
 
 
-def _check(settings: Fit, tunable_entries: int, has_head: bool) -> None:
+def check_settings(model: PreTrainedModel, settings: Fit) -> None:
     """Raise DeftxError now for what would only come to light after hours of phase 1."""
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
+    if settings.method == "random" and not settings.phase2:
+        raise DeftxError("method random needs phase 2: without it the entries would stay as phase 1 left them")
     rank_rule(settings.rank)
-    if parse_k(settings.k, tunable_entries) == 0 and not has_head:
+    entries = sum(weight.numel() for weight in tunable(model).values())
+    if parse_k(settings.k, entries) == 0 and not trained_head(model):
         raise DeftxError(f"k = {settings.k} leaves nothing to learn: give at least 1")
 
 
-def _difference(weights: Delta, theta0: Delta) -> dict[str, Tensor]:
-    return {name: weight.detach() - theta0[name] for name, weight in weights.items()}
-
-
-@torch.no_grad()
-def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
-
-
-def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
-    """Names everything that determines the result of phase 1."""
-    training = settings.training.model_dump(mode="json", exclude={"report_to", "logs"})
-    config = model.config.to_json_string()  # dropout and the like
-    parts = [version("deftx"), fingerprint(model), config, objective.digest, training, settings.seed]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def _lots(delta: Delta, seed: int) -> dict[str, Tensor]:
+    """Random numbers in the place of a delta."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(tensor.shape, generator=generator).to(tensor.device) for name, tensor in delta.items()}
 
 
 def _origin(kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]) -> dict[str, Any]:

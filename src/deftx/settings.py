@@ -80,12 +80,16 @@ class TaskTraining(Training):
 
 
 class Fit(Settings):
-    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance."""
+    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance.
+
+    phase2  False: the selected entries stay as phase 1 left them (the paper's ablations, Table 5)
+    """
 
     method: str = "deftx"
     k: int | float | str = "2.8%"
     rank: int | float | str = "90%"
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
+    phase2: bool = True
     seed: int = Field(0, ge=0)
     training: Training
 

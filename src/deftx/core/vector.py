@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deftx.core.entries import read_entries
+from deftx.core.select import Selection
 from deftx.errors import DeftxError
 
 
@@ -115,6 +117,13 @@ class SparseVector:
         from deftx.storage.share import push  # the one place where core reaches up: the method is what users look for
 
         return push(self, repo, **options)
+
+
+def entries_at(delta: Mapping[str, Tensor], selection: Selection) -> SparseVector:
+    """What a dense difference holds at the places of a selection, as a vector on the CPU."""
+    places = {name: (some.indices.cpu(), some.shape) for name, some in selection.items()}
+    values = {name: read_entries(delta[name].detach(), some.indices).float().cpu() for name, some in selection.items()}
+    return SparseVector({name: Entries(indices, values[name], shape) for name, (indices, shape) in places.items()})
 
 
 def overlap(first: SparseVector, second: SparseVector) -> float:

@@ -1,13 +1,16 @@
 """Everything a recipe reads, read at once: what is missing or wrong, evaluation text in training text too, shows before
 the first training."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from deftx.core.backbone import head
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import Recipe
-from deftx.models import load_masked_lm
-from deftx.storage.fingerprint import fingerprint
+from deftx.models import about_tokenizer, load_masked_lm, load_tokenizer
+from deftx.storage.fingerprint import fingerprint, fingerprint_of
 from deftx.tasks.data import Columns, Examples, read_examples, read_text
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
 
@@ -17,7 +20,7 @@ class Data:
     """What a recipe trains and tests on.
 
     texts    language -> plain text;  test: language -> labelled data
-    base     fingerprint of the base
+    base     a name of the base by its content: weights, head, configuration, tokenizer
     trimmed  what was left out since it holds evaluation text: language or "labelled data" -> how much, in words
     """
 
@@ -37,10 +40,20 @@ def read(recipe: Recipe) -> Data:
         read_examples(recipe.train, columns),
         read_examples(recipe.valid, columns),
         {name: read_examples(source, columns) for name, source in recipe.test.items()},
-        fingerprint(load_masked_lm(recipe.base)),
+        _identity(recipe.base),
         {},
     )
     return data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
+
+
+def _identity(base: str) -> str:
+    """A name of the base: one with other weights, configuration or pieces has another."""
+    model, tokenizer = load_masked_lm(base), about_tokenizer(load_tokenizer(base))
+    passing = ("_name_or_path", "architectures", "dtype", "transformers_version")
+    config = {key: value for key, value in model.config.to_dict().items() if key not in passing}
+    top = head(model)
+    parts = [fingerprint(model), fingerprint_of(top, lambda name: top[name].detach()), tokenizer["digest"], config]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _guarded(data: Data, *, trim: bool) -> Data:

@@ -3,16 +3,18 @@
 import os
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, field_validator
 
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, unknown
 from deftx.settings import LanguageFit, Settings, TaskFit, changed, parse
 
-_LARGEST = 100_000  # values of a recipe
+_LARGEST, _DEEPEST = 100_000, 8  # values of a recipe; recipes below it, one extending the other
+EXTENDS = "extends"
 TASK = "task"  # stands beside the languages where vectors are named
 
 
@@ -37,32 +39,48 @@ class Variant(Settings):
     task: dict[str, Any] = Field(default_factory=dict)
 
 
+class Published(Settings):
+    """Numbers of a paper, in percent, to stand beside ours: row -> language -> number."""
+
+    table: str
+    url: str
+    rows: dict[str, dict[str, float]]
+
+
 class Recipe(Settings):
     """A whole comparison. Files are given relative to the recipe's own folder.
 
+    title      what is compared, in a line
     base       folder or hub id
     languages  name -> plain text (one file or several) from which its language vector is learnt
     source     the language of the labelled data
     train      labelled data; valid: the same, for choosing the best step
-    test       language -> labelled data to score on
+    test       language -> labelled data to score on; without any the vectors alone are learnt
     language   settings of the language fits; task: of the task fits
     ngrams     also score character n-grams and logistic regression trained on `train`
+    baseline   the variant that the others are held against
+    overlap    which vectors' overlaps are wanted: each language's with the task's, or the languages' with each other
+    paper      what the paper reports
     leakage    what to do where text to train on holds text of `test` (see `deftx.tasks.leakage`): stop, trim it, or
                ignore it
     """
 
+    title: str = ""
     base: str
     seeds: tuple[int, ...] = (0,)
     languages: dict[str, str | tuple[str, ...]]
     source: str
     train: str
     valid: str
-    test: dict[str, str]
+    test: dict[str, str] = Field(default_factory=dict)
     columns: ColumnNames = ColumnNames()
     language: LanguageFit = LanguageFit()
     task: TaskFit = TaskFit()
     variants: dict[str, Variant]
     ngrams: bool = False
+    baseline: str | None = None
+    overlap: Literal["language-task", "languages"] | None = None
+    paper: Published | None = None
     leakage: Literal["stop", "trim", "ignore"] = "stop"
 
     @field_validator("languages")
@@ -81,16 +99,40 @@ class Recipe(Settings):
         """The settings of a variant's task vector."""
         return changed(self.task, {**self.variants[variant].task, "seed": seed})
 
+    @property
+    def needs_task(self) -> bool:
+        """Whether task vectors are to be learnt."""
+        return bool(self.test) or self.overlap != "languages"
+
     def needed_languages(self, variant: str) -> list[str]:
         """The languages whose vectors a variant uses, the source first."""
         chosen = self.variants[variant]
+        if not self.test:
+            return [self.source, *(name for name in self.languages if name != self.source)]
         targets = [name for name in self.test if name != self.source] if chosen.target else []
         source = [self.source] if chosen.source or (chosen.target and self.source in self.test) else []
         return [*source, *targets]
 
 
 def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a YAML file, with nested `changes` made to it; everything in it is checked."""
+    """The recipe in a YAML file, with nested `changes` made to it; everything in it is checked.
+
+    A recipe that `extends` others, files of the same folder and later ones above earlier ones, says only what is
+    different; null takes away what they say.
+    """
+    recipe = changed(parse(Recipe, _read(path, ())), changes or {})
+    for variant in recipe.variants:
+        recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
+        missing = [name for name in recipe.needed_languages(variant) if name not in recipe.languages]
+        if missing:
+            raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; give it under `languages`")
+    if recipe.baseline is not None and recipe.baseline not in recipe.variants:
+        raise unknown("variant (baseline)", recipe.baseline, recipe.variants)
+    return _rooted(recipe, path.parent)
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """What a recipe and those it extends say."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -101,13 +143,27 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         raise DeftxError(f"the recipe {path} has more than {_LARGEST:,} values: its references (*) multiply them")
     if not isinstance(data, dict):
         raise DeftxError(f"the recipe {path} is not a mapping of keys to values")
-    recipe = changed(parse(Recipe, data), changes or {})
-    for variant in recipe.variants:
-        recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
-        missing = [name for name in recipe.needed_languages(variant) if name not in recipe.languages]
-        if missing:
-            raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; give it under `languages`")
-    return _rooted(recipe, path.parent)
+    below = data.pop(EXTENDS, [])
+    files = below if isinstance(below, list) else [below]
+    if not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise DeftxError(f"the recipe {path} extends {below!r}: give the names of recipes in the same folder")
+    if path in above or len(above) > _DEEPEST:
+        raise DeftxError(f"the recipe {path} extends itself, by way of {', '.join(map(str, above))}")
+    parts = [_read(path.parent / file, (*above, path)) for file in files]
+    return reduce(_overlaid, [*parts, data], {})
+
+
+def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with what `above` says instead, mapping within mapping; without what is null there."""
+    both = dict(below)
+    for key, value in above.items():
+        if value is None and key in below:
+            del both[key]
+        elif isinstance(value, Mapping) and isinstance(below.get(key), Mapping):
+            both[key] = _overlaid(below[key], value)
+        else:
+            both[key] = value
+    return both
 
 
 def _too_large(data: Any) -> bool:

@@ -1,144 +1,227 @@
-"""Carry out a recipe: its fits one after the other, its scores, its table. A run that was stopped goes on.
+"""Carry out a recipe: its plan, its steps, its scores, its table. A run that was stopped goes on.
 
-RUN/vectors/NAME-KEY   a finished fit; KEY names all that determines it, so that nothing stale is taken and
-                       variants share what they have in common
-RUN/vectors.json       which folder holds which variant's vector: variant -> seed -> language or "task"
-RUN/work               what phase 1 learnt, shared by the variants that differ only in what comes after, and the
-                       state of a phase that is under way; gone when a seed is done
-RUN/scores.jsonl       one row per variant, seed and language
-RUN/results.md         the table: mean ± standard deviation over the seeds
+RUN/recipe.json      the recipe
+RUN/steps.json       the store, and the steps that the recipe comes to, with what uses them
+RUN/trimmed.json     what was left out of the training data, since it holds evaluation text
+RUN/results.jsonl    one row per score: variant, seed, language, examples, the metrics, the step. results.parquet too,
+                     where pyarrow is installed
+RUN/results.md       the table: mean ± standard deviation over the seeds
+
+The results of the steps are in a store, which runs share: see `deftx.experiments.store`.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
-from deftx.baselines.ngrams import predict_ngrams, train_ngrams
-from deftx.core.vector import SparseVector
-from deftx.experiments.data import Data, read
-from deftx.experiments.recipe import TASK, Recipe
-from deftx.fit import fit_language, fit_task
-from deftx.models import compose, load_tokenizer, trained_length
-from deftx.storage.files import load, save
-from deftx.storage.folders import claimed, write_text
-from deftx.tasks.classification import evaluate, label_names, scores
+from deftx.errors import DeftxError
+from deftx.experiments.data import read
+from deftx.experiments.executors import Executor, here, work_off
+from deftx.experiments.plan import Plan, Step, make_plan
+from deftx.experiments.recipe import Recipe
+from deftx.experiments.steps import SCORES, VECTOR
+from deftx.experiments.store import Store
+from deftx.storage.folders import claimed, new_file, write_text
 from deftx.training import processes
 
-NGRAMS = "character n-grams"
+RECIPE, STEPS, RESULTS, TRIMMED, TABLE = "recipe.json", "steps.json", "results.jsonl", "trimmed.json", "results.md"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One variant's score on one language's test data, shares from 0 to 1."""
+    """One variant's scores on one language's test data, shares from 0 to 1, and the step that gave them."""
 
     variant: str
     seed: int
     language: str
-    macro_f1: float
-    accuracy: float
+    examples: int
+    scores: dict[str, float]
+    step: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The score as a row of results.jsonl."""
+        about = {"variant": self.variant, "seed": self.seed, "language": self.language, "examples": self.examples}
+        return {**about, **self.scores, "step": self.step}
 
 
-def run_recipe(recipe: Recipe, out: Path) -> list[Score]:
-    """All scores of a recipe. Fits that `out` holds already are taken from there.
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe about to be carried out: its plan, and the store."""
 
-    Raises DeftxError where another process is at work in `out`.
+    recipe: Recipe
+    plan: Plan
+    store: Store
+    trimmed: dict[str, str]
+
+    def left(self) -> list[Step]:
+        """The steps that are not done."""
+        return [step for step in self.plan.steps.values() if not self.store.done(step.id)]
+
+
+def prepare(recipe: Recipe, store: Path) -> Prepared:
+    """Read and check all that a recipe needs, and plan it. Raises DeftxError for what is wrong with it."""
+    data, place = read(recipe), Store(store.resolve())
+    return Prepared(recipe, make_plan(recipe, data, place), place, dict(data.trimmed))
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    store: Path | None = None,
+    executor: Executor = here,
+    room: int = 1,
+    said: Callable[[str], None] = lambda line: None,
+) -> list[Score]:
+    """All scores of a recipe. What the store has is taken from there; without one it is the folder store beside `out`.
+
+    executor  where the steps are carried out: see `deftx.experiments.executors`; room: how many at once
+    said      is told what happens, in lines
+
+    Raises InUse where another process is at work in `out`, and DeftxError for a step that failed; what does not need
+    it is done all the same.
     """
     processes.alone("a run")
     with claimed(out):
-        return _run(recipe, out)
+        run = prepare(recipe, store or out.parent / "store")
+        _describe(run, out)
+
+        def report(step: Step, became: str) -> None:
+            said(_line(run, step, became))
+            if became == "done" and step.kind in SCORED:
+                _write_scores(run, out)
+
+        try:
+            with executor(run.store) as submit:
+                work_off(run.plan, run.store, submit, room, report)
+        finally:
+            _write_scores(run, out)
+        return scores_of(run)
 
 
-def _run(recipe: Recipe, out: Path) -> list[Score]:
-    data = read(recipe)
-    found = list(_ngram_scores(recipe, data)) if recipe.ngrams else []
-    folders: dict[str, dict[int, dict[str, str]]] = {variant: {} for variant in recipe.variants}
-    for seed in recipe.seeds:
-        for variant in recipe.variants:
-            fitted = _fit_variant(recipe, data, variant, seed, out)
-            found += _variant_scores(recipe, data, variant, seed, fitted)
-            folders[variant][seed] = {name: str(folder.relative_to(out)) for name, folder in fitted.items()}
-            write_text(out / "vectors.json", json.dumps(folders, indent=1))
-            write_text(out / "scores.jsonl", "".join(json.dumps(asdict(score)) + "\n" for score in found))
-            write_text(out / "results.md", table(found, recipe.task.training.metric) + _trimmed(data))
-        rmtree(out / "work" / f"seed{seed}", ignore_errors=True)
+SCORED = ("score", "ngrams")  # kinds of steps that give scores
+
+
+def scores_of(run: Prepared) -> list[Score]:
+    """The scores that are there."""
+    found = []
+    for use, step_id in run.plan.of(*SCORED):
+        if run.store.done(step_id):
+            folder, cost = run.store.folder(step_id), run.plan.steps[step_id].cost
+            scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+            found.append(Score(use.variant, use.seed, use.name, cost, scores, step_id))
     return found
 
 
-def _fit_variant(recipe: Recipe, data: Data, variant: str, seed: int, out: Path) -> dict[str, Path]:
-    """The folders of the vectors that a variant uses, by language, and "task"; fitted where they are missing."""
-    folders = {name: _fit_language(recipe, data, variant, seed, name, out) for name in recipe.needed_languages(variant)}
-    source = load(folders[recipe.source]) if recipe.variants[variant].source else None
-    return {**folders, TASK: _fit_task(recipe, data, variant, seed, source, out)}
+def vectors_of(out: Path, variant: str, seed: int) -> dict[str, Path]:
+    """The folders of a variant's finished vectors in a run, by language, and "task"."""
+    about = read_steps(out)
+    wanted = [step for step in about["steps"] if step["kind"] == "vector" and step["seed"] == seed]
+    folders = {step["name"]: out / about["store"] / step["id"] for step in wanted if variant in step["variant"]}
+    return {name: folder / VECTOR for name, folder in folders.items() if (folder / VECTOR).is_dir()}
 
 
-def _fit_language(recipe: Recipe, data: Data, variant: str, seed: int, name: str, out: Path) -> Path:
-    settings, text = recipe.language_fit(variant, seed), data.texts[name]
-    folder = out / "vectors" / f"{name}-seed{seed}-{_key(data.base, text, settings.deciding())}"
-    if not folder.exists():
-        work, title = out / "work" / f"seed{seed}" / name, f"{variant}, seed {seed}, {name}"
-        save(fit_language(recipe.base, text, settings, work=work, title=title), folder)
-    return folder
+def read_steps(out: Path) -> dict[str, Any]:
+    """What steps.json of a run says. Raises DeftxError where `out` is no run."""
+    try:
+        about: dict[str, Any] = json.loads((out / STEPS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DeftxError(f"{out} is not the folder of a run: it has no {STEPS} that can be read") from None
+    return about
 
 
-def _fit_task(recipe: Recipe, data: Data, variant: str, seed: int, source: SparseVector | None, out: Path) -> Path:
-    settings, above = recipe.task_fit(variant, seed), dict(source.info) if source else None
-    key = _key(data.base, asdict(data.train), asdict(data.valid), settings.deciding(), above)
-    folder = out / "vectors" / f"{TASK}-seed{seed}-{key}"
-    if not folder.exists():
-        work, title = out / "work" / f"seed{seed}" / folder.name, f"{variant}, seed {seed}, {TASK}"
-        save(fit_task(recipe.base, data.train, data.valid, settings, source=source, work=work, title=title), folder)
-    return folder
+def estimate(run: Prepared) -> float | None:
+    """About how many seconds the steps that are left take, one after the other, going by what such steps took before;
+    None where there were none."""
+    rates: dict[tuple[Any, ...], list[float]] = {}
+    for record in run.store.records():
+        rates.setdefault(_alike(record["kind"], record), []).append(record["seconds"] / record["cost"])
+    left = [(step.cost, rates.get(_alike(step.kind, step.about))) for step in run.left()]
+    return None if any(seen is None for _, seen in left) else sum(cost * median(seen) for cost, seen in left if seen)
 
 
-def _variant_scores(
-    recipe: Recipe, data: Data, variant: str, seed: int, folders: Mapping[str, Path]
-) -> Iterator[Score]:
-    """Compose a variant's vectors for every test language, and score the models."""
-    task, tokenizer = load(folders[TASK]), load_tokenizer(recipe.base)
-    for name, examples in data.test.items():
-        model = compose(recipe.base, task, load(folders[name]) if recipe.variants[variant].target else ())
-        scored = evaluate(model, tokenizer, examples, trained_length(model, tokenizer, task))
-        yield Score(variant, seed, name, **scored)
+def _alike(kind: str, about: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What steps have in common whose time goes with their cost."""
+    training = (about.get("settings") or {}).get("training", {})
+    return kind, about.get("what"), about.get("base"), training.get("batch_size"), training.get("length")
 
 
-def _ngram_scores(recipe: Recipe, data: Data) -> Iterator[Score]:
-    """The baseline's scores; it has no seed, so its rows count for all of them."""
-    model, labels = train_ngrams(data.train), label_names(data.train)
-    for name, examples in data.test.items():
-        predicted = predict_ngrams(model, examples)
-        true = [labels.index(label) for label in examples.labels or []]
-        yield Score(NGRAMS, 0, name, **scores(true, [labels.index(label) for label in predicted]))
+def _line(run: Prepared, step: Step, became: str) -> str:
+    """What became of a step, how many are done, and about how long the others take."""
+    left = len(run.left())
+    seconds = estimate(run) if became == "done" and left else None
+    rest = f", about {duration(seconds)} left" if seconds else ""
+    return f"[{len(run.plan.steps) - left}/{len(run.plan.steps)}{rest}] {became}: {step.kind}, {step.title}"
 
 
-def table(found: list[Score], metric: str = "macro_f1") -> str:
+def duration(seconds: float) -> str:
+    """Such as 40 s, 12 min or 3.5 h."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _describe(run: Prepared, out: Path) -> None:
+    """Write down what is to be done."""
+    steps = []
+    for step in run.plan.steps.values():
+        uses = run.plan.uses[step.id]
+        for seed, name in dict.fromkeys((use.seed, use.name) for use in uses):
+            variants = [use.variant for use in uses if (use.seed, use.name) == (seed, name)]
+            about = {"id": step.id, "kind": step.kind, "variant": variants, "seed": seed, "name": name}
+            steps.append({**about, "inputs": list(step.inputs.values())})
+    recipe = {"name": out.name, **run.recipe.model_dump(mode="json"), "metric": run.recipe.task.training.metric}
+    store = os.path.relpath(run.store.steps, out.resolve())
+    for name, data in {RECIPE: recipe, STEPS: {"store": store, "steps": steps}, TRIMMED: run.trimmed}.items():
+        write_text(out / name, json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def _write_scores(run: Prepared, out: Path) -> None:
+    """Write down the scores that are there."""
+    found = scores_of(run)
+    rows = [score.row() for score in found]
+    write_text(out / RESULTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if rows and (pyarrow := _pyarrow()):
+        with new_file(out / RESULTS.replace(".jsonl", ".parquet")) as half:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), half)
+    trimmed = "; ".join(f"{name} {how_much}" for name, how_much in run.trimmed.items())
+    note = f"\nLeft out of training, since it holds evaluation text: {trimmed}.\n" if trimmed else ""
+    write_text(out / TABLE, table(found, run.recipe.task.training.metric) + note)
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        return None
+    return pyarrow
+
+
+def table(found: Sequence[Score], metric: str = "macro_f1") -> str:
     """A Markdown table of a metric in percent: a row per variant, a column per language and their average.
 
-    Cells are mean ± sample standard deviation over the seeds; the average is taken within a seed first.
+    Cells are mean ± sample standard deviation over the seeds; the average is taken within a seed first, over the
+    seeds that have scores in all languages. A cell without scores is empty.
     """
     variants, languages = (list(dict.fromkeys(getattr(s, by) for s in found)) for by in ("variant", "language"))
     rows = [["", *languages, "average"], ["---"] * (len(languages) + 2)]
     for variant in variants:
-        cells = {(s.seed, s.language): 100 * getattr(s, metric) for s in found if s.variant == variant}
+        cells = {(s.seed, s.language): 100 * s.scores[metric] for s in found if s.variant == variant}
         seeds = sorted({seed for seed, _ in cells})
-        columns = [[cells[seed, language] for seed in seeds] for language in languages]
-        rows.append([variant, *map(_cell, columns), _cell([mean(values) for values in zip(*columns, strict=True)])])
+        columns = [[cells[seed, name] for seed in seeds if (seed, name) in cells] for name in languages]
+        whole = [
+            [cells[seed, name] for name in languages] for seed in seeds if all((seed, n) in cells for n in languages)
+        ]
+        rows.append([variant, *map(_cell, columns), _cell([mean(values) for values in whole])])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _trimmed(data: Data) -> str:
-    """What was left out of the training data, as a line under the table; nothing where it was nothing."""
-    what = "; ".join(f"{name} {how_much}" for name, how_much in data.trimmed.items())
-    return f"\nLeft out of training, since it holds evaluation text: {what}.\n" if what else ""
-
-
-def _cell(values: list[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+def _cell(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}" if values else ""

@@ -112,7 +112,7 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
 
 
 def _best(vector: SparseVector) -> Any:
-    phase = _part(vector, "log").get("phase2")
+    phase = next(reversed(_part(vector, "log").values()), None)  # the last one
     return phase.get("best_score") if isinstance(phase, Mapping) else None
 
 

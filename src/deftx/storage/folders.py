@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO
 
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, InUse
 from deftx.storage.manifest import FILE
 
 VECTOR, MODEL, SFT, PEFT = "vector", "model", "vector of LT-SFT", "PEFT adapter"
@@ -37,14 +37,14 @@ def check_target(folder: str | os.PathLike[str], kind: str = VECTOR, *, force: b
 def claimed(folder: Path) -> Iterator[None]:
     """Have `folder`, made where it is missing, to this process until the end of the block, or of the process.
 
-    Raises DeftxError that names the folder where another process has it. Where the system or the disk knows no such
+    Raises InUse that names the folder where another process has it. Where the system or the disk knows no such
     locks (Windows, some network disks), nothing is refused. A folder that is empty at the end is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
     with lock.open("a") as file:
         if not _locked(file, lock):
-            raise DeftxError(f"{folder} is in use by another deftx: wait until it is done, or choose another folder")
+            raise InUse(f"{folder} is in use by another deftx: wait until it is done, or choose another folder")
         try:
             yield
         finally:

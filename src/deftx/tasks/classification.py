@@ -139,9 +139,17 @@ def evaluate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
 ) -> dict[str, float]:
     """All METRICS of a classifier on labelled examples; its labels are those of its config."""
+    true, found, _ = predicted(model, tokenizer, examples, length)
+    return scores(true, found)
+
+
+def predicted(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
+) -> tuple[list[int], list[int], list[str]]:
+    """The number of the true label and of the most probable one for every example, and the labels by number."""
     labels = list((model.config.id2label or {}).values())
     encoded = encode(examples, tokenizer, length, labels)
-    return scores(encoded.labels, logits(model, encoded).argmax(-1).tolist())
+    return encoded.labels, logits(model, encoded).argmax(-1).tolist(), labels
 
 
 def predict(

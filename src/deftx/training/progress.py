@@ -1,5 +1,6 @@
-"""A progress bar for a training, on standard error."""
+"""A progress bar for a training, on standard error; the figures also go to the log `deftx.training`."""
 
+import logging
 from typing import Any
 
 from rich.console import Console
@@ -8,12 +9,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from deftx.training.processes import first
 
+LOG = logging.getLogger("deftx.training")
+
 
 class ProgressBar(TrainerCallback):
     """One line: what is trained, how far it is, its latest losses and scores. Shown within `with self.bar`."""
 
     def __init__(self, title: str, steps: int) -> None:
-        self.news: dict[str, float] = {}
+        self.title, self.news = title, dict[str, float]()
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
         news = TextColumn("{task.fields[news]}")
         self.bar = Progress(*columns, news, console=Console(stderr=True), disable=not first())
@@ -27,4 +30,6 @@ class ProgressBar(TrainerCallback):
         """Show the latest figures."""
         shown = {"loss": "loss", "eval_loss": "held out", "eval_macro_f1": "macro-F1", "eval_accuracy": "accuracy"}
         self.news |= {shown[name]: value for name, value in kwargs["logs"].items() if name in shown}
-        self.bar.update(self.task, news="  ".join(f"{name} {value:.3f}" for name, value in self.news.items()))
+        news = "  ".join(f"{name} {value:.3f}" for name, value in self.news.items())
+        self.bar.update(self.task, news=news)
+        LOG.info("%s: step %d of %d  %s", self.title, state.global_step, state.max_steps, news)

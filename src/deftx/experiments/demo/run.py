@@ -1,6 +1,5 @@
 """`deftx demo`: write the artificial languages down as files and a recipe, carry it out, and say what to try next."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import yaml
 from deftx.errors import DeftxError
 from deftx.experiments.demo.languages import SOURCE, TARGETS, labelled, plain_text, say
 from deftx.experiments.recipe import load_recipe
-from deftx.experiments.run import Score, run_recipe, table
+from deftx.experiments.run import Score, run_recipe, table, vectors_of
 from deftx.models import compose, load_tokenizer, save_model
 from deftx.storage.files import load
 from deftx.storage.folders import LOCK, claimed, write_text
@@ -157,7 +156,9 @@ def plot(found: list[Score], path: Path) -> None:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     for number, variant in enumerate(VARIANTS):
-        heights = [100 * mean(s.macro_f1 for s in found if (s.variant, s.language) == (variant, t)) for t in TARGETS]
+        heights = [
+            100 * mean(s.scores["macro_f1"] for s in found if (s.variant, s.language) == (variant, t)) for t in TARGETS
+        ]
         bars = axes.bar([place + 0.27 * (number - 1) for place in range(len(TARGETS))], heights, 0.25, label=variant)
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
     axes.set_xticks(range(len(TARGETS)), TARGETS)
@@ -169,10 +170,10 @@ def plot(found: list[Score], path: Path) -> None:
 
 def compose_one(out: Path, seed: int) -> None:
     """Put DeFT-X's task vector and first target vector where they are easily found, and compose them to a model."""
-    named = json.loads((out / "run" / "vectors.json").read_text(encoding="utf-8"))[DEFT_X][str(seed)]
+    found = vectors_of(out / "run", DEFT_X, seed)
     folders = {name: out / "vectors" / name for name in ("task", *TARGETS)}
     for name, folder in folders.items():
-        shutil.copytree(out / "run" / named[name], folder, dirs_exist_ok=True)
+        shutil.copytree(found[name], folder, dirs_exist_ok=True)
     model = compose(out / "base", load(folders["task"]), load(folders[TARGETS[0]]))
     save_model(model, load_tokenizer(out / "base"), _composed(out))
 

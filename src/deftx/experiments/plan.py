@@ -1,0 +1,148 @@
+"""What a recipe comes to: steps, each named by all that determines its result, those that variants share once.
+
+    delta    phase 1 of a fit: θ1 − θ0, shared by all methods, ranks and k
+    vector   the rest of a fit: denoise, select, phase 2
+    score    a composed model on a language's test data
+    ngrams   the baseline of character n-grams, on a language's test data
+
+A language's fit is delta -> vector; a task's fit too, above the source's vector; a score is above the task's vector and
+the language's.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from deftx.experiments.data import Data
+from deftx.experiments.recipe import TASK, Recipe
+from deftx.experiments.store import Store
+from deftx.settings import Fit, LanguageFit, TaskFit, parse
+
+# Versions of the code of each kind of step. Raise one when a change alters what the step gives: results of the old
+# code are not taken then.
+VERSIONS = {"delta": 1, "vector": 1, "score": 1, "ngrams": 1}
+
+NGRAMS = "character n-grams"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to compute.
+
+    kind    of VERSIONS
+    about   JSON-like data: with the inputs, all that determines the result
+    inputs  role -> id of the step whose result is needed
+    base    where the base is: `about` names it by its content
+    settings  of a fit; `about` has those that decide something
+    title   for people
+    cost    what its time goes with, among steps of its kind: optimiser steps, or examples
+    """
+
+    kind: str
+    about: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    base: str = ""
+    settings: Fit | None = None
+    title: str = ""
+    cost: int = 1
+
+    @cached_property
+    def id(self) -> str:
+        """A name of the result: other settings, data, base or code, another name."""
+        parts = [self.kind, VERSIONS[self.kind], dict(self.about), dict(self.inputs)]
+        return f"{self.kind}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
+
+    def to_json(self) -> str:
+        """The step as text, for another process."""
+        return json.dumps({**asdict(self), "settings": self.settings and self.settings.model_dump(mode="json")})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Step":
+        """The step that `to_json` wrote."""
+        data = json.loads(text)
+        kind: type[Fit] = TaskFit if data["about"].get("what") == TASK else LanguageFit
+        return cls(**{**data, "settings": data["settings"] and parse(kind, data["settings"])})
+
+
+@dataclass(frozen=True)
+class Use:
+    """Which variant needs a step, for which seed, and for which language or "task"."""
+
+    variant: str
+    seed: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a recipe by id, inputs before what needs them, and what uses each of them."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    uses: dict[str, list[Use]] = field(default_factory=dict)
+
+    def add(self, step: Step, use: Use) -> str:
+        """The id of a step that is wanted for a use, among the others from now on."""
+        self.steps.setdefault(step.id, step)
+        users = self.uses.setdefault(step.id, [])
+        if use not in users:
+            users.append(use)
+        return step.id
+
+    def of(self, *kinds: str) -> Iterator[tuple[Use, str]]:
+        """The uses of the steps of some kinds, and the steps' ids."""
+        for step_id, step in self.steps.items():
+            if step.kind in kinds:
+                yield from ((use, step_id) for use in self.uses[step_id])
+
+
+def make_plan(recipe: Recipe, data: Data, store: Store) -> Plan:
+    """The plan of a recipe; its data are put into the store, where the steps find them."""
+    planner, plan = _Planner(recipe, data, store), Plan()
+    for seed in recipe.seeds:
+        for variant in recipe.variants:
+            planner.add_variant(plan, variant, seed)
+    if recipe.ngrams:
+        for name in data.test:
+            step = Step("ngrams", {"train": planner.train, "test": planner.test[name]}, title=f"{NGRAMS}: {name}")
+            plan.add(step, Use(NGRAMS, 0, name))
+    return plan
+
+
+class _Planner:
+    """A recipe's data by name of content, and the steps that its variants need."""
+
+    def __init__(self, recipe: Recipe, data: Data, store: Store) -> None:
+        self.recipe, self.data = recipe, data
+        self.texts = {name: store.put(texts) for name, texts in data.texts.items()}
+        self.train, self.valid = store.put(data.train), store.put(data.valid)
+        self.test = {name: store.put(examples) for name, examples in data.test.items()}
+
+    def add_variant(self, plan: Plan, variant: str, seed: int) -> None:
+        """All steps of a variant with a seed."""
+        recipe, chosen = self.recipe, self.recipe.variants[variant]
+        vectors = {}
+        for name in recipe.needed_languages(variant):
+            about = {"what": "language", "base": self.data.base, "text": self.texts[name]}
+            vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, Use(variant, seed, name))
+        if not recipe.needs_task:
+            return
+        source = {"source": vectors[recipe.source]} if chosen.source else {}
+        about = {"what": TASK, "base": self.data.base, "train": self.train, "valid": self.valid}
+        task = self._fit(plan, about, recipe.task_fit(variant, seed), source, Use(variant, seed, TASK))
+        for name in self.data.test:
+            inputs = {"task": task, **({"language": vectors[name]} if chosen.target else {})}
+            about = {"base": self.data.base, "test": self.test[name]}
+            title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
+            plan.add(Step("score", about, inputs, recipe.base, None, title, cost), Use(variant, seed, name))
+
+    def _fit(self, plan: Plan, about: dict[str, Any], settings: Fit, inputs: dict[str, str], use: Use) -> str:
+        """The id of the vector that a fit ends with."""
+        base, title, cost = self.recipe.base, f"{use.variant}, seed {use.seed}: {use.name}", settings.training.max_steps
+        deciding = settings.deciding()
+        first = {"seed": settings.seed, "training": deciding["training"]}
+        delta = Step("delta", {**about, "settings": first}, inputs, base, settings, title, cost or 1)
+        inputs = {**inputs, "delta": plan.add(delta, use)}
+        return plan.add(Step("vector", {**about, "settings": deciding}, inputs, base, settings, title, cost or 1), use)

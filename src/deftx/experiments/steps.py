@@ -1,0 +1,133 @@
+"""How each kind of step is carried out: what it reads from the store, and what it leaves there."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from deftx.baselines.ngrams import predict_ngrams, train_ngrams
+from deftx.console import error_line
+from deftx.core.vector import SparseVector
+from deftx.errors import InUse
+from deftx.experiments.plan import Step
+from deftx.experiments.store import Store
+from deftx.fit import fit_language, fit_task, language_start, task_start
+from deftx.models import compose, load_tokenizer, place, trained_length
+from deftx.settings import LanguageFit, TaskFit
+from deftx.storage.files import load, save
+from deftx.tasks.classification import label_names, predicted, scores
+from deftx.tasks.data import Examples
+from deftx.training.phases import PHASE_1, full_tuning
+
+# How it went, and what is wrong where it failed.
+Outcome = tuple[Literal["done", "in use", "failed"], str]
+
+VECTOR, PREDICTIONS, SCORES = "vector", "predictions.json", "scores.json"
+
+
+def carry_out(store: Store, step: Step) -> None:
+    """Compute a step whose inputs are there, unless it is there already; what was begun before goes on.
+
+    Raises InUse where another process is at it, and DeftxError for what is wrong with its input.
+    """
+    if store.done(step.id):
+        return
+    about = {"kind": step.kind, "title": step.title, "cost": step.cost, **step.about, "inputs": dict(step.inputs)}
+    with store.making(step.id, about) as (work, folder):
+        if not store.done(step.id):  # by another process, just now
+            KINDS[step.kind](store, step, work, folder)
+
+
+def attempt(store: Store, step: Step) -> Outcome:
+    """`carry_out`, what can go wrong with it being an outcome."""
+    try:
+        carry_out(store, step)
+    except InUse as error:
+        return "in use", str(error)
+    except Exception as error:
+        line = error_line(error)
+        if line is None:
+            raise
+        return "failed", line
+    return "done", ""
+
+
+def _delta(store: Store, step: Step, work: Path, folder: Path) -> None:
+    """Phase 1 of a fit: phase1.safetensors."""
+    settings = step.settings
+    if isinstance(settings, TaskFit):
+        start = task_start(step.base, *_labelled(store, step), settings, _source(store, step))
+    else:
+        assert isinstance(settings, LanguageFit)
+        start = language_start(step.base, store.texts(step.about["text"]), settings)
+    full_tuning(start.model, start.objective, settings, work=work, title=step.title)
+    _link(work / PHASE_1, folder / PHASE_1)
+
+
+def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
+    """The rest of a fit: the folder `vector`."""
+    settings, title = step.settings, step.title
+    _link(store.folder(step.inputs["delta"]) / PHASE_1, work / PHASE_1)
+    if isinstance(settings, TaskFit):
+        labelled, source = _labelled(store, step), _source(store, step)
+        vector = fit_task(step.base, *labelled, settings, source=source, work=work, title=title)
+    else:
+        assert isinstance(settings, LanguageFit)
+        vector = fit_language(step.base, store.texts(step.about["text"]), settings, work=work, title=title)
+    save(vector, folder / VECTOR)
+
+
+def _score(store: Store, step: Step, work: Path, folder: Path) -> None:
+    """A composed model on test data: scores.json, and predictions.json with numbers of labels."""
+    task, examples = _loaded(store, step, "task"), store.examples(step.about["test"])
+    languages = [_loaded(store, step, "language")] if "language" in step.inputs else []
+    model, tokenizer = compose(step.base, task, languages), load_tokenizer(step.base)
+    place(model)
+    answers = predicted(model, tokenizer, examples, trained_length(model, tokenizer, task))
+    _write_answers(folder, *answers)
+
+
+def _ngrams(store: Store, step: Step, work: Path, folder: Path) -> None:
+    """Character n-grams on test data: the same files."""
+    train, examples = store.examples(step.about["train"]), store.examples(step.about["test"])
+    labels = label_names(train)
+    answers = predict_ngrams(train_ngrams(train), examples)
+    true = [labels.index(label) for label in examples.labels or []]
+    _write_answers(folder, true, [labels.index(label) for label in answers], labels)
+
+
+KINDS: Mapping[str, Callable[[Store, Step, Path, Path], None]] = {
+    "delta": _delta,
+    "vector": _vector,
+    "score": _score,
+    "ngrams": _ngrams,
+}
+
+
+def _labelled(store: Store, step: Step) -> tuple[Examples, Examples]:
+    return store.examples(step.about["train"]), store.examples(step.about["valid"])
+
+
+def _source(store: Store, step: Step) -> SparseVector | None:
+    return _loaded(store, step, "source") if "source" in step.inputs else None
+
+
+def _loaded(store: Store, step: Step, role: str) -> SparseVector:
+    return load(store.folder(step.inputs[role]) / VECTOR)
+
+
+def _write_answers(folder: Path, true: Sequence[int], answers: Sequence[int], labels: Sequence[str]) -> None:
+    found = {"true": list(true), "predicted": list(answers), "labels": list(labels)}
+    (folder / PREDICTIONS).write_text(json.dumps(found), encoding="utf-8")
+    (folder / SCORES).write_text(json.dumps(scores(true, answers)), encoding="utf-8")
+
+
+def _link(old: Path, new: Path) -> None:
+    """The file at `old` at `new` too, in the place of what is there; without taking room where the disk can do that."""
+    new.unlink(missing_ok=True)
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)

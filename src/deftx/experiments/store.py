@@ -1,0 +1,120 @@
+"""Where finished steps are kept: a folder that runs share, and that several processes may use at once.
+
+STORE/steps/ID/          a finished step, whole or not there: step.json, log.txt, and what its kind of step makes
+STORE/work/ID/           one that is under way or was stopped, and goes on from there
+STORE/data/DIGEST.json   texts and labelled data, named by their content
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from deftx.storage.folders import claimed, new_folder, write_text
+from deftx.tasks.data import Examples
+
+RECORD, LOG = "step.json", "log.txt"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The store in the folder `root`."""
+
+    root: Path
+
+    @property
+    def steps(self) -> Path:
+        """The folder of the finished steps."""
+        return self.root / "steps"
+
+    def folder(self, step_id: str) -> Path:
+        """Where a finished step is."""
+        return self.steps / step_id
+
+    def work(self, step_id: str) -> Path:
+        """Where a step works."""
+        return self.root / "work" / step_id
+
+    def done(self, step_id: str) -> bool:
+        """Whether a step is finished."""
+        return (self.folder(step_id) / RECORD).is_file()
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What is noted of all finished steps."""
+        for file in self.steps.glob(f"[!.]*/{RECORD}"):
+            yield json.loads(file.read_text(encoding="utf-8"))
+
+    def put(self, texts: Sequence[str] | Examples) -> str:
+        """Keep texts or labelled data; the name of their content."""
+        content = json.dumps(asdict(texts) if isinstance(texts, Examples) else list(texts), ensure_ascii=False)
+        digest = hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:16]
+        if not self._data(digest).exists():
+            write_text(self._data(digest), content)
+        return digest
+
+    def texts(self, digest: str) -> list[str]:
+        """Texts that were put here."""
+        texts: list[str] = json.loads(self._data(digest).read_text(encoding="utf-8"))
+        return texts
+
+    def examples(self, digest: str) -> Examples:
+        """Labelled data that were put here."""
+        return Examples(**json.loads(self._data(digest).read_text(encoding="utf-8")))
+
+    def _data(self, digest: str) -> Path:
+        return self.root / "data" / f"{digest}.json"
+
+    @contextmanager
+    def making(self, step_id: str, about: Mapping[str, Any]) -> Iterator[tuple[Path, Path]]:
+        """The folder of work of a step, and a new folder that is the finished step at the end of the block.
+
+        about  to be noted with it. Raises InUse where another process is at the same step.
+        """
+        work, began = self.work(step_id), monotonic()
+        with claimed(work):
+            with new_folder(self.folder(step_id)) as folder, _logged(work / LOG):
+                yield work, folder
+                shutil.copyfile(work / LOG, folder / LOG)
+                versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
+                finished = datetime.now(UTC).isoformat(timespec="seconds")
+                record = {
+                    "id": step_id,
+                    **about,
+                    "seconds": round(monotonic() - began, 1),
+                    "versions": versions,
+                    "finished": finished,
+                }
+                (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+            for path in work.iterdir():
+                if path.name != ".lock":
+                    path.unlink()
+
+
+@contextmanager
+def _logged(file: Path) -> Iterator[None]:
+    """Within the block, what the trainings have to say is written to a file too."""
+    log, handler = logging.getLogger("deftx"), logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)
+        handler.close()
+
+
+def size(folder: Path) -> int:
+    """The bytes that the files of a folder take, those with several names shared out among these."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return sum(path.stat().st_size // path.stat().st_nlink for path in files)
