@@ -308,7 +308,9 @@ def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(here,
     interrupt = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # ignored where the tests are in the background
-    monkeypatch.setattr("deftx.training.phases.train", lambda *args, **options: os.kill(os.getpid(), number) or time.sleep(9))
+    monkeypatch.setattr(
+        "deftx.training.phases.train", lambda *args, **options: os.kill(os.getpid(), number) or time.sleep(9)
+    )
     command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
     stopped = run(*command)
     assert stopped.code == code

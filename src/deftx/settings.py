@@ -95,7 +95,7 @@ class Fit(Settings):
 
     def deciding(self) -> dict[str, Any]:
         """The settings as JSON-like data, but for where logs go, which decides nothing."""
-        return self.model_dump(mode="json", exclude={"training": {"logs"}})
+        return self.model_dump(mode="json", exclude={"training": {"logs", "report_to"}})
 
 
 class LanguageFit(Fit):

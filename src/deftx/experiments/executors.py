@@ -4,15 +4,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from subprocess import PIPE, Popen
-from typing import Any
+from tempfile import TemporaryFile
+from threading import Thread
+from typing import IO, Any
 
 from deftx.errors import DeftxError, unknown
 from deftx.experiments.plan import Plan, Step
@@ -22,7 +25,6 @@ from deftx.experiments.store import Store
 PAUSE = 2.0  # seconds before a step that another process is at is looked at again
 MANY = 10_000  # steps: Ray itself knows how many fit
 RETRIES = 3  # of a step whose machine was lost
-OUTPUT = "output-{}.txt"  # in a step's folder of work: what a process of its own said
 
 Submit = Callable[[Step], "Future[Outcome]"]
 Report = Callable[[Step, str], None]  # a step, and what became of it: "begun", or the first part of its outcome
@@ -83,71 +85,101 @@ def here(store: Store) -> Iterator[Submit]:
 
 @contextmanager
 def processes(store: Store, jobs: int) -> Iterator[Submit]:
-    """Each step has a process of its own; `jobs` of them share out the machine's cores, and its GPUs."""
+    """Steps are carried out by `jobs` processes, which share out the machine's cores among them, and its GPUs."""
     import torch
 
     gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    places: SimpleQueue[int] = SimpleQueue()
-    for place in range(jobs):
-        places.put(place)
-    children: set[Popen[str]] = set()
+    command = [sys.executable, "-m", "deftx.experiments.executors", str(store.root)]
+    idle: SimpleQueue[_Worker] = SimpleQueue()
 
     def work(step: Step) -> Outcome:
-        place = places.get()
-        own = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // jobs))}
-        own |= {"CUDA_VISIBLE_DEVICES": str(place % gpus)} if gpus else {}
+        worker = idle.get()
         try:
-            return _in_a_process(store, step, {**os.environ, **own}, children)
+            return worker.carry_out(step)
         finally:
-            places.put(place)
+            idle.put(worker)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ExitStack() as files, ThreadPoolExecutor(jobs) as pool:
+        workers = []
+        for place in range(jobs):
+            own = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // jobs))}
+            own |= {"CUDA_VISIBLE_DEVICES": str(place % gpus)} if gpus else {}
+            said = files.enter_context(TemporaryFile("w+"))
+            workers.append(worker := _Worker(command, {**os.environ, **own}, said))
+            files.callback(worker.close)
+            idle.put(worker)
         try:
             yield lambda step: pool.submit(work, step)
-        except BaseException:  # Ctrl-C and SIGTERM too
+        finally:  # after Ctrl-C and SIGTERM too
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in list(children):
-                child.terminate()
-            raise
+            for worker in workers:
+                worker.end()
 
 
-def _in_a_process(store: Store, step: Step, environment: dict[str, str], children: "set[Popen[str]]") -> Outcome:
-    """Have `main` carry out a step. It ends when its standard input does, so with this process."""
-    output = store.work(step.id) / OUTPUT.format(os.getpid())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "deftx.experiments.executors", str(store.root)]
-    with (
-        output.open("w") as said,
-        Popen(command, stdin=PIPE, stdout=PIPE, stderr=said, env=environment, text=True) as child,
-    ):
-        children.add(child)
+@dataclass(eq=False)
+class _Worker:
+    """A process that runs `main`, started when there is something to do, and once more where it ended by itself."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    said: IO[str]
+    child: "Popen[str] | None" = None
+
+    def carry_out(self, step: Step) -> Outcome:
+        """Have it carry out a step."""
+        if self.child is None:
+            self.child = Popen(self.command, stdin=PIPE, stdout=PIPE, stderr=self.said, env=self.environment, text=True)
+        child = self.child
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(step.to_json() + "\n")
-        child.stdin.flush()
-        answer = child.stdout.read()
+        with suppress(BrokenPipeError):  # it has ended since its last step
+            child.stdin.write(step.to_json() + "\n")
+            child.stdin.flush()
+        if answer := child.stdout.readline():
+            became, why = json.loads(answer)
+            return became, why
+        self.said.seek(0)
+        last = next((line for line in reversed(self.said.readlines()) if line.strip()), "").strip()
         code = child.wait()
-        children.discard(child)
-    if code:
-        return "failed", f"its process ended with code {code}; what it said is in {output}"
-    output.unlink(missing_ok=True)
-    became, why = json.loads(answer)
-    return became, why
+        self.close()
+        return "failed", f"its process ended with code {code}" + (f": {last}" if last else "; is there memory enough?")
+
+    def end(self) -> None:
+        """Have it end, whatever it is at."""
+        if child := self.child:
+            child.terminate()
+            child.wait()
+
+    def close(self) -> None:
+        """Let go of a process that has ended."""
+        child, self.child = self.child, None
+        for pipe in (child.stdin, child.stdout) if child else ():
+            with suppress(OSError):  # what was never read by it
+                pipe.close()
 
 
 def main() -> None:
-    """Carry out the step on standard input with the store of the first argument; write the outcome."""
-    from threading import Thread
+    """Carry out the steps on standard input, one a line, with the store of the first argument; write their outcomes.
 
+    Ends when standard input does, so with the process that started it, whatever it is at.
+    """
     from deftx.console import exit_on_sigterm, quiet_transformers
 
-    step, answers = Step.from_json(sys.stdin.readline()), os.dup(1)
+    steps: SimpleQueue[Step] = SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            steps.put(Step.from_json(line))
+        os._exit(0)
+
+    answers = os.dup(1)
     os.dup2(2, 1)  # nothing else is to be among the answers
-    Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
     quiet_transformers()
-    with exit_on_sigterm(1):
-        outcome = attempt(Store(Path(sys.argv[1])), step)
-    os.write(answers, json.dumps(outcome).encode())
+    Thread(target=read, daemon=True).start()
+    with exit_on_sigterm(0):
+        while True:
+            outcome = attempt(Store(Path(sys.argv[1])), steps.get())
+            os.write(answers, f"{json.dumps(outcome)}\n".encode())
 
 
 @contextmanager

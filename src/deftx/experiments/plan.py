@@ -106,8 +106,8 @@ def make_plan(recipe: Recipe, data: Data, store: Store) -> Plan:
             planner.add_variant(plan, variant, seed)
     if recipe.ngrams:
         for name in data.test:
-            step = Step("ngrams", {"train": planner.train, "test": planner.test[name]}, title=f"{NGRAMS}: {name}")
-            plan.add(step, Use(NGRAMS, 0, name))
+            about, cost = {"train": planner.train, "test": planner.test[name]}, len(data.test[name])
+            plan.add(Step("ngrams", about, title=f"{NGRAMS}: {name}", cost=cost), Use(NGRAMS, 0, name))
     return plan
 
 

@@ -96,13 +96,14 @@ def selected_tuning(
     model: PreTrainedModel, objective: Objective, settings: Fit, selection: Selection, phase: Phase
 ) -> tuple[SparseVector, dict[str, Any]]:
     """Phase 2 of `fit`: how far the selected entries moved, and how the training went."""
+    top = trained_head(model)
     with sparse_tuning(model, selection) as tuning:
 
         def difference() -> Delta:
             return {name: entries.dense() for name, entries in tuning.vector().tensors.items()}
 
         with _last_good_kept(phase, difference):
-            flat = Moving([tuning.values], [tuning.start], trained_head(model), placed=tuning.write)
+            flat = Moving([tuning.values], [tuning.start], top, placed=tuning.write)
             log = _train(model, objective, settings, flat, phase)
         return tuning.vector(), log
 
