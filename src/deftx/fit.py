@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,18 +131,59 @@ def fit(
     return replace(phi, info=info)
 
 
-def fit_language(
-    base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
-) -> SparseVector:
-    """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A model at θ0, what it is to be trained for, and where a vector made so comes from."""
+
+    model: PreTrainedModel
+    objective: Objective
+    origin: Mapping[str, Any]
+
+
+def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> Start:
+    """`base` about to be trained on the lines of a language's plain text, by masked language modelling."""
     processes.join()
     model, tokenizer = load_masked_lm(base), load_tokenizer(base)
     place(model)
     origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))
     objective = masked_lm(text, tokenizer, settings.training, length, settings.seed)
-    vector = fit(model, objective, settings, work=work, title=title)
-    return replace(vector, info={**origin, **vector.info, "data": {"lines": len(text), "digest": objective.digest}})
+    return Start(model, objective, {**origin, "data": {"lines": len(text), "digest": objective.digest}})
+
+
+def task_start(
+    base: Base,
+    train_set: Examples,
+    valid_set: Examples,
+    settings: TaskFit,
+    source: SparseVector | None = None,
+    *,
+    force: bool = False,
+) -> Start:
+    """θ0 + φ_source about to be trained on labelled data, with a new head."""
+    processes.join()
+    labels, tokenizer = label_names(train_set), load_tokenizer(base)
+    model = load_classifier(base, labels, settings.seed)
+    place(model)
+    origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
+    if source is not None:
+        check_base(origin["base_fingerprint"], source, force=force)
+        check_tokenizer(tokenizer, source, force=force)
+        apply(model, source)
+    length = min(settings.training.length, longest_input(model, tokenizer))
+    objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)
+    data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
+    about = {"source": dict(source.info) if source else None, "labels": list(labels), "data": data}
+    return Start(model, objective, {**origin, **about})
+
+
+def fit_language(
+    base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
+) -> SparseVector:
+    """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
+    start = language_start(base, text, settings)
+    vector = fit(start.model, start.objective, settings, work=work, title=title)
+    return replace(vector, info={**start.origin, **vector.info})
 
 
 def fit_task(
@@ -162,22 +203,13 @@ def fit_task(
             so that any other language vector can take its place. None: from θ0
     force   go on, with a warning, where `source` was made on other weights than the base's
     """
-    processes.join()
-    labels, tokenizer = label_names(train_set), load_tokenizer(base)
-    model = load_classifier(base, labels, settings.seed)
-    place(model)
-    origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
-    if source is not None:
-        check_base(origin["base_fingerprint"], source, force=force)
-        check_tokenizer(tokenizer, source, force=force)
-        apply(model, source)
-    length = min(settings.training.length, longest_input(model, tokenizer))
-    objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)
-    vector = fit(model, objective, settings, work=work, title=title)
-    top = Head({name: parameter.detach().cpu().clone() for name, parameter in head(model).items()}, labels)
-    about = {"source": dict(source.info) if source else None, "labels": list(labels)}
-    data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
-    return replace(vector, head=top, info={**origin, **vector.info, **about, "data": data})
+    start = task_start(base, train_set, valid_set, settings, source, force=force)
+    vector = fit(start.model, start.objective, settings, work=work, title=title)
+    top = Head(
+        {name: parameter.detach().cpu().clone() for name, parameter in head(start.model).items()},
+        tuple(start.origin["labels"]),
+    )
+    return replace(vector, head=top, info={**start.origin, **vector.info})
 
 
 def transfer(
