@@ -86,11 +86,14 @@ def ours(python: str) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import tiny
     import transformers
+    from transformers.utils import logging
 
     from deftx.baselines import madx
     from deftx.models import load_classifier, load_masked_lm
     from deftx.settings import MadxLanguageFit, MadxTaskFit
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     loads: dict[str, Any] = {"mlm": load_masked_lm, "classifier": lambda base: load_classifier(base, ("a", "b"))}
 
     def stacked(base: Path, head: str, names: list[str], layers: int) -> tuple[nn.Module, dict[str, nn.Parameter]]:
@@ -110,10 +113,7 @@ def ours(python: str) -> None:
             for head, load in loads.items():
                 load(base).save_pretrained(folder / f"{shape}-{head}")
             for number, case in enumerate(CASES):
-                model, own = made[shape, number] = stacked(base, *CASES[case])
-                if CASES[case][0] == "classifier":  # the head is drawn anew each time
-                    saved = loads["classifier"](folder / f"{shape}-classifier").classifier.state_dict()
-                    model.get_submodule("classifier").load_state_dict(saved)
+                _, own = made[shape, number] = stacked(base, *CASES[case])
                 draw(own, seed=10 + number)
                 tensors = {name: parameter.detach().clone() for name, parameter in own.items()}
                 save_file(tensors, folder / f"{shape}-{number}-ours.safetensors")

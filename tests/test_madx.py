@@ -204,19 +204,24 @@ def test_the_same_seed_gives_the_same_adapters_and_another_one_others(bases, lan
 
 def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, language, task, tmp_path, monkeypatch):
     class Cut(BaseException):
-        pass
+        """The end of the process: nothing handles it."""
 
-    def ended(model, *args):
-        raise Cut
+    steps, evaluated = [], checkpoint.Best.on_evaluate
 
+    def until_cut(best, args, state, *rest, **options):
+        steps.append(state.global_step)
+        if steps == [2, 4]:
+            raise Cut
+        evaluated(best, args, state, *rest, **options)
+
+    monkeypatch.setattr(checkpoint.Best, "on_evaluate", until_cut)
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Best, "on_log", ended)  # the first score is logged after two steps
-        with pytest.raises(Cut):
-            madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, work=tmp_path)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    with pytest.raises(Cut):
+        madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, work=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["madx.state.safetensors"]
-    again = madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, work=tmp_path)
-    assert equal(again, task)
+    assert equal(madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, work=tmp_path), task)
+    assert steps == [2, 4, 4]
 
 
 def test_what_a_composed_model_scores_is_what_its_training_noted(bases, language, task):
