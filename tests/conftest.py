@@ -13,6 +13,8 @@ import torch
 import transformers
 from hypothesis import settings
 
+from deftx.baselines import adapters
+
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
@@ -58,3 +60,18 @@ def bases(tmp_path_factory):
         return folders[shape]
 
     return folder
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """The names of the parameters that each training of a baseline moves, in order."""
+    seen, train = [], adapters.train
+
+    def watched(model, *args, **options):
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        trained = train(model, *args, **options)
+        seen.append({name for name, parameter in model.named_parameters() if not parameter.equal(before[name])})
+        return trained
+
+    monkeypatch.setattr(adapters, "train", watched)
+    return seen

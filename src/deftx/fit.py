@@ -66,7 +66,8 @@ def fit(
     Raises DeftxError before any training where a setting is out of range, and Diverged, the last good state
     being kept in `work`, where a loss is not finite.
     """
-    check_settings(model, settings)
+    entries = sum(weight.numel() for weight in tunable(model).values())
+    check_settings(settings, entries, head=bool(trained_head(model)))
 
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
     learnt = full_tuning(model, objective, settings, work=work, title=title)
@@ -184,15 +185,14 @@ def transfer(
     return compose(base, phi_task, phi_target)
 
 
-def check_settings(model: PreTrainedModel, settings: Fit) -> None:
-    """Raise DeftxError now for what would only come to light after hours of phase 1."""
+def check_settings(settings: Fit, tunable_entries: int, *, head: bool) -> None:
+    """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is learnt too."""
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
     if settings.method == "random" and not settings.phase2:
         raise DeftxError("method random needs phase 2: without it the entries would stay as phase 1 left them")
     rank_rule(settings.rank)
-    entries = sum(weight.numel() for weight in tunable(model).values())
-    if parse_k(settings.k, entries) == 0 and not trained_head(model):
+    if parse_k(settings.k, tunable_entries) == 0 and not head:
         raise DeftxError(f"k = {settings.k} leaves nothing to learn: give at least 1")
 
 

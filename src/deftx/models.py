@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
@@ -135,7 +135,15 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return min(positions - offset, int(tokenizer.model_max_length))
 
 
-def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: SparseVector) -> int:
+class Noted(Protocol):
+    """What notes where it comes from, as vectors do."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """JSON-like data."""
+
+
+def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Noted) -> int:
     """The tokens that a task's inputs are cut to: as many as in its training."""
     longest = longest_input(model, tokenizer)
     return min(int(task.info.get("training", {}).get("length", longest)), longest)

@@ -79,7 +79,18 @@ class TaskTraining(Training):
     metric: str = "macro_f1"
 
 
-class Fit(Settings):
+class Learning(Settings):
+    """What is trained, and the seed that decides everything random."""
+
+    seed: int = Field(0, ge=0)
+    training: Training
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings as JSON-like data, but for where logs go, which decides nothing."""
+        return self.model_dump(mode="json", exclude={"training": {"logs", "report_to"}})
+
+
+class Fit(Learning):
     """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance.
 
     phase2  False: the selected entries stay as phase 1 left them (the paper's ablations, Table 5)
@@ -90,12 +101,6 @@ class Fit(Settings):
     rank: int | float | str = "90%"
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
     phase2: bool = True
-    seed: int = Field(0, ge=0)
-    training: Training
-
-    def deciding(self) -> dict[str, Any]:
-        """The settings as JSON-like data, but for where logs go, which decides nothing."""
-        return self.model_dump(mode="json", exclude={"training": {"logs", "report_to"}})
 
 
 class LanguageFit(Fit):
@@ -109,6 +114,63 @@ class TaskFit(Fit):
 
     k: int | float | str = "5.1%"
     training: TaskTraining = TaskTraining()
+
+
+class AdapterLanguageTraining(LanguageTraining):
+    """As `LanguageTraining`, for few new parameters beside a base that stays: no penalty, larger steps."""
+
+    learning_rate: PositiveFloat = 1e-4
+    l1: NonNegativeFloat = 0.0
+
+
+class AdapterTaskTraining(TaskTraining):
+    """As `TaskTraining`, for few new parameters beside a base that stays: larger steps."""
+
+    learning_rate: PositiveFloat = 1e-4
+
+
+class MadxFit(Learning):
+    """An adapter of MAD-X. Bottlenecks are `reduction` times narrower than the base, whose width gives the number."""
+
+    reduction: Annotated[float, Field(ge=1)] = 2
+
+
+class MadxLanguageFit(MadxFit):
+    """A language adapter of MAD-X; `invertible_reduction` is that of the halves of the invertible adapter."""
+
+    invertible_reduction: Annotated[float, Field(ge=1)] = 2
+    training: AdapterLanguageTraining = AdapterLanguageTraining()
+
+
+class MadxTaskFit(MadxFit):
+    """A task adapter of MAD-X."""
+
+    reduction: Annotated[float, Field(ge=1)] = 1
+    training: AdapterTaskTraining = AdapterTaskTraining()
+
+
+class LoraFit(Learning):
+    """A LoRA, W + alpha / rank · B A.
+
+    rank   None: the one whose number of parameters is nearest to k of the tunable entries
+    alpha  None: as the rank
+    """
+
+    k: int | float | str = "2.8%"
+    rank: PositiveInt | None = None
+    alpha: PositiveInt | None = None
+
+
+class LoraLanguageFit(LoraFit):
+    """A language LoRA."""
+
+    training: AdapterLanguageTraining = AdapterLanguageTraining()
+
+
+class LoraTaskFit(LoraFit):
+    """A task LoRA."""
+
+    training: AdapterTaskTraining = AdapterTaskTraining()
 
 
 # The paper's settings, and small ones for a first look on an ordinary machine. At XLM-R base's 277M

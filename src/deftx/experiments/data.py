@@ -6,10 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from deftx.core.backbone import head
+from transformers import PreTrainedModel
+
+from deftx.core.backbone import head as head_of
+from deftx.core.backbone import tunable
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import Recipe
+from deftx.fit import check_settings
 from deftx.models import about_tokenizer, load_masked_lm, load_tokenizer
+from deftx.settings import Fit
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
 from deftx.tasks.data import Columns, Examples, read_examples, read_text
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
@@ -33,25 +38,32 @@ class Data:
 
 
 def read(recipe: Recipe) -> Data:
-    """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is wrong with it."""
+    """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is wrong with it, the
+    variants' settings too."""
+    model = load_masked_lm(recipe.base)
+    entries = sum(weight.numel() for weight in tunable(model).values())
+    for variant in recipe.variants:
+        for head, settings in enumerate((recipe.language_fit(variant, 0), recipe.task_fit(variant, 0))):
+            if isinstance(settings, Fit):
+                check_settings(settings, entries, head=bool(head))
     columns = Columns(**recipe.columns.model_dump())
     data = Data(
         {name: read_text(*sources) for name, sources in recipe.languages.items()},
         read_examples(recipe.train, columns),
         read_examples(recipe.valid, columns),
         {name: read_examples(source, columns) for name, source in recipe.test.items()},
-        _identity(recipe.base),
+        _identity(recipe.base, model),
         {},
     )
     return data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
 
 
-def _identity(base: str) -> str:
+def _identity(base: str, model: PreTrainedModel) -> str:
     """A name of the base: one with other weights, configuration or pieces has another."""
-    model, tokenizer = load_masked_lm(base), about_tokenizer(load_tokenizer(base))
+    tokenizer = about_tokenizer(load_tokenizer(base))
     passing = ("_name_or_path", "architectures", "dtype", "transformers_version")
     config = {key: value for key, value in model.config.to_dict().items() if key not in passing}
-    top = head(model)
+    top = head_of(model)
     parts = [fingerprint(model), fingerprint_of(top, lambda name: top[name].detach()), tokenizer["digest"], config]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

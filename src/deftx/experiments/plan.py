@@ -2,6 +2,7 @@
 
     delta    phase 1 of a fit: θ1 − θ0, shared by all methods, ranks and k
     vector   the rest of a fit: denoise, select, phase 2
+    adapter  a fit of a baseline that learns something else than vectors
     score    a composed model on a language's test data
     ngrams   the baseline of character n-grams, on a language's test data
 
@@ -17,13 +18,13 @@ from functools import cached_property
 from typing import Any
 
 from deftx.experiments.data import Data
-from deftx.experiments.recipe import TASK, Recipe
+from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
-from deftx.settings import Fit, LanguageFit, TaskFit, parse
+from deftx.settings import Learning, parse
 
 # Versions of the code of each kind of step. Raise one when a change alters what the step gives: results of the old
 # code are not taken then.
-VERSIONS = {"delta": 1, "vector": 1, "score": 1, "ngrams": 1}
+VERSIONS = {"delta": 1, "vector": 1, "adapter": 1, "score": 1, "ngrams": 1}
 
 NGRAMS = "character n-grams"
 
@@ -45,7 +46,7 @@ class Step:
     about: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
     base: str = ""
-    settings: Fit | None = None
+    settings: Learning | None = None
     title: str = ""
     cost: int = 1
 
@@ -63,7 +64,8 @@ class Step:
     def from_json(cls, text: str) -> "Step":
         """The step that `to_json` wrote."""
         data = json.loads(text)
-        kind: type[Fit] = TaskFit if data["about"].get("what") == TASK else LanguageFit
+        kinds = FAMILIES[data["about"].get("family", VECTORS)]
+        kind = kinds[data["about"].get("what") == TASK]
         return cls(**{**data, "settings": data["settings"] and parse(kind, data["settings"])})
 
 
@@ -123,25 +125,29 @@ class _Planner:
     def add_variant(self, plan: Plan, variant: str, seed: int) -> None:
         """All steps of a variant with a seed."""
         recipe, chosen = self.recipe, self.recipe.variants[variant]
+        shared = {"base": self.data.base, **({} if chosen.family == VECTORS else {"family": chosen.family})}
         vectors = {}
         for name in recipe.needed_languages(variant):
-            about = {"what": "language", "base": self.data.base, "text": self.texts[name]}
+            about = {**shared, "what": "language", "text": self.texts[name]}
             vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, Use(variant, seed, name))
         if not recipe.needs_task:
             return
         source = {"source": vectors[recipe.source]} if chosen.source else {}
-        about = {"what": TASK, "base": self.data.base, "train": self.train, "valid": self.valid}
+        about = {**shared, "what": TASK, "train": self.train, "valid": self.valid}
         task = self._fit(plan, about, recipe.task_fit(variant, seed), source, Use(variant, seed, TASK))
         for name in self.data.test:
             inputs = {"task": task, **({"language": vectors[name]} if chosen.target else {})}
-            about = {"base": self.data.base, "test": self.test[name]}
+            about = {**shared, "test": self.test[name]}
             title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
             plan.add(Step("score", about, inputs, recipe.base, None, title, cost), Use(variant, seed, name))
 
-    def _fit(self, plan: Plan, about: dict[str, Any], settings: Fit, inputs: dict[str, str], use: Use) -> str:
-        """The id of the vector that a fit ends with."""
+    def _fit(self, plan: Plan, about: dict[str, Any], settings: Learning, inputs: dict[str, str], use: Use) -> str:
+        """The id of the vector, or the adapter, that a fit ends with."""
         base, title, cost = self.recipe.base, f"{use.variant}, seed {use.seed}: {use.name}", settings.training.max_steps
         deciding = settings.deciding()
+        if "family" in about:
+            adapter = Step("adapter", {**about, "settings": deciding}, inputs, base, settings, title, cost or 1)
+            return plan.add(adapter, use)
         first = {"seed": settings.seed, "training": deciding["training"]}
         delta = Step("delta", {**about, "settings": first}, inputs, base, settings, title, cost or 1)
         inputs = {**inputs, "delta": plan.add(delta, use)}

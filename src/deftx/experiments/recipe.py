@@ -5,17 +5,39 @@ import re
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, field_validator
 
 from deftx.errors import DeftxError, unknown
-from deftx.settings import LanguageFit, Settings, TaskFit, changed, parse
+from deftx.settings import (
+    LanguageFit,
+    Learning,
+    LoraLanguageFit,
+    LoraTaskFit,
+    MadxLanguageFit,
+    MadxTaskFit,
+    Settings,
+    TaskFit,
+    changed,
+    merged,
+    parse,
+)
 
 _LARGEST, _DEEPEST = 100_000, 8  # values of a recipe; recipes below it, one extending the other
 EXTENDS = "extends"
+L = TypeVar("L", bound=Learning)
 TASK = "task"  # stands beside the languages where vectors are named
+
+
+# What variants learn, and the settings of it, for languages and for the task.
+VECTORS = "vectors"
+FAMILIES: dict[str, tuple[type[Learning], type[Learning]]] = {
+    VECTORS: (LanguageFit, TaskFit),
+    "madx": (MadxLanguageFit, MadxTaskFit),
+    "lora": (LoraLanguageFit, LoraTaskFit),
+}
 
 
 class ColumnNames(Settings):
@@ -29,10 +51,12 @@ class ColumnNames(Settings):
 class Variant(Settings):
     """One row of the table: how its fits differ from the recipe's, and where language vectors are applied.
 
+    family  vectors, or a baseline that learns something else: madx or lora, see `FAMILIES`
     source  the task is learnt on θ0 + φ_source (False: on θ0)
     target  the target's language vector is applied (False: the task vector alone)
     """
 
+    family: str = VECTORS
     source: bool = True
     target: bool = True
     language: dict[str, Any] = Field(default_factory=dict)
@@ -91,13 +115,22 @@ class Recipe(Settings):
                 raise ValueError(f"a language cannot be called {name!r}: use letters, digits, - and _ (not {TASK!r})")
         return value
 
-    def language_fit(self, variant: str, seed: int) -> LanguageFit:
-        """The settings of a variant's language vectors."""
-        return changed(self.language, {**self.variants[variant].language, "seed": seed})
+    def language_fit(self, variant: str, seed: int) -> Learning:
+        """The settings of what a variant learns of languages."""
+        chosen, (kind, _) = self.variants[variant], self.family(variant)
+        return _of_kind(kind, self.language, {**chosen.language, "seed": seed})
 
-    def task_fit(self, variant: str, seed: int) -> TaskFit:
-        """The settings of a variant's task vector."""
-        return changed(self.task, {**self.variants[variant].task, "seed": seed})
+    def task_fit(self, variant: str, seed: int) -> Learning:
+        """The settings of what a variant learns of the task."""
+        chosen, (_, kind) = self.variants[variant], self.family(variant)
+        return _of_kind(kind, self.task, {**chosen.task, "seed": seed})
+
+    def family(self, variant: str) -> tuple[type[Learning], type[Learning]]:
+        """The kinds of settings of a variant's family. Raises DeftxError for a family that there is not."""
+        name = self.variants[variant].family
+        if name not in FAMILIES:
+            raise unknown("family", name, FAMILIES)
+        return FAMILIES[name]
 
     @property
     def needs_task(self) -> bool:
@@ -164,6 +197,12 @@ def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
         else:
             both[key] = value
     return both
+
+
+def _of_kind(kind: type[L], settings: Learning, changes: Mapping[str, Any]) -> L:
+    """`settings`, as far as a kind of settings knows them, with changes."""
+    given = settings.model_dump(exclude_unset=True)
+    return parse(kind, merged({name: given[name] for name in given.keys() & kind.model_fields.keys()}, changes))
 
 
 def _too_large(data: Any) -> bool:

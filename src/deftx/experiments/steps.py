@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from deftx.baselines.adapters import load_adapter, save_adapter
 from deftx.baselines.ngrams import predict_ngrams, train_ngrams
 from deftx.console import error_line
-from deftx.core.vector import SparseVector
 from deftx.errors import InUse
 from deftx.experiments.plan import Step
+from deftx.experiments.recipe import TASK
 from deftx.experiments.store import Store
 from deftx.fit import fit_language, fit_task, language_start, task_start
 from deftx.models import compose, load_tokenizer, place, trained_length
@@ -24,7 +26,7 @@ from deftx.training.phases import PHASE_1, full_tuning
 # How it went, and what is wrong where it failed.
 Outcome = tuple[Literal["done", "in use", "failed"], str]
 
-VECTOR, PREDICTIONS, SCORES = "vector", "predictions.json", "scores.json"
+VECTOR, ADAPTER, PREDICTIONS, SCORES = "vector", "adapter", "predictions.json", "scores.json"
 
 
 def carry_out(store: Store, step: Step) -> None:
@@ -58,7 +60,7 @@ def _delta(store: Store, step: Step, work: Path, folder: Path) -> None:
     """Phase 1 of a fit: phase1.safetensors."""
     settings = step.settings
     if isinstance(settings, TaskFit):
-        start = task_start(step.base, *_labelled(store, step), settings, _source(store, step))
+        start = task_start(step.base, *_labelled(store, step), settings, _learnt(store, step, "source"))
     else:
         assert isinstance(settings, LanguageFit)
         start = language_start(step.base, store.texts(step.about["text"]), settings)
@@ -71,7 +73,7 @@ def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
     settings, title = step.settings, step.title
     _link(store.folder(step.inputs["delta"]) / PHASE_1, work / PHASE_1)
     if isinstance(settings, TaskFit):
-        labelled, source = _labelled(store, step), _source(store, step)
+        labelled, source = _labelled(store, step), _learnt(store, step, "source")
         vector = fit_task(step.base, *labelled, settings, source=source, work=work, title=title)
     else:
         assert isinstance(settings, LanguageFit)
@@ -79,13 +81,27 @@ def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
     save(vector, folder / VECTOR)
 
 
+def _adapter(store: Store, step: Step, work: Path, folder: Path) -> None:
+    """A fit of a baseline: the folder `adapter`."""
+    module, settings, title = _baseline(step), step.settings, step.title
+    if step.about["what"] == TASK:
+        labelled, source = _labelled(store, step), _learnt(store, step, "source")
+        learnt = module.fit_task(step.base, *labelled, settings, source=source, work=work, title=title)
+    else:
+        learnt = module.fit_language(step.base, store.texts(step.about["text"]), settings, work=work, title=title)
+    save_adapter(learnt, folder / ADAPTER)
+
+
 def _score(store: Store, step: Step, work: Path, folder: Path) -> None:
     """A composed model on test data: scores.json, and predictions.json with numbers of labels."""
-    task, examples = _loaded(store, step, "task"), store.examples(step.about["test"])
-    languages = [_loaded(store, step, "language")] if "language" in step.inputs else []
-    model, tokenizer = compose(step.base, task, languages), load_tokenizer(step.base)
+    examples, tokenizer = store.examples(step.about["test"]), load_tokenizer(step.base)
+    learnt: dict[str, Any] = {role: _learnt(store, step, role) for role in step.inputs}
+    if "family" in step.about:
+        model = _baseline(step).compose(step.base, learnt["task"], learnt.get("language"))
+    else:
+        model = compose(step.base, learnt["task"], learnt.get("language", ()))
     place(model)
-    answers = predicted(model, tokenizer, examples, trained_length(model, tokenizer, task))
+    answers = predicted(model, tokenizer, examples, trained_length(model, tokenizer, learnt["task"]))
     _write_answers(folder, *answers)
 
 
@@ -101,21 +117,27 @@ def _ngrams(store: Store, step: Step, work: Path, folder: Path) -> None:
 KINDS: Mapping[str, Callable[[Store, Step, Path, Path], None]] = {
     "delta": _delta,
     "vector": _vector,
+    "adapter": _adapter,
     "score": _score,
     "ngrams": _ngrams,
 }
+
+
+def _baseline(step: Step) -> Any:
+    """The module of a baseline's family."""
+    return import_module(f"deftx.baselines.{step.about['family']}")
 
 
 def _labelled(store: Store, step: Step) -> tuple[Examples, Examples]:
     return store.examples(step.about["train"]), store.examples(step.about["valid"])
 
 
-def _source(store: Store, step: Step) -> SparseVector | None:
-    return _loaded(store, step, "source") if "source" in step.inputs else None
-
-
-def _loaded(store: Store, step: Step, role: str) -> SparseVector:
-    return load(store.folder(step.inputs[role]) / VECTOR)
+def _learnt(store: Store, step: Step, role: str) -> Any:
+    """The vector or adapter that an input is; None where the step has no such input."""
+    if role not in step.inputs:
+        return None
+    folder = store.folder(step.inputs[role])
+    return load_adapter(folder / ADAPTER) if "family" in step.about else load(folder / VECTOR)
 
 
 def _write_answers(folder: Path, true: Sequence[int], answers: Sequence[int], labels: Sequence[str]) -> None:
