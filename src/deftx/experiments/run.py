@@ -138,7 +138,8 @@ def estimate(run: Prepared) -> float | None:
     None where there were none."""
     rates: dict[tuple[Any, ...], list[float]] = {}
     for record in run.store.records():
-        rates.setdefault(_alike(record["kind"], record), []).append(record["seconds"] / record["cost"])
+        if record["seconds"]:
+            rates.setdefault(_alike(record["kind"], record), []).append(record["seconds"] / record["cost"])
     left = [(step.cost, rates.get(_alike(step.kind, step.about))) for step in run.left()]
     return None if any(seen is None for _, seen in left) else sum(cost * median(seen) for cost, seen in left if seen)
 

@@ -112,8 +112,8 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
 
 
 def _best(vector: SparseVector) -> Any:
-    phase = next(reversed(_part(vector, "log").values()), None)  # the last one
-    return phase.get("best_score") if isinstance(phase, Mapping) else None
+    last = [None, *_part(vector, "log").values()][-1]
+    return last.get("best_score") if isinstance(last, Mapping) else None
 
 
 def _datasets(vector: SparseVector, about: About) -> list[str]:
