@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.metrics import accuracy_score, f1_score
 
 from deftx.core.vector import Entries, SparseVector
 from deftx.storage.delta import save_delta
 from deftx.storage.files import save
-from deftx.tasks.classification import scores
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no language vector": {"source": False, "target": False, "task": {"method": "lt-sft"}},
@@ -81,8 +81,9 @@ class Writer:
         predicted = torch.where(right, true, other).tolist()
         answers = {"true": true.tolist(), "predicted": predicted, "labels": LABELS}
         (folder / "predictions.json").write_text(json.dumps(answers))
-        found = scores(true.tolist(), predicted)
-        return {"variant": variant, "seed": seed, "language": language, "examples": count, **found, "step": folder.name}
+        f1 = f1_score(true.tolist(), predicted, average="macro")
+        found = {"macro_f1": f1, "accuracy": accuracy_score(true.tolist(), predicted), "step": folder.name}
+        return {"variant": variant, "seed": seed, "language": language, "examples": count, **found}
 
 
 def history(phase: int, metric: str, generator: torch.Generator) -> list[dict[str, float]]:
@@ -134,7 +135,8 @@ def make_run(
     for seed in seeds:
         for number, (variant, settings) in enumerate(variants.items()):
             for name in [*(tested if settings.get("target", True) else []), "task"] if vectors else []:
-                delta = writer.delta([*variants], seed, name, kept=deltas and not seed and not number)
+                kept = deltas and not seed and number == len(variants) - 1
+                delta = writer.delta([*variants], seed, name, kept=kept)
                 writer.vector(variant, seed, name, delta)
             level = skill.get(variant, 0.6)
             rows += [writer.score(variant, seed, name, examples, level + 0.01 * (seed - 1)) for name in tested]

@@ -12,6 +12,7 @@ from deftx.experiments.report.style import (
     INK,
     MUTED,
     SHADES,
+    WIDTH,
     Look,
     Values,
     coloured,
@@ -21,7 +22,7 @@ from deftx.experiments.report.style import (
     new_figure,
     panels,
 )
-from deftx.experiments.report.vectors import LANGUAGE, Curve, Place
+from deftx.experiments.report.vectors import BIASES, LANGUAGE, Curve, Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 
 def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Look]) -> "Figure":
-    """Means by column with their standard deviation, and a dot for each seed. `scores`: variant -> column -> percent."""
+    """Means of `scores`, variant -> column -> percent by seed, with their standard deviation and a dot for each seed."""
     columns = list(next(iter(scores.values())))
     width = 0.84 / len(scores)
-    figure = new_figure(max(6.5, 1.2 + 0.24 * len(scores) * len(columns)), 3.6)
+    figure = new_figure(max(WIDTH, 1.2 + 0.24 * len(scores) * len(columns)), 3.6)
     axes = figure.subplots()
     for number, (variant, found) in enumerate(scores.items()):
         places = [place + width * (number - (len(scores) - 1) / 2) for place in range(len(columns))]
@@ -58,7 +59,7 @@ def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "F
     across = min(3, len(comparisons))
     down = ceil(len(comparisons) / across)
     names = [*columns, AVERAGE]
-    figure = new_figure(1.2 + 2.8 * across, down * (0.9 + 0.24 * len(names)))
+    figure = new_figure(WIDTH if across > 1 else 4.6, down * (0.9 + 0.24 * len(names)))
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, one in zip(grid, comparisons, strict=False):
         gaps = {**one.by_language, **({AVERAGE: one.average} if one.average else {})}
@@ -112,7 +113,7 @@ def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure"
     parts = [part for part in (LANGUAGE, TASK) if any(of == part for _, of in inner)]
     variants = _ordered(variant for variant, _ in inner)
     layers = sorted({layer for found in inner.values() for layer, _ in found if layer is not None})
-    kinds = _ordered(kind for found in inner.values() for _, kind in found)
+    kinds = sorted(_ordered(kind for found in inner.values() for _, kind in found), key=lambda kind: kind == BIASES)
     figure = new_figure(1.0 + 2.3 * len(variants), len(parts) * (0.7 + 0.2 * len(layers)) + 0.9)
     grid = figure.subplots(len(parts), len(variants), squeeze=False, sharex=True, sharey=True)
     for part, line in zip(parts, grid, strict=True):
@@ -121,7 +122,10 @@ def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure"
             found = inner.get((variant, part), {})
             values = [[found.get((layer, kind)) for kind in kinds] for layer in layers]
             image = coloured(axes, values, top)
+            if not found:
+                axes.text(0.5, 0.5, "none", color=MUTED, ha="center", va="center", transform=axes.transAxes)
             axes.set_title(variant if part == parts[0] else "")
+            axes.tick_params(length=0)
             axes.set_xticks(range(len(kinds)), kinds, rotation=90)
             axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
         line[0].set_ylabel(f"{part} vector{'s' if part == LANGUAGE else ''}\nlayer")
@@ -142,6 +146,7 @@ def ranks(found: Mapping[tuple[str, str], Mapping[Place, list[int]]], look: Mapp
                 bounds = [min(kept) for _, kept in points], [max(kept) for _, kept in points]
                 axes.fill_between(layers, *bounds, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=kind, xlabel="layer", ylim=(0, None))
+        axes.locator_params(integer=True)
 
     kinds = _ordered(kind for places in found.values() for layer, kind in places if layer is not None)
     return panels(kinds, draw, "rank kept")
@@ -170,7 +175,7 @@ def spectra(found: Mapping[str, Mapping[Place, "Tensor"]]) -> "Figure":
 def curves(
     found: Mapping[tuple[str, int], Mapping[str, list[Curve]]], look: Mapping[str, Look], held_out: bool
 ) -> "Figure":
-    """A panel for each language and the task: means over the seeds by step, phase 1 dashed, a band from least to most."""
+    """A panel for each language and the task: the mean over the seeds by step, phase 1 dashed; band from least to most."""
 
     def draw(axes: "Axes", name: str) -> None:
         metric = "loss"

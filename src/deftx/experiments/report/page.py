@@ -62,11 +62,13 @@ def write_report(
 def page(found: Findings, parts: Sequence[Section]) -> str:
     """The page as HTML; all text in it is escaped, whatever a name holds."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     template = files("deftx.experiments.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["drawing"] = lambda picture: Markup(picture.svg)  # noqa: S704  # matplotlib escapes its text
+    environment.filters["drawing"] = lambda picture: Markup(  # matplotlib escapes the text of its figures
+        picture.svg.replace("<svg", f'<svg role="img" aria-label="{escape(picture.alt)}"', 1)
+    )
     return environment.from_string(template).render(**_head(found), sections=parts)
 
 

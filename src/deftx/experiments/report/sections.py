@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it goes to the page and to files; `name` is that of the files."""
+    """A figure as it goes to the page and to files: `name` is that of the files, `width` in CSS pixels."""
 
     name: str
     caption: str
     alt: str
+    width: int
     svg: str
     png: bytes
 
@@ -66,22 +67,14 @@ def headline(found: Findings) -> list[str]:
     if not averages:
         return []
     best = max(averages, key=lambda name: mean(averages[name]))
-    said = [f"Best on average over the target languages: {best}, with {tables.spread(averages[best])} % {metric}."]
+    said = [f"Best on average over the target languages: {best}, with a {metric} of {tables.spread(averages[best])} %."]
     whole = [(one, one.average) for one in found.comparisons if one.average]
     for one, gap in whole:
         if best in (one.first, one.second) and found.baseline in (one.first, one.second):
-            said.append(
-                f"{one.first} minus {one.second}: {tables.signed(gap.value)} points, 95% interval "
-                f"{tables.interval(gap)}, so {_CONCLUSIONS[tables.verdict(gap)].format(one.first, one.second)}."
-            )
+            follows = f"{'the difference ' if gap.low <= 0 <= gap.high else ''}{tables.verdict(one, gap)}"
+            measured = f"{tables.signed(gap.value)} points, 95% interval {tables.interval(gap)}"
+            said.append(f"{one.first} minus {one.second}: {measured}, so {follows}.")
     return said
-
-
-_CONCLUSIONS = {
-    "the first is better": "{0} is better on this test data",
-    "the second is better": "{1} is better on this test data",
-    "may be chance": "the difference may be chance",
-}
 
 
 def base_name(base: str) -> str:
@@ -105,8 +98,8 @@ def _scores(found: Findings) -> Section | None:
     notes = ["Bold: the best of a column."] if len(scored) > 1 else []
     if baseline in scored and len(scored) > 1:
         notes.append(
-            f"{tables.BETTER}: higher than the baseline, {baseline}. {tables.SURELY_BETTER}: higher, and the 95% interval "
-            "of the difference leaves out 0 (see the comparison below)."
+            f"{tables.BETTER}: higher than the baseline, {baseline}. {tables.SURELY_BETTER}: higher, and the 95% "
+            "interval of the difference leaves out 0 (see the comparison below)."
         )
     notes.append(_about_spread(run, several))
     if run.recipe.source in run.languages:
@@ -125,9 +118,7 @@ def _scores(found: Findings) -> Section | None:
         f"Scores by language.{spread}",
         "Bars: " + "; ".join(f"{name} {tables.spread(by[AVERAGE])}" for name, by in values.items()) + " on average.",
     )
-    return Section(
-        "scores", "Scores", about, notes, [tables.score_table(run, baseline, found.comparisons)], [picture]
-    )
+    return Section("scores", "Scores", about, notes, [tables.score_table(run, baseline, found.comparisons)], [picture])
 
 
 def _about_spread(run: RunData, several: bool) -> str:
@@ -146,17 +137,21 @@ def _comparison(found: Findings) -> Section | None:
         "shows how far chance reaches."
     )
     notes = [
-        f"Paired bootstrap over seeds and examples, {found.resamples:,} draws; the interval holds 95% of them, and p is "
-        "the chance, both ways, to see no difference or one the other way round. p (Holm) allows for there being "
-        "several comparisons. Nothing here says anything about other languages or other test data.",
+        f"Paired bootstrap over seeds and examples, {found.resamples:,} draws; the interval holds 95% of them, and p "
+        "is twice the share of them in which the difference is gone or the other way round. p (Holm) allows for there "
+        "being several comparisons. Nothing here says anything about other languages or other test data.",
     ]
     fewest = min(len(one.seeds) for one in pairs)
     if fewest == 1:
         notes.append("Where there is one seed, only the examples were drawn anew: intervals are too narrow then.")
     elif fewest < 5:
-        notes.append(f"With {fewest} seeds, what the seeds add to an interval is estimated roughly, and rather too low.")
+        notes.append(
+            f"With {fewest} seeds, what the seeds add to an interval is estimated roughly, and rather too low."
+        )
     run = found.run
-    names = "; ".join(f"{one.first} minus {one.second} {tables.signed(one.average.value)}" for one in pairs if one.average)
+    names = "; ".join(
+        f"{one.first} minus {one.second} {tables.signed(one.average.value)}" for one in pairs if one.average
+    )
     picture = _picture(
         "differences",
         figures.differences(pairs, run.languages),
@@ -242,7 +237,9 @@ def _places(found: Findings) -> Section | None:
         "A vector may change k weights, wherever they are: the ones that full fine-tuning changed most. Where they "
         "lie tells which parts of the model a language or a task needs."
     )
-    return Section("places", "Where the changed weights lie", about, tables=[outside] if outside else [], pictures=[picture])
+    return Section(
+        "places", "Where the changed weights lie", about, tables=[outside] if outside else [], pictures=[picture]
+    )
 
 
 def _training(found: Findings) -> Section | None:
@@ -270,9 +267,12 @@ def _training(found: Findings) -> Section | None:
         )
     about = (
         "Every vector is learnt twice: in phase 1 all weights move, to find out which matter; in phase 2 only these "
-        "move, from the start again. A curve that still falls (a loss) or rises (a score) at its end would go on with more steps."
+        "move, from the start again. A curve that still falls (a loss) or rises (a score) at its "
+        "end would go on with more steps."
     )
-    notes = ["Variants that differ only in what comes after phase 1 share it, and their dashed lines lie on each other."]
+    notes = [
+        "Variants that differ only in what comes after phase 1 share it, and their dashed lines lie on each other."
+    ]
     return Section("training", "How training went", about, notes, pictures=pictures) if pictures else None
 
 
@@ -330,7 +330,7 @@ def findings_of(run: RunData, baseline: str | None, comparisons: Sequence[Compar
 
 
 def _picture(name: str, figure: "Figure", caption: str, alt: str) -> Picture:
-    return Picture(name, caption, alt, *drawn(figure, name))
+    return Picture(name, caption, alt, round(96 * figure.get_figwidth()), *drawn(figure, name))
 
 
 def _in_words(shares: dict[str, float]) -> str:

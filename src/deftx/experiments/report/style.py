@@ -24,7 +24,8 @@ GREY = "#a0a4ab"
 # Paul Tol's "bright" scheme, which people tell apart whatever colours they see
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44"]
 HATCHES, DASHES = ["", "///", "...", "xxx"], ["-", "--", "-.", ":"]
-SHADES = "viridis"
+SHADES, HEAT = "viridis", "Blues"
+WIDTH = 8.8  # of figures with several panels, in inches
 STYLE = {
     "axes.edgecolor": MUTED,
     "axes.grid": True,
@@ -91,6 +92,7 @@ def drawn(figure: "Figure", name: str) -> tuple[str, bytes]:
     vector, pixels = StringIO(), BytesIO()
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # laid out once is enough
     figure.savefig(pixels, format="png", dpi=150, facecolor=PAPER, metadata={"Software": None})
     svg = vector.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
@@ -101,14 +103,15 @@ def drawn(figure: "Figure", name: str) -> tuple[str, bytes]:
 
 def panels(names: Sequence[Any], draw: Callable[["Axes", Any], None], label: str) -> "Figure":
     """A grid of small panels with one legend below."""
-    across = min(3, len(names))
+    across = len(names) if len(names) <= 4 else 3 if len(names) % 3 == 0 or len(names) < 7 else 4
     down = ceil(len(names) / across)
-    figure = new_figure(0.8 + 2.7 * across, 2.1 * down + 0.7)
+    figure = new_figure(WIDTH if across > 2 else 3.4 * across, 2.1 * down + 0.7)
     grid = figure.subplots(down, across, squeeze=False).flatten()
     for axes, name in zip(grid, names, strict=False):
         draw(axes, name)
     hide_rest(grid, len(names))
-    figure.supylabel(label, fontsize=9)
+    for axes in grid[::across]:
+        axes.set_ylabel(label)
     legend(figure, *grid[: len(names)], across=across)
     return figure
 
@@ -133,15 +136,15 @@ def heat(
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             if value is not None:
-                colour = "#111111" if value > 0.6 * top else "#f4f4f4"
+                colour = "#f8f8f8" if value > 0.55 * top else "#10161d"
                 axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour)
 
 
 def coloured(axes: "Axes", values: Values, top: float) -> Any:
     """Coloured cells, the first row on top; the image, for a colour bar."""
     cells = [[float("nan") if value is None else value for value in row] for row in values]
-    image = axes.pcolormesh(range(len(cells[0])), range(len(cells)), cells, cmap=SHADES, vmin=0, vmax=top or 1)
-    axes.invert_yaxis()
+    image = axes.pcolormesh(range(len(cells[0])), range(len(cells)), cells, cmap=HEAT, vmin=0, vmax=top or 1)
+    axes.set_ylim(len(cells) - 0.5, -0.5)  # also where axes are shared
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     return image

@@ -43,7 +43,7 @@ class Table:
 
 
 def score_table(run: RunData, baseline: str | None, comparisons: Sequence[Comparison]) -> Table:
-    """Mean ± sample standard deviation over the seeds, in percent; the best of a column, and what beats the baseline."""
+    """Mean ± sample standard deviation over the seeds, in percent; the best of a column; what beats the baseline."""
     columns = [*run.targets, AVERAGE, *(name for name in run.languages if name not in run.targets)]
     values = {variant: column_values(run, variant, columns) for variant in run.variants if run.scores(variant)}
     against = {one.first: one for one in comparisons if one.second == baseline}
@@ -64,9 +64,10 @@ def score_table(run: RunData, baseline: str | None, comparisons: Sequence[Compar
 def column_values(run: RunData, variant: str, columns: Sequence[str]) -> dict[str, list[float]]:
     """A variant's scores in percent by column, one for each seed; the average is taken within a seed first."""
     scores = run.scores(variant).values()
-    found = {name: [100 * by[name] for by in scores if name in by] for name in columns if name != AVERAGE}
-    whole = [by for by in scores if all(name in by for name in run.targets)]
-    return {**found, AVERAGE: [100 * mean(by[name] for name in run.targets) for by in whole if run.targets]}
+    whole = [by for by in scores if run.targets and all(name in by for name in run.targets)]
+    average = [100 * mean(by[name] for name in run.targets) for by in whole]
+    found = {name: [100 * by[name] for by in scores if name in by] for name in columns}
+    return {name: average if name == AVERAGE else values for name, values in found.items()}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -114,7 +115,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
                 Cell(probability(average.p)),
                 Cell(probability(p)),
                 Cell(str(len(one.seeds))),
-                Cell(verdict(average), best=bool(average.low > 0 or average.high < 0)),
+                Cell(verdict(one, average), best=bool(average.low > 0 or average.high < 0)),
             ],
         )
         for (one, average), p in zip(whole, adjusted, strict=True)
@@ -139,9 +140,10 @@ def _gap(gap: Difference | None) -> Cell:
     return Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.low > 0 or gap.high < 0)
 
 
-def verdict(gap: Difference) -> str:
+def verdict(one: Comparison, gap: Difference) -> str:
     """What a difference allows to say."""
-    return "the first is better" if gap.low > 0 else "the second is better" if gap.high < 0 else "may be chance"
+    better = one.first if gap.low > 0 else one.second if gap.high < 0 else None
+    return f"{better} is better" if better else "may be chance"
 
 
 def signed(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What the vectors of a run show: what they share, where their entries lie, what ranks they kept, how they were learnt."""
+"""What the vectors of a run show: what they share, where their entries lie, their ranks, how they were learnt."""
 
 import re
 from collections.abc import Iterator, Mapping
