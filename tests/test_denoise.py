@@ -349,7 +349,7 @@ def test_the_same_rank_can_be_written_in_several_ways():
 
 
 @pytest.mark.parametrize("shape", [(9, 5), (5, 9), (6, 6), (1, 4)])
-def test_singular_values_are_those_of_the_svd_rows_of_zeros_and_all(shape: tuple[int, int]) -> None:
+def test_singular_values_are_those_of_the_svd_rows_of_zeros_and_all(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for zeros in (0, 1, shape[0]):
         matrix[:zeros] = 0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Look]) -> "Figure":
-    """Means of `scores`, variant -> column -> percent by seed, with their standard deviation and a dot for each seed."""
+    """Means of `scores`, variant -> column -> percent by seed, their standard deviation, and a dot for each seed."""
     columns = list(next(iter(scores.values())))
     width = 0.84 / len(scores)
     figure = new_figure(max(WIDTH, 1.2 + 0.24 * len(scores) * len(columns)), 3.6)
@@ -46,11 +46,11 @@ def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Loo
         if any(error):
             axes.errorbar(places, heights, error, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
             dots = [(place, value) for place, v in zip(places, values, strict=True) if len(v) > 1 for value in v]
-            axes.scatter(*zip(*dots, strict=True), s=7, color=INK, alpha=0.55, linewidths=0, zorder=3)
+            axes.scatter([p for p, _ in dots], [v for _, v in dots], s=7, color=INK, alpha=0.55, linewidths=0, zorder=3)
     axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel="score (%)", ylim=(0, None), xlim=(-0.5, len(columns) - 0.5))
-    legend(figure, axes, len(scores))
+    legend(figure, axes, across=min(4, len(scores)))
     return figure
 
 
@@ -85,7 +85,7 @@ def overlap_with_task(shares: Mapping[tuple[str, str], list[float]]) -> "Figure"
     rows, columns = _ordered(variant for variant, _ in shares), _ordered(language for _, language in shares)
     values = [[mean(shares[row, column]) if (row, column) in shares else None for column in columns] for row in rows]
     figure = new_figure(2.6 + 0.75 * len(columns), 0.9 + 0.42 * len(rows))
-    heat(figure, figure.subplots(), rows, columns, values, _top(values))
+    heat(figure.subplots(), rows, columns, values, _top(values))
     return figure
 
 
@@ -100,7 +100,7 @@ def overlap_of_languages(shares: Mapping[str, Mapping[tuple[str, str], float]]) 
     for axes, (variant, found) in zip(grid, shares.items(), strict=False):
         names = _ordered(one for one, _ in found)
         values = [[found.get((row, column)) if row != column else None for column in names] for row in names]
-        heat(figure, axes, names[1:], names[:-1], [row[:-1] for row in values[1:]], top)
+        heat(axes, names[1:], names[:-1], [row[:-1] for row in values[1:]], top)
         axes.set_title(variant)
     hide_rest(grid, len(shares))
     return figure
@@ -108,6 +108,8 @@ def overlap_of_languages(shares: Mapping[str, Mapping[tuple[str, str], float]]) 
 
 def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure":
     """A panel for each variant and part: layers by kinds of tensor, the share of entries that vectors hold."""
+    from matplotlib.ticker import PercentFormatter
+
     inner = {key: {p: share for p, share in found.items() if p[0] is not None} for key, found in places.items()}
     inner = {key: found for key, found in inner.items() if found}
     parts = [part for part in (LANGUAGE, TASK) if any(of == part for _, of in inner)]
@@ -129,7 +131,7 @@ def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure"
             axes.set_xticks(range(len(kinds)), kinds, rotation=90)
             axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
         line[0].set_ylabel(f"{part} vector{'s' if part == LANGUAGE else ''}\nlayer")
-        figure.colorbar(image, ax=list(line), format=_percent, pad=0.01, fraction=0.03)
+        figure.colorbar(image, ax=list(line), format=PercentFormatter(1.0), pad=0.01, fraction=0.03)
     return figure
 
 
@@ -138,7 +140,7 @@ def ranks(found: Mapping[tuple[str, str], Mapping[Place, list[int]]], look: Mapp
 
     def draw(axes: "Axes", kind: str) -> None:
         for (variant, part), places in found.items():
-            points = sorted((p[0], kept) for p, kept in places.items() if p[0] is not None and p[1] == kind)
+            points = sorted((at, kept) for (at, of), kept in places.items() if at is not None and of == kind)
             if points:
                 layers, dashes = [layer for layer, _ in points], "--" if part == TASK else "-"
                 label, colour = f" {variant}, {part}", look[variant].colour
@@ -175,7 +177,7 @@ def spectra(found: Mapping[str, Mapping[Place, "Tensor"]]) -> "Figure":
 def curves(
     found: Mapping[tuple[str, int], Mapping[str, list[Curve]]], look: Mapping[str, Look], held_out: bool
 ) -> "Figure":
-    """A panel for each language and the task: the mean over the seeds by step, phase 1 dashed; band from least to most."""
+    """A panel for each language and the task: means over the seeds by step, a band around them; phase 1 dashed."""
 
     def draw(axes: "Axes", name: str) -> None:
         metric = "loss"
@@ -187,7 +189,7 @@ def curves(
                     by_step.setdefault(step, []).append(value)
                 steps, colour = sorted(by_step), look[variant].colour
                 marker = "." if len(steps) < 20 else ""
-                options = {"color": colour, "label": f" {variant}, phase {phase}", "marker": marker}
+                options: dict[str, Any] = {"color": colour, "label": f" {variant}, phase {phase}", "marker": marker}
                 axes.plot(steps, [mean(by_step[s]) for s in steps], "--" if phase == 1 else "-", **options)
                 bounds = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
                 axes.fill_between(steps, *bounds, color=colour, alpha=0.15, linewidth=0)
@@ -203,7 +205,3 @@ def _ordered(things: Iterable[Any]) -> list[Any]:
 
 def _top(values: Values) -> float:
     return max((value for row in values for value in row if value is not None), default=1.0)
-
-
-def _percent(value: float, _: Any = None) -> str:
-    return f"{100 * value:.3g}%"

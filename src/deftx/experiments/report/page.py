@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from deftx.errors import DeftxError, unknown
+from deftx.experiments.report.parts import Findings, Section
 from deftx.experiments.report.read import RunData, read_run
-from deftx.experiments.report.sections import Findings, Section, base_name, findings_of, headline, sections
+from deftx.experiments.report.sections import base_name, headline, sections
 from deftx.experiments.report.statistics import RESAMPLES, compare, pairs, resampled
 from deftx.experiments.report.style import style
 from deftx.experiments.report.tables import Cell, Table
+from deftx.experiments.report.vectors import look
 from deftx.storage.folders import new_folder
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
@@ -47,7 +49,7 @@ def write_report(
     scores = resampled(run, resamples)
     compared = [compare(run, scores, *pair) for pair in pairs(run, baseline)]
     with style():
-        found = findings_of(run, baseline, [one for one in compared if one], resamples)
+        found = Findings(run, baseline, [one for one in compared if one], look(run), resamples)
         parts = sections(found)
     with new_folder(out, force=True) as new:
         (new / PAGE).write_text(page(found, parts), encoding="utf-8")

@@ -233,5 +233,5 @@ def _parsed(text: str, form: type[F], place: str) -> F:
         return form.model_validate(_loaded(text, place))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise DeftxError(f"{place} is damaged: {key[:200]}: {first['msg']}") from None
+        where = "".join(f"{part}." for part in first["loc"])[:200].rstrip(".")
+        raise DeftxError(f"{place} is damaged: {where or 'all of it'}: {first['msg']}") from None

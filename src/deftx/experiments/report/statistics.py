@@ -85,11 +85,13 @@ def resampled(run: RunData, resamples: int = RESAMPLES, seed: int = 0) -> Resamp
 
     Raises DeftxError where two scores of a language are not of the same test data.
     """
-    metric, found = METRICS[run.recipe.metric], {}
+    metric = METRICS[run.recipe.metric]
+    found: dict[tuple[str, int, str], Floats] = {}
     for language in run.languages:
         answers = _answers(run, language)
         size = len(next(iter(answers.values())).true) if answers else 0
-        rng, parts = np.random.default_rng([seed, size]), []
+        rng = np.random.default_rng([seed, size])
+        parts: list[dict[tuple[str, int], Floats]] = []
         for start in range(0, resamples if answers else 0, at_once := max(1, BLOCK // max(1, size))):
             counts = draws(rng, size, min(at_once, resamples - start))
             parts.append({key: metric(confusions(counts, one)) for key, one in answers.items()})

@@ -26,7 +26,7 @@ COLOURS = ["#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44"]
 HATCHES, DASHES = ["", "///", "...", "xxx"], ["-", "--", "-.", ":"]
 SHADES, HEAT = "viridis", "Blues"
 WIDTH = 8.8  # of figures with several panels, in inches
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -119,15 +119,13 @@ def panels(names: Sequence[Any], draw: Callable[["Axes", Any], None], label: str
 def legend(figure: "Figure", *axes: Any, across: int = 3) -> None:
     """One legend for all of the axes, below them; labels have a blank in front, lest one with _ be left out."""
     named: dict[str, Any] = {}
-    for handles, labels in (one.get_legend_handles_labels() for one in axes if not isinstance(one, int)):
+    for handles, labels in (one.get_legend_handles_labels() for one in axes):
         named |= {label.strip(): handle for handle, label in zip(handles, labels, strict=True)}
     if named:
-        figure.legend(named.values(), [f" {name}" for name in named], loc="outside lower center", ncols=across)
+        figure.legend(list(named.values()), [f" {name}" for name in named], loc="outside lower center", ncols=across)
 
 
-def heat(
-    figure: "Figure", axes: "Axes", rows: Sequence[str], columns: Sequence[str], values: Values, top: float
-) -> None:
+def heat(axes: "Axes", rows: Sequence[str], columns: Sequence[str], values: Values, top: float) -> None:
     """Coloured cells with their values in percent."""
     coloured(axes, values, top)
     axes.set_xticks(range(len(columns)), columns)

@@ -80,7 +80,8 @@ def spread(values: Sequence[float]) -> str:
 def _mark(ours: Sequence[float], theirs: Sequence[float], against: Comparison | None, column: str) -> str:
     if not ours or not theirs or mean(ours) <= mean(theirs):
         return ""
-    gap = against and (against.average if column == AVERAGE else against.by_language.get(column))
+    gaps = {**against.by_language, AVERAGE: against.average} if against else {}
+    gap = gaps.get(column)
     return SURELY_BETTER if gap and gap.low > 0 else BETTER
 
 
