@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.core import denoise as module
-from deftx.core.denoise import denoise, denoise_matrix, is_matrix
+from deftx.core.denoise import denoise, denoise_matrix, is_matrix, singular_values
 from deftx.core.ranks import rank_rule, uniform, variance
 from deftx.errors import DeftxError
 
@@ -346,3 +346,12 @@ def test_the_same_rank_can_be_written_in_several_ways():
     singular, shape = torch.tensor([3.0, 2.0, 1.0, 0.5]), (4, 9)
     assert [rank_rule(rank)(singular, shape) for rank in (2, "2", " 2 ", "2_0")] == [2, 2, 2, 4]
     assert [rank_rule(rank)(singular, shape) for rank in ("90%", "90.0 %", 0.9)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (6, 6), (1, 4)])
+def test_singular_values_are_those_of_the_svd_rows_of_zeros_and_all(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for zeros in (0, 1, shape[0]):
+        matrix[:zeros] = 0
+        expected = torch.linalg.svdvals(matrix.double())
+        torch.testing.assert_close(singular_values(matrix), expected, atol=1e-6, rtol=0)

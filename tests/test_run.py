@@ -355,7 +355,7 @@ def test_a_recipe_extends_another(folder: Path, tmp_path: Path) -> None:
         "extends: below.yaml\ntask: {rank: 7}\nvariants: {none: null}\nlanguage: {training: {max_steps: null}}"
     )
     both = load_recipe(tmp_path / "above.yaml")
-    assert list(both.variants) == ["LT-SFT", "DeFT-X"]
+    assert set(both.variants) == {"LT-SFT", "DeFT-X"}
     assert (both.task.rank, both.task.k, both.task.training.max_steps) == (7, "5%", 4)
     assert both.language.training.max_steps == 100_000  # its default again
 
@@ -398,7 +398,7 @@ def test_what_is_wrong_in_a_recipe_is_named(folder: Path, changes: dict[str, obj
     ("arguments", "said"),
     [
         (["run", "recipe.yaml", "--executor", "raj"], "unknown executor 'raj' (did you mean 'ray'?)"),
-        (["run", "recipe.yaml", "--jobs", "0"], "0 is not in the range"),
+        (["run", "recipe.yaml", "--jobs", "0"], "Input should be greater than or equal to 1"),
         (["prune", "nowhere"], "nowhere is not a store"),
     ],
 )

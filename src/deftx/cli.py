@@ -453,6 +453,23 @@ def prune(
     print(f"{store}: {len(folders)} folders, {freed / 1e9:.2f} GB {'would be' if dry_run else 'are'} freed")
 
 
+@app.command(epilog="Example: deftx report runs/nusax-nano")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of `deftx run`.", metavar="RUN", parser=path)],
+    out: Annotated[
+        Path | None, option("Folder to write; without it RUN/report.", metavar="FOLDER", parser=path)
+    ] = None,
+    baseline: Annotated[
+        str | None, option("Variant that others are held against, instead of the recipe's.", metavar="VARIANT")
+    ] = None,
+    resamples: Annotated[int, option("Draws of the bootstrap.", min=100, max=1_000_000)] = 10_000,
+) -> None:
+    """Write a run's report: tables, comparisons and figures on one page, and as Markdown; replaces an earlier one."""
+    from deftx.experiments.report.page import write_report
+
+    print(f"{write_report(run, out, baseline=baseline, resamples=resamples)}: the report of {run}")
+
+
 @data_app.command("trim", epilog="Example: deftx data trim smsa.tsv --against nusax/ind.tsv --out trimmed.tsv")
 def data_trim(
     data: Annotated[str, typer.Argument(help=f"Text or labelled data to train on ({FORMATS}).", **FILE)],

@@ -78,14 +78,29 @@ def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[
 
     Rows of zeros (embeddings of unseen pieces) take no part: they change neither Σ nor V.
     """
-    rows = ((matrix.amax(dim=1) != 0) | (matrix.amin(dim=1) != 0)).nonzero().view(-1)
+    rows = _in_use(matrix)
     gram, right = _gram(matrix, rows)
     values, top = _eigen(gram)
-    singular = pad(values.flip(0).clamp_min(0).sqrt(), (0, min(matrix.shape) - len(values)))
+    singular = _singular(values, matrix)
     rank = rule(singular, (len(rows), matrix.shape[1]))
     if rank >= len(values):
         return matrix, min(rank, len(singular))
     return _approximated(matrix, rows, top(rank), right, round(keep * matrix.numel())), rank
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values [min(m, n)] of a matrix [m, n], descending, in float64: what a rank rule is given."""
+    return _singular(_eigen(_gram(matrix, _in_use(matrix))[0])[0], matrix)
+
+
+def _in_use(matrix: Tensor) -> Tensor:
+    """The rows that are not all zeros."""
+    return ((matrix.amax(dim=1) != 0) | (matrix.amin(dim=1) != 0)).nonzero().view(-1)
+
+
+def _singular(values: Tensor, matrix: Tensor) -> Tensor:
+    """The singular values of a matrix from the eigenvalues, ascending, of the Gram matrix of its rows in use."""
+    return pad(values.flip(0).clamp_min(0).sqrt(), (0, min(matrix.shape) - len(values)))
 
 
 def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:

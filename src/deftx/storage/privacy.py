@@ -20,15 +20,16 @@ def published(vector: SparseVector, base: str | None = None) -> SparseVector:
 
     That goes for the info of the vectors it was made from, too. The fingerprint still tells the base.
     """
-    info = {key: _public(key, value) for key, value in vector.info.items()}
+    info = {key: without_paths(key, value) for key, value in vector.info.items()}
     return replace(vector, info={**info, "base": base} if base else info)
 
 
-def _public(key: str, value: Any) -> Any:
+def without_paths(key: str, value: Any) -> Any:
+    """What is in `value`, which stands under `key`, with the names of files for their paths."""
     if isinstance(value, Mapping):
-        return {inner: _public(inner, part) for inner, part in value.items()}
+        return {inner: without_paths(inner, part) for inner, part in value.items()}
     if isinstance(value, list | tuple) and key != "labels":  # labels are data, whatever they look like
-        return [_public(key, part) for part in value]
+        return [without_paths(key, part) for part in value]
     if not isinstance(value, str):
         return value
     if key == "base":

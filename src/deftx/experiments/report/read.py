@@ -1,0 +1,237 @@
+"""What a run left in its folder, checked as it is read. A run that is not finished has less in it.
+
+RUN/recipe.json    the recipe as data
+RUN/results.jsonl  one row per score
+RUN/steps.json     the steps that the recipe comes to, and where their store is
+RUN/trimmed.json   what the leakage guard left out of training
+STORE/ID/          a finished step: step.json, and `vector/`, `predictions.json` or `phase1.safetensors`
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from torch import Tensor
+
+from deftx.errors import DeftxError
+from deftx.storage.delta import load_delta
+
+RECIPE, RESULTS, STEPS, TRIMMED = "recipe.json", "results.jsonl", "steps.json", "trimmed.json"
+VECTOR, DELTA, PREDICTIONS, ABOUT = "vector", "phase1.safetensors", "predictions.json", "step.json"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Label = Annotated[int, Field(ge=0)]
+Id = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]  # one folder's name, and nothing above it
+
+
+class Form(BaseModel):
+    """A JSON object with at least the keys that are declared."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Paper(Form):
+    """What was published: `rows` has a name, and a score in percent by language, for each row of its table."""
+
+    table: str
+    url: str | None = None
+    rows: dict[str, dict[str, float]]
+
+
+class RecipeData(Form):
+    """The recipe of a run; keys that only the run itself needs are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    title: str | None = None
+    base: str
+    source: str
+    seeds: tuple[int, ...] = ()
+    languages: dict[str, Any] = Field(default_factory=dict)
+    test: dict[str, Any] = Field(default_factory=dict)
+    metric: Literal["macro_f1", "accuracy"] = "macro_f1"
+    baseline: str | None = None
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    paper: Paper | None = None
+    overlap: Literal["language-task", "languages"] | None = None
+
+
+class Row(Form):
+    """One score; `step` names the step that has its predictions."""
+
+    variant: str
+    seed: int
+    language: str
+    examples: int
+    macro_f1: Share
+    accuracy: Share
+    step: Id
+
+
+class Step(Form):
+    """One step of the run; `name` is a language or "task"."""
+
+    id: Id
+    kind: str
+    variant: tuple[str, ...] = ()
+    seed: int | None = None
+    name: str | None = None
+    inputs: tuple[str, ...] = ()
+
+
+class Steps(Form):
+    """All steps, and their store as a path from the run's folder."""
+
+    store: str
+    steps: tuple[Step, ...]
+
+
+class Finished(Form):
+    """What a step says of itself when it is done."""
+
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class Predictions(Form):
+    """True and predicted label numbers [n], and the labels that they count through."""
+
+    true: tuple[Label, ...]
+    predicted: tuple[Label, ...]
+    labels: tuple[str, ...]
+
+
+F = TypeVar("F", bound=Form)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run: its recipe, its scores, its steps, and those of them that are `finished`, by id."""
+
+    folder: Path
+    recipe: RecipeData
+    rows: tuple[Row, ...]
+    steps: tuple[Step, ...]
+    store: Path
+    finished: Mapping[str, Finished]
+    trimmed: Mapping[str, str]
+
+    @property
+    def variants(self) -> list[str]:
+        """Those with a score or a vector: first what is in no recipe, such as character n-grams, then in its order."""
+        scored = [row.variant for row in self.rows if row.variant not in self.recipe.variants]
+        there = {row.variant for row in self.rows}.union(*(step.variant for step in self.steps))
+        return [*dict.fromkeys(scored), *(name for name in self.recipe.variants if name in there)]
+
+    @property
+    def targets(self) -> list[str]:
+        """The languages that are scored, but for the one whose labels were learnt from."""
+        named = dict.fromkeys([*self.recipe.test, *(row.language for row in self.rows)])
+        return [name for name in named if name != self.recipe.source]
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages that are scored, the source last."""
+        source = self.recipe.source
+        return [*self.targets, *([source] if any(row.language == source for row in self.rows) else [])]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of all scores and vectors."""
+        return sorted({row.seed for row in self.rows} | {step.seed for step in self.vectors() if step.seed is not None})
+
+    def scores(self, variant: str) -> dict[int, dict[str, float]]:
+        """The metric's scores of a variant, 0 to 1, by seed and language."""
+        found: dict[int, dict[str, float]] = {}
+        for row in self.rows:
+            if row.variant == variant:
+                found.setdefault(row.seed, {})[row.language] = getattr(row, self.recipe.metric)
+        return found
+
+    def predictions(self, row: Row) -> Predictions | None:
+        """What was predicted for a score; None where that is not kept."""
+        path = self.store / row.step / PREDICTIONS
+        if not path.is_file():
+            return None
+        found = _read(path, Predictions)
+        numbers = (*found.true, *found.predicted)
+        if len(found.true) != len(found.predicted) or not numbers or max(numbers) >= len(found.labels):
+            raise DeftxError(f"{path} is damaged: it needs as many true as predicted labels, each one of `labels`")
+        return found
+
+    def vectors(self, variant: str | None = None) -> list[Step]:
+        """The finished steps that hold a vector, of one variant or all."""
+        found = [step for step in self.steps if step.kind == "vector" and step.id in self.finished]
+        return [step for step in found if variant is None or variant in step.variant]
+
+    def delta(self, step: Step) -> dict[str, Tensor] | None:
+        """What phase 1 changed, for a step that has it still."""
+        path = self.store / step.id / DELTA
+        found = load_delta(path) if path.is_file() else None
+        return found[0] if found else None
+
+
+def read_run(folder: Path) -> RunData:
+    """The run in a folder. Raises DeftxError that names the file where it is none, or where something is damaged."""
+    if not (folder / RECIPE).is_file():
+        raise DeftxError(f"{folder} is no run: it has no {RECIPE}; give the folder of `deftx run`")
+    listed = _read(folder / STEPS, Steps) if (folder / STEPS).exists() else Steps(store=".", steps=())
+    store = folder / listed.store
+    about = {step.id: store / step.id / ABOUT for step in listed.steps}
+    run = RunData(
+        folder,
+        _read(folder / RECIPE, RecipeData),
+        _rows(folder / RESULTS),
+        listed.steps,
+        store,
+        {name: _read(path, Finished) for name, path in about.items() if path.is_file()},
+        _trimmed(folder / TRIMMED),
+    )
+    if not run.variants:
+        raise DeftxError(f"{folder} has no score and no vector yet: let `deftx run` finish something first")
+    return run
+
+
+def _rows(path: Path) -> tuple[Row, ...]:
+    lines = _text(path).splitlines() if path.exists() else []
+    found = [_parsed(line, Row, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
+    return tuple({(row.variant, row.seed, row.language): row for row in found}.values())  # a later one counts
+
+
+def _trimmed(path: Path) -> dict[str, str]:
+    found = _loaded(_text(path), str(path)) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise DeftxError(f"{path} is damaged: it is no mapping")
+    return {name: str(words) for name, words in found.items()}
+
+
+def _read(path: Path, form: type[F]) -> F:
+    return _parsed(_text(path), form, str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise DeftxError(f"{path} is damaged: {error}") from None
+
+
+def _loaded(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DeftxError(f"{place} is damaged: {error}") from None
+
+
+def _parsed(text: str, form: type[F], place: str) -> F:
+    """JSON in its form; the error names the place, and the first key that is wrong."""
+    try:
+        return form.model_validate(_loaded(text, place))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = "".join(f"{part}." for part in first["loc"])[:200].rstrip(".")
+        raise DeftxError(f"{place} is damaged: {where or 'all of it'}: {first['msg']}") from None
