@@ -33,7 +33,8 @@ from deftx.models import compose, load_tokenizer, without_vectors
 from deftx.settings import LANGUAGE_PRESETS, LanguageFit
 from deftx.storage.folders import claimed
 from deftx.tasks import masked_lm
-from deftx.tasks.classification import evaluate
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.supervised import evaluate
 
 TRAINING = ["max_steps=2", "evaluate_every=1", "length=16", "batch_size=8", "learning_rate=1e-2"]
 QUICK = ["--k", "5%", *(part for setting in TRAINING for part in ("--set", f"training.{setting}"))]
@@ -174,7 +175,9 @@ def test_evaluate_scores_what_compose_makes(here, home, run):
         assert all(
             torch.equal(a, b) for a, b in zip(composed.state_dict().values(), base.state_dict().values(), strict=True)
         )
-    scores = evaluate(composed, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16)
+    scores = evaluate(
+        CLASSIFICATION, composed, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16
+    )
     vectors = ["--base", "home/base", "--task", "home/task", "--language", "min=home/min"]
     done = run("evaluate", *vectors, "--test", "min=home/test.tsv", "--json")
     assert json.loads(done.out) == [{"language": "min", "examples": 24, **scores}]
@@ -477,7 +480,11 @@ WRONG = {
     "label missing": (FIT_TASK, "--train unlabelled.tsv", r"unlabelled\.tsv, line 3: the label in 'label' is empty"),
     "one label": (FIT_TASK, "--train single.tsv", r"a classifier needs at least two"),
     "label not in training": (FIT_TASK, "--valid strange.tsv", r"label 'middle' is not among .*: back, front"),
-    "unknown metric": (FIT_TASK, "--set training.metric=f1", r"unknown metric 'f1'.*; known: accuracy, macro_f1"),
+    "unknown metric": (
+        FIT_TASK,
+        "--set training.metric=f1",
+        r"unknown metric of classification 'f1'.*; known: accuracy, macro_f1",
+    ),
     "missing source": (FIT_TASK, "--source nowhere", r"there is no vector at nowhere"),
     "damaged source": (FIT_TASK, "--source damaged", r"vector\.safetensors: the file is damaged"),
     "source of another base": (

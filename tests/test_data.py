@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.errors import DeftxError
-from deftx.tasks.data import Columns, Examples, read_examples, read_text
+from deftx.tasks.data import Columns, Examples, read_text
+from deftx.tasks.table import read_examples
 
 NAMES = ["text", "label"]
 ROWS = [('say "good"', "positive"), ("", "neutral"), ('"half, quoted', "negative"), ("garis\u2028baru é", "positive")]

@@ -33,8 +33,8 @@ from deftx.models import (
     about_tokenizer,
     check_tokenizer,
     compose,
-    load_classifier,
-    load_masked_lm,
+    load_language_model,
+    load_task_model,
     load_tokenizer,
     longest_input,
     place,
@@ -42,9 +42,10 @@ from deftx.models import (
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.classification import classification, label_names
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
+from deftx.tasks.supervised import supervised
+from deftx.tasks.table import settled, task_of
 from deftx.training import processes
 from deftx.training.checkpoint import Kept
 from deftx.training.loop import Moving, Objective, train
@@ -136,7 +137,7 @@ def fit_language(
 ) -> SparseVector:
     """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
     processes.join()
-    model, tokenizer = load_masked_lm(base), load_tokenizer(base)
+    model, tokenizer = load_language_model(base), load_tokenizer(base)
     place(model)
     origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))
@@ -163,8 +164,9 @@ def fit_task(
     force   go on, with a warning, where `source` was made on other weights than the base's
     """
     processes.join()
-    labels, tokenizer = label_names(train_set), load_tokenizer(base)
-    model = load_classifier(base, labels, settings.seed)
+    settings, task = settled(settings), task_of(settings.task)
+    labels, tokenizer = task.names(train_set), load_tokenizer(base)
+    model = load_task_model(base, labels, settings.seed, task)
     place(model)
     origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
     if source is not None:
@@ -172,7 +174,7 @@ def fit_task(
         check_tokenizer(tokenizer, source, force=force)
         apply(model, source)
     length = min(settings.training.length, longest_input(model, tokenizer))
-    objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)
+    objective = supervised(task, train_set, valid_set, labels, tokenizer, length, str(settings.training.metric))
     vector = fit(model, objective, settings, work=work, title=title)
     top = Head({name: parameter.detach().cpu().clone() for name, parameter in head(model).items()}, labels)
     about = {"source": dict(source.info) if source else None, "labels": list(labels)}

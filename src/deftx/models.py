@@ -14,7 +14,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,8 +25,13 @@ from deftx.core.vector import SparseVector, check_distinct, check_same_base
 from deftx.errors import DeftxError
 from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import MODEL, check_target, new_folder
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.supervised import Task
+from deftx.tasks.table import task_of
 
 Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
+
+TASK, DEFAULT_TASK = "deftx_task", "classification"  # in the config of a composed model, the kind of its task
 
 # what transformers raises for a base it cannot load
 BAD_BASE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -67,7 +71,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
             warnings.warn(message, stacklevel=2)
 
 
-def load_masked_lm(base: Base) -> PreTrainedModel:
+def load_language_model(base: Base) -> PreTrainedModel:
     """`base` with its masked language modelling head, for language training.
 
     The head is frozen, and its decoder untied from the embeddings, so that training moves the backbone
@@ -87,28 +91,35 @@ def load_masked_lm(base: Base) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
-def load_classifier(base: Base, labels: Sequence[str], seed: int = 0) -> PreTrainedModel:
-    """`base` with a new classification head for `labels`, its random start drawn from `seed`."""
+def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task = CLASSIFICATION) -> PreTrainedModel:
+    """`base` with a new head for a task, its random start drawn from `seed`, its outputs named by `labels`."""
+    named = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = _load(
-            AutoModelForSequenceClassification,
-            base,
-            dtype=torch.float32,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            problem_type="single_label_classification",
-        )
+        model: PreTrainedModel = _load(task.auto, base, dtype=torch.float32, **(named if labels else {}), **task.config)
     return model
 
 
 def load_composed(folder: Base) -> PreTrainedModel:
-    """A classifier that was saved whole. Raises DeftxError where the checkpoint has no trained head."""
-    model, missing = _load_checked(AutoModelForSequenceClassification, folder)
+    """A model that was saved whole. Raises DeftxError where the checkpoint has no trained head of its task."""
+    model, missing = _load_checked(task_noted(folder).auto, folder)
     if missing:
-        raise DeftxError(f"{folder} is not a classifier: it lacks {', '.join(missing[:3])}; compose one first")
+        raise DeftxError(f"{folder} is not a model of a task: it lacks {', '.join(missing[:3])}; compose one first")
     return cast(PreTrainedModel, model)
+
+
+def task_noted(folder: Base) -> Task:
+    """The kind of task that a composed model is for; one that notes none is a classifier."""
+    return task_of(str(getattr(_load(AutoConfig, folder), TASK, DEFAULT_TASK)))
+
+
+def kind_of(vector: SparseVector) -> Task:
+    """The kind of task that a task vector is for; one that notes none is a classifier's."""
+    return task_of(str(vector.info.get("task", DEFAULT_TASK)))
 
 
 def load_encoder(base: Base) -> PreTrainedModel:
@@ -144,7 +155,7 @@ def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 def compose(
     base: Base, task: SparseVector, language: SparseVector | Sequence[SparseVector] = (), *, force: bool = False
 ) -> PreTrainedModel:
-    """θ0 + φ_task + φ_language with the task's head: an ordinary transformers classifier, in eval mode.
+    """θ0 + φ_task + φ_language with the task's head: an ordinary transformers model, in eval mode.
 
     base      folder or hub id of the base that all vectors were made on
     language  one language vector, several (added in order), or none
@@ -160,14 +171,15 @@ def compose(
 def without_vectors(
     base: Base, task: SparseVector, languages: Sequence[SparseVector] = (), *, force: bool = False
 ) -> PreTrainedModel:
-    """θ0 with a classifier of the task's shape, for the vectors to be applied to; all are checked against θ0.
+    """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against θ0.
 
     `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
     """
     if task.head is None:
         raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
     check_same_base(task, *languages)
-    model = load_classifier(base, task.head.labels)
+    model = load_task_model(base, task.head.labels, task=kind_of(task))
+    setattr(model.config, TASK, task.info.get("task", DEFAULT_TASK))  # for `load_composed`
     named = [vector for vector in (task, *languages) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, force=force)

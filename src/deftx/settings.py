@@ -71,12 +71,20 @@ class LanguageTraining(Training):
 
 
 class TaskTraining(Training):
-    """Classification on labelled data; the defaults are the paper's for sentiment (Appendix C)."""
+    """Labelled data; the defaults are the paper's for sentiment (Appendix C).
+
+    metric  decides between steps; without it the task's own, which is macro-F1 for classification
+    """
 
     batch_size: PositiveInt = 16
     epochs: PositiveFloat = 10
     evaluate_every: PositiveInt = 250
-    metric: str = "macro_f1"
+    metric: str | None = None
+
+
+def metric_name(metric: str) -> str:
+    """How a metric is written for people, such as macro-F1."""
+    return metric.replace("f1", "F1").replace("_", "-")
 
 
 class Fit(Settings):
@@ -101,8 +109,12 @@ class LanguageFit(Fit):
 
 
 class TaskFit(Fit):
-    """A task vector."""
+    """A task vector.
 
+    task  what kind of task it is, such as tagging: one of `deftx.tasks.table.TASKS`
+    """
+
+    task: str = "classification"
     k: int | float | str = "5.1%"
     training: TaskTraining = TaskTraining()
 
@@ -116,7 +128,7 @@ LANGUAGE_PRESETS = {
     ),
 }
 TASK_PRESETS = {
-    "paper-sentiment": TaskFit(k="14.2M"),
+    "paper-sentiment": TaskFit(k="14.2M", training=TaskTraining(metric="macro_f1")),
     "paper-nli": TaskFit(
         k="14.2M", training=TaskTraining(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy")
     ),

@@ -11,13 +11,15 @@ from pydantic import Field, field_validator
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageFit, Settings, TaskFit, changed, parse
+from deftx.tasks.table import settled, task_of
 
 _LARGEST = 100_000  # values of a recipe
+SCORED = {"macro_f1", "accuracy"}  # what a table can show of a task
 TASK = "task"  # stands beside the languages where vectors are named
 
 
 class ColumnNames(Settings):
-    """Which columns of labelled data to read; the defaults are those of `deftx.read_examples`."""
+    """Which columns of labelled data to read; those that are not given are the usual ones of the task."""
 
     text: str = "text"
     pair: str | None = None
@@ -102,12 +104,28 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     if not isinstance(data, dict):
         raise DeftxError(f"the recipe {path} is not a mapping of keys to values")
     recipe = changed(parse(Recipe, data), changes or {})
+    recipe = recipe.model_copy(update={"task": settled(recipe.task)})
+    _check_task(recipe)
     for variant in recipe.variants:
-        recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
+        recipe.language_fit(variant, 0), settled(recipe.task_fit(variant, 0))
         missing = [name for name in recipe.needed_languages(variant) if name not in recipe.languages]
         if missing:
             raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; give it under `languages`")
     return _rooted(recipe, path.parent)
+
+
+def _check_task(recipe: Recipe) -> None:
+    """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another task."""
+    name = recipe.task.task
+    if not task_of(name).metrics.keys() >= SCORED:
+        raise DeftxError(
+            f"a recipe compares {' and '.join(sorted(SCORED))}, which {name} has not: use `deftx evaluate`"
+        )
+    if recipe.ngrams and name != "classification":
+        raise DeftxError(f"ngrams are a baseline for classification, not for {name}: set ngrams to false")
+    for variant in recipe.variants:
+        if (other := recipe.task_fit(variant, 0).task) != name:
+            raise DeftxError(f"the variant {variant!r} has the task {other}, the recipe {name}: make a recipe for each")
 
 
 def _too_large(data: Any) -> bool:

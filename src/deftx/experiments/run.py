@@ -26,10 +26,12 @@ from deftx.fit import fit_language, fit_task
 from deftx.models import compose, load_tokenizer, trained_length
 from deftx.storage.files import load, save
 from deftx.storage.folders import claimed, write_text
-from deftx.tasks.classification import evaluate, label_names, scores
+from deftx.tasks.supervised import evaluate, scores
+from deftx.tasks.table import task_of
 from deftx.training import processes
 
 NGRAMS = "character n-grams"
+DEFAULTS_SINCE = [("task", "classification"), ("parts", None)]  # of settings and examples, later than the first runs
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _run(recipe: Recipe, out: Path) -> list[Score]:
             folders[variant][seed] = {name: str(folder.relative_to(out)) for name, folder in fitted.items()}
             write_text(out / "vectors.json", json.dumps(folders, indent=1))
             write_text(out / "scores.jsonl", "".join(json.dumps(asdict(score)) + "\n" for score in found))
-            write_text(out / "results.md", table(found, recipe.task.training.metric) + _trimmed(data))
+            write_text(out / "results.md", table(found, str(recipe.task.training.metric)) + _trimmed(data))
         rmtree(out / "work" / f"seed{seed}", ignore_errors=True)
     return found
 
@@ -87,7 +89,8 @@ def _fit_language(recipe: Recipe, data: Data, variant: str, seed: int, name: str
 
 def _fit_task(recipe: Recipe, data: Data, variant: str, seed: int, source: SparseVector | None, out: Path) -> Path:
     settings, above = recipe.task_fit(variant, seed), dict(source.info) if source else None
-    key = _key(data.base, asdict(data.train), asdict(data.valid), settings.deciding(), above)
+    parts = (_known_before(part) for part in (asdict(data.train), asdict(data.valid), settings.deciding()))
+    key = _key(data.base, *parts, above)
     folder = out / "vectors" / f"{TASK}-seed{seed}-{key}"
     if not folder.exists():
         work, title = out / "work" / f"seed{seed}" / folder.name, f"{variant}, seed {seed}, {TASK}"
@@ -99,20 +102,18 @@ def _variant_scores(
     recipe: Recipe, data: Data, variant: str, seed: int, folders: Mapping[str, Path]
 ) -> Iterator[Score]:
     """Compose a variant's vectors for every test language, and score the models."""
-    task, tokenizer = load(folders[TASK]), load_tokenizer(recipe.base)
+    task, tokenizer, kind = load(folders[TASK]), load_tokenizer(recipe.base), task_of(recipe.task.task)
     for name, examples in data.test.items():
         model = compose(recipe.base, task, load(folders[name]) if recipe.variants[variant].target else ())
-        scored = evaluate(model, tokenizer, examples, trained_length(model, tokenizer, task))
-        yield Score(variant, seed, name, **scored)
+        scored = evaluate(kind, model, tokenizer, examples, trained_length(model, tokenizer, task))
+        yield Score(variant, seed, name, scored["macro_f1"], scored["accuracy"])
 
 
 def _ngram_scores(recipe: Recipe, data: Data) -> Iterator[Score]:
     """The baseline's scores; it has no seed, so its rows count for all of them."""
-    model, labels = train_ngrams(data.train), label_names(data.train)
+    model, kind = train_ngrams(data.train), task_of(recipe.task.task)
     for name, examples in data.test.items():
-        predicted = predict_ngrams(model, examples)
-        true = [labels.index(label) for label in examples.labels or []]
-        yield Score(NGRAMS, 0, name, **scores(true, [labels.index(label) for label in predicted]))
+        yield Score(NGRAMS, 0, name, **scores(kind, examples, [(label,) for label in predict_ngrams(model, examples)]))
 
 
 def table(found: list[Score], metric: str = "macro_f1") -> str:
@@ -138,6 +139,11 @@ def _trimmed(data: Data) -> str:
 
 def _cell(values: list[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def _known_before(part: Mapping[str, Any]) -> dict[str, Any]:
+    """What a key is made of, without what is as it was before it could be otherwise: older runs keep their keys."""
+    return {name: value for name, value in part.items() if (name, value) not in DEFAULTS_SINCE}
 
 
 def _key(*parts: Any) -> str:
