@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     XLMRobertaModel,
     pipeline,
 )
@@ -25,6 +23,9 @@ from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models import compose, load_language_model, load_task_model, load_tokenizer, longest_input, save_model
 from deftx.storage.fingerprint import fingerprint
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.data import Examples
+from deftx.tasks.supervised import predict
 
 LABELS = ("bad", "fair", "good")
 TEXTS = tiny.sentences(6, seed=5)
@@ -158,20 +159,50 @@ def test_a_base_without_a_language_modelling_head_is_an_error_that_says_so(bases
     assert backbone(load_task_model(tmp_path, LABELS))
 
 
-@pytest.mark.parametrize(
-    "decoder",
-    [
-        lambda: GPT2LMHeadModel(
-            GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=75, n_positions=32, bos_token_id=0, eos_token_id=2)
-        ),
-        lambda: LlamaForCausalLM(LlamaConfig(**tiny.SIZES, vocab_size=75)),
-    ],
-)
-def test_a_base_that_only_continues_text_is_an_error_that_says_what_is_needed(tmp_path, decoder):
-    decoder().save_pretrained(tmp_path)
-    message = error(load_language_model, tmp_path)
-    assert message.startswith(f"cannot load the model '{tmp_path}': ")
-    assert message.endswith("a language vector needs a masked language model, such as XLM-R")
+def test_a_base_with_an_encoder_and_a_decoder_is_an_error_that_says_what_is_needed(bases):
+    said = (
+        "a base of the kind 'mt5' is no masked language model or causal language model: give one such as XLM-R or Qwen"
+    )
+    assert error(load_language_model, bases("mt5")) == said
+
+
+@pytest.mark.parametrize("shape", tiny.DECODERS)
+def test_a_decoder_is_loaded_with_a_frozen_and_untied_head_and_its_backbone_is_that_of_every_model(bases, shape):
+    plain, model = AutoModelForCausalLM.from_pretrained(bases(shape)).eval(), load_language_model(bases(shape)).eval()
+    ids = torch.tensor([[0, 7, 4, 9]])
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    classifier = load_task_model(bases(shape), LABELS)
+    assert same(backbone(model), backbone(AutoModel.from_pretrained(bases(shape))))
+    assert same(backbone(model), backbone(classifier))
+    assert [name.split(".")[0] for name in head(model)] == ["lm_head"]
+    assert list(head(classifier)) == ["score.weight"]
+    assert not any(weight.requires_grad for weight in head(model).values())
+    frozen = backbone(model).keys() - tunable(model).keys()
+    assert frozen == {name for name in backbone(model) if "norm" in name}
+    assert len(frozen) >= 5
+
+
+@pytest.mark.parametrize("shape", tiny.DECODERS)
+def test_a_decoder_classifies_padded_texts_as_it_does_each_alone(bases, shape):
+    """Its tokenizer knows no padding: texts end where the padding begins."""
+    model, tokenizer = load_task_model(bases(shape), LABELS).eval(), load_tokenizer(bases(shape))
+    assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
+    found = predict(CLASSIFICATION, model, tokenizer, Examples(TEXTS), 32)
+    for (label, chance), text in zip(found, TEXTS, strict=True):
+        expected = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)
+        assert label == LABELS[int(expected.argmax())]
+        assert chance == pytest.approx(float(expected.max()), rel=1e-4)
+
+
+def test_weights_of_the_base_that_a_model_lacks_are_an_error(bases, tmp_path):
+    folder = Path(shutil.copytree(bases(), tmp_path / "base"))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("roberta.encoder.layer.1.output.dense.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    said = (
+        f"{folder} has no roberta.encoder.layer.1.output.dense.weight, which XLMRobertaForSequenceClassification needs"
+    )
+    assert error(LOADERS[2], folder).startswith(said)
 
 
 LOADERS = [load_language_model, load_tokenizer, lambda base: load_task_model(base, LABELS)]

@@ -14,6 +14,7 @@ from deftx.core.backbone import backbone, head
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models import load_task_model
+from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 
 NAMES = ["ace", "ban", "min"]
@@ -99,9 +100,9 @@ def test_mixed_batches_are_answered_as_by_a_model_for_each_language_and_in_order
     languages = [[*NAMES, None][number % 4] for number in range(len(texts))]
     found = switcher.predict(Examples(texts), languages)
     for (label, share), text, name in zip(found, texts, languages, strict=True):
-        expected, probability = module.predict(composed[name], switcher._tokenizer, Examples([text]), switcher._length)[
-            0
-        ]
+        expected, probability = module.predict(
+            CLASSIFICATION, composed[name], switcher._tokenizer, Examples([text]), switcher._length
+        )[0]
         assert label == expected
         assert share == pytest.approx(probability, abs=1e-5)
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import yaml
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.compose import apply, check_fit
 from deftx.core.vector import Entries, Head, SparseVector
@@ -20,6 +20,7 @@ from deftx.storage.checkpoints import local
 from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.storage.folders import MODEL, PEFT, SFT, check_target, new_folder
 from deftx.storage.formats import lt_sft, shira
+from deftx.tasks.language import language_of
 
 # Parts of masked language models that no vector holds.
 _LANGUAGE_HEADS = ("lm_head.", "cls.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector.")
@@ -137,7 +138,8 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
     target = check_target(out, PEFT, force=force)
     if vector.head and kind_of(vector).auto is not AutoModelForSequenceClassification:
         raise DeftxError(f"an adapter of type SHiRA is written for classifiers, not for {vector.info['task']}")
-    model = skeleton(base, AutoModelForSequenceClassification if vector.head else AutoModelForMaskedLM)
+    language = language_of(skeleton(base).config).auto
+    model = skeleton(base, AutoModelForSequenceClassification if vector.head else language)
     check_fit(model, replace(vector, head=None))
     linear = {f"{name}.weight": name for name in _linear(model.base_model)}
     kept = {name: entries for name, entries in vector.tensors.items() if name in linear and len(entries.indices)}

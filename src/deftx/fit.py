@@ -43,7 +43,7 @@ from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.tasks.data import Examples
-from deftx.tasks.masked_lm import masked_lm
+from deftx.tasks.language import language_of
 from deftx.tasks.supervised import supervised
 from deftx.tasks.table import settled, task_of
 from deftx.training import processes
@@ -135,13 +135,17 @@ def fit(
 def fit_language(
     base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
 ) -> SparseVector:
-    """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
+    """φ_language = fit(text, language modelling, θ0), from the lines of a language's plain text.
+
+    Masked language modelling, where the base is such a model, else causal: the base says it itself.
+    """
     processes.join()
     model, tokenizer = load_language_model(base), load_tokenizer(base)
     place(model)
     origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))
-    objective = masked_lm(text, tokenizer, settings.training, length, settings.seed)
+    learn = language_of(model.config).objective
+    objective = learn(text, tokenizer, settings.training, length, settings.seed)
     vector = fit(model, objective, settings, work=work, title=title)
     return replace(vector, info={**origin, **vector.info, "data": {"lines": len(text), "digest": objective.digest}})
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,6 +25,7 @@ from deftx.errors import DeftxError
 from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import MODEL, check_target, new_folder
 from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.language import language_of
 from deftx.tasks.supervised import Task
 from deftx.tasks.table import task_of
 
@@ -43,8 +43,10 @@ def place(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """The tokenizer of `base`."""
+    """The tokenizer of `base`; one that knows no padding, as some decoders', pads with the token that ends texts."""
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -72,17 +74,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
 
 
 def load_language_model(base: Base) -> PreTrainedModel:
-    """`base` with its masked language modelling head, for language training.
+    """`base` with its language modelling head, masked or causal, for language training.
 
     The head is frozen, and its decoder untied from the embeddings, so that training moves the backbone
     only. Raises DeftxError where the checkpoint has no such head.
     """
-    try:
-        model, missing = _load_checked(AutoModelForMaskedLM, base)
-    except DeftxError as error:
-        raise DeftxError(f"{error}; a language vector needs a masked language model, such as XLM-R") from None
+    language = language_of(_load(AutoConfig, base))
+    model, missing = _load_checked(language.auto, base)
     if missing:
-        raise DeftxError(f"{base} is not a masked language model: its checkpoint lacks {', '.join(missing[:3])}")
+        raise DeftxError(f"{base} is not a {language.called}: its checkpoint lacks {', '.join(missing[:3])}")
     decoder, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if decoder is not None and decoder.weight is embeddings.weight:
         decoder.weight = nn.Parameter(decoder.weight.detach().clone())
@@ -92,7 +92,10 @@ def load_language_model(base: Base) -> PreTrainedModel:
 
 
 def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task = CLASSIFICATION) -> PreTrainedModel:
-    """`base` with a new head for a task, its random start drawn from `seed`, its outputs named by `labels`."""
+    """`base` with a new head for a task, its random start drawn from `seed`, its outputs named by `labels`.
+
+    Raises DeftxError where transformers has no such model of the base, or does not find the base's weights for it.
+    """
     named = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
@@ -100,8 +103,14 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = _load(task.auto, base, dtype=torch.float32, **(named if labels else {}), **task.config)
-    return model
+        model, missing = _load_checked(task.auto, base, **(named if labels else {}), **task.config)
+    if lost := sorted(set(missing) - head(model).keys()):
+        raise DeftxError(
+            f"{base} has no {lost[0]}, which {type(model).__name__} needs: give another base for this task"
+        )
+    if model.config.pad_token_id is None:  # by which a decoder knows where a text ends
+        model.config.pad_token_id = load_tokenizer(base).pad_token_id
+    return cast(PreTrainedModel, model)
 
 
 def load_composed(folder: Base) -> PreTrainedModel:
@@ -230,9 +239,9 @@ def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Ten
     return tunable(model if isinstance(model, nn.Module) else load_encoder(model))
 
 
-def _load_checked(auto: Any, base: Base) -> tuple[Any, list[str]]:
+def _load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]]:
     """A model, and the names of its weights that the checkpoint lacks."""
-    model, loading = _load(auto, base, dtype=torch.float32, output_loading_info=True)
+    model, loading = _load(auto, base, dtype=torch.float32, output_loading_info=True, **options)
     return model, sorted(loading["missing_keys"])
 
 

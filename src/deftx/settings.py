@@ -61,7 +61,11 @@ class Training(Settings):
 
 
 class LanguageTraining(Training):
-    """Masked language modelling on plain text; the defaults are the paper's (Appendix C)."""
+    """Language modelling on plain text; the defaults are the paper's (Appendix C).
+
+    mask      share of the tokens that masked language modelling chooses
+    held_out  share of the lines that the best step is chosen on
+    """
 
     max_steps: PositiveInt | None = 100_000
     min_steps: int = Field(30_000, ge=0, validate_default=True)
