@@ -160,10 +160,8 @@ def test_a_base_without_a_language_modelling_head_is_an_error_that_says_so(bases
 
 
 def test_a_base_with_an_encoder_and_a_decoder_is_an_error_that_says_what_is_needed(bases):
-    said = (
-        "a base of the kind 'mt5' is no masked language model or causal language model: give one such as XLM-R or Qwen"
-    )
-    assert error(load_language_model, bases("mt5")) == said
+    message = error(load_language_model, bases("mt5"))
+    assert message.startswith("a base of the kind 'mt5' is no masked language model or causal language model: give one")
 
 
 @pytest.mark.parametrize("shape", tiny.DECODERS)
@@ -199,10 +197,9 @@ def test_weights_of_the_base_that_a_model_lacks_are_an_error(bases, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights.pop("roberta.encoder.layer.1.output.dense.weight")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    said = (
-        f"{folder} has no roberta.encoder.layer.1.output.dense.weight, which XLMRobertaForSequenceClassification needs"
+    assert error(LOADERS[2], folder).startswith(
+        f"{folder} has no roberta.encoder.layer.1.output.dense.weight, which XLM"
     )
-    assert error(LOADERS[2], folder).startswith(said)
 
 
 LOADERS = [load_language_model, load_tokenizer, lambda base: load_task_model(base, LABELS)]

@@ -67,8 +67,11 @@ def as_labels(task, answers):
     return [[(0, first)] if task == "question-answering" else first for first, *_ in answers]
 
 
-@pytest.mark.parametrize("shape", ["xlmr", "modernbert", "qwen", "llama"])
-@pytest.mark.parametrize("task", TASKS)
+CASES = [(task, shape) for shape in ("xlmr", "modernbert") for task in TASKS]
+CASES += [(task, shape) for shape in tiny.DECODERS for task in ("classification", "tagging", "regression")]
+
+
+@pytest.mark.parametrize(("task", "shape"), CASES)
 def test_a_task_is_learnt_composed_scored_saved_loaded_and_undone(bases, language, tmp_path, task, shape):
     base, phi, examples, kind = bases(shape), language(shape), EXAMPLES[task], TASKS[task]
     settings = TaskFit(task=task, k="5%", training=TaskTraining(**SHORT))
@@ -95,6 +98,12 @@ def test_a_task_is_learnt_composed_scored_saved_loaded_and_undone(bases, languag
     save_model(composed, tokenizer, tmp_path / "model")
     assert task_noted(tmp_path / "model") is kind
     assert predict(kind, load_composed(tmp_path / "model"), tokenizer, examples, 24) == answers
+
+
+def test_a_task_that_transformers_does_not_know_for_a_base_is_an_error_of_one_line(bases):
+    examples = EXAMPLES["multiple-choice"]
+    with pytest.raises(DeftxError, match=r"cannot load the model .*Qwen3Config.*AutoModelForMultipleChoice"):
+        fit_task(bases("qwen"), examples, examples, TaskFit(task="multiple-choice"))
 
 
 @pytest.mark.parametrize("task", TASKS)
