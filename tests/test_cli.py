@@ -220,6 +220,27 @@ def test_inspect_shows_where_vectors_come_from_and_what_they_share(here, home, r
     assert "overlap" not in shown
 
 
+def test_words_are_tagged_from_the_first_command_to_the_last(here, run):
+    """The vector and the model note the task, which nothing but the first command is told."""
+    sentence = "".join(f"{word}\t{'FRONT' if word[-1] in 'ei' else 'BACK'}\n" for word in "ba be bi bo".split())
+    Path("pos.tsv").write_text("\n".join([sentence] * 8))
+    Path("words.tsv").write_text("ba\nbe\n\nbi\n")
+    vectors = ["--base", "home/base", "--task", "pos", "--language", "home/min"]
+    data = ["--train", "pos.tsv", "--valid", "pos.tsv", "--kind", "tagging"]
+    assert run("fit", "task", "--base", "home/base", *data, "--out", "pos", *QUICK).code == 0
+    done = run("evaluate", *vectors, "--test", "pos.tsv")
+    assert done.out.split()[:4] == ["language", "macro-F1", "accuracy", "examples"]
+    (row,) = json.loads(run("evaluate", *vectors, "--test", "pos.tsv", "--json").out)
+    assert row.keys() == {"language", "examples", "macro_f1", "accuracy"}
+    done = run("predict", *vectors, "words.tsv")
+    header, *lines = done.out.splitlines()
+    assert (done.code, header, [len(line.split()) for line in lines]) == (0, "tags", [2, 1])
+    assert run("compose", *vectors, "--out", "model").code == 0
+    assert run("predict", "--model", "model", "words.tsv").out == done.out
+    found = [json.loads(line) for line in run("predict", "--model", "model", "words.tsv", "--json").out.splitlines()]
+    assert [" ".join(each["tags"]) for each in found] == lines
+
+
 def test_rows_with_an_empty_premise_are_valid(here, run):
     rows = [
         f"{premise}\t{text}\t{text[-1] in 'ei'}"
@@ -484,6 +505,12 @@ WRONG = {
         FIT_TASK,
         "--set training.metric=f1",
         r"unknown metric of classification 'f1'.*; known: accuracy, macro_f1",
+    ),
+    "unknown kind": (FIT_TASK, "--kind taging", r"unknown task 'taging' \(did you mean 'tagging'\?\); known: class"),
+    "data of another kind": (
+        FIT_TASK,
+        "--kind regression",
+        r"train\.tsv, line 2: '(front|back)' in 'label' is not a number",
     ),
     "missing source": (FIT_TASK, "--source nowhere", r"there is no vector at nowhere"),
     "damaged source": (FIT_TASK, "--source damaged", r"vector\.safetensors: the file is damaged"),

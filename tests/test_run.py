@@ -107,11 +107,41 @@ def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
         ({"languages": {"task": "tar.txt"}}, "cannot be called 'task'"),
         ({"languages": {"../tar": "tar.txt"}}, "cannot be called '../tar'"),
         ({"languages": {"..": "tar.txt"}}, "cannot be called '..'"),
+        ({"task": {"task": "taging"}}, "did you mean 'tagging'"),
+        ({"task": {"training": {"metric": "f1"}}}, "unknown metric of classification 'f1'"),
+        ({"task": {"task": "regression"}, "ngrams": False}, "accuracy and macro_f1, which regression has not"),
+        ({"task": {"task": "tagging"}}, "ngrams are a baseline for classification, not for tagging"),
+        ({"variants": {"none": {"task": {"task": "tagging"}}}}, "variant 'none' has the task tagging"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_named(folder: Path, changes: dict[str, object], said: str) -> None:
     with pytest.raises(DeftxError, match=said):
         load_recipe(folder / "recipe.yaml", changes)
+
+
+def test_a_recipe_compares_taggers_too(folder: Path) -> None:
+    for name, seed in [("src", 0), ("tar", 1)]:
+        words = [text.split() for text in sentences(20, seed)]
+        (folder / f"{name}-pos.tsv").write_text(
+            "\n".join("".join(f"{word}\t{word[-1].upper()}\n" for word in row) for row in words)
+        )
+    changes = {
+        "train": "src-pos.tsv",
+        "valid": "src-pos.tsv",
+        "test": {"tar": "tar-pos.tsv", "src": "src-pos.tsv"},
+        "ngrams": False,
+        "task": {"task": "tagging"},
+    }
+    found = run_recipe(load_recipe(folder / "recipe.yaml", changes), folder / "pos")
+    assert len(found) == 6
+    assert all(0 <= score.macro_f1 <= 1 for score in found)
+
+
+def test_the_first_runs_keep_their_keys(folder: Path) -> None:
+    """What there was no choice of then has no part in them."""
+    settings = {"k": "5%", "task": "classification", "parts": None, "pairs": None}
+    assert run._known_before(settings) == {"k": "5%", "pairs": None}
+    assert run._known_before({"task": "tagging", "parts": [["ba"]]}) == {"task": "tagging", "parts": [["ba"]]}
 
 
 def test_a_table_shows_mean_and_spread_over_seeds() -> None:

@@ -180,7 +180,8 @@ def fit_task(
     length = min(settings.training.length, longest_input(model, tokenizer))
     objective = supervised(task, train_set, valid_set, labels, tokenizer, length, str(settings.training.metric))
     vector = fit(model, objective, settings, work=work, title=title)
-    top = Head({name: parameter.detach().cpu().clone() for name, parameter in head(model).items()}, labels)
+    trained = {name: parameter for name, parameter in head(model).items() if parameter.requires_grad}
+    top = Head({name: parameter.detach().cpu().clone() for name, parameter in trained.items()}, labels)
     about = {"source": dict(source.info) if source else None, "labels": list(labels)}
     data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
     return replace(vector, head=top, info={**origin, **vector.info, **about, "data": data})

@@ -101,6 +101,8 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
     }
+    if task.auto is None:
+        return _load_writer(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, missing = _load_checked(task.auto, base, **(named if labels else {}), **task.config)
@@ -113,9 +115,18 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
     return cast(PreTrainedModel, model)
 
 
+def _load_writer(base: Base) -> PreTrainedModel:
+    """`base` as it continues texts; its output embeddings stay what they are, whatever its input embeddings become."""
+    model: Any = load_language_model(base)
+    if not model.can_generate():
+        raise DeftxError(f"{base} cannot write texts, as a base for generation has to: give one such as Qwen")
+    model.config.tie_word_embeddings = False
+    return cast(PreTrainedModel, model)
+
+
 def load_composed(folder: Base) -> PreTrainedModel:
     """A model that was saved whole. Raises DeftxError where the checkpoint has no trained head of its task."""
-    model, missing = _load_checked(task_noted(folder).auto, folder)
+    model, missing = _load_checked(task_noted(folder).auto or language_of(_load(AutoConfig, folder)).auto, folder)
     if missing:
         raise DeftxError(f"{folder} is not a model of a task: it lacks {', '.join(missing[:3])}; compose one first")
     return cast(PreTrainedModel, model)

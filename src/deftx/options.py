@@ -50,7 +50,8 @@ Seed = Annotated[str | None, option("Decides everything random.", metavar="NUMBE
 Kind = Annotated[
     str | None,
     option(
-        "Kind of task: classification (the default), tagging, ner, question-answering, multiple-choice, regression.",
+        "Kind of task: classification (the default), tagging, ner, question-answering, multiple-choice, regression,"
+        " generation.",
         metavar="NAME",
     ),
 ]

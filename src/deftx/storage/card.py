@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # What the hub calls our metrics, where it has another name, and our kinds of task.
 _METRICS = {"macro_f1": "f1", "span_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
-_TASKS = {"tagging": "token-classification", "ner": "token-classification"}
+_TASKS = {"tagging": "token-classification", "ner": "token-classification", "generation": "text-generation"}
 _TASKS |= {name: name for name in ("question-answering", "multiple-choice")}
 _HUB_DATA = "hub:"
 CITATION = """@article{simon2025deftx,

@@ -30,7 +30,7 @@ class Encoded:
     names     of the head's outputs, if they have any
     pad       a batch of some inputs
     owners    the number of each input's example
-    places    what the tokens of each input stand for, as the task needs it
+    places    what the tokens of each input stand for, or what else the task needs to read answers
     """
 
     examples: Examples
@@ -39,14 +39,14 @@ class Encoded:
     names: Sequence[str]
     pad: Callable[[list[dict[str, Any]]], Batch]
     owners: Sequence[int] = ()
-    places: Sequence[Any] = ()
+    places: Any = ()
 
 
 @dataclass(frozen=True)
 class Task:
     """A kind of task: how its data is read, what is learnt of it, and how answers are scored and shown.
 
-    auto       transformers' auto class of the models with its head
+    auto       transformers' auto class of the models with its head; None: the base's own language model, without one
     columns    where its data stands, if nothing else is said
     read       examples of a source; the last argument says whether they are to have labels
     names      the names of the head's outputs, of the training data; none where outputs have no names
@@ -56,7 +56,8 @@ class Task:
     shown      what the parts of an answer are called
     metrics    of true and predicted labels; the first one decides between steps, if nothing else is said
     config     further settings of the model
-    by_token   whether the targets of an input are one for each token
+    stack      the targets of a batch as one tensor, a row an example
+    tokens     what of an example holds tokens that the model reads
     """
 
     auto: Any
@@ -69,7 +70,8 @@ class Task:
     shown: tuple[str, ...]
     metrics: Mapping[str, Metric]
     config: Mapping[str, Any] = field(default_factory=dict)
-    by_token: bool = False
+    stack: Callable[[list[Any], Batch], Tensor] = lambda targets, batch: torch.tensor(targets)
+    tokens: tuple[str, ...] = ("input_ids",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +94,14 @@ class Supervised:
     @property
     def tokens(self) -> Tensor:
         """All ids that a training batch can hold [n], but for the padding, which nothing is learnt from."""
-        return torch.tensor(sorted({token for example in self.train for token in _flat(example["input_ids"])}))
+        held = (_flat(example[part]) for example in self.train for part in self.task.tokens)
+        return torch.tensor(sorted({token for ids in held for token in ids}))
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Pad to the longest of a batch -> token tensors [batch, longest], and the targets as `labels`."""
         batch = self.valid.pad([{key: example[key] for key in example if key != "labels"} for example in examples])
         targets = [example["labels"] for example in examples]
-        return {**batch, "labels": _by_token(targets, batch) if self.task.by_token else torch.tensor(targets)}
+        return {**batch, "labels": self.task.stack(targets, batch)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
@@ -231,7 +234,7 @@ def inputs_of(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
-def _by_token(targets: list[list[int]], batch: Batch) -> Tensor:
+def by_token(targets: list[list[int]], batch: Batch) -> Tensor:
     """Targets of tokens as a tensor beside the tokens, wherever the padding stands."""
     tokens = batch["attention_mask"].bool()
     spread = torch.full(tokens.shape, IGNORED)

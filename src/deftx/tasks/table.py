@@ -8,6 +8,7 @@ from deftx.tasks.answering import ANSWERING
 from deftx.tasks.choice import CHOICE
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Columns, Examples
+from deftx.tasks.generation import GENERATION
 from deftx.tasks.regression import REGRESSION
 from deftx.tasks.supervised import Task
 from deftx.tasks.tagging import NER, TAGGING
@@ -19,6 +20,7 @@ TASKS: dict[str, Task] = {
     "question-answering": ANSWERING,
     "multiple-choice": CHOICE,
     "regression": REGRESSION,
+    "generation": GENERATION,
 }
 
 

@@ -25,6 +25,7 @@ from deftx.tasks.supervised import (
     Encoded,
     Metric,
     Task,
+    by_token,
     label_names,
     numbers,
     padding,
@@ -141,6 +142,6 @@ TAGGING = Task(
     answer=answer,
     shown=("tags",),
     metrics={name: over_words(metric) for name, metric in METRICS.items()},
-    by_token=True,
+    stack=by_token,
 )
 NER = replace(TAGGING, metrics={"span_f1": span_f1, **TAGGING.metrics})
