@@ -551,7 +551,11 @@ WRONG = {
         r"either --model, or --base and --task",
     ),
     "two to predict by": (["predict", "home/test.tsv"], "--model m --task t --base b", r"either --model, or --base"),
-    "model not composed": (["predict", "home/test.tsv"], "--model home/base", r"base is not a classifier: it lacks"),
+    "model not composed": (
+        ["predict", "home/test.tsv"],
+        "--model home/base",
+        r"base is not a model of a task: it lacks",
+    ),
     "not a vector": (["inspect"], "taken", r"taken is not a vector: it has no vector\.json"),
     "damaged vector": (["inspect", "home/min"], "damaged", r"vector\.safetensors: the file is damaged"),
     "missing recipe": (["run"], "nowhere.yaml", r"cannot read the recipe nowhere\.yaml"),

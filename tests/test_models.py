@@ -198,7 +198,7 @@ def test_weights_of_the_base_that_a_model_lacks_are_an_error(bases, tmp_path):
     weights.pop("roberta.encoder.layer.1.output.dense.weight")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert error(LOADERS[2], folder).startswith(
-        f"{folder} has no roberta.encoder.layer.1.output.dense.weight, which XLM"
+        f"{folder} lacks roberta.encoder.layer.1.output.dense.weight, which XLM"
     )
 
 

@@ -243,17 +243,18 @@ def predict(
         raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
     quiet_transformers()
     from deftx import commands
+    from deftx.models import kind_of, task_noted
     from deftx.storage.files import load
     from deftx.storage.folders import write_text
 
-    columns = commands.Given(text_column, pair_column)
-    if model:
-        found = commands.predictions_of_model(model, data, columns)
+    phi = load(task) if task else None
+    kind = kind_of(phi) if phi else task_noted(str(model))
+    examples = kind.read(data, commands.Given(text_column, pair_column).of(kind), False)
+    if phi is None:
+        found = commands.predictions_of_model(str(model), examples)
     else:
-        assert base is not None
-        assert task is not None
         languages = [load(folder) for folder in language or []]
-        found = commands.predictions_of_vectors(base, load(task), languages, data, columns, any_base=any_base)
+        found = commands.predictions_of_vectors(str(base), phi, languages, examples, any_base=any_base)
     if as_json:
         lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
     else:

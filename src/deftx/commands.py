@@ -199,21 +199,19 @@ def evaluations(
 
 
 def predictions_of_vectors(
-    base: str, task: SparseVector, languages: Sequence[SparseVector], data: str, columns: Given, *, any_base: bool
+    base: str, task: SparseVector, languages: Sequence[SparseVector], examples: Examples, *, any_base: bool
 ) -> list[dict[str, Any]]:
-    """The answers to the examples in `data`, by the composed model, as the task names their parts."""
+    """The answer to each example by the composed model, its parts as the task names them."""
     kind = kind_of(task)
-    examples = kind.read(data, columns.of(kind), False)
     model, tokenizer = compose(base, task, languages, force=any_base), load_tokenizer(base)
     check_tokenizer(tokenizer, task, *languages, force=any_base)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task)))
 
 
-def predictions_of_model(folder: str, data: str, columns: Given) -> list[dict[str, Any]]:
-    """The answers to the examples in `data`, by a model that was composed before, as the task names their parts."""
+def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]]:
+    """The answer to each example by a model that was composed before, its parts as the task names them."""
     kind = task_noted(folder)
-    examples = kind.read(data, columns.of(kind), False)
     model, tokenizer = load_composed(folder), load_tokenizer(folder)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))

@@ -96,20 +96,15 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
 
     Raises DeftxError where transformers has no such model of the base, or does not find the base's weights for it.
     """
-    named = {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-    }
     if task.auto is None:
         return _load_writer(base)
+    numbered = dict(enumerate(labels))
+    named = {"num_labels": len(labels), "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, missing = _load_checked(task.auto, base, **(named if labels else {}), **task.config)
     if lost := sorted(set(missing) - head(model).keys()):
-        raise DeftxError(
-            f"{base} has no {lost[0]}, which {type(model).__name__} needs: give another base for this task"
-        )
+        raise DeftxError(f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task")
     if model.config.pad_token_id is None:  # by which a decoder knows where a text ends
         model.config.pad_token_id = load_tokenizer(base).pad_token_id
     return cast(PreTrainedModel, model)
@@ -126,7 +121,8 @@ def _load_writer(base: Base) -> PreTrainedModel:
 
 def load_composed(folder: Base) -> PreTrainedModel:
     """A model that was saved whole. Raises DeftxError where the checkpoint has no trained head of its task."""
-    model, missing = _load_checked(task_noted(folder).auto or language_of(_load(AutoConfig, folder)).auto, folder)
+    auto = task_noted(folder).auto or language_of(_load(AutoConfig, folder)).auto
+    model, missing = _load_checked(auto, folder)
     if missing:
         raise DeftxError(f"{folder} is not a model of a task: it lacks {', '.join(missing[:3])}; compose one first")
     return cast(PreTrainedModel, model)
