@@ -87,7 +87,7 @@ def encode(
 
 def _cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, most: int) -> list[str]:
     """Texts as far as their first `most` tokens go."""
-    options = {"truncation": True, "max_length": most, "return_offsets_mapping": True}
+    options: dict[str, Any] = {"truncation": True, "max_length": most, "return_offsets_mapping": True}
     offsets = tokenizer(list(texts), add_special_tokens=False, **options)["offset_mapping"]
     return [text[: places[-1][1]] if places else text for text, places in zip(texts, offsets, strict=True)]
 
