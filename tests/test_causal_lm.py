@@ -22,6 +22,7 @@ def made(texts, length=16, seed=0):
 
 
 @every_shape
+@torch.no_grad()
 def test_the_loss_is_the_models_own_also_on_held_out_text(bases, shape):
     model, objective = load_language_model(bases(shape)).eval(), made(tiny.sentences(40))
     batch = objective.collate([*objective.train[:3]])

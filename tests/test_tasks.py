@@ -426,15 +426,14 @@ def test_a_base_that_does_not_continue_texts_cannot_write(bases):
 
 
 def test_a_writer_learns_to_say_what_its_examples_say(bases):
-    """Every text is answered by its first word; k is large, since the base is tiny."""
+    """Texts are answered by what their last vowel is; k is large, since the base is tiny."""
     texts = tiny.sentences(120, seed=1)
-    examples = Examples(texts, labels=[text.split()[0] for text in texts])
-    training = TaskTraining(learning_rate=1e-2, batch_size=16, length=24, max_steps=60, evaluate_every=20)
-    phi = fit_task(
-        bases("qwen"), examples, examples, TaskFit(task="generation", k="50%", method="lt-sft", training=training)
-    )
+    examples = Examples(texts, labels=["ba" if text[-1] in "ei" else "zu" for text in texts])
+    training = TaskTraining(learning_rate=1e-2, batch_size=16, length=24, max_steps=80, evaluate_every=40)
+    settings = TaskFit(task="generation", k="50%", method="lt-sft", training=training)
+    phi = fit_task(bases("qwen"), examples, examples, settings)
     assert phi.head.tensors == {}
-    assert phi.info["log"]["phase2"]["best_score"] > 0.5
+    assert phi.info["log"]["phase2"]["best_score"] > 0.8
 
 
 @given(st.lists(st.tuples(*[st.text("ab c", max_size=8)] * 2), min_size=1, max_size=5))

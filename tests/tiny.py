@@ -56,15 +56,18 @@ def deberta() -> PreTrainedModel:
     return DebertaV2ForMaskedLM(config)
 
 
+# What reads the frozen output embeddings can say little with weights of the usual size, since hidden states are narrow.
+DECODER = {**SIZES, "vocab_size": 75, "max_position_embeddings": 32, "initializer_range": 0.3, "eos_token_id": 2}
+
+
 def qwen() -> PreTrainedModel:
     """A decoder whose output embeddings are its input embeddings."""
-    sizes = {**SIZES, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 75, "max_position_embeddings": 32}
-    return Qwen3ForCausalLM(Qwen3Config(**sizes, bos_token_id=None, eos_token_id=2, tie_word_embeddings=True))
+    heads = {"num_key_value_heads": 1, "head_dim": 8}
+    return Qwen3ForCausalLM(Qwen3Config(**DECODER, **heads, bos_token_id=None, tie_word_embeddings=True))
 
 
 def llama() -> PreTrainedModel:
-    sizes = {**SIZES, "vocab_size": 75, "max_position_embeddings": 32}
-    return LlamaForCausalLM(LlamaConfig(**sizes, bos_token_id=0, eos_token_id=2))
+    return LlamaForCausalLM(LlamaConfig(**DECODER, bos_token_id=0))
 
 
 def mt5() -> PreTrainedModel:
