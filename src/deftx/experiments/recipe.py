@@ -116,11 +116,11 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
 
 def _check_task(recipe: Recipe) -> None:
     """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another task."""
-    name = recipe.task.task
+    name, metric = recipe.task.task, recipe.task.training.metric
     if not task_of(name).metrics.keys() >= SCORED:
-        raise DeftxError(
-            f"a recipe compares {' and '.join(sorted(SCORED))}, which {name} has not: use `deftx evaluate`"
-        )
+        raise DeftxError(f"a recipe compares macro_f1 and accuracy, which {name} has not: use `deftx evaluate`")
+    if metric not in SCORED:
+        raise DeftxError(f"a recipe compares macro_f1 or accuracy, not {metric}: set task.training.metric to one")
     if recipe.ngrams and name != "classification":
         raise DeftxError(f"ngrams are a baseline for classification, not for {name}: set ngrams to false")
     for variant in recipe.variants:

@@ -127,7 +127,7 @@ def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[st
 
 
 def normalised(text: str) -> list[str]:
-    """The words of an answer as SQuAD compares them: lower-cased, without punctuation and English articles."""
+    """The words of an answer as SQuAD compares them: in small letters, without English articles and any punctuation."""
     kept = "".join(each for each in text.lower() if each not in punctuation and category(each)[0] != "P")
     return re.sub(r"\b(a|an|the)\b", " ", kept).split()
 
