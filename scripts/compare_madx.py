@@ -89,12 +89,12 @@ def ours(python: str) -> None:
     from transformers.utils import logging
 
     from deftx.baselines import madx
-    from deftx.models import load_classifier, load_masked_lm
+    from deftx.models import load_language_model, load_task_model
     from deftx.settings import MadxLanguageFit, MadxTaskFit
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loads: dict[str, Any] = {"mlm": load_masked_lm, "classifier": lambda base: load_classifier(base, ("a", "b"))}
+    loads: dict[str, Any] = {"mlm": load_language_model, "classifier": lambda base: load_task_model(base, ("a", "b"))}
 
     def stacked(base: Path, head: str, names: list[str], layers: int) -> tuple[nn.Module, dict[str, nn.Parameter]]:
         model = loads[head](base).eval()

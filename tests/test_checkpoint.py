@@ -17,8 +17,8 @@ from deftx.errors import DeftxError, Diverged
 from deftx.fit import fit_language, fit_task
 from deftx.settings import changed
 from deftx.storage import delta
-from deftx.tasks.classification import Classification
 from deftx.tasks.masked_lm import MaskedLM
+from deftx.tasks.supervised import Supervised
 from deftx.training import checkpoint
 from deftx.training.checkpoint import put_random_state, random_state
 
@@ -48,7 +48,7 @@ def cut(monkeypatch):
 
         return call
 
-    for objective in (MaskedLM, Classification):
+    for objective in (MaskedLM, Supervised):
         monkeypatch.setattr(objective, "loss", ending(objective.loss))
     return lambda losses: left.__setitem__(0, losses)
 

@@ -1,6 +1,7 @@
 """Classification: texts and pairs become batches, answers keep their order, scores are the usual ones."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny
@@ -12,9 +13,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 from deftx.errors import DeftxError
-from deftx.models import load_classifier
-from deftx.tasks.classification import METRICS, classification, encode, evaluate, label_names, logits, predict, scores
+from deftx.models import load_task_model
+from deftx.settings import TaskFit, TaskTraining
+from deftx.tasks import supervised
+from deftx.tasks.classification import CLASSIFICATION, METRICS, encode, say
 from deftx.tasks.data import Examples
+from deftx.tasks.table import settled
 
 TOKENIZER = tiny.tokenizer()
 LABELS = ("negative", "neutral", "positive")
@@ -24,18 +28,33 @@ PAIRS = Examples(["ba be", "", "bi"], ["bo bu", "da", ""], ["no", "yes", "no"])
 
 
 def made(examples=SINGLE, valid=None, labels=LABELS, length=32, metric="macro_f1"):
-    return classification(examples, examples if valid is None else valid, labels, TOKENIZER, length, metric)
+    held_out = examples if valid is None else valid
+    return supervised.supervised(CLASSIFICATION, examples, held_out, labels, TOKENIZER, length, metric)
+
+
+evaluate, predict = partial(supervised.evaluate, CLASSIFICATION), partial(supervised.predict, CLASSIFICATION)
+label_names = CLASSIFICATION.names
+
+
+@torch.no_grad()
+def logits(model, encoded, batch_size=32):
+    return torch.stack(supervised.said(model.eval(), encoded, batch_size, say))
+
+
+def scores(true, predicted):
+    examples = Examples([""] * len(true), None, true)
+    return supervised.scores(CLASSIFICATION, examples, [(each,) for each in predicted])
 
 
 @pytest.fixture(scope="module")
 def model(bases):
-    return load_classifier(bases(), LABELS).eval()
+    return load_task_model(bases(), LABELS).eval()
 
 
 def test_single_texts_become_their_tokens_and_label_numbers():
     encoded = encode(Examples(["ba be", ""], None, ["positive", "negative"]), TOKENIZER, 32, LABELS)
     assert [example["input_ids"] for example in encoded.inputs] == [[0, 5, 6, 2], [0, 2]]
-    assert encoded.labels == [2, 0]
+    assert encoded.targets == [2, 0]
 
 
 def test_pairs_are_read_together_and_either_may_be_empty():
@@ -45,12 +64,14 @@ def test_pairs_are_read_together_and_either_may_be_empty():
         [0, 2, 2, 10, 2],
         [0, 7, 2, 2, 2],
     ]
-    assert encoded.labels == [0, 1, 0]
+    assert encoded.targets == [0, 1, 0]
 
 
 def test_long_inputs_are_cut_to_the_length_and_pairs_where_they_are_longest():
     long = " ".join(tiny.WORDS[:40])
-    alone, pair = (encode(Examples([long], second), TOKENIZER, 10).inputs[0] for second in (None, ["ba"]))
+    alone, pair = (
+        encode(Examples([long], second), TOKENIZER, 10, labelled=False).inputs[0] for second in (None, ["ba"])
+    )
     assert alone["input_ids"] == [0, *range(5, 13), 2]
     assert pair["input_ids"] == [0, *range(5, 10), 2, 2, 5, 2]
 
@@ -73,8 +94,8 @@ def test_the_loss_is_the_mean_cross_entropy_and_equals_the_models_own(model):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_answers_keep_the_order_of_the_examples_however_they_are_batched(model, batch_size):
-    encoded = encode(SINGLE, TOKENIZER, 32)
-    assert encoded.labels == []
+    encoded = encode(SINGLE, TOKENIZER, 32, labelled=False)
+    assert encoded.targets == []
     with torch.no_grad():
         one_by_one = torch.cat([model(**encoded.pad([example])).logits for example in encoded.inputs])
     answers = logits(model, encoded, batch_size)
@@ -84,7 +105,7 @@ def test_answers_keep_the_order_of_the_examples_however_they_are_batched(model, 
 
 
 def test_batches_of_answers_go_by_length(model):
-    encoded, padding = encode(SINGLE, TOKENIZER, 32), []
+    encoded, padding = encode(SINGLE, TOKENIZER, 32, labelled=False), []
 
     def pad(examples):
         batch = encoded.pad(examples)
@@ -116,15 +137,15 @@ def test_scores_are_those_counted_by_hand_and_by_scikit_learn(pairs):
 def test_validation_and_evaluation_score_the_models_answers(model):
     objective = made()
     predicted = logits(model, objective.valid).argmax(-1).tolist()
-    expected = scores(objective.valid.labels, predicted)
+    expected = scores(objective.valid.targets, predicted)
     assert objective.validate(model, 6) == expected
     assert evaluate(model, TOKENIZER, SINGLE, 32) == expected
     assert 0 < expected["accuracy"] < 1
 
 
 def test_evaluation_takes_the_labels_in_the_order_of_the_model(bases):
-    turned = load_classifier(bases(), LABELS[::-1]).eval()
-    encoded = encode(SINGLE, TOKENIZER, 32)
+    turned = load_task_model(bases(), LABELS[::-1]).eval()
+    encoded = encode(SINGLE, TOKENIZER, 32, labelled=False)
     answers = [turned.config.id2label[i] for i in logits(turned, encoded).argmax(-1).tolist()]
     right = sum(answer == label for answer, label in zip(answers, SINGLE.labels, strict=True))
     assert evaluate(turned, TOKENIZER, SINGLE, 32)["accuracy"] == pytest.approx(right / 20)
@@ -138,7 +159,7 @@ def test_evaluation_is_without_dropout_also_for_a_model_in_training(model):
 
 def test_evaluation_knows_more_than_ten_labels_of_a_saved_model(bases, tmp_path):
     labels = [f"label {i:02}" for i in range(12)]
-    load_classifier(bases(), labels).save_pretrained(tmp_path)
+    load_task_model(bases(), labels).save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     answers = predict(model, TOKENIZER, SINGLE, 32)
     assert {label for label, _ in answers} - set(labels[:2])
@@ -147,7 +168,7 @@ def test_evaluation_knows_more_than_ten_labels_of_a_saved_model(bases, tmp_path)
 
 
 def test_predictions_are_the_most_probable_labels(model):
-    probabilities = logits(model, encode(SINGLE, TOKENIZER, 32)).softmax(-1)
+    probabilities = logits(model, encode(SINGLE, TOKENIZER, 32, labelled=False)).softmax(-1)
     for row, (label, probability) in zip(probabilities, predict(model, TOKENIZER, SINGLE, 32), strict=True):
         assert label == LABELS[row.argmax()]
         assert probability == pytest.approx(row.max().item())
@@ -184,7 +205,7 @@ def test_a_tokenizer_that_cannot_pad_is_an_error():
     bare = tiny.tokenizer()
     bare.pad_token = None
     with pytest.raises(DeftxError, match="no padding token: give an encoder such as XLM-R"):
-        encode(SINGLE, bare, 32)
+        encode(SINGLE, bare, 32, LABELS)
 
 
 def test_no_examples_are_an_error(model):
@@ -195,8 +216,9 @@ def test_no_examples_are_an_error(model):
 
 
 def test_an_unknown_metric_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(DeftxError, match=r"unknown metric 'macro-f1' .did you mean 'macro_f1'.*accuracy, macro_f1"):
-        made(metric="macro-f1")
+    said = r"unknown metric of classification 'macro-f1' .did you mean 'macro_f1'.*accuracy, macro_f1"
+    with pytest.raises(DeftxError, match=said):
+        settled(TaskFit(training=TaskTraining(metric="macro-f1")))
 
 
 def test_equal_data_have_equal_digests_and_others_do_not():

@@ -33,7 +33,8 @@ from deftx.models import compose, load_tokenizer, without_vectors
 from deftx.settings import LANGUAGE_PRESETS, LanguageFit
 from deftx.storage.folders import claimed
 from deftx.tasks import masked_lm
-from deftx.tasks.classification import evaluate
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.supervised import evaluate
 
 TRAINING = ["max_steps=2", "evaluate_every=1", "length=16", "batch_size=8", "learning_rate=1e-2"]
 QUICK = ["--k", "5%", *(part for setting in TRAINING for part in ("--set", f"training.{setting}"))]
@@ -174,7 +175,9 @@ def test_evaluate_scores_what_compose_makes(here, home, run):
         assert all(
             torch.equal(a, b) for a, b in zip(composed.state_dict().values(), base.state_dict().values(), strict=True)
         )
-    scores = evaluate(composed, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16)
+    scores = evaluate(
+        CLASSIFICATION, composed, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16
+    )
     vectors = ["--base", "home/base", "--task", "home/task", "--language", "min=home/min"]
     done = run("evaluate", *vectors, "--test", "min=home/test.tsv", "--json")
     assert json.loads(done.out) == [{"language": "min", "examples": 24, **scores}]
@@ -215,6 +218,27 @@ def test_inspect_shows_where_vectors_come_from_and_what_they_share(here, home, r
     shown = run("inspect", "home/min").out
     assert all(word in shown for word in ("deftx", "90%", "encoder.layer.1", vectors[0].info["base_fingerprint"][:12]))
     assert "overlap" not in shown
+
+
+def test_words_are_tagged_from_the_first_command_to_the_last(here, run):
+    """The vector and the model note the task, which nothing but the first command is told."""
+    sentence = "".join(f"{word}\t{'FRONT' if word[-1] in 'ei' else 'BACK'}\n" for word in "ba be bi bo".split())
+    Path("pos.tsv").write_text("\n".join([sentence] * 8))
+    Path("words.tsv").write_text("ba\nbe\n\nbi\n")
+    vectors = ["--base", "home/base", "--task", "pos", "--language", "home/min"]
+    data = ["--train", "pos.tsv", "--valid", "pos.tsv", "--kind", "tagging"]
+    assert run("fit", "task", "--base", "home/base", *data, "--out", "pos", *QUICK).code == 0
+    done = run("evaluate", *vectors, "--test", "pos.tsv")
+    assert done.out.split()[:4] == ["language", "macro-F1", "accuracy", "examples"]
+    (row,) = json.loads(run("evaluate", *vectors, "--test", "pos.tsv", "--json").out)
+    assert row.keys() == {"language", "examples", "macro_f1", "accuracy"}
+    done = run("predict", *vectors, "words.tsv")
+    header, *lines = done.out.splitlines()
+    assert (done.code, header, [len(line.split()) for line in lines]) == (0, "tags", [2, 1])
+    assert run("compose", *vectors, "--out", "model").code == 0
+    assert run("predict", "--model", "model", "words.tsv").out == done.out
+    found = [json.loads(line) for line in run("predict", "--model", "model", "words.tsv", "--json").out.splitlines()]
+    assert [" ".join(each["tags"]) for each in found] == lines
 
 
 def test_rows_with_an_empty_premise_are_valid(here, run):
@@ -479,7 +503,17 @@ WRONG = {
     "label missing": (FIT_TASK, "--train unlabelled.tsv", r"unlabelled\.tsv, line 3: the label in 'label' is empty"),
     "one label": (FIT_TASK, "--train single.tsv", r"a classifier needs at least two"),
     "label not in training": (FIT_TASK, "--valid strange.tsv", r"label 'middle' is not among .*: back, front"),
-    "unknown metric": (FIT_TASK, "--set training.metric=f1", r"unknown metric 'f1'.*; known: accuracy, macro_f1"),
+    "unknown metric": (
+        FIT_TASK,
+        "--set training.metric=f1",
+        r"unknown metric of classification 'f1'.*; known: accuracy, macro_f1",
+    ),
+    "unknown kind": (FIT_TASK, "--kind taging", r"unknown task 'taging' \(did you mean 'tagging'\?\); known: class"),
+    "data of another kind": (
+        FIT_TASK,
+        "--kind regression",
+        r"train\.tsv, line 2: '(front|back)' in 'label' is not a number",
+    ),
     "missing source": (FIT_TASK, "--source nowhere", r"there is no vector at nowhere"),
     "damaged source": (FIT_TASK, "--source damaged", r"vector\.safetensors: the file is damaged"),
     "source of another base": (
@@ -519,7 +553,11 @@ WRONG = {
         r"either --model, or --base and --task",
     ),
     "two to predict by": (["predict", "home/test.tsv"], "--model m --task t --base b", r"either --model, or --base"),
-    "model not composed": (["predict", "home/test.tsv"], "--model home/base", r"base is not a classifier: it lacks"),
+    "model not composed": (
+        ["predict", "home/test.tsv"],
+        "--model home/base",
+        r"base is not a model of a task: it lacks",
+    ),
     "not a vector": (["inspect"], "taken", r"taken is not a vector: it has no vector\.json"),
     "damaged vector": (["inspect", "home/min"], "damaged", r"vector\.safetensors: the file is damaged"),
     "missing recipe": (["run"], "nowhere.yaml", r"cannot read the recipe nowhere\.yaml"),

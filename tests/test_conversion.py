@@ -20,7 +20,7 @@ from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import apply
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer
+from deftx.models import compose, load_language_model, load_task_model, load_tokenizer
 from deftx.storage.fingerprint import fingerprint
 from deftx.storage.formats import lt_sft
 
@@ -42,7 +42,7 @@ def entries(dense):
 
 def vector_of(base, *, with_head=False, seed=0, only=""):
     """A random vector on a base, bound to it."""
-    model = load_classifier(base, LABELS, seed=3) if with_head else load_masked_lm(base)
+    model = load_task_model(base, LABELS, seed=3) if with_head else load_language_model(base)
     names = [name for name in tunable(model) if only in name]
     tensors = {name: entries(sparse(tuple(tunable(model)[name].shape), i + seed) / 4) for i, name in enumerate(names)}
     top = Head({name: p.detach().clone() for name, p in head(model).items()}, LABELS) if with_head else None
@@ -103,7 +103,7 @@ def test_a_language_vector_of_lt_sft_changes_the_model_as_its_own_code_would(tmp
 
 
 def test_a_task_vector_of_lt_sft_brings_its_head_and_is_composed(tmp_path, bases):
-    theirs = load_classifier(bases(), LABELS, seed=1)
+    theirs = load_task_model(bases(), LABELS, seed=1)
     diffs = {f"roberta.{name}": sparse(tuple(p.shape)) for name, p in tunable(theirs).items()}
     dense = {name: torch.randn(parameter.shape) for name, parameter in head(theirs).items()}
     write_sft(tmp_path / "sft", diffs, dense)
@@ -122,7 +122,7 @@ def test_a_task_vector_of_lt_sft_brings_its_head_and_is_composed(tmp_path, bases
 
 
 def test_without_a_base_a_vector_of_lt_sft_is_bound_to_none(tmp_path, bases):
-    shapes = {name: tuple(p.shape) for name, p in tunable(load_masked_lm(bases())).items()}
+    shapes = {name: tuple(p.shape) for name, p in tunable(load_language_model(bases())).items()}
     write_sft(tmp_path / "sft", {f"roberta.{name}": sparse(shape) for name, shape in shapes.items()})
     vector = read(tmp_path / "sft")
     assert vector.tensors.keys() == shapes.keys()
@@ -148,10 +148,10 @@ def test_whole_tensors_of_the_backbone_and_a_pooler_are_read_beside_their_base(t
         read(tmp_path / "sft")
     with pytest.raises(DeftxError, match=f"the base has no '{pooler}'"):
         read(tmp_path / "sft", bases("bert"))  # a masked language model: without a pooler
-    theirs = load_classifier(bases("bert"), LABELS)
+    theirs = load_task_model(bases("bert"), LABELS)
     theirs.bert.save_pretrained(tmp_path / "base")
     vector = read(tmp_path / "sft", tmp_path / "base")
-    ours = load_classifier(tmp_path / "base", LABELS)
+    ours = load_task_model(tmp_path / "base", LABELS)
     apply(ours, vector)
     assert ours.get_parameter(pooler).equal(theirs.get_parameter(pooler) + change)
     assert torch.allclose(ours.get_parameter(norm), whole)
@@ -291,8 +291,8 @@ def linear_only(vector, model):
 def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, with_head):
     base = bases(shape)
     deftx.save(vector := vector_of(base, with_head=with_head), tmp_path / "vector")
-    ours = load_classifier(base, LABELS) if with_head else load_masked_lm(base)
-    theirs = load_classifier(base, LABELS) if with_head else load_masked_lm(base)
+    ours = load_task_model(base, LABELS) if with_head else load_language_model(base)
+    theirs = load_task_model(base, LABELS) if with_head else load_language_model(base)
     kept = linear_only(vector, ours)
     share = f"{1 - kept.k / vector.k:.1%}"
     with pytest.warns(UserWarning, match=rf"leaves out {vector.k - kept.k:,} of {vector.k:,} entries \({share}\)"):
@@ -338,7 +338,7 @@ def test_a_language_vector_as_a_model_is_the_masked_language_model_that_was_trai
     load_tokenizer(bases()).save_pretrained(tmp_path / "base")
     deftx.save(vector := vector_of(bases()), tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "model", "model", base=tmp_path / "base")
-    ours, loaded = load_masked_lm(tmp_path / "base"), AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    ours, loaded = load_language_model(tmp_path / "base"), AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
     apply(ours, vector)
     tokenizer = load_tokenizer(tmp_path / "model")
     assert logits(loaded, tokenizer).equal(logits(ours, tokenizer))
@@ -363,7 +363,7 @@ def test_task_arithmetic_by_the_file_for_mergekit_is_the_base_with_the_vector(tm
     )
     files = [load_file(f"{folder}/model.safetensors") for folder in (merge["base_model"], part["model"])]
     assert files[0].keys() == files[1].keys()
-    ours = load_masked_lm(bases())
+    ours = load_language_model(bases())
     apply(ours, vector)
     for name, parameter in backbone(ours).items():
         before, after = theta0[f"roberta.{name}"], theta1[f"roberta.{name}"]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.errors import DeftxError
-from deftx.tasks.data import Columns, Examples, read_examples, read_text
+from deftx.tasks.data import Columns, Examples, read_text
+from deftx.tasks.table import read_examples
 
 NAMES = ["text", "label"]
 ROWS = [('say "good"', "positive"), ("", "neutral"), ('"half, quoted', "negative"), ("garis\u2028baru é", "positive")]
@@ -315,3 +316,10 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch, fi
     monkeypatch.setattr("deftx.tasks.sources.import_module", import_module)
     path = source if source.startswith("hub:") else file(source, "")
     assert message(read_text, path) == f"{module} is not installed: pip install 'deftx[data]'"
+
+
+def test_examples_are_chosen_by_their_numbers_with_all_their_columns():
+    examples = Examples(["a", "b", "c"], ["x", "y", "z"], [1, 2, 3], [["a"], ["b"], ["c"]])
+    assert examples.at([2, 0]) == Examples(["c", "a"], ["z", "x"], [3, 1], [["c"], ["a"]])
+    assert Examples(["a", "b"]).at([1]) == Examples(["b"])
+    assert Examples([], labels=[]).at([]) == Examples([], labels=[])

@@ -17,7 +17,7 @@ from deftx.core.denoise import denoise
 from deftx.core.select import select
 from deftx.difference import extract
 from deftx.errors import DeftxError
-from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer
+from deftx.models import compose, load_language_model, load_task_model, load_tokenizer
 from deftx.storage.checkpoints import Checkpoint
 from deftx.storage.fingerprint import fingerprint
 
@@ -52,7 +52,7 @@ def test_all_entries_are_the_difference_of_the_loaded_models(bases, tmp_path, sh
     after = finetuned(bases(shape), tmp_path / "tuned")
     vector = extract(after, bases(shape))
     assert_is(vector, deftx.delta(after, bases(shape)))
-    assert vector.info["base_fingerprint"] == fingerprint(load_masked_lm(bases(shape)))
+    assert vector.info["base_fingerprint"] == fingerprint(load_language_model(bases(shape)))
     assert all((entries.values != 0).all() for entries in vector.tensors.values())
 
 
@@ -86,7 +86,7 @@ def test_with_a_rank_the_denoised_difference_chooses_and_the_values_stay(bases, 
 
 
 def test_a_classifier_gives_a_task_vector_that_composes_to_it(bases, tmp_path):
-    model = load_classifier(bases(), ["bad", "good"])
+    model = load_task_model(bases(), ["bad", "good"])
     with torch.no_grad():
         for parameter in tunable(model).values():
             parameter += torch.randn_like(parameter) / 10
@@ -175,7 +175,7 @@ def test_a_damaged_index_is_refused(bases, tuned, tmp_path, index):
 
 def test_an_index_that_names_a_file_that_is_not_there_is_refused(bases, tuned, tmp_path):
     shutil.copytree(tuned, tmp_path / "broken")
-    names = [f"roberta.{name}" for name in backbone(load_masked_lm(bases()))]
+    names = [f"roberta.{name}" for name in backbone(load_language_model(bases()))]
     index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     (tmp_path / "broken" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(DeftxError, match=r"cannot read .* from"):

@@ -4,6 +4,7 @@ A block that cannot be run here has a line before it, `<!-- not run: why -->`. I
 with all their options, and its Python must be Python.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -73,6 +74,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(["train", "valid", "test"]):
         rows = [f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}" for text in sentences(60, number)]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    for name in ["train", "valid", "test"]:
+        words = [text.split() for text in sentences(20, len(name))]
+        tagged = ["".join(f"{word}\t{word[-1].upper()}\n" for word in row) for row in words]
+        (folder / f"pos-{name}.tsv").write_text("\n".join(tagged))
+    (folder / "words.tsv").write_text("ba\nbe\n\nbi\n")
+    asked = [{"question": text[:2], "context": text, "answers": text[3:5]} for text in sentences(20)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
     (folder / "new.txt").write_text("\n".join(sentences(3, 9)))
     finetuned, layer = AutoModelForMaskedLM.from_pretrained(folder / BASE), "roberta.encoder.layer.0.output.dense"
     coded = {"size": torch.Size([16]), "index_steps": [1, 2], "values": torch.ones(2)}

@@ -17,12 +17,13 @@ from deftx.core.select import select
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import fit, fit_language, fit_task, transfer
-from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer
+from deftx.models import compose, load_language_model, load_task_model, load_tokenizer
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
 from deftx.storage.delta import load_delta
-from deftx.tasks.classification import classification, evaluate
+from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
+from deftx.tasks.supervised import evaluate, supervised
 
 TEXT = tiny.sentences(40)
 QUICK = {"learning_rate": 1e-2, "max_steps": 4, "evaluate_every": 2, "batch_size": 4, "length": 16, "precision": "fp32"}
@@ -41,7 +42,7 @@ TRAIN, VALID = labelled(30, 1), labelled(12, 2)
 
 def language_model(base, seed=0):
     """What `fit` takes for a language: the model at θ0 and its objective."""
-    model = load_masked_lm(base)
+    model = load_language_model(base)
     return model, masked_lm(TEXT, load_tokenizer(base), LANGUAGE.training, 16, seed)
 
 
@@ -163,10 +164,10 @@ def test_the_model_is_left_at_theta_2(bases):
 
 
 def classifier(base, source=None):
-    model = load_classifier(base, ("early", "late"), TASK.seed)
+    model = load_task_model(base, ("early", "late"), TASK.seed)
     if source:
         apply(model, source)
-    return model, classification(TRAIN, VALID, ("early", "late"), load_tokenizer(base), 16, "macro_f1")
+    return model, supervised(CLASSIFICATION, TRAIN, VALID, ("early", "late"), load_tokenizer(base), 16, "macro_f1")
 
 
 def test_a_task_vector_is_measured_from_the_base_plus_its_source(bases):
@@ -193,7 +194,7 @@ def test_a_task_vector_is_measured_from_the_base_plus_its_source(bases):
 def test_the_composed_model_scores_as_it_did_at_its_best_step(bases):
     source = fit_language(bases(), TEXT, LANGUAGE)
     phi = fit_task(bases(), TRAIN, VALID, TASK, source=source)
-    scores = evaluate(compose(bases(), phi, source), load_tokenizer(bases()), VALID, 16)
+    scores = evaluate(CLASSIFICATION, compose(bases(), phi, source), load_tokenizer(bases()), VALID, 16)
     assert scores["macro_f1"] == pytest.approx(phi.info["log"]["phase2"]["best_score"])
 
 
@@ -201,7 +202,7 @@ def test_the_head_starts_from_the_same_random_weights_in_both_phases(bases, phas
     fit_task(bases(), TRAIN, VALID, TASK)
     (first, one), (second, two) = phases
     assert (first, second) == (1, 2)
-    expected = list(head(load_classifier(bases(), ("early", "late"), TASK.seed)).values())
+    expected = list(head(load_task_model(bases(), ("early", "late"), TASK.seed)).values())
     assert len(one) == len(two) == len(expected)
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, expected, strict=True))
 
@@ -341,7 +342,7 @@ def test_wrong_task_data_are_refused_before_any_training(bases):
 
 def test_a_task_vector_may_have_a_head_and_nothing_else(bases):
     vector = fit_task(bases(), TRAIN, VALID, changed(TASK, {"k": 0}))
-    start = head(load_classifier(bases(), ("early", "late"), TASK.seed))
+    start = head(load_task_model(bases(), ("early", "late"), TASK.seed))
     assert vector.k == 0
     assert all(not torch.equal(vector.head.tensors[name], weight) for name, weight in start.items())
 
@@ -416,7 +417,7 @@ def test_every_shape_of_base_goes_all_the_way(bases, shape):
         assert not any("norm" in name.lower() for name in vector.tensors)
         assert all(entries.values.isfinite().all() for entries in vector.tensors.values())
         assert any(entries.values.any() for entries in vector.tensors.values())
-    scores = evaluate(compose(base, task, target), load_tokenizer(base), VALID, 16)
+    scores = evaluate(CLASSIFICATION, compose(base, task, target), load_tokenizer(base), VALID, 16)
     assert 0 <= scores["accuracy"] <= 1
 
 
@@ -424,7 +425,7 @@ def test_pairs_of_texts_of_which_some_are_empty_make_a_task_vector(bases):
     pairs = Examples(["", "ba be", "bi", ""] * 5, ["bo", "", "ba be bi", ""] * 5, ["no", "yes", "maybe", "no"] * 5)
     vector = fit_task(bases(), pairs, pairs, changed(TASK, {"training": {"metric": "accuracy"}}))
     assert vector.head.labels == ("maybe", "no", "yes")
-    scores = evaluate(compose(bases(), vector), load_tokenizer(bases()), pairs, 16)
+    scores = evaluate(CLASSIFICATION, compose(bases(), vector), load_tokenizer(bases()), pairs, 16)
     assert scores["accuracy"] == pytest.approx(vector.info["log"]["phase2"]["best_score"])
 
 
@@ -476,7 +477,7 @@ def test_a_language_vector_learns_its_language(taught):
     assert phase1 < 3.5
     assert phase2 < 3.5
 
-    model = load_masked_lm(taught)
+    model = load_language_model(taught)
     objective = masked_lm(tiny.sentences(300, seed=9, step=3), load_tokenizer(taught), settings.training, 16, 0)
     with torch.no_grad():
         before = objective.validate(model.eval(), 64)["loss"]
@@ -491,5 +492,5 @@ def test_a_task_vector_learns_its_task(taught):
         k="30%", training=TaskTraining(**{**QUICK, "max_steps": 100, "evaluate_every": 25, "batch_size": 16})
     )
     vector = fit_task(taught, labelled(300, 1), labelled(60, 2), settings)
-    scores = evaluate(compose(taught, vector), load_tokenizer(taught), labelled(200, 5), 16)
+    scores = evaluate(CLASSIFICATION, compose(taught, vector), load_tokenizer(taught), labelled(200, 5), 16)
     assert scores["macro_f1"] > 0.9

@@ -16,7 +16,7 @@ import deftx
 from deftx.core.backbone import head, tunable
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import load_classifier
+from deftx.models import load_task_model
 from deftx.storage.fingerprint import fingerprint
 
 # the client warns of its own way to upload
@@ -293,7 +293,7 @@ def test_a_cache_that_cannot_be_written_is_no_trouble_of_the_network(shared, tmp
 @pytest.fixture(scope="module")
 def pair(bases):
     """A task vector and a language vector of the tiny base."""
-    model = load_classifier(bases(), ["bad", "good"])
+    model = load_task_model(bases(), ["bad", "good"])
     name, weight = next(iter(tunable(model).items()))
     entries = {name: Entries(torch.tensor([0, 3]), torch.tensor([0.5, -0.5]), tuple(weight.shape))}
     info = {"base": bases(), "base_fingerprint": fingerprint(model)}

@@ -14,8 +14,8 @@ from test_fit import same
 
 from deftx.cli import main
 from deftx.storage.files import load
-from deftx.tasks.classification import Classification
 from deftx.tasks.masked_lm import MaskedLM
+from deftx.tasks.supervised import Supervised
 from deftx.training import checkpoint
 
 TRAINING = ["max_steps=9", "evaluate_every=4", "batch_size=4", "length=16", "learning_rate=1e-2", "precision=fp32"]
@@ -58,7 +58,7 @@ def started(kind, out, fatal=0):
         return lambda *args: (event(), loss(*args))[1]
 
     sys.addaudithook(event)
-    for objective in (MaskedLM, Classification):
+    for objective in (MaskedLM, Supervised):
         objective.loss = watched(objective.loss)
     os.dup2(os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     try:

@@ -15,7 +15,8 @@ from deftx.core.backbone import tunable
 from deftx.errors import DeftxError
 from deftx.models import load_classifier, load_encoder, load_masked_lm, load_tokenizer
 from deftx.settings import LoraLanguageFit, LoraTaskFit, changed, parse
-from deftx.tasks.classification import evaluate
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.supervised import evaluate
 
 LANGUAGE = parse(LoraLanguageFit, {"rank": 3, "alpha": 6, "training": {**QUICK, "min_steps": 0}})
 TASK = parse(LoraTaskFit, {"rank": 3, "alpha": 6, "training": QUICK})
@@ -78,7 +79,7 @@ def test_one_change_gives_the_logits_of_pefts_own_model(bases, task):
 
 def test_what_a_composed_model_scores_is_what_its_training_noted(bases, language, task):
     model = lora.compose(bases(), task, language)
-    scores = evaluate(model, load_tokenizer(bases()), VALID, QUICK["length"])
+    scores = evaluate(CLASSIFICATION, model, load_tokenizer(bases()), VALID, QUICK["length"])
     assert scores["macro_f1"] == pytest.approx(task.info["log"]["training"]["best_score"], abs=1e-9)
     assert not model.training
 
@@ -126,7 +127,7 @@ def test_every_shape_of_base_goes_all_the_way(bases, shape):
     base = bases(shape)
     language = lora.fit_language(base, TEXT, LANGUAGE)
     task = lora.fit_task(base, TRAIN, VALID, TASK, source=language)
-    scores = evaluate(lora.compose(base, task, language), load_tokenizer(base), VALID, QUICK["length"])
+    scores = evaluate(CLASSIFICATION, lora.compose(base, task, language), load_tokenizer(base), VALID, QUICK["length"])
     assert scores["macro_f1"] == pytest.approx(task.info["log"]["training"]["best_score"], abs=1e-9)
 
 

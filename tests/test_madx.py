@@ -13,9 +13,10 @@ from deftx.baselines import madx
 from deftx.baselines.adapters import FILE, load_adapter, save_adapter
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
-from deftx.models import load_classifier, load_masked_lm, load_tokenizer
+from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.settings import MadxLanguageFit, MadxTaskFit, changed, parse
-from deftx.tasks.classification import evaluate
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.supervised import evaluate
 from deftx.training import checkpoint
 
 LANGUAGE = parse(MadxLanguageFit, {"training": {**QUICK, "min_steps": 0}})
@@ -89,7 +90,7 @@ def transformed(model, hidden):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_language_model_with_an_adapter_computes_the_published_equations(bases, shape):
-    model = load_masked_lm(bases(shape)).eval()
+    model = load_language_model(bases(shape)).eval()
     made = parts(model)
     decoder = model.get_output_embeddings()
     with torch.no_grad():
@@ -106,7 +107,7 @@ def test_a_language_model_with_an_adapter_computes_the_published_equations(bases
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_classifier_with_a_stack_computes_the_published_equations(bases, shape):
-    model = load_classifier(bases(shape), ("a", "b"))
+    model = load_task_model(bases(shape), ("a", "b"))
     stack = parts(model), parts(model, TASK, seed=2)
     with torch.no_grad():
         hidden = as_published(model, stack, LAYERS - 1)
@@ -117,7 +118,7 @@ def test_a_classifier_with_a_stack_computes_the_published_equations(bases, shape
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_adapters_of_zeros_leave_the_output_as_it_is(bases, shape):
-    for model in (load_masked_lm(bases(shape)).eval(), load_classifier(bases(shape), ("a", "b"))):
+    for model in (load_language_model(bases(shape)).eval(), load_task_model(bases(shape), ("a", "b"))):
         with torch.no_grad():
             before = model(IDS).logits
             madx.attach(model, parts(model, spread=0), parts(model, TASK, spread=0), layers=LAYERS - 1)
@@ -226,7 +227,7 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, l
 
 def test_what_a_composed_model_scores_is_what_its_training_noted(bases, language, task):
     model = madx.compose(bases(), task, language)
-    scores = evaluate(model, load_tokenizer(bases()), VALID, QUICK["length"])
+    scores = evaluate(CLASSIFICATION, model, load_tokenizer(bases()), VALID, QUICK["length"])
     assert scores["macro_f1"] == pytest.approx(task.info["log"]["training"]["best_score"], abs=1e-9)
     assert not model.training
     assert list(model.config.id2label.values()) == ["early", "late"]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
-from deftx.tasks.masked_lm import IGNORED, mask, masked_lm, masked_loss, pack
+from deftx.tasks.blocks import pack
+from deftx.tasks.masked_lm import IGNORED, mask, masked_lm, masked_loss
 
 TOKENIZER = tiny.tokenizer()
 START, PAD, END, UNKNOWN, MASK = range(5)

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     XLMRobertaModel,
     pipeline,
 )
@@ -23,8 +21,11 @@ from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import applied
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import compose, load_classifier, load_masked_lm, load_tokenizer, longest_input, save_model
+from deftx.models import compose, load_language_model, load_task_model, load_tokenizer, longest_input, save_model
 from deftx.storage.fingerprint import fingerprint
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.data import Examples
+from deftx.tasks.supervised import predict
 
 LABELS = ("bad", "fair", "good")
 TEXTS = tiny.sentences(6, seed=5)
@@ -87,7 +88,7 @@ def test_a_half_precision_checkpoint_is_loaded_in_full_precision(tmp_path, shape
     base = tiny.save_base(tmp_path / "base", shape, dtype)
     stored = AutoModelForMaskedLM.from_pretrained(base)
     assert {weight.dtype for weight in stored.parameters()} == {dtype}
-    for model in (load_masked_lm(base), load_classifier(base, LABELS)):
+    for model in (load_language_model(base), load_task_model(base, LABELS)):
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
         for name, weight in backbone(model).items():
             assert torch.equal(weight, backbone(stored)[name].float())
@@ -95,7 +96,7 @@ def test_a_half_precision_checkpoint_is_loaded_in_full_precision(tmp_path, shape
 
 @every_shape
 def test_the_masked_language_model_is_the_checkpoints_with_a_frozen_and_untied_head(bases, shape):
-    model, plain = load_masked_lm(bases(shape)), AutoModelForMaskedLM.from_pretrained(bases(shape)).eval()
+    model, plain = load_language_model(bases(shape)), AutoModelForMaskedLM.from_pretrained(bases(shape)).eval()
     inputs = {"input_ids": torch.tensor([[0, 7, 4, 9, 2]]), "labels": torch.tensor([[-100, -100, 8, -100, -100]])}
     assert torch.equal(model.eval()(**inputs).logits, plain(**inputs).logits)
     decoder, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
@@ -113,10 +114,10 @@ def test_the_masked_language_model_is_the_checkpoints_with_a_frozen_and_untied_h
 def test_a_classifiers_head_is_drawn_from_its_seed_and_nothing_else_is(bases, shape):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    one = load_classifier(bases(shape), LABELS, seed=5)
+    one = load_task_model(bases(shape), LABELS, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    again, other = load_classifier(bases(shape), LABELS, seed=5), load_classifier(bases(shape), LABELS, seed=6)
+    again, other = load_task_model(bases(shape), LABELS, seed=5), load_task_model(bases(shape), LABELS, seed=6)
     assert same(head(one), head(again))
     assert not same(head(one), head(other))
     assert same(backbone(one), backbone(other))
@@ -129,7 +130,7 @@ def test_a_classifiers_head_is_drawn_from_its_seed_and_nothing_else_is(bases, sh
 @pytest.mark.parametrize(("shape", "longest"), [("xlmr", 32), ("bert", 32), ("modernbert", 32), ("distilbert", 32)])
 def test_the_longest_input_is_one_that_the_model_takes(bases, shape, longest):
     """XLM-R's 34 positions begin after the padding index: 32 are left."""
-    model, tokenizer = load_masked_lm(bases(shape)), load_tokenizer(bases(shape))
+    model, tokenizer = load_language_model(bases(shape)), load_tokenizer(bases(shape))
     assert longest_input(model, tokenizer) == longest
     model(input_ids=torch.full((1, longest), 7))
 
@@ -138,13 +139,13 @@ def test_the_longest_input_is_also_what_the_tokenizer_says(bases):
     tokenizer = load_tokenizer(bases())
     for most, longest in [(20, 20), (int(1e30), 32)]:
         tokenizer.model_max_length = most
-        assert longest_input(load_masked_lm(bases()), tokenizer) == longest
+        assert longest_input(load_language_model(bases()), tokenizer) == longest
 
 
 def test_a_folder_may_have_an_at_sign_in_its_name(bases, tmp_path):
     folder = tmp_path / "me@home"
     shutil.copytree(bases(), folder)
-    assert same(backbone(load_masked_lm(folder)), backbone(load_masked_lm(str(bases()))))
+    assert same(backbone(load_language_model(folder)), backbone(load_language_model(str(bases()))))
     assert load_tokenizer(str(folder)).mask_token == "<mask>"
 
 
@@ -153,28 +154,55 @@ def test_a_folder_may_have_an_at_sign_in_its_name(bases, tmp_path):
 
 def test_a_base_without_a_language_modelling_head_is_an_error_that_says_so(bases, tmp_path):
     XLMRobertaModel.from_pretrained(bases()).save_pretrained(tmp_path)
-    message = error(load_masked_lm, tmp_path)
+    message = error(load_language_model, tmp_path)
     assert message.startswith(f"{tmp_path} is not a masked language model: its checkpoint lacks lm_head.")
-    assert backbone(load_classifier(tmp_path, LABELS))
+    assert backbone(load_task_model(tmp_path, LABELS))
 
 
-@pytest.mark.parametrize(
-    "decoder",
-    [
-        lambda: GPT2LMHeadModel(
-            GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=75, n_positions=32, bos_token_id=0, eos_token_id=2)
-        ),
-        lambda: LlamaForCausalLM(LlamaConfig(**tiny.SIZES, vocab_size=75)),
-    ],
-)
-def test_a_base_that_only_continues_text_is_an_error_that_says_what_is_needed(tmp_path, decoder):
-    decoder().save_pretrained(tmp_path)
-    message = error(load_masked_lm, tmp_path)
-    assert message.startswith(f"cannot load the model '{tmp_path}': ")
-    assert message.endswith("a language vector needs a masked language model, such as XLM-R")
+def test_a_base_with_an_encoder_and_a_decoder_is_an_error_that_says_what_is_needed(bases):
+    message = error(load_language_model, bases("mt5"))
+    assert message.startswith("a base of the kind 'mt5' is no masked language model or causal language model: give one")
 
 
-LOADERS = [load_masked_lm, load_tokenizer, lambda base: load_classifier(base, LABELS)]
+@pytest.mark.parametrize("shape", tiny.DECODERS)
+def test_a_decoder_is_loaded_with_a_frozen_and_untied_head_and_its_backbone_is_that_of_every_model(bases, shape):
+    plain, model = AutoModelForCausalLM.from_pretrained(bases(shape)).eval(), load_language_model(bases(shape)).eval()
+    ids = torch.tensor([[0, 7, 4, 9]])
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    classifier = load_task_model(bases(shape), LABELS)
+    assert same(backbone(model), backbone(AutoModel.from_pretrained(bases(shape))))
+    assert same(backbone(model), backbone(classifier))
+    assert [name.split(".")[0] for name in head(model)] == ["lm_head"]
+    assert list(head(classifier)) == ["score.weight"]
+    assert not any(weight.requires_grad for weight in head(model).values())
+    frozen = backbone(model).keys() - tunable(model).keys()
+    assert frozen == {name for name in backbone(model) if "norm" in name}
+    assert len(frozen) >= 5
+
+
+@pytest.mark.parametrize("shape", tiny.DECODERS)
+def test_a_decoder_classifies_padded_texts_as_it_does_each_alone(bases, shape):
+    """Its tokenizer knows no padding: texts end where the padding begins."""
+    model, tokenizer = load_task_model(bases(shape), LABELS).eval(), load_tokenizer(bases(shape))
+    assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
+    found = predict(CLASSIFICATION, model, tokenizer, Examples(TEXTS), 32)
+    for (label, chance), text in zip(found, TEXTS, strict=True):
+        expected = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)
+        assert label == LABELS[int(expected.argmax())]
+        assert chance == pytest.approx(float(expected.max()), rel=1e-4)
+
+
+def test_weights_of_the_base_that_a_model_lacks_are_an_error(bases, tmp_path):
+    folder = Path(shutil.copytree(bases(), tmp_path / "base"))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("roberta.encoder.layer.1.output.dense.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert error(LOADERS[2], folder).startswith(
+        f"{folder} lacks roberta.encoder.layer.1.output.dense.weight, which XLM"
+    )
+
+
+LOADERS = [load_language_model, load_tokenizer, lambda base: load_task_model(base, LABELS)]
 
 
 @pytest.mark.parametrize("load", LOADERS)
@@ -221,7 +249,7 @@ BREAKS = [
 @pytest.mark.parametrize("how", [*BREAKS, "no config"])
 def test_a_damaged_base_is_one_line_that_names_it(bases, tmp_path, how):
     folder = broken(Path(shutil.copytree(bases(), tmp_path / "base")), how)
-    for load in (load_masked_lm, LOADERS[2]):
+    for load in (load_language_model, LOADERS[2]):
         assert error(load, folder).startswith(f"cannot load the model '{folder}': ")
 
 
@@ -239,7 +267,7 @@ def test_a_damaged_tokenizer_is_one_line(bases, tmp_path, content):
 
 
 def vector(base, seed, with_head=False, named=True):
-    model = load_classifier(base, LABELS, seed)
+    model = load_task_model(base, LABELS, seed)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, weight in tunable(model).items():
@@ -305,7 +333,7 @@ def test_vectors_of_another_base_are_refused_and_with_force_warned_about(bases, 
     with pytest.warns(UserWarning, match="the vector was made on"):
         model = compose(bases(), task, language, force=True)
     assert same(head(model), dict(task.head.tensors))
-    assert not same(backbone(model), backbone(load_classifier(bases(), LABELS)))
+    assert not same(backbone(model), backbone(load_task_model(bases(), LABELS)))
 
 
 @pytest.mark.parametrize("foreign", ["task", "language"])

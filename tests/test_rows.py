@@ -9,11 +9,12 @@ from torch import nn
 
 from deftx.core.backbone import backbone, tunable
 from deftx.core.select import select
-from deftx.models import load_classifier, load_masked_lm
+from deftx.models import load_language_model, load_task_model
 from deftx.settings import LanguageTraining, Training
-from deftx.tasks.classification import classification
+from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
+from deftx.tasks.supervised import supervised
 from deftx.training.loop import Moving, train
 from deftx.training.rows import rows_apart
 from deftx.training.sparse import sparse_tuning
@@ -32,12 +33,12 @@ def base(request, tmp_path):
 def prepared(base, kind):
     """A model at its start, without dropout, and an objective on few words."""
     if kind == "language":
-        model = load_masked_lm(base)
+        model = load_language_model(base)
         objective = masked_lm(FEW, TOKENIZER, LanguageTraining(min_steps=0), 10, 0)
     else:
         examples = Examples(FEW, None, ["yes" if "ba" in text else "no" for text in FEW])
-        model = load_classifier(base, ["no", "yes"])
-        objective = classification(examples, examples, ["no", "yes"], TOKENIZER, 16, "accuracy")
+        model = load_task_model(base, ["no", "yes"])
+        objective = supervised(CLASSIFICATION, examples, examples, ["no", "yes"], TOKENIZER, 16, "accuracy")
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -387,6 +387,12 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
         ({"languages": {"../tar": "tar.txt"}}, "cannot be called '../tar'"),
         ({"languages": {"..": "tar.txt"}}, "cannot be called '..'"),
         ({"baseline": "LTSFT"}, "did you mean 'LT-SFT'"),
+        ({"task": {"task": "taging"}}, "did you mean 'tagging'"),
+        ({"task": {"training": {"metric": "f1"}}}, "unknown metric of classification 'f1'"),
+        ({"task": {"task": "regression"}, "ngrams": False}, "macro_f1 and accuracy, which regression has not"),
+        ({"task": {"task": "ner"}, "ngrams": False}, "macro_f1 or accuracy, not span_f1: set task.training.metric"),
+        ({"task": {"task": "tagging"}}, "ngrams are a baseline for classification, not for tagging"),
+        ({"variants": {"none": {"task": {"task": "tagging"}}}}, "variant 'none' has the task tagging"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_named(folder: Path, changes: dict[str, object], said: str) -> None:
@@ -408,6 +414,24 @@ def test_wrong_options_are_one_line(folder, monkeypatch, capsys, arguments, said
         main(arguments)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_recipe_compares_taggers_too(folder: Path) -> None:
+    for name, seed in [("src", 0), ("tar", 1)]:
+        words = [text.split() for text in sentences(20, seed)]
+        (folder / f"{name}-pos.tsv").write_text(
+            "\n".join("".join(f"{word}\t{word[-1].upper()}\n" for word in row) for row in words)
+        )
+    changes = {
+        "train": "src-pos.tsv",
+        "valid": "src-pos.tsv",
+        "test": {"tar": "tar-pos.tsv", "src": "src-pos.tsv"},
+        "ngrams": False,
+        "task": {"task": "tagging"},
+    }
+    found = run_recipe(load_recipe(folder / "recipe.yaml", changes), folder / "pos")
+    assert len(found) == 6
+    assert all(0 <= score.scores["macro_f1"] <= 1 for score in found)
 
 
 def test_a_table_shows_mean_and_spread_over_seeds() -> None:

@@ -13,7 +13,8 @@ from deftx import switcher as module
 from deftx.core.backbone import backbone, head
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import load_classifier
+from deftx.models import load_task_model
+from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 
 NAMES = ["ace", "ban", "min"]
@@ -34,7 +35,7 @@ def vector(model, seed, with_head=False):
 def made(bases):
     """A switcher, and by language the weights of the composed model and the model itself."""
     base = bases()
-    model = load_classifier(base, ["bad", "good"])
+    model = load_task_model(base, ["bad", "good"])
     task = vector(model, 0, with_head=True)
     languages = {name: vector(model, seed) for seed, name in enumerate(NAMES, 1)}
     composed = {name: deftx.compose(base, task, language) for name, language in languages.items()}
@@ -99,9 +100,9 @@ def test_mixed_batches_are_answered_as_by_a_model_for_each_language_and_in_order
     languages = [[*NAMES, None][number % 4] for number in range(len(texts))]
     found = switcher.predict(Examples(texts), languages)
     for (label, share), text, name in zip(found, texts, languages, strict=True):
-        expected, probability = module.predict(composed[name], switcher._tokenizer, Examples([text]), switcher._length)[
-            0
-        ]
+        expected, probability = module.predict(
+            CLASSIFICATION, composed[name], switcher._tokenizer, Examples([text]), switcher._length
+        )[0]
         assert label == expected
         assert share == pytest.approx(probability, abs=1e-5)
 
@@ -149,7 +150,7 @@ def test_an_unknown_language_is_an_error_that_lists_those_there_are(made):
 
 
 def test_vectors_of_another_base_are_refused(bases):
-    model = load_classifier(bases(), ["bad", "good"])
+    model = load_task_model(bases(), ["bad", "good"])
     task, language = vector(model, 0, with_head=True), vector(model, 1)
     other = SparseVector(language.tensors, info={"base": "other", "base_fingerprint": "f" * 64})
     with pytest.raises(DeftxError, match="other"):

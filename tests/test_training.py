@@ -11,11 +11,12 @@ from torch import nn
 
 from deftx.core.backbone import backbone, head
 from deftx.errors import Diverged
-from deftx.models import load_classifier, load_masked_lm
+from deftx.models import load_language_model, load_task_model
 from deftx.settings import LanguageTraining, TaskTraining, Training
-from deftx.tasks.classification import classification
+from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm, masked_loss
+from deftx.tasks.supervised import supervised
 from deftx.training import loop
 from deftx.training.loop import Moving, total_steps, train
 from deftx.training.precision import autocast, bf16_pays
@@ -308,7 +309,7 @@ def test_the_progress_bar_ends_with_its_training_however_it_ends(monkeypatch):
 
 
 def language(bases):
-    model = load_masked_lm(bases())
+    model = load_language_model(bases())
     objective = masked_lm(tiny.sentences(40), TOKENIZER, LanguageTraining(), 16, 0)
     return model, objective
 
@@ -327,8 +328,8 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(b
 def test_batches_are_of_similar_length(bases):
     texts = [" ".join(tiny.WORDS[: 1 + i % 30]) for i in range(320)]
     examples = Examples(texts, None, ["yes" if i % 2 else "no" for i in range(320)])
-    model = load_classifier(bases(), ("no", "yes"))
-    objective, padding = classification(examples, examples, ("no", "yes"), TOKENIZER, 32, "accuracy"), []
+    model = load_task_model(bases(), ("no", "yes"))
+    objective, padding = supervised(CLASSIFICATION, examples, examples, ("no", "yes"), TOKENIZER, 32, "accuracy"), []
 
     def collate(batch):
         collated = objective.collate(batch)

@@ -191,3 +191,10 @@ def test_entries_give_their_dense_tensor_back():
     entries = Entries(torch.tensor([1, 5]), torch.tensor([2.0, -3.0], dtype=torch.float16), (2, 3))
     assert torch.equal(entries.dense(), torch.tensor([[0, 2, 0], [0, 0, -3]], dtype=torch.float16))
     assert entries.numel == 6
+
+
+def test_a_sum_is_for_the_task_of_the_term_that_has_the_head():
+    head = Head({"classifier.weight": torch.ones(2, 2)}, ("no", "yes"))
+    task, language = vector(0, head=head, info={"task": "tagging"}), vector(1)
+    assert (language + task).info["task"] == "tagging"
+    assert "task" not in (language + language).info

@@ -11,10 +11,16 @@ from transformers import (
     DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
@@ -50,19 +56,41 @@ def deberta() -> PreTrainedModel:
     return DebertaV2ForMaskedLM(config)
 
 
+# What reads the frozen output embeddings can say little with weights of the usual size, since hidden states are narrow.
+DECODER = {**SIZES, "vocab_size": 75, "max_position_embeddings": 32, "initializer_range": 0.3, "eos_token_id": 2}
+
+
+def qwen() -> PreTrainedModel:
+    """A decoder whose output embeddings are its input embeddings."""
+    heads = {"num_key_value_heads": 1, "head_dim": 8}
+    return Qwen3ForCausalLM(Qwen3Config(**DECODER, **heads, bos_token_id=None, tie_word_embeddings=True))
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**DECODER, bos_token_id=0))
+
+
+def mt5() -> PreTrainedModel:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 75}
+    return MT5ForConditionalGeneration(MT5Config(**sizes, pad_token_id=1, decoder_start_token_id=1, eos_token_id=2))
+
+
 SHAPES = {"xlmr": xlmr, "bert": bert, "distilbert": distilbert, "modernbert": modernbert, "deberta": deberta}
+DECODERS = {"qwen": qwen, "llama": llama}
+OTHERS = {"mt5": mt5}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; unknown words become <unk>."""
+def tokenizer(*, decoder: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word; unknown words become <unk>. A decoder's puts <s> before a text, and knows no padding."""
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("<s>", 0), ("</s>", 2)]
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends
-    )
-    names = {"bos": "<s>", "cls": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    single, pair = ("<s> $A", "<s> $A $B") if decoder else ("<s> $A </s>", "<s> $A </s> </s> $B </s>")
+    inner.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
+    names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+    if not decoder:
+        names |= {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "mask": "<mask>"}
     tokens = {f"{name}_token": token for name, token in names.items()}
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, model_max_length=32, model_input_names=["input_ids", "attention_mask"], **tokens
@@ -70,11 +98,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_base(folder: Path, shape: str = "xlmr", dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """A checkpoint of a tiny random masked language model with its tokenizer."""
+    """A checkpoint of a tiny random language model with its tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        SHAPES[shape]().to(dtype).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+        (SHAPES | DECODERS | OTHERS)[shape]().to(dtype).save_pretrained(folder)
+    tokenizer(decoder=shape in DECODERS).save_pretrained(folder)
     return folder
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from deftx.storage.files import load, save
     from deftx.storage.share import pull, push
     from deftx.switcher import Switcher
-    from deftx.tasks.data import Columns, Examples, read_examples, read_text
+    from deftx.tasks.data import Columns, Examples, read_text
+    from deftx.tasks.table import read_examples
     from deftx.training.sparse import sparse_tuning
 
 __all__ = [
@@ -66,7 +67,8 @@ _HOMES = {
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
     "storage.files": ["load", "save"],
     "storage.share": ["pull", "push"],
-    "tasks.data": ["Columns", "Examples", "read_examples", "read_text"],
+    "tasks.data": ["Columns", "Examples", "read_text"],
+    "tasks.table": ["read_examples"],
     "switcher": ["Switcher"],
     "training.sparse": ["sparse_tuning"],
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deftx.console import (
+    cell,
     error_line,
     exit_on_sigterm,
     print_json,
@@ -36,6 +37,7 @@ from deftx.options import (
     Force,
     K,
     Keep,
+    Kind,
     LabelColumn,
     Languages,
     Method,
@@ -128,9 +130,10 @@ def fit_task(
     valid: Annotated[str, option("Labelled data on which the best step is chosen.", **FILE)],
     out: Out,
     source: Annotated[str | None, option("Language vector of the labelled data's language.", **VECTOR)] = None,
-    text_column: TextColumn = "text",
+    kind: Kind = None,
+    text_column: TextColumn = None,
     pair_column: PairColumn = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     preset: Preset = None,
     method: Method = None,
     rank: Rank = None,
@@ -141,17 +144,18 @@ def fit_task(
     any_base: AnyBase = False,
     force: Force = False,
 ) -> None:
-    """Learn a task vector from labelled data. Presets: paper-sentiment, paper-nli, quick."""
+    """Learn a task vector from labelled data of any kind of task. Presets: paper-sentiment, paper-nli, quick."""
     quiet_transformers()
     from deftx import commands, fit, settings
     from deftx.storage.files import load
-    from deftx.tasks.data import Columns, read_examples
+    from deftx.tasks.table import settled, task_of
 
-    flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
+    flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
     chosen = commands.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
     commands.check_free(out, force=force)
-    columns = Columns(text_column, pair_column, label_column)
-    data = read_examples(train, columns), read_examples(valid, columns)
+    task = task_of(settled(chosen).task)
+    columns = commands.Given(text_column, pair_column, label_column).of(task)
+    data = task.read(train, columns, True), task.read(valid, columns, True)
     phi_source = load(source) if source else None
 
     def learn(work: Path) -> "SparseVector":
@@ -179,7 +183,7 @@ def compose(
 
     languages = [load(folder) for folder in language or []]
     commands.compose_to(out, base, load(task), languages, force=force, any_base=any_base)
-    print(f"{out}: a classifier that transformers loads, composed of {', '.join([task, *(language or [])])}")
+    print(f"{out}: a model that transformers loads, composed of {', '.join([task, *(language or [])])}")
 
 
 @app.command(
@@ -197,21 +201,22 @@ def evaluate(
         list[str] | None,
         option("Language vector; may be repeated. NAME is its folder's where not given.", metavar="[NAME=]VECTOR"),
     ] = None,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
     pair_column: PairColumn = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     any_base: AnyBase = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a task vector with each of the language vectors, or with none."""
     quiet_transformers()
     from deftx import commands
+    from deftx.models import kind_of
     from deftx.storage.files import load
-    from deftx.tasks.data import Columns
 
-    languages = commands.named_languages(language or [])
-    tests = commands.tests_of(test, list(languages), Columns(text_column, pair_column, label_column))
-    rows = commands.evaluations(base, load(task), languages, tests, any_base=any_base)
+    languages, phi_task = commands.named_languages(language or []), load(task)
+    columns = commands.Given(text_column, pair_column, label_column)
+    tests = commands.tests_of(test, list(languages), kind_of(phi_task), columns)
+    rows = commands.evaluations(base, phi_task, languages, tests, any_base=any_base)
     print_json(rows) if as_json else print_scores(rows)
 
 
@@ -227,35 +232,35 @@ def predict(
     out: Annotated[
         Path | None, option("File to write, instead of standard output.", metavar="FILE", parser=path)
     ] = None,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
     pair_column: PairColumn = None,
     any_base: AnyBase = False,
     as_json: Annotated[bool, option("Write JSON lines instead of TSV.", "--json")] = False,
     force: Force = False,
 ) -> None:
-    """Label texts: a label and its probability for each, in the order of the input."""
+    """Label texts, or tag words, or answer questions: a line for each, in the order of the input."""
     if bool(model) == bool(base and task) or (model and (base or task or language)):
         raise DeftxError("say what predicts: either --model, or --base and --task (and --language)")
     if out and out.exists() and not force:
         raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
     quiet_transformers()
     from deftx import commands
+    from deftx.models import kind_of, task_noted
     from deftx.storage.files import load
     from deftx.storage.folders import write_text
-    from deftx.tasks.data import Columns, read_examples
 
-    examples = read_examples(data, Columns(text_column, pair_column), labelled=False)
-    if model:
-        found = commands.predictions_of_model(model, examples)
+    phi = load(task) if task else None
+    kind = kind_of(phi) if phi else task_noted(str(model))
+    examples = kind.read(data, commands.Given(text_column, pair_column).of(kind), False)
+    if phi is None:
+        found = commands.predictions_of_model(str(model), examples)
     else:
-        assert base is not None
-        assert task is not None
         languages = [load(folder) for folder in language or []]
-        found = commands.predictions_of_vectors(base, load(task), languages, examples, any_base=any_base)
+        found = commands.predictions_of_vectors(str(base), phi, languages, examples, any_base=any_base)
     if as_json:
-        lines = [json.dumps({"label": label, "probability": p}, ensure_ascii=False) for label, p in found]
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
     else:
-        lines = ["label\tprobability", *(f"{label}\t{p:.4f}" for label, p in found)]
+        lines = ["\t".join(found[0]), *("\t".join(map(cell, answer.values())) for answer in found)]
     content = "".join(f"{line}\n" for line in lines)
     write_text(out, content) if out else print(content, end="")
 
@@ -415,7 +420,7 @@ def run(
     if as_json:
         print_json([score.row() for score in scores])
     else:
-        print(table(scores, checked.task.training.metric), end="")
+        print(table(scores, str(checked.task.training.metric)), end="")
 
 
 @app.command(epilog="Example: deftx runs runs")

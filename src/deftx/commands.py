@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,26 +15,41 @@ from deftx.errors import DeftxError, unknown
 from deftx.models import (
     check_tokenizer,
     compose,
+    kind_of,
     load_composed,
     load_tokenizer,
     longest_input,
     place,
     save_model,
+    task_noted,
     trained_length,
     without_vectors,
 )
 from deftx.settings import Fit, changed, merged
 from deftx.storage.files import load, save
 from deftx.storage.folders import MODEL, check_target, claimed, write_text
-from deftx.tasks.classification import evaluate, predict
-from deftx.tasks.data import Columns, Examples, read_examples
+from deftx.tasks.data import Columns, Examples
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.sources import Table, named, open_source, rows_for
+from deftx.tasks.supervised import Task, evaluate, predict
 from deftx.training import processes
 
 F = TypeVar("F", bound=Fit)
 SAVING = "saving"  # in a folder of work: what is learnt is being saved, or has been
 TEXT_COLUMNS = ("text", "premise", "hypothesis")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The columns that a command was told of; None: the usual one of the task."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+    def of(self, task: Task) -> Columns:
+        """The columns of a task's data."""
+        return replace(task.columns, **{name: column for name, column in asdict(self).items() if column is not None})
 
 
 def settings_from(
@@ -130,7 +145,7 @@ def named_languages(texts: Sequence[str]) -> dict[str, SparseVector]:
     return {name: load(folder) for name, (_, folder) in zip(names, pairs, strict=True)}
 
 
-def tests_of(texts: Sequence[str], languages: Sequence[str], columns: Columns) -> dict[str | None, Examples]:
+def tests_of(texts: Sequence[str], languages: Sequence[str], task: Task, columns: Given) -> dict[str | None, Examples]:
     """Test data by language; None stands for no language. A lone file needs no name."""
     tests: dict[str | None, Examples] = {}
     for name, file in map(_named, texts):
@@ -142,7 +157,7 @@ def tests_of(texts: Sequence[str], languages: Sequence[str], columns: Columns) -
         language = name or next(iter(languages), None)
         if language in tests:
             raise DeftxError(f"--test {file} is the second one for {language or 'the task alone'}: give one each")
-        tests[language] = read_examples(file, columns)
+        tests[language] = task.read(file, columns.of(task), True)
     for language in languages:
         if language not in tests:
             raise DeftxError(f"there is no test data for language {language!r}: add --test {language}=FILE")
@@ -178,26 +193,32 @@ def evaluations(
     for name, examples in tests.items():
         vectors = [languages[name]] if name is not None else []
         with applied(model, *vectors, task):
-            scores = evaluate(model, tokenizer, examples, length)
+            scores = evaluate(kind_of(task), model, tokenizer, examples, length)
         rows.append({"language": name, "examples": len(examples), **scores})
     return rows
 
 
 def predictions_of_vectors(
     base: str, task: SparseVector, languages: Sequence[SparseVector], examples: Examples, *, any_base: bool
-) -> list[tuple[str, float]]:
-    """The label of each example and its probability, by the composed model."""
+) -> list[dict[str, Any]]:
+    """The answer to each example by the composed model, its parts as the task names them."""
+    kind = kind_of(task)
     model, tokenizer = compose(base, task, languages, force=any_base), load_tokenizer(base)
     check_tokenizer(tokenizer, task, *languages, force=any_base)
     place(model)
-    return predict(model, tokenizer, examples, trained_length(model, tokenizer, task))
+    return _shown(kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task)))
 
 
-def predictions_of_model(folder: str, examples: Examples) -> list[tuple[str, float]]:
-    """The label of each example and its probability, by a model that was composed before."""
+def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]]:
+    """The answer to each example by a model that was composed before, its parts as the task names them."""
+    kind = task_noted(folder)
     model, tokenizer = load_composed(folder), load_tokenizer(folder)
     place(model)
-    return predict(model, tokenizer, examples, longest_input(model, tokenizer))
+    return _shown(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))
+
+
+def _shown(task: Task, answers: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(task.shown, answer, strict=True)) for answer in answers]
 
 
 def trim(

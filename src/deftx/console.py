@@ -25,6 +25,8 @@ KNOWN = {
     "SafetensorError": "cannot read or write weights ({}): check the free space and the files",
 }
 
+NO_SHARES = {"mse"}  # metrics that are not shown in percent
+
 
 def print_json(data: Any) -> None:
     """Print JSON-like data."""
@@ -45,13 +47,26 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print what `evaluate` found, a row for each language, in percent."""
-    columns = ["language", "macro-F1", "accuracy", "examples"]
+    """Print what `evaluate` found, a row for each language, in percent but for what is no share."""
+    from deftx.settings import metric_name
+
+    metrics = [name for name in rows[0] if name not in ("language", "examples")]
     cells = [
-        [row["language"] or "(none)", f"{row['macro_f1']:.1%}", f"{row['accuracy']:.1%}", str(row["examples"])]
+        [
+            row["language"] or "(none)",
+            *(f"{row[name]:.4f}" if name in NO_SHARES else f"{row[name]:.1%}" for name in metrics),
+            str(row["examples"]),
+        ]
         for row in rows
     ]
-    print_table(columns, cells)
+    print_table(["language", *(metric_name(name) for name in metrics), "examples"], cells)
+
+
+def cell(value: Any) -> str:
+    """A value as a cell of TSV."""
+    if isinstance(value, list):
+        return " ".join(map(cell, value))
+    return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def print_plan(run: "Prepared", *, as_json: bool) -> None:
@@ -99,7 +114,7 @@ def _summary(vector: "SparseVector") -> dict[str, Any]:
         "kind": info.get("kind") or info.get("operation"),
         "base": info.get("base"),
         "fingerprint": info.get("base_fingerprint"),
-        **{key: info.get(key) for key in ("method", "rank", "keep", "seed")},
+        **{key: info.get(key) for key in ("task", "method", "rank", "keep", "seed")},
         "k": vector.k,
         "ranks": spread,
         "labels": list(vector.head.labels) if vector.head else None,

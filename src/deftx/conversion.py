@@ -9,17 +9,18 @@ from typing import Any, cast
 
 import yaml
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.compose import apply, check_fit
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, compose, load_encoder, load_masked_lm, load_tokenizer, save_model, skeleton
+from deftx.models import Base, compose, kind_of, load_encoder, load_language_model, load_tokenizer, save_model, skeleton
 from deftx.storage import files, manifest
 from deftx.storage.checkpoints import local
 from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.storage.folders import MODEL, PEFT, SFT, check_target, new_folder
 from deftx.storage.formats import lt_sft, shira
+from deftx.tasks.language import language_of
 
 # Parts of masked language models that no vector holds.
 _LANGUAGE_HEADS = ("lm_head.", "cls.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector.")
@@ -135,7 +136,10 @@ def _write_lt_sft(vector: SparseVector, out: Path, base: Base | None, force: boo
 def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     base = _base_of(vector, base)
     target = check_target(out, PEFT, force=force)
-    model = skeleton(base, AutoModelForSequenceClassification if vector.head else AutoModelForMaskedLM)
+    if vector.head and kind_of(vector).auto is not AutoModelForSequenceClassification:
+        raise DeftxError(f"an adapter of type SHiRA is written for classifiers, not for {vector.info['task']}")
+    language = language_of(skeleton(base).config).auto
+    model = skeleton(base, AutoModelForSequenceClassification if vector.head else language)
     check_fit(model, replace(vector, head=None))
     linear = {f"{name}.weight": name for name in _linear(model.base_model)}
     kept = {name: entries for name, entries in vector.tensors.items() if name in linear and len(entries.indices)}
@@ -196,7 +200,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     tied  its decoder is the changed embeddings, as in the base; else the base's, as in the training of the vector
     """
     try:
-        model: Any = load_masked_lm(base)
+        model: Any = load_language_model(base)
     except DeftxError:
         model = load_encoder(base)
     check_base(model, vector)

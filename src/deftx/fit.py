@@ -30,17 +30,18 @@ from deftx.models import (
     about_tokenizer,
     check_tokenizer,
     compose,
-    load_classifier,
-    load_masked_lm,
+    load_language_model,
+    load_task_model,
     load_tokenizer,
     longest_input,
     place,
 )
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.classification import classification, label_names
 from deftx.tasks.data import Examples
-from deftx.tasks.masked_lm import masked_lm
+from deftx.tasks.language import language_of
+from deftx.tasks.supervised import supervised
+from deftx.tasks.table import settled, task_of
 from deftx.training import processes
 from deftx.training.loop import Objective
 from deftx.training.phases import Delta, Phase, full_tuning, put, selected_tuning, trained_head
@@ -97,13 +98,14 @@ class Start:
 
 
 def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> Start:
-    """`base` about to be trained on the lines of a language's plain text, by masked language modelling."""
+    """`base` about to be trained on the lines of a language's plain text, as it models language: masked or causal."""
     processes.join()
-    model, tokenizer = load_masked_lm(base), load_tokenizer(base)
+    model, tokenizer = load_language_model(base), load_tokenizer(base)
     place(model)
     origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))
-    objective = masked_lm(text, tokenizer, settings.training, length, settings.seed)
+    learn = language_of(model.config).objective
+    objective = learn(text, tokenizer, settings.training, length, settings.seed)
     return Start(model, objective, {**origin, "data": {"lines": len(text), "digest": objective.digest}})
 
 
@@ -118,8 +120,9 @@ def task_start(
 ) -> Start:
     """θ0 + φ_source about to be trained on labelled data, with a new head."""
     processes.join()
-    labels, tokenizer = label_names(train_set), load_tokenizer(base)
-    model = load_classifier(base, labels, settings.seed)
+    settings, task = settled(settings), task_of(settings.task)
+    labels, tokenizer = task.names(train_set), load_tokenizer(base)
+    model = load_task_model(base, labels, settings.seed, task)
     place(model)
     origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
     if source is not None:
@@ -127,7 +130,7 @@ def task_start(
         check_tokenizer(tokenizer, source, force=force)
         apply(model, source)
     length = min(settings.training.length, longest_input(model, tokenizer))
-    objective = classification(train_set, valid_set, labels, tokenizer, length, settings.training.metric)
+    objective = supervised(task, train_set, valid_set, labels, tokenizer, length, str(settings.training.metric))
     data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
     about = {"source": dict(source.info) if source else None, "labels": list(labels), "data": data}
     return Start(model, objective, {**origin, **about})
@@ -136,7 +139,10 @@ def task_start(
 def fit_language(
     base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
 ) -> SparseVector:
-    """φ_language = fit(text, masked language modelling, θ0), from the lines of a language's plain text."""
+    """φ_language = fit(text, language modelling, θ0), from the lines of a language's plain text.
+
+    Masked language modelling, where the base is such a model, else causal: the base says it itself.
+    """
     start = language_start(base, text, settings)
     vector = fit(start.model, start.objective, settings, work=work, title=title)
     return replace(vector, info={**start.origin, **vector.info})
@@ -159,13 +165,12 @@ def fit_task(
             so that any other language vector can take its place. None: from θ0
     force   go on, with a warning, where `source` was made on other weights than the base's
     """
+    settings = settled(settings)
     start = task_start(base, train_set, valid_set, settings, source, force=force)
     vector = fit(start.model, start.objective, settings, work=work, title=title)
-    top = Head(
-        {name: parameter.detach().cpu().clone() for name, parameter in head(start.model).items()},
-        tuple(start.origin["labels"]),
-    )
-    return replace(vector, head=top, info={**start.origin, **vector.info})
+    trained = {name: parameter for name, parameter in head(start.model).items() if parameter.requires_grad}
+    top = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+    return replace(vector, head=Head(top, tuple(start.origin["labels"])), info={**start.origin, **vector.info})
 
 
 def transfer(

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,11 +24,25 @@ from deftx.core.vector import SparseVector, check_distinct, check_same_base
 from deftx.errors import DeftxError
 from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import MODEL, check_target, new_folder
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.language import language_of
+from deftx.tasks.supervised import Task
+from deftx.tasks.table import task_of
 
 Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
 
+TASK, DEFAULT_TASK = "deftx_task", "classification"  # in the config of a composed model, the kind of its task
+
 # what transformers raises for a base it cannot load
 BAD_BASE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+
+
+class Noted(Protocol):
+    """What notes where it comes from, as vectors do."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """JSON-like data."""
 
 
 def place(model: PreTrainedModel) -> None:
@@ -39,8 +51,10 @@ def place(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """The tokenizer of `base`."""
+    """The tokenizer of `base`; one that knows no padding, as some decoders', pads with the token that ends texts."""
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -67,18 +81,16 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
             warnings.warn(message, stacklevel=2)
 
 
-def load_masked_lm(base: Base) -> PreTrainedModel:
-    """`base` with its masked language modelling head, for language training.
+def load_language_model(base: Base) -> PreTrainedModel:
+    """`base` with its language modelling head, masked or causal, for language training.
 
     The head is frozen, and its decoder untied from the embeddings, so that training moves the backbone
     only. Raises DeftxError where the checkpoint has no such head.
     """
-    try:
-        model, missing = _load_checked(AutoModelForMaskedLM, base)
-    except DeftxError as error:
-        raise DeftxError(f"{error}; a language vector needs a masked language model, such as XLM-R") from None
+    language = language_of(_load(AutoConfig, base))
+    model, missing = _load_checked(language.auto, base)
     if missing:
-        raise DeftxError(f"{base} is not a masked language model: its checkpoint lacks {', '.join(missing[:3])}")
+        raise DeftxError(f"{base} is not a {language.called}: its checkpoint lacks {', '.join(missing[:3])}")
     decoder, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if decoder is not None and decoder.weight is embeddings.weight:
         decoder.weight = nn.Parameter(decoder.weight.detach().clone())
@@ -87,28 +99,51 @@ def load_masked_lm(base: Base) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
-def load_classifier(base: Base, labels: Sequence[str], seed: int = 0) -> PreTrainedModel:
-    """`base` with a new classification head for `labels`, its random start drawn from `seed`."""
+def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task = CLASSIFICATION) -> PreTrainedModel:
+    """`base` with a new head for a task, its random start drawn from `seed`, its outputs named by `labels`.
+
+    Raises DeftxError where transformers has no such model of the base, or does not find the base's weights for it.
+    """
+    if task.auto is None:
+        return _load_writer(base)
+    numbered = dict(enumerate(labels))
+    named = {"num_labels": len(labels), "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = _load(
-            AutoModelForSequenceClassification,
-            base,
-            dtype=torch.float32,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            problem_type="single_label_classification",
-        )
-    return model
+        model, missing = _load_checked(task.auto, base, **(named if labels else {}), **task.config)
+    if lost := sorted(set(missing) - head(model).keys()):
+        raise DeftxError(f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task")
+    if model.config.pad_token_id is None:  # by which a decoder knows where a text ends
+        model.config.pad_token_id = load_tokenizer(base).pad_token_id
+    return cast(PreTrainedModel, model)
+
+
+def _load_writer(base: Base) -> PreTrainedModel:
+    """`base` as it continues texts; its output embeddings stay what they are, whatever its input embeddings become."""
+    model: Any = load_language_model(base)
+    if not model.can_generate():
+        raise DeftxError(f"{base} cannot write texts, as a base for generation has to: give one such as Qwen")
+    model.config.tie_word_embeddings = False
+    return cast(PreTrainedModel, model)
 
 
 def load_composed(folder: Base) -> PreTrainedModel:
-    """A classifier that was saved whole. Raises DeftxError where the checkpoint has no trained head."""
-    model, missing = _load_checked(AutoModelForSequenceClassification, folder)
+    """A model that was saved whole. Raises DeftxError where the checkpoint has no trained head of its task."""
+    auto = task_noted(folder).auto or language_of(_load(AutoConfig, folder)).auto
+    model, missing = _load_checked(auto, folder)
     if missing:
-        raise DeftxError(f"{folder} is not a classifier: it lacks {', '.join(missing[:3])}; compose one first")
+        raise DeftxError(f"{folder} is not a model of a task: it lacks {', '.join(missing[:3])}; compose one first")
     return cast(PreTrainedModel, model)
+
+
+def task_noted(folder: Base) -> Task:
+    """The kind of task that a composed model is for; one that notes none is a classifier."""
+    return task_of(str(getattr(_load(AutoConfig, folder), TASK, DEFAULT_TASK)))
+
+
+def kind_of(vector: Noted) -> Task:
+    """The kind of task that a task vector is for; one that notes none is a classifier's."""
+    return task_of(str(vector.info.get("task", DEFAULT_TASK)))
 
 
 def load_encoder(base: Base) -> PreTrainedModel:
@@ -135,14 +170,6 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return min(positions - offset, int(tokenizer.model_max_length))
 
 
-class Noted(Protocol):
-    """What notes where it comes from, as vectors do."""
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """JSON-like data."""
-
-
 def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Noted) -> int:
     """The tokens that a task's inputs are cut to: as many as in its training."""
     longest = longest_input(model, tokenizer)
@@ -152,7 +179,7 @@ def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 def compose(
     base: Base, task: SparseVector, language: SparseVector | Sequence[SparseVector] = (), *, force: bool = False
 ) -> PreTrainedModel:
-    """θ0 + φ_task + φ_language with the task's head: an ordinary transformers classifier, in eval mode.
+    """θ0 + φ_task + φ_language with the task's head: an ordinary transformers model, in eval mode.
 
     base      folder or hub id of the base that all vectors were made on
     language  one language vector, several (added in order), or none
@@ -168,14 +195,15 @@ def compose(
 def without_vectors(
     base: Base, task: SparseVector, languages: Sequence[SparseVector] = (), *, force: bool = False
 ) -> PreTrainedModel:
-    """θ0 with a classifier of the task's shape, for the vectors to be applied to; all are checked against θ0.
+    """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against θ0.
 
     `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
     """
     if task.head is None:
         raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
     check_same_base(task, *languages)
-    model = load_classifier(base, task.head.labels)
+    model = load_task_model(base, task.head.labels, task=kind_of(task))
+    setattr(model.config, TASK, task.info.get("task", DEFAULT_TASK))  # for `load_composed`
     named = [vector for vector in (task, *languages) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, force=force)
@@ -226,9 +254,9 @@ def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Ten
     return tunable(model if isinstance(model, nn.Module) else load_encoder(model))
 
 
-def _load_checked(auto: Any, base: Base) -> tuple[Any, list[str]]:
+def _load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]]:
     """A model, and the names of its weights that the checkpoint lacks."""
-    model, loading = _load(auto, base, dtype=torch.float32, output_loading_info=True)
+    model, loading = _load(auto, base, dtype=torch.float32, output_loading_info=True, **options)
     return model, sorted(loading["missing_keys"])
 
 

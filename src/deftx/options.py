@@ -47,6 +47,18 @@ Rank = Annotated[
 K = Annotated[str | None, option("Entries of the vector: a count (7.6M) or a share (2.8%).", "--k", metavar="K")]
 Keep = Annotated[str | None, option("Share of each matrix that is kept besides (0.05).", metavar="SHARE")]
 Seed = Annotated[str | None, option("Decides everything random.", metavar="NUMBER")]
-TextColumn = Annotated[str, option("Column of texts; `premise` is found too.", metavar="NAME")]
-PairColumn = Annotated[str | None, option("Column of second texts; `hypothesis` is found too.", metavar="NAME")]
-LabelColumn = Annotated[str, option("Column of labels.", metavar="NAME")]
+Kind = Annotated[
+    str | None,
+    option(
+        "Kind of task: classification (the default), tagging, ner, question-answering, multiple-choice, regression,"
+        " generation.",
+        metavar="NAME",
+    ),
+]
+TextColumn = Annotated[
+    str | None, option("Column of texts, where it is not the task's usual one, such as text.", metavar="NAME")
+]
+PairColumn = Annotated[
+    str | None, option("Column of what stands beside: second texts, contexts, options.", metavar="NAME")
+]
+LabelColumn = Annotated[str | None, option("Column of labels, such as label, tags or answers.", metavar="NAME")]

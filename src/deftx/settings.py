@@ -61,7 +61,11 @@ class Training(Settings):
 
 
 class LanguageTraining(Training):
-    """Masked language modelling on plain text; the defaults are the paper's (Appendix C)."""
+    """Language modelling on plain text; the defaults are the paper's (Appendix C).
+
+    mask      share of the tokens that masked language modelling chooses
+    held_out  share of the lines that the best step is chosen on
+    """
 
     max_steps: PositiveInt | None = 100_000
     min_steps: int = Field(30_000, ge=0, validate_default=True)
@@ -71,12 +75,20 @@ class LanguageTraining(Training):
 
 
 class TaskTraining(Training):
-    """Classification on labelled data; the defaults are the paper's for sentiment (Appendix C)."""
+    """Labelled data; the defaults are the paper's for sentiment (Appendix C).
+
+    metric  decides between steps; without it the task's own, which is macro-F1 for classification
+    """
 
     batch_size: PositiveInt = 16
     epochs: PositiveFloat = 10
     evaluate_every: PositiveInt = 250
-    metric: str = "macro_f1"
+    metric: str | None = None
+
+
+def metric_name(metric: str) -> str:
+    """How a metric is written for people, such as macro-F1."""
+    return metric.replace("f1", "F1").replace("_", "-")
 
 
 class Learning(Settings):
@@ -110,8 +122,12 @@ class LanguageFit(Fit):
 
 
 class TaskFit(Fit):
-    """A task vector."""
+    """A task vector.
 
+    task  what kind of task it is, such as tagging: one of `deftx.tasks.table.TASKS`
+    """
+
+    task: str = "classification"
     k: int | float | str = "5.1%"
     training: TaskTraining = TaskTraining()
 
@@ -182,7 +198,7 @@ LANGUAGE_PRESETS = {
     ),
 }
 TASK_PRESETS = {
-    "paper-sentiment": TaskFit(k="14.2M"),
+    "paper-sentiment": TaskFit(k="14.2M", training=TaskTraining(metric="macro_f1")),
     "paper-nli": TaskFit(
         k="14.2M", training=TaskTraining(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy")
     ),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from deftx.core.compose import applied, apply
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, load_tokenizer, place, trained_length, without_vectors
-from deftx.tasks.classification import predict
+from deftx.models import Base, kind_of, load_tokenizer, place, trained_length, without_vectors
 from deftx.tasks.data import Examples
+from deftx.tasks.supervised import predict
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class _Entries:
 
 
 class Switcher:
-    """A classifier on one base that takes on any of several languages.
+    """A model of a task on one base that takes on any of several languages.
 
     base       folder or hub id of the base that all vectors were made on
     task       the task vector, with its head
@@ -51,7 +52,7 @@ class Switcher:
         self, base: Base, task: SparseVector, languages: Mapping[str, SparseVector], *, force: bool = False
     ) -> None:
         self._model = without_vectors(base, task, list(languages.values()), force=force)
-        self._tokenizer = load_tokenizer(base)
+        self._tokenizer, self._task = load_tokenizer(base), kind_of(task)
         self._length = trained_length(self._model, self._tokenizer, task)
         place(self._model)
         self._entries = {name: _entries(self._model, task, vector) for name, vector in languages.items()}
@@ -85,21 +86,18 @@ class Switcher:
             finally:
                 self._taken = False
 
-    def predict(self, examples: Examples, languages: Sequence[str | None]) -> list[tuple[str, float]]:
-        """The most probable label of every example in its own language, and its probability (0 to 1).
+    def predict(self, examples: Examples, languages: Sequence[str | None]) -> list[tuple[Any, ...]]:
+        """The answer to every example in its own language; a classifier's are its label and the probability.
 
         Each language is switched to once, whatever the order of the examples.
         """
         if len(languages) != len(examples):
             raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
-        answers: dict[int, tuple[str, float]] = {}
+        answers: dict[int, tuple[Any, ...]] = {}
         for name in sorted(set(languages), key=lambda name: name not in self._written):  # the one at hand first
             rows = [row for row, language in enumerate(languages) if language == name]
-            some = Examples(
-                [examples.texts[row] for row in rows], examples.pairs and [examples.pairs[row] for row in rows]
-            )
             with self.language(name) as model:
-                found = predict(model, self._tokenizer, some, self._length)
+                found = predict(self._task, model, self._tokenizer, examples.at(rows), self._length)
             answers |= dict(zip(rows, found, strict=True))
         return [answers[row] for row in range(len(examples))]
 

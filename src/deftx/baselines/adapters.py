@@ -22,7 +22,7 @@ from deftx.core.compose import apply
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.fit import Start
-from deftx.models import Base, load_classifier
+from deftx.models import Base, load_task_model
 from deftx.settings import LoraFit, MadxFit
 from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
@@ -91,7 +91,7 @@ def classifier(base: Base, method: str, task: Adapter, language: Adapter | None)
     """
     if task.head is None:
         raise DeftxError("the task adapter has no head: give the one that `fit_task` made")
-    model = load_classifier(base, task.head.labels)
+    model = load_task_model(base, task.head.labels)
     if head(model).keys() != task.head.tensors.keys():
         raise DeftxError(f"the task adapter's head is not one of {os.fspath(base)}: give the base it was made on")
     check(task, method, "task", base, found := fingerprint(model))

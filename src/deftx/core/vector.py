@@ -178,7 +178,13 @@ def _sum(name: str, first: Entries | None, second: Entries | None) -> Entries:
 
 
 def _derived(operation: str, *vectors: SparseVector) -> dict[str, Any]:
-    """Provenance of a computed vector: the base it belongs to, and what it was computed from."""
+    """Provenance of a computed vector: the base it belongs to, its task if any, and what it was computed from."""
     named = [vector.info for vector in vectors if vector.info.get("base_fingerprint")]
     base = {key: named[0][key] for key in ("base", "base_fingerprint") if key in named[0]} if named else {}
-    return {**base, "operation": operation, "of": [dict(vector.info) for vector in vectors]}
+    tasks = [{"task": vector.info["task"]} for vector in vectors if vector.head and "task" in vector.info]
+    return {
+        **base,
+        **(tasks[0] if tasks else {}),
+        "operation": operation,
+        "of": [dict(vector.info) for vector in vectors],
+    }

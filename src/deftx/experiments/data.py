@@ -13,11 +13,12 @@ from deftx.core.backbone import tunable
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import Recipe
 from deftx.fit import check_settings
-from deftx.models import about_tokenizer, load_masked_lm, load_tokenizer
+from deftx.models import about_tokenizer, load_language_model, load_tokenizer
 from deftx.settings import Fit
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
-from deftx.tasks.data import Columns, Examples, read_examples, read_text
+from deftx.tasks.data import Examples, read_text
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
+from deftx.tasks.table import task_of
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,19 @@ class Data:
 def read(recipe: Recipe) -> Data:
     """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is wrong with it, the
     variants' settings too."""
-    model = load_masked_lm(recipe.base)
+    model = load_language_model(recipe.base)
     entries = sum(weight.numel() for weight in tunable(model).values())
     for variant in recipe.variants:
         for head, settings in enumerate((recipe.language_fit(variant, 0), recipe.task_fit(variant, 0))):
             if isinstance(settings, Fit):
                 check_settings(settings, entries, head=bool(head))
-    columns = Columns(**recipe.columns.model_dump())
+    task = task_of(recipe.task.task)
+    columns = replace(task.columns, **recipe.columns.model_dump(exclude_unset=True))
     data = Data(
         {name: read_text(*sources) for name, sources in recipe.languages.items()},
-        read_examples(recipe.train, columns),
-        read_examples(recipe.valid, columns),
-        {name: read_examples(source, columns) for name, source in recipe.test.items()},
+        task.read(recipe.train, columns, True),
+        task.read(recipe.valid, columns, True),
+        {name: task.read(source, columns, True) for name, source in recipe.test.items()},
         _identity(recipe.base, model),
         {},
     )
@@ -77,12 +79,7 @@ def _guarded(data: Data, *, trim: bool) -> Data:
     for name, some in {**found, "labelled data": labelled}.items():
         if some and not trim:
             raise DeftxError(_complaint(name, some, data.texts.get(name, data.train.texts), evaluation))
-    kept = _left(len(data.train), labelled)
-    train = Examples(
-        [data.train.texts[i] for i in kept],
-        data.train.pairs and [data.train.pairs[i] for i in kept],
-        data.train.labels and [data.train.labels[i] for i in kept],
-    )
+    train = data.train.at(_left(len(data.train), labelled))
     texts = {name: [lines[i] for i in _left(len(lines), found[name])] for name, lines in data.texts.items()}
     sizes = {**{name: len(lines) for name, lines in data.texts.items()}, "labelled data": len(data.train)}
     words = {

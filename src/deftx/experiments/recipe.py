@@ -24,8 +24,10 @@ from deftx.settings import (
     merged,
     parse,
 )
+from deftx.tasks.table import settled, task_of
 
 _LARGEST, _DEEPEST = 100_000, 8  # values of a recipe; recipes below it, one extending the other
+SCORED = {"macro_f1", "accuracy"}  # what a table can show of a task
 EXTENDS = "extends"
 L = TypeVar("L", bound=Learning)
 TASK = "task"  # stands beside the languages where vectors are named
@@ -41,7 +43,7 @@ FAMILIES: dict[str, tuple[type[Learning], type[Learning]]] = {
 
 
 class ColumnNames(Settings):
-    """Which columns of labelled data to read; the defaults are those of `deftx.read_examples`."""
+    """Which columns of labelled data to read; those that are not given are the usual ones of the task."""
 
     text: str = "text"
     pair: str | None = None
@@ -154,6 +156,8 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     different; null takes away what they say.
     """
     recipe = changed(parse(Recipe, _read(path, ())), changes or {})
+    recipe = recipe.model_copy(update={"task": settled(recipe.task)})
+    _check_task(recipe)
     for variant in recipe.variants:
         recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
         missing = [name for name in recipe.needed_languages(variant) if name not in recipe.languages]
@@ -203,6 +207,21 @@ def _of_kind(kind: type[L], settings: Learning, changes: Mapping[str, Any]) -> L
     """`settings`, as far as a kind of settings knows them, with changes."""
     given = settings.model_dump(exclude_unset=True)
     return parse(kind, merged({name: given[name] for name in given.keys() & kind.model_fields.keys()}, changes))
+
+
+def _check_task(recipe: Recipe) -> None:
+    """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another task."""
+    name, metric = recipe.task.task, recipe.task.training.metric
+    if not task_of(name).metrics.keys() >= SCORED:
+        raise DeftxError(f"a recipe compares macro_f1 and accuracy, which {name} has not: use `deftx evaluate`")
+    if metric not in SCORED:
+        raise DeftxError(f"a recipe compares macro_f1 or accuracy, not {metric}: set task.training.metric to one")
+    if recipe.ngrams and name != "classification":
+        raise DeftxError(f"ngrams are a baseline for classification, not for {name}: set ngrams to false")
+    for variant in recipe.variants:
+        fitted = recipe.task_fit(variant, 0)
+        if isinstance(fitted, TaskFit) and (other := settled(fitted).task) != name:
+            raise DeftxError(f"the variant {variant!r} has the task {other}, the recipe {name}: make a recipe for each")
 
 
 def _too_large(data: Any) -> bool:

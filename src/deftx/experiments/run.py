@@ -194,7 +194,7 @@ def _write_scores(run: Prepared, out: Path) -> None:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), half)
     trimmed = "; ".join(f"{name} {how_much}" for name, how_much in run.trimmed.items())
     note = f"\nLeft out of training, since it holds evaluation text: {trimmed}.\n" if trimmed else ""
-    write_text(out / TABLE, table(found, run.recipe.task.training.metric) + note)
+    write_text(out / TABLE, table(found, str(run.recipe.task.training.metric)) + note)
 
 
 def _pyarrow() -> Any:

@@ -16,11 +16,12 @@ from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
 from deftx.experiments.store import Store
 from deftx.fit import fit_language, fit_task, language_start, task_start
-from deftx.models import compose, load_tokenizer, place, trained_length
+from deftx.models import compose, kind_of, load_tokenizer, place, trained_length
 from deftx.settings import LanguageFit, TaskFit
 from deftx.storage.files import load, save
-from deftx.tasks.classification import label_names, predicted, scores
+from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
+from deftx.tasks.supervised import Task, answers, output_names, scores
 from deftx.training.phases import PHASE_1, full_tuning
 
 # How it went, and what is wrong where it failed.
@@ -101,17 +102,16 @@ def _score(store: Store, step: Step, work: Path, folder: Path) -> None:
     else:
         model = compose(step.base, learnt["task"], learnt.get("language", ()))
     place(model)
-    answers = predicted(model, tokenizer, examples, trained_length(model, tokenizer, learnt["task"]))
-    _write_answers(folder, *answers)
+    kind, length = kind_of(learnt["task"]), trained_length(model, tokenizer, learnt["task"])
+    encoded = kind.encode(examples, tokenizer, length, names := output_names(model), True)
+    _write_answers(folder, kind, examples, answers(kind, model, encoded), names)
 
 
 def _ngrams(store: Store, step: Step, work: Path, folder: Path) -> None:
     """Character n-grams on test data: the same files."""
     train, examples = store.examples(step.about["train"]), store.examples(step.about["test"])
-    labels = label_names(train)
-    answers = predict_ngrams(train_ngrams(train), examples)
-    true = [labels.index(label) for label in examples.labels or []]
-    _write_answers(folder, true, [labels.index(label) for label in answers], labels)
+    found = [(label,) for label in predict_ngrams(train_ngrams(train), examples)]
+    _write_answers(folder, CLASSIFICATION, examples, found, CLASSIFICATION.names(train))
 
 
 KINDS: Mapping[str, Callable[[Store, Step, Path, Path], None]] = {
@@ -140,10 +140,17 @@ def _learnt(store: Store, step: Step, role: str) -> Any:
     return load_adapter(folder / ADAPTER) if "family" in step.about else load(folder / VECTOR)
 
 
-def _write_answers(folder: Path, true: Sequence[int], answers: Sequence[int], labels: Sequence[str]) -> None:
-    found = {"true": list(true), "predicted": list(answers), "labels": list(labels)}
-    (folder / PREDICTIONS).write_text(json.dumps(found), encoding="utf-8")
-    (folder / SCORES).write_text(json.dumps(scores(true, answers)), encoding="utf-8")
+def _write_answers(folder: Path, kind: Task, examples: Examples, found: Sequence[Any], names: Sequence[str]) -> None:
+    number = {name: i for i, name in enumerate(names)}
+    true, answered = ([number[name] for name in _flat(each)] for each in (examples.labels, [row[0] for row in found]))
+    told = {"true": true, "predicted": answered, "labels": list(names)}
+    (folder / PREDICTIONS).write_text(json.dumps(told), encoding="utf-8")
+    (folder / SCORES).write_text(json.dumps(scores(kind, examples, found)), encoding="utf-8")
+
+
+def _flat(labels: Any) -> list[str]:
+    """The labels of all examples; of words, where these have labels of their own."""
+    return [name for label in labels or [] for name in ([label] if isinstance(label, str) else label)]
 
 
 def _link(old: Path, new: Path) -> None:

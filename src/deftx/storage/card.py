@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
+from deftx.settings import metric_name
 from deftx.storage.hub import LIBRARY, is_model_id
 from deftx.storage.privacy import published
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-_METRICS = {"macro_f1": ("f1", "macro-F1"), "accuracy": ("accuracy", "accuracy")}  # the hub's name and ours
-_TASK = "text-classification"
+# What the hub calls our metrics, where it has another name, and our kinds of task.
+_METRICS = {"macro_f1": "f1", "span_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
+_TASKS = {"tagging": "token-classification", "ner": "token-classification", "generation": "text-generation"}
+_TASKS |= {name: name for name in ("question-answering", "multiple-choice")}
 _HUB_DATA = "hub:"
 CITATION = """@article{simon2025deftx,
   title   = {{DeFT-X}: Denoised Sparse Fine-Tuning for Zero-Shot Cross-Lingual Transfer},
@@ -86,9 +89,14 @@ def _metadata(vector: SparseVector, repo: str, about: About) -> Any:
         license=about.license,
         metrics=[score.metric_type for score in scores] or None,
         model_name=repo.split("/")[-1] if scores else None,
-        pipeline_tag=_TASK if vector.head else None,
+        pipeline_tag=_task(vector) if vector.head else None,
         tags=["deftx", "sparse-fine-tuning", *kinds, "cross-lingual-transfer", *names],
     )
+
+
+def _task(vector: SparseVector) -> str:
+    """The hub's name of a task vector's task."""
+    return _TASKS.get(str(vector.info.get("task")), "text-classification")
 
 
 def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
@@ -98,14 +106,13 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
     best, metric = _best(vector), _part(vector, "training").get("metric")
     if not vector.head or not isinstance(metric, str) or not isinstance(best, int | float):
         return []
-    kind, name = _METRICS.get(metric, (metric, metric))
     datasets = _datasets(vector, about)
     score = EvalResult(
-        task_type=_TASK,
+        task_type=_task(vector),
         dataset_type=datasets[0] if datasets else "unknown",
         dataset_name="held-out data of the training",
-        metric_type=kind,
-        metric_name=name,
+        metric_type=_METRICS.get(metric, metric),
+        metric_name=metric_name(metric),
         metric_value=round(best, 4),
     )
     return [score]
@@ -179,7 +186,7 @@ def _facts(vector: SparseVector, repo: str, about: About) -> str:
         "revision of the base": revision or None,
         "fingerprint of the base": info.get("base_fingerprint"),
         "k (entries)": f"{vector.k:,}",
-        **{key: info.get(key) for key in ("method", "rank", "keep", "seed")},
+        **{key: info.get(key) for key in ("task", "method", "rank", "keep", "seed")},
         "labels": ", ".join(vector.head.labels) if vector.head else None,
         "licence": about.license,
     }
@@ -200,7 +207,7 @@ def _training(vector: SparseVector, repo: str, about: About) -> str:
 def _results(vector: SparseVector, repo: str, about: About) -> str:
     metric, best = _part(vector, "training").get("metric", "loss"), _best(vector)
     value = f"{best:.4f}" if isinstance(best, int | float) else None
-    return _table("Scores", {f"{_METRICS.get(str(metric), ('', metric))[1]} on held-out training data": value})
+    return _table("Scores", {f"{metric_name(str(metric))} on held-out training data": value})
 
 
 def _citation(vector: SparseVector, repo: str, about: About) -> str:

@@ -1,17 +1,25 @@
-"""Reading text and labelled examples, from any source that `deftx.tasks.sources` can open."""
+"""Examples of a task and plain text, column by column, from any source that `deftx.tasks.sources` can open."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from math import isfinite, nan
 from pathlib import Path
+from typing import Any, TypeVar
 
 from deftx.errors import DeftxError
 from deftx.tasks.sources import Table, open_source
 
 NLI = {"premise", "hypothesis"}
+T = TypeVar("T")
+Cell = Callable[[str, str, object], T]  # what a cell holds, by its place in words, its column and its content
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold the text, its pair (None: single texts) and the label."""
+    """Names of the columns that hold the text, what stands beside it (None: nothing) and the label.
+
+    What stands beside a text is a second one, the context of a question, or its options.
+    """
 
     text: str = "text"
     pair: str | None = None
@@ -20,14 +28,26 @@ class Columns:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples, column by column, in the order of their source. `pairs` are second texts, such as hypotheses."""
+    """Examples, column by column, in the order of their source.
+
+    texts   what is to be labelled; in words to be tagged, the words with spaces between them
+    pairs   second texts, such as hypotheses, or the contexts of questions
+    labels  what the task says: names, tags, numbers, answers
+    parts   what a text is made of or may be answered with: its words, or its options
+    """
 
     texts: list[str]
     pairs: list[str] | None = None
-    labels: list[str] | None = None
+    labels: list[Any] | None = None
+    parts: list[list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def at(self, rows: Sequence[int]) -> "Examples":
+        """The examples with these numbers, counted from 0."""
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Examples(**{name: column and [column[row] for row in rows] for name, column in columns.items()})
 
 
 def read_text(*sources: str | Path, column: str = "text") -> list[str]:
@@ -39,45 +59,63 @@ def read_text(*sources: str | Path, column: str = "text") -> list[str]:
     return [text for source in sources for text in _usable(open_source(source), column)]
 
 
-def read_examples(source: str | Path, columns: Columns | None = None, *, labelled: bool = True) -> Examples:
-    """The examples in `source`, a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+def read_pairs(source: str | Path, columns: Columns, label: Cell[Any] | None) -> Examples:
+    """Texts, or pairs of them, and their labels, read by `label` (None: labels are not looked for).
 
-    By default the columns are `text` and `label`, or `premise`, `hypothesis` and `label` where there is no
-    `text`. Texts may be empty, labels may not; integers and hub class labels become strings. Without
-    `labelled` the label column is not looked for. Raises DeftxError, naming the line, where a row is at fault.
+    Where there is no column `text`, and no other one is asked for, texts are `premise` and `hypothesis`.
     """
-    table, columns = open_source(source), columns or Columns()
+    table = open_source(source)
     if columns == Columns(label=columns.label) and {"text", *NLI} & {*table.names} == NLI:
         columns = replace(columns, text="premise", pair="hypothesis")
     return Examples(
-        texts=_texts(table, columns.text),
-        pairs=_texts(table, columns.pair) if columns.pair else None,
-        labels=_labels(table, columns.label) if labelled else None,
+        texts=cells(table, columns.text, text),
+        pairs=cells(table, columns.pair, text) if columns.pair else None,
+        labels=cells(table, columns.label, label) if label else None,
     )
 
 
-def _texts(table: Table, name: str) -> list[str]:
-    texts = []
-    for place, value in table.values(name):
-        if not isinstance(value, str | None):
-            raise DeftxError(f"{place}: {name!r} is a {type(value).__name__}, not text: choose a column of text")
-        texts.append(value or "")  # some writers turn an empty text into null
-    return texts
+def cells(table: Table, column: str, read: Cell[T]) -> list[T]:
+    """All cells of a column."""
+    return [read(place, column, value) for place, value in table.values(column)]
 
 
-def _usable(table: Table, name: str) -> list[str]:
-    usable = [text.strip() for text in _texts(table, name) if text.strip()]
+def text(place: str, column: str, value: object) -> str:
+    """A text, which may be empty: some writers turn an empty one into null."""
+    if not isinstance(value, str | None):
+        raise DeftxError(f"{place}: {column!r} is a {type(value).__name__}, not text: choose a column of text")
+    return value or ""
+
+
+def name(place: str, column: str, value: object) -> str:
+    """The name of a label, which may not be empty; integers and hub class labels become text."""
+    if not isinstance(value, str | int | None):
+        raise DeftxError(f"{place}: label {value!r:.40} is neither text nor an integer: choose another column")
+    found = "" if value is None else str(value).strip()
+    if not found:
+        raise DeftxError(f"{place}: the label in {column!r} is empty: fill it in or remove the row")
+    return found
+
+
+def names(place: str, column: str, value: object) -> list[str]:
+    """A list of names, at least one."""
+    if not isinstance(value, list) or not value:
+        raise DeftxError(f"{place}: {column!r} is {value!r:.40}, not a list: write .jsonl with a list in each line")
+    return [name(place, column, each) for each in value]
+
+
+def number(place: str, column: str, value: object) -> float:
+    """A finite number."""
+    try:
+        found = float(value) if isinstance(value, str | int | float) else nan
+    except (ValueError, OverflowError):
+        found = nan
+    if not isfinite(found):
+        raise DeftxError(f"{place}: {value!r:.40} in {column!r} is not a number: correct it or remove the row")
+    return found
+
+
+def _usable(table: Table, column: str) -> list[str]:
+    usable = [each.strip() for each in cells(table, column, text) if each.strip()]
     if not usable:
         raise DeftxError(f"{table.source} has no usable line: it needs at least one that is not blank")
     return usable
-
-
-def _labels(table: Table, name: str) -> list[str]:
-    labels = []
-    for place, value in table.values(name):
-        if not isinstance(value, str | int | None):
-            raise DeftxError(f"{place}: label {value!r:.40} is neither text nor an integer: choose another column")
-        labels.append("" if value is None else str(value).strip())
-        if not labels[-1]:
-            raise DeftxError(f"{place}: the label in {name!r} is empty: fill it in or remove the row")
-    return labels

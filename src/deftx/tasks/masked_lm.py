@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
+from deftx.tasks.blocks import blocks
 
 IGNORED = -100  # the label of a position that is not predicted
 
@@ -70,18 +71,12 @@ def masked_lm(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, training: LanguageTraining, length: int, seed: int
 ) -> MaskedLM:
     """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
-    if len(texts) < 2:
-        raise DeftxError(f"the text has {len(texts)} usable line(s); give at least 2, to learn from and to hold out")
     if tokenizer.mask_token_id is None:
         raise DeftxError("the base's tokenizer has no mask token: a language vector needs a masked language model")
     generator = torch.Generator().manual_seed(seed)
-    lines = [texts[i] for i in torch.randperm(len(texts), generator=generator).tolist()]
-    held_out = min(max(1, round(training.held_out * len(lines))), len(lines) - 1)
-    train, valid = (pack(part, tokenizer, length) for part in (lines[held_out:], lines[:held_out]))
+    train, valid = blocks(texts, tokenizer, training.held_out, length, generator)
     special = torch.tensor(sorted(tokenizer.all_special_ids))
     share, mask_id = training.mask, tokenizer.mask_token_id
-    if any(torch.isin(part, special).all() for part in (train, valid)):
-        raise DeftxError("the text has no token that the base's tokenizer knows: is it in the base's script?")
     used = train.unique()
     noise = used[~torch.isin(used, special)]
     fixed = mask(valid, share, special, mask_id, noise, generator)
@@ -89,29 +84,6 @@ def masked_lm(
         fixed = mask(valid, share, special, mask_id, noise, generator)
     digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
     return MaskedLM(train, fixed, special, mask_id, noise, share, digest)
-
-
-def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:
-    """All texts one after the other, cut into full blocks -> [blocks, length] int64.
-
-    Every block starts and ends as the base's inputs do; texts are parted by the separator. The tail that
-    fills no block is dropped, except where it is all there is: then it is the one, shorter, block. Raises
-    DeftxError where there are no tokens, or no room for one.
-    """
-    first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
-    last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    ends = ([] if first is None else [first]), ([] if last is None else [last])
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    stream = torch.tensor([token for ids in encoded if ids for token in (*ids, *ends[1])])
-    if len(ends[1]):
-        stream = stream[:-1]
-    room = min(length - len(ends[0]) - len(ends[1]), len(stream))
-    if room < 1:
-        raise DeftxError(f"{len(stream)} tokens make no block of length {length}: give more text or a larger length")
-    blocks = stream[: len(stream) // room * room].view(-1, room)
-    edges = [torch.tensor(end).expand(len(blocks), -1) for end in ends if end]
-    parts = [*edges[:1], blocks, *edges[1:]] if ends[0] else [blocks, *edges]
-    return torch.cat(parts, dim=1)
 
 
 def mask(

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -34,12 +34,17 @@ class Table:
             yield f"{self.source}, {self.unit} {line}", value
 
 
-def open_source(source: str | Path) -> Table:
+Reader = Callable[[Path], Table]
+
+
+def open_source(source: str | Path, readers: Mapping[str, Reader] | None = None) -> Table:
     """The table in `source`, a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+
+    readers  of files, by the end of their names; without them READERS
 
     It has at least one row, and no name twice. Raises DeftxError where the source cannot be read.
     """
-    table = _hub(str(source)) if str(source).startswith(HUB) else _file(Path(source))
+    table = _hub(str(source)) if str(source).startswith(HUB) else _file(Path(source), readers or READERS)
     for name in table.names:
         if table.names.count(name) > 1:
             raise DeftxError(f"{source} has more than one column {name!r}: rename all but one")
@@ -65,14 +70,14 @@ def named(source: str | Path) -> str:
     return str(source) if str(source).startswith(HUB) else Path(source).name
 
 
-def _file(path: Path) -> Table:
+def _file(path: Path, readers: Mapping[str, Reader]) -> Table:
     if path.is_dir():
         raise DeftxError(f"{path} is a folder: name a file in it")
     if not path.exists():
         raise DeftxError(f"{path} does not exist: check the path (a hub dataset is written {HUB_FORM})")
-    if path.suffix.lower() not in READERS:
-        raise unknown(f"kind of file ({path})", path.suffix, READERS)
-    return READERS[path.suffix.lower()](path)
+    if path.suffix.lower() not in readers:
+        raise unknown(f"kind of file ({path})", path.suffix, readers)
+    return readers[path.suffix.lower()](path)
 
 
 def _decoded(path: Path) -> str:
@@ -88,18 +93,19 @@ def _decoded(path: Path) -> str:
     return text
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file of text, without what ends them. Raises DeftxError for one that is blank or not UTF-8."""
     # not str.splitlines, which also breaks at characters that occur inside texts, such as U+2028
     return [line.removesuffix("\r") for line in _decoded(path).rstrip("\r\n").split("\n")]
 
 
 def _plain(path: Path) -> Table:
-    lines = _lines(path)
+    lines = lines_of(path)
     return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines)
 
 
 def _jsonl(path: Path) -> Table:
-    rows = {number: _json_object(path, number, line) for number, line in enumerate(_lines(path), 1) if line.strip()}
+    rows = {number: _json_object(path, number, line) for number, line in enumerate(lines_of(path), 1) if line.strip()}
 
     def column(name: str) -> list[object]:
         for number, row in rows.items():
@@ -121,7 +127,7 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, object]:
 
 
 def _tsv(path: Path) -> Table:
-    return _under_header(path, ((number, line.split("\t")) for number, line in enumerate(_lines(path), 1)))
+    return _under_header(path, ((number, line.split("\t")) for number, line in enumerate(lines_of(path), 1)))
 
 
 def _csv(path: Path) -> Table:
@@ -196,7 +202,7 @@ def _extra(module: str) -> Any:
         raise DeftxError(f"{error.name} is not installed: pip install 'deftx[data]'") from error
 
 
-READERS: dict[str, Callable[[Path], Table]] = {
+READERS: dict[str, Reader] = {
     ".csv": _csv,
     ".jsonl": _jsonl,
     ".parquet": _parquet,

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from deftx.settings import metric_name
 from deftx.training.processes import first
 
 LOG = logging.getLogger("deftx.training")
@@ -28,8 +29,9 @@ class ProgressBar(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show the latest figures."""
-        shown = {"loss": "loss", "eval_loss": "held out", "eval_macro_f1": "macro-F1", "eval_accuracy": "accuracy"}
-        self.news |= {shown[name]: value for name, value in kwargs["logs"].items() if name in shown}
+        logs, shown = kwargs["logs"], {"loss": "loss", "eval_loss": "held out"}
+        scores = {name: metric_name(name.removeprefix("eval_")) for name in logs if name.startswith("eval_")}
+        self.news |= {name: logs[key] for key, name in {**scores, **shown}.items() if key in logs}
         news = "  ".join(f"{name} {value:.3f}" for name, value in self.news.items())
         self.bar.update(self.task, news=news)
         LOG.info("%s: step %d of %d  %s", self.title, state.global_step, state.max_steps, news)

@@ -1,0 +1,67 @@
+"""Causal language modelling on plain text: how a language vector of a decoder is learnt."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from deftx.settings import LanguageTraining
+from deftx.tasks.blocks import blocks
+
+
+@dataclass(frozen=True, eq=False)
+class CausalLM:
+    """Packed text, and the loss on each token given those before it.
+
+    train, held_out  [blocks, length] int64
+    digest           names the data: equal for equal blocks
+    """
+
+    train: Tensor
+    held_out: Tensor
+    digest: str
+
+    metric = "loss"
+    greater_is_better = False
+    sampling = "random"
+
+    @property
+    def tokens(self) -> Tensor:
+        """All ids that a training batch can hold [n]."""
+        return self.train.unique()
+
+    def collate(self, blocks: list[Tensor]) -> dict[str, Tensor]:
+        """Stack [length] blocks to inputs and labels [batch, length], which are the same."""
+        ids = torch.stack(blocks)
+        return {"input_ids": ids, "labels": ids}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The mean cross-entropy over a batch's tokens, but for the first of each block."""
+        return next_token_loss(model, batch["input_ids"])
+
+    def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
+        """The mean loss over the held-out text, in nats; its blocks are of one length."""
+        device = next(model.parameters()).device
+        parts = self.held_out.split(batch_size)
+        total = sum(len(part) * float(next_token_loss(model, part.to(device))) for part in parts)
+        return {"loss": total / len(self.held_out)}
+
+
+def causal_lm(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, training: LanguageTraining, length: int, seed: int
+) -> CausalLM:
+    """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    train, valid = blocks(texts, tokenizer, training.held_out, length, generator, closed=False)
+    digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
+    return CausalLM(train, valid, digest)
+
+
+def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    """Mean cross-entropy of every token of `ids` [batch, length] but the first, given those before it."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())

@@ -1,0 +1,141 @@
+"""Generation: a text for a text, such as its translation or summary, by a base that continues texts.
+
+The model reads the text and a line break, and writes the other text and the token that ends texts. The loss is that
+of what it writes alone; answers are written greedily.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from deftx.errors import DeftxError
+from deftx.tasks import data
+from deftx.tasks.data import Columns, Examples, read_pairs
+from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, padding, tokenised
+
+SEPARATOR = "\n"  # between what is read and what is written
+ORDER, BETA = 6, 2  # of chrF
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How answers are written: at most `most` tokens, and what they are in words."""
+
+    tokenizer: Any
+    most: int
+
+
+def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
+    """Texts, and what is to be written for each."""
+    return read_pairs(source, columns, data.name if labelled else None)
+
+
+def encode(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], labelled: bool
+) -> Encoded:
+    """Tokenise what is read and what is written, each cut to half of the `length` in tokens.
+
+    targets  the tokens to write, the one that ends texts at their end
+    """
+    end, most = tokenizer.eos_token_id, length // 2
+    if end is None or most < 1:
+        raise DeftxError(f"generation needs a token that ends texts, and a length of 2 or more, not {length}")
+    lines = Examples([text + SEPARATOR for text in examples.texts], labels=examples.labels)
+    _, inputs = tokenised(lines, tokenizer, length - most, labelled)
+    written = list(examples.labels or []) if labelled else []
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"] if written else []
+    targets = [[*each[: most - 1], end] for each in ids]
+    return Encoded(examples, inputs, targets, names, padding(tokenizer), places=Writing(tokenizer, most))
+
+
+def ragged(targets: list[list[int]], batch: Batch) -> Tensor:
+    """Targets of any lengths [batch, longest], filled with IGNORED."""
+    longest = max(map(len, targets))
+    return torch.tensor([[*each, *[IGNORED] * (longest - len(each))] for each in targets])
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The mean cross-entropy of the tokens to write, each given what is read and those before it."""
+    read, written = batch["input_ids"], batch["labels"]
+    ids = torch.cat([read, written.clamp_min(0)], dim=1)
+    there = torch.cat([batch["attention_mask"].bool(), written != IGNORED], dim=1)
+    targets = torch.cat([torch.full_like(read, IGNORED), written], dim=1)
+    order = (~there).int().argsort(dim=1, stable=True)  # padding to the right: what is written follows what is read
+    ids, there, targets = (each.gather(1, order) for each in (ids, there, targets))
+    logits = model(input_ids=ids, attention_mask=there.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
+    total = cross_entropy(logits.float(), targets[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / max(int((written != IGNORED).sum()), 1)
+
+
+def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
+    """What the model writes for every example, the most probable token at each step."""
+    writing: Writing = encoded.places
+    model, tokenizer = getattr(model, "module", model), writing.tokenizer
+    settings = GenerationConfig(
+        max_new_tokens=writing.most,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    order = sorted(range(len(encoded.inputs)), key=lambda i: len(encoded.inputs[i]["input_ids"]))
+    found: dict[int, tuple[str]] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = encoded.pad([encoded.inputs[i] for i in rows])
+        left = batch["attention_mask"].argsort(
+            dim=1, stable=True
+        )  # padding to the left: the model goes on from the end
+        given = {key: batch[key].gather(1, left).to(model.device) for key in ("input_ids", "attention_mask")}
+        written = model.generate(**given, generation_config=settings)[:, left.shape[1] :].tolist()
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        found |= {row: (text.strip(),) for row, text in zip(rows, texts, strict=True)}
+    return [found[row] for row in range(len(order))]
+
+
+def exact_match(true: Sequence[str], predicted: Sequence[str]) -> float:
+    """The share of answers that are what they are to be, but for white space at their ends."""
+    return sum(one.strip() == other.strip() for one, other in zip(true, predicted, strict=True)) / len(true)
+
+
+def chrf(true: Sequence[str], predicted: Sequence[str]) -> float:
+    """chrF (Popović 2015), 0 to 1: F2 of mean precision and mean recall of 1- to 6-grams of characters, without spaces.
+
+    Counts are of all texts together; orders that either side has no n-grams of are left out.
+    """
+    precision, recall = [], []
+    for n in range(1, ORDER + 1):
+        pairs = [(_grams(one, n), _grams(other, n)) for one, other in zip(true, predicted, strict=True)]
+        right = sum((one & other).total() for one, other in pairs)
+        there, made = (sum(pair[side].total() for pair in pairs) for side in (0, 1))
+        if there and made:
+            precision.append(right / made)
+            recall.append(right / there)
+    p, r = (sum(shares) / max(len(shares), 1) for shares in (precision, recall))
+    return (1 + BETA**2) * p * r / (BETA**2 * p + r) if p + r else 0.0
+
+
+def _grams(text: str, n: int) -> Counter[str]:
+    packed = "".join(text.split())
+    return Counter(packed[i : i + n] for i in range(len(packed) - n + 1))
+
+
+GENERATION = Task(
+    auto=None,
+    columns=Columns("text", None, "target"),
+    read=read,
+    names=lambda examples: (),
+    encode=encode,
+    loss=loss,
+    answer=answer,
+    shown=("text",),
+    metrics={"chrf": chrf, "exact_match": exact_match},
+    stack=ragged,
+    tokens=("input_ids", "labels"),
+)

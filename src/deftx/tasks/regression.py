@@ -1,0 +1,71 @@
+"""Regression: a number for a text or a pair of texts, such as how alike two sentences are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import rankdata
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from deftx.tasks import data
+from deftx.tasks.classification import say
+from deftx.tasks.data import Columns, Examples, read_pairs
+from deftx.tasks.supervised import Batch, Encoded, Task, padding, said, tokenised
+
+
+def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
+    """Texts, or pairs of texts, and their numbers."""
+    return read_pairs(source, columns, data.number if labelled else None)
+
+
+def encode(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], labelled: bool
+) -> Encoded:
+    """Tokenise `examples`, cut to `length` tokens, with their numbers."""
+    _, inputs = tokenised(examples, tokenizer, length, labelled)
+    targets = [float(label) for label in examples.labels or []] if labelled else []
+    return Encoded(examples, inputs, targets, names, padding(tokenizer))
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The mean squared error of a batch."""
+    return mse_loss(say(model, batch).squeeze(-1), batch["labels"])
+
+
+def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[float]]:
+    """The number of every example."""
+    return [(float(each),) for each in said(model, encoded, batch_size, say)]
+
+
+def pearson(true: Sequence[float], predicted: Sequence[float]) -> float:
+    """Pearson's correlation, -1 to 1; 0 where either side is constant."""
+    x, y = (np.asarray(side, np.float64) for side in (true, predicted))
+    x, y = x - x.mean(), y - y.mean()
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale else 0.0
+
+
+def spearman(true: Sequence[float], predicted: Sequence[float]) -> float:
+    """Spearman's rank correlation, -1 to 1: that of Pearson between the ranks, equal values sharing theirs."""
+    return pearson(rankdata(true).tolist(), rankdata(predicted).tolist())
+
+
+def mse(true: Sequence[float], predicted: Sequence[float]) -> float:
+    """The mean squared error."""
+    return float(np.square(np.subtract(true, predicted)).mean())
+
+
+REGRESSION = Task(
+    auto=AutoModelForSequenceClassification,
+    columns=Columns(),
+    read=read,
+    names=lambda examples: (),
+    encode=encode,
+    loss=loss,
+    answer=answer,
+    shown=("value",),
+    metrics={"pearson": pearson, "spearman": spearman, "mse": mse},
+    config={"problem_type": "regression", "num_labels": 1},
+)

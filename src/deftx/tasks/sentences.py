@@ -1,0 +1,55 @@
+"""Files with a word on each line and a blank line after each sentence, as tables: a row a sentence.
+
+.tsv      the word, then its tag in the last of the columns, which tabs part; no header. One column: words alone
+.conllu   Universal Dependencies' CoNLL-U: FORM and UPOS; comments, multiword tokens and empty nodes are left out
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from deftx.errors import DeftxError
+from deftx.tasks.sources import Reader, Table, lines_of
+
+CONLLU_FIELDS = 10
+
+
+def _columns(fields: list[str]) -> list[str] | None:
+    return fields if len(fields) == 1 else [fields[0], fields[-1]]
+
+
+def _conllu(fields: list[str]) -> list[str] | None:
+    """The word and its tag; nothing for a line that has none, and all fields of one that is no line of CoNLL-U."""
+    if fields[0].startswith("#") or (len(fields) == CONLLU_FIELDS and not fields[0].isdigit()):
+        return None
+    return [fields[1], fields[3]] if len(fields) == CONLLU_FIELDS else fields
+
+
+def _sentences(pick: Callable[[list[str]], list[str] | None], width: int | None, path: Path) -> Table:
+    """A file as lists of words, and of tags where there are any.
+
+    pick   the word and the tag of a line's fields; None for a line that holds neither
+    width  how many of these there are on every line; None: as many as on the first one
+    """
+    sentences: list[list[list[str]]] = []
+    lines: list[int] = []
+    inside = False
+    for number, line in enumerate(lines_of(path), 1):
+        picked = pick(line.split("\t")) if line.strip() else None
+        inside = inside and bool(line.strip())
+        if picked is None:
+            continue
+        width = width or len(picked)
+        if len(picked) != width or not all(map(str.strip, picked)):
+            raise DeftxError(
+                f"{path}, line {number}: {line!r:.40} is no word and tag as on the other lines: correct it"
+            )
+        if not inside:
+            sentences.append([]), lines.append(number)
+            inside = True
+        sentences[-1].append(picked)
+    names = ["words", "tags"][: width or 1]
+    return Table(str(path), names, lines, lambda name: [[row[names.index(name)] for row in rows] for rows in sentences])
+
+
+SENTENCES: dict[str, Reader] = {".tsv": partial(_sentences, _columns, None), ".conllu": partial(_sentences, _conllu, 2)}

@@ -1,0 +1,250 @@
+"""What all tasks have in common: labelled examples become batches, an objective, scores and predictions."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from deftx.errors import DeftxError
+from deftx.tasks.data import Columns, Examples
+
+IGNORED = -100  # the target of a token that is not to be labelled
+SMALLER = {"mse"}  # the metrics that are better the smaller they are
+
+Batch = dict[str, Tensor]
+Metric = Callable[[Sequence[Any], Sequence[Any]], float]  # of true and predicted labels
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Tokenised examples, and what is needed to read the model's answers.
+
+    inputs    what the tokenizer made of each example; of long ones, of each window
+    targets   what is to be learnt of each input: a number, or one for each of its tokens; empty where nothing is
+    names     of the head's outputs, if they have any
+    pad       a batch of some inputs
+    owners    the number of each input's example
+    places    what the tokens of each input stand for, or what else the task needs to read answers
+    """
+
+    examples: Examples
+    inputs: list[dict[str, Any]]
+    targets: list[Any]
+    names: Sequence[str]
+    pad: Callable[[list[dict[str, Any]]], Batch]
+    owners: Sequence[int] = ()
+    places: Any = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of task: how its data is read, what is learnt of it, and how answers are scored and shown.
+
+    auto       transformers' auto class of the models with its head; None: the base's own language model, without one
+    columns    where its data stands, if nothing else is said
+    read       examples of a source; the last argument says whether they are to have labels
+    names      the names of the head's outputs, of the training data; none where outputs have no names
+    encode     (examples, tokenizer, longest input in tokens, names, whether they are to have labels)
+    loss       mean loss of a batch, which has the targets as `labels`
+    answer     for every example, its predicted label and what else `shown` names
+    shown      what the parts of an answer are called
+    metrics    of true and predicted labels; the first one decides between steps, if nothing else is said
+    config     further settings of the model
+    stack      the targets of a batch as one tensor, a row an example
+    tokens     what of an example holds tokens that the model reads
+    """
+
+    auto: Any
+    columns: Columns
+    read: Callable[[str | Path, Columns, bool], Examples]
+    names: Callable[[Examples], tuple[str, ...]]
+    encode: Callable[[Examples, PreTrainedTokenizerBase, int, Sequence[str], bool], Encoded]
+    loss: Callable[[nn.Module, Batch], Tensor]
+    answer: Callable[[nn.Module, Encoded, int], list[tuple[Any, ...]]]
+    shown: tuple[str, ...]
+    metrics: Mapping[str, Metric]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    stack: Callable[[list[Any], Batch], Tensor] = lambda targets, batch: torch.tensor(targets)
+    tokens: tuple[str, ...] = ("input_ids",)
+
+
+@dataclass(frozen=True, eq=False)
+class Supervised:
+    """Labelled examples of a task to train on, and others to choose the best step on: an `Objective`."""
+
+    task: Task
+    train: list[dict[str, Any]]
+    valid: Encoded
+    metric: str
+    digest: str
+
+    sampling = "group_by_length"
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether larger values of the metric are better ones."""
+        return self.metric not in SMALLER
+
+    @property
+    def tokens(self) -> Tensor:
+        """All ids that a training batch can hold [n], but for the padding, which nothing is learnt from."""
+        held = (_flat(example[part]) for example in self.train for part in self.task.tokens)
+        return torch.tensor(sorted({token for ids in held for token in ids}))
+
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """Pad to the longest of a batch -> token tensors [batch, longest], and the targets as `labels`."""
+        batch = self.valid.pad([{key: example[key] for key in example if key != "labels"} for example in examples])
+        targets = [example["labels"] for example in examples]
+        return {**batch, "labels": self.task.stack(targets, batch)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch."""
+        return self.task.loss(model, batch)
+
+    def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
+        """All metrics of the task on the validation examples."""
+        return scores(self.task, self.valid.examples, answers(self.task, model, self.valid, batch_size))
+
+
+def supervised(
+    task: Task,
+    train: Examples,
+    valid: Examples,
+    names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    metric: str,
+) -> Supervised:
+    """Tokenise both sets. Raises DeftxError for a label that is not in `names`."""
+    learnt, held_out = (task.encode(examples, tokenizer, length, names, True) for examples in (train, valid))
+    examples = [{**inputs, "labels": target} for inputs, target in zip(learnt.inputs, learnt.targets, strict=True)]
+    parts = [examples, held_out.inputs, held_out.targets, list(names)]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return Supervised(task, examples, held_out, metric, digest)
+
+
+def evaluate(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
+) -> dict[str, float]:
+    """All metrics of a model on labelled examples; its outputs are named in its config."""
+    encoded = task.encode(examples, tokenizer, length, output_names(model), True)
+    return scores(task, examples, answers(task, model, encoded))
+
+
+def predict(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
+) -> list[tuple[Any, ...]]:
+    """The answer to every example: its predicted label, and what else the task's `shown` names."""
+    return answers(task, model, task.encode(examples, tokenizer, length, output_names(model), False))
+
+
+@torch.no_grad()
+def answers(task: Task, model: nn.Module, encoded: Encoded, batch_size: int = 32) -> list[tuple[Any, ...]]:
+    """What a model answers to every example, in eval mode."""
+    nn.Module.eval(model)
+    return task.answer(model, encoded, batch_size)
+
+
+def scores(task: Task, examples: Examples, found: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+    """All metrics of answers to labelled examples."""
+    return {name: metric(examples.labels or [], [each[0] for each in found]) for name, metric in task.metrics.items()}
+
+
+def output_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """The names of a model's outputs, in their order."""
+    return tuple(str(name) for name in (model.config.id2label or {}).values())
+
+
+def tokenised(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, labelled: bool, **options: Any
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The tokenizer's answer for texts, or pairs of them, cut to `length` tokens, and the model's inputs out of it.
+
+    Raises DeftxError where there are no examples, where batches cannot be padded, and where labels are missing.
+    """
+    check(examples, tokenizer, labelled)
+    texts, pairs = list(examples.texts), list(examples.pairs) if examples.pairs else None
+    tokens = tokenizer(texts, pairs, **{"truncation": True, "max_length": length, **options})
+    keys = [key for key in tokens if key in tokenizer.model_input_names]
+    return tokens, [{key: tokens[key][i] for key in keys} for i in range(len(tokens["input_ids"]))]
+
+
+def check(examples: Examples, tokenizer: PreTrainedTokenizerBase, labelled: bool) -> None:
+    """Raise DeftxError where there are no examples, where batches cannot be padded, and where labels are missing."""
+    if not examples.texts:
+        raise DeftxError("there are no examples: give at least one")
+    if tokenizer.pad_token_id is None:
+        raise DeftxError("the base's tokenizer has no padding token: give an encoder such as XLM-R as base")
+    if labelled and examples.labels is None:
+        raise DeftxError("the examples have no labels: give data with a column of labels")
+
+
+def numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The numbers of labels. Raises DeftxError for one that is not in `names`."""
+    number = {name: i for i, name in enumerate(names)}
+    unseen = sorted(set(labels) - number.keys())
+    if unseen:
+        raise DeftxError(f"label {unseen[0]!r} is not among the labels of the training data: {', '.join(names)}")
+    return [number[label] for label in labels]
+
+
+def label_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels that occur, sorted. Raises DeftxError where there are fewer than two."""
+    names = tuple(sorted(set(labels)))
+    if len(names) < 2:
+        raise DeftxError(f"the training data has {len(names)} label(s) {list(names)}; a classifier needs at least two")
+    return names
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
+    """Pads a batch to its longest input -> token tensors [batch, longest], with the attention mask."""
+    return lambda batch: dict(tokenizer.pad(batch, return_tensors="pt", return_attention_mask=True))
+
+
+def said(
+    model: nn.Module,
+    encoded: Encoded,
+    batch_size: int,
+    say: Callable[[nn.Module, Batch], Tensor],
+    *,
+    by_token: bool = False,
+) -> list[Tensor]:
+    """What a model says to every input, or to each of its tokens, float32, on the CPU; batches go by length."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(encoded.inputs)), key=lambda i: len(encoded.inputs[i]["input_ids"]))
+    found: dict[int, Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = encoded.pad([encoded.inputs[i] for i in rows])
+        outputs = list(say(model, {key: value.to(device) for key, value in batch.items()}).float().cpu())
+        if by_token:  # not to the padding
+            outputs = [each[mask.bool()] for each, mask in zip(outputs, batch["attention_mask"], strict=True)]
+        found |= dict(zip(rows, outputs, strict=True))
+    return [found[row] for row in range(len(order))]
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """A batch without its targets: what the model is given."""
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def by_token(targets: list[list[int]], batch: Batch) -> Tensor:
+    """Targets of tokens as a tensor beside the tokens, wherever the padding stands."""
+    tokens = batch["attention_mask"].bool()
+    spread = torch.full(tokens.shape, IGNORED)
+    spread[tokens] = torch.tensor([target for row in targets for target in row])
+    return spread
+
+
+def _flat(ids: list[Any]) -> Iterator[int]:
+    for each in ids:
+        if isinstance(each, list):
+            yield from _flat(each)
+        else:
+            yield each

@@ -1,0 +1,147 @@
+"""Token classification: a tag for every word, such as its part of speech (`tagging`) or its place in a name (`ner`).
+
+The first token of a word stands for the word. A text that is longer than the model takes is read in windows, one
+after the other, so that every word is tagged.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+
+from deftx.errors import DeftxError
+from deftx.tasks import data
+from deftx.tasks.classification import METRICS, say
+from deftx.tasks.data import Columns, Examples, cells
+from deftx.tasks.sentences import SENTENCES
+from deftx.tasks.sources import READERS, open_source
+from deftx.tasks.supervised import (
+    IGNORED,
+    Batch,
+    Encoded,
+    Metric,
+    Task,
+    by_token,
+    label_names,
+    numbers,
+    padding,
+    said,
+    tokenised,
+)
+
+Span = tuple[int, int, str]  # first word, the one after the last, kind
+
+
+def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
+    """Lists of words and lists of tags, as many; or a file with a word and its tag on each line."""
+    table = open_source(source, {**READERS, **SENTENCES})
+    words = cells(table, columns.text, data.names)
+    tags = cells(table, columns.label, data.names) if labelled else None
+    for (place, _), each, some in zip(table.values(columns.text), words, tags or words, strict=True):
+        if len(each) != len(some):
+            raise DeftxError(f"{place}: {len(each)} words and {len(some)} tags: give every word one")
+    return Examples([" ".join(each) for each in words], labels=tags, parts=words)
+
+
+def encode(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], labelled: bool
+) -> Encoded:
+    """Tokenise texts in windows of `length` tokens, with the numbers of the tags at the words' first tokens.
+
+    places  of each window: the number of the word of which a token is the first, or -1
+    """
+    if not tokenizer.is_fast:
+        raise DeftxError("the base's tokenizer does not say where its tokens stand: words cannot be tagged with it")
+    options = {"return_overflowing_tokens": True, "return_offsets_mapping": True}
+    tokens, inputs = tokenised(examples, tokenizer, length, labelled, **options)
+    owners, parts = tokens["overflow_to_sample_mapping"], examples.parts or []
+    tags = [numbers(row, names) for row in examples.labels or []] if labelled else []
+    places, targets, seen = [], [], set[tuple[int, int]]()
+    for owner, offsets in zip(owners, tokens["offset_mapping"], strict=True):
+        firsts = list(_firsts(offsets, parts[owner], seen, owner))
+        places.append(firsts)
+        if labelled:
+            targets.append([IGNORED if word < 0 else tags[owner][word] for word in firsts])
+    return Encoded(examples, inputs, targets, names, padding(tokenizer), owners, places)
+
+
+def _firsts(
+    offsets: Sequence[tuple[int, int]], words: Sequence[str], seen: set[tuple[int, int]], owner: int
+) -> Iterator[int]:
+    """For each token the word that it is the first token of, or -1; `seen` are the words that had theirs before."""
+    ends, end = [], -1
+    for word in words:
+        end += 1 + len(word)
+        ends.append(end)
+    at = 0
+    for start, stop in offsets:
+        while at < len(ends) and ends[at] <= start:
+            at += 1
+        inside = stop > start and at < len(ends) and stop > ends[at] - len(words[at])
+        first = inside and (owner, at) not in seen
+        if first:
+            seen.add((owner, at))
+        yield at if first else -1
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The mean cross-entropy of the words of a batch; 0 where there are none."""
+    targets = batch["labels"].flatten()
+    total = cross_entropy(say(model, batch).flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+    return total / max(int((targets != IGNORED).sum()), 1)
+
+
+def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[list[str]]]:
+    """The most probable tag of every word; of a word of which the tokenizer makes nothing, the first tag."""
+    tags = [[encoded.names[0]] * len(words) for words in encoded.examples.parts or []]
+    spoken = said(model, encoded, batch_size, say, by_token=True)
+    for owner, places, row in zip(encoded.owners, encoded.places, spoken, strict=True):
+        for word, best in zip(places, row.argmax(-1).tolist(), strict=True):
+            if word >= 0:
+                tags[owner][word] = encoded.names[best]
+    return [(each,) for each in tags]
+
+
+def over_words(metric: Metric) -> Metric:
+    """A metric of labels as one of lists of tags: every word counts the same."""
+    return lambda true, predicted: metric(list(chain(*true)), list(chain(*predicted)))
+
+
+def spans(tags: Sequence[str]) -> set[Span]:
+    """The spans that tags such as B-PER, I-PER and O mark (CoNLL-2003): B- begins one, and so does an I- of its own."""
+    found: set[Span] = set()
+    start, kind = 0, None  # of the span that has begun, if any
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-")
+        if kind is not None and not (prefix == "I" and name == kind):
+            found.add((start, place, kind))
+            kind = None
+        if kind is None and prefix in ("B", "I"):
+            start, kind = place, name
+    return found
+
+
+def span_f1(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
+    """F1 of spans: a predicted one is right where its first word, last word and kind are; 0 where there are none."""
+    pairs = [(spans(row), spans(other)) for row, other in zip(true, predicted, strict=True)]
+    right = sum(len(one & other) for one, other in pairs)
+    return 2 * right / max(sum(len(one) + len(other) for one, other in pairs), 1)
+
+
+TAGGING = Task(
+    auto=AutoModelForTokenClassification,
+    columns=Columns("words", None, "tags"),
+    read=read,
+    names=lambda examples: label_names(list(chain(*examples.labels or []))),
+    encode=encode,
+    loss=loss,
+    answer=answer,
+    shown=("tags",),
+    metrics={name: over_words(metric) for name, metric in METRICS.items()},
+    stack=by_token,
+)
+NER = replace(TAGGING, metrics={"span_f1": span_f1, **TAGGING.metrics})
