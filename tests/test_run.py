@@ -90,6 +90,23 @@ def test_a_changed_setting_trains_only_what_depends_on_it(
     assert trained == ["DeFT-X 2, seed 0, task"]
 
 
+def test_another_rule_of_composition_trains_nothing_and_is_used(
+    found: list[Score], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules: list[object] = []
+    compose = run.compose
+
+    def watched(*args: object, rule: str) -> object:
+        rules.append(rule)
+        return compose(*args, rule=rule)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "compose", watched)
+    for name in ("fit_language", "fit_task"):
+        monkeypatch.setattr(run, name, lambda *args, **options: pytest.fail("trained again"))
+    run_recipe(load_recipe(folder / "recipe.yaml", {"variants": {"DeFT-X 2": {"compose": "ties"}}}), folder / "out")
+    assert rules == ["sum"] * 4 + ["ties"] * 2
+
+
 def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
     recipe = load_recipe(folder / "recipe.yaml")
     assert recipe.needed_languages("none") == []
@@ -104,6 +121,8 @@ def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
         ({"variants": {"none": {"task": {"ranc": 1}}}}, "did you mean 'rank'"),
         ({"seeds": "many"}, "seeds"),
         ({"test": {"elsewhere": "tar.tsv"}}, "no text for 'elsewhere'"),
+        ({"variants": {"none": {"compose": "tise"}}}, "unknown rule 'tise'.*did you mean 'ties'"),
+        ({"variants": {"none": {"compose": "ties:density=2"}}}, "density = 2: give a share"),
         ({"languages": {"task": "tar.txt"}}, "cannot be called 'task'"),
         ({"languages": {"../tar": "tar.txt"}}, "cannot be called '../tar'"),
         ({"languages": {"..": "tar.txt"}}, "cannot be called '..'"),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from deftx.conversion import convert
     from deftx.core.compose import applied, apply
     from deftx.core.denoise import denoise
+    from deftx.core.merge import merge
     from deftx.core.select import select
     from deftx.core.vector import SparseVector, overlap
     from deftx.difference import extract
@@ -42,6 +43,7 @@ __all__ = [
     "fit_language",
     "fit_task",
     "load",
+    "merge",
     "overlap",
     "pull",
     "push",
@@ -58,6 +60,7 @@ _HOMES = {
     "conversion": ["convert"],
     "core.compose": ["applied", "apply"],
     "core.denoise": ["denoise"],
+    "core.merge": ["merge"],
     "core.select": ["select"],
     "core.vector": ["SparseVector", "overlap"],
     "difference": ["extract"],

@@ -41,8 +41,9 @@ from deftx.options import (
     PairColumn,
     Preset,
     Rank,
+    Rule,
     Seed,
-    Task,
+    Tasks,
     TextColumn,
     option,
     path,
@@ -164,9 +165,10 @@ def fit_task(
 )
 def compose(
     base: Base,
-    task: Task,
+    task: Tasks,
     out: Out,
     language: Languages = None,
+    rule: Rule = "sum",
     any_base: AnyBase = False,
     force: Force = False,
 ) -> None:
@@ -175,9 +177,9 @@ def compose(
     from deftx import commands
     from deftx.storage.files import load
 
-    languages = [load(folder) for folder in language or []]
-    commands.compose_to(out, base, load(task), languages, force=force, any_base=any_base)
-    print(f"{out}: a classifier that transformers loads, composed of {', '.join([task, *(language or [])])}")
+    tasks, languages = [load(folder) for folder in task], [load(folder) for folder in language or []]
+    commands.compose_to(out, base, tasks, languages, rule=rule, force=force, any_base=any_base)
+    print(f"{out}: a classifier that transformers loads, composed of {', '.join([*task, *(language or [])])}")
 
 
 @app.command(
@@ -186,7 +188,7 @@ def compose(
 )
 def evaluate(
     base: Base,
-    task: Task,
+    task: Tasks,
     test: Annotated[
         list[str],
         option("Labelled data; one for each language, NAME= before it where there are several.", metavar="[NAME=]FILE"),
@@ -195,6 +197,7 @@ def evaluate(
         list[str] | None,
         option("Language vector; may be repeated. NAME is its folder's where not given.", metavar="[NAME=]VECTOR"),
     ] = None,
+    rule: Rule = "sum",
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",
@@ -209,7 +212,8 @@ def evaluate(
 
     languages = commands.named_languages(language or [])
     tests = commands.tests_of(test, list(languages), Columns(text_column, pair_column, label_column))
-    rows = commands.evaluations(base, load(task), languages, tests, any_base=any_base)
+    tasks = [load(folder) for folder in task]
+    rows = commands.evaluations(base, tasks, languages, tests, rule=rule, any_base=any_base)
     print_json(rows) if as_json else print_scores(rows)
 
 
@@ -222,6 +226,7 @@ def predict(
     base: Annotated[str | None, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)] = None,
     task: Annotated[str | None, option("Task vector: a folder or hub id.", **VECTOR)] = None,
     language: Languages = None,
+    rule: Rule = "sum",
     out: Annotated[
         Path | None, option("File to write, instead of standard output.", metavar="FILE", parser=path)
     ] = None,
@@ -249,7 +254,7 @@ def predict(
         assert base is not None
         assert task is not None
         languages = [load(folder) for folder in language or []]
-        found = commands.predictions_of_vectors(base, load(task), languages, examples, any_base=any_base)
+        found = commands.predictions_of_vectors(base, load(task), languages, examples, rule=rule, any_base=any_base)
     if as_json:
         lines = [json.dumps({"label": label, "probability": p}, ensure_ascii=False) for label, p in found]
     else:

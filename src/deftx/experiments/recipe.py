@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator
 
+from deftx.core.merge import rule_of
 from deftx.errors import DeftxError
 from deftx.settings import LanguageFit, Settings, TaskFit, changed, parse
 
@@ -27,14 +28,22 @@ class ColumnNames(Settings):
 class Variant(Settings):
     """One row of the table: how its fits differ from the recipe's, and where language vectors are applied.
 
-    source  the task is learnt on θ0 + φ_source (False: on θ0)
-    target  the target's language vector is applied (False: the task vector alone)
+    source   the task is learnt on θ0 + φ_source (False: on θ0)
+    target   the target's language vector is applied (False: the task vector alone)
+    compose  how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
     """
 
     source: bool = True
     target: bool = True
+    compose: str = "sum"
     language: dict[str, Any] = Field(default_factory=dict)
     task: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("compose")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        rule_of(value)
+        return value
 
 
 class Recipe(Settings):

@@ -99,9 +99,9 @@ def _variant_scores(
     recipe: Recipe, data: Data, variant: str, seed: int, folders: Mapping[str, Path]
 ) -> Iterator[Score]:
     """Compose a variant's vectors for every test language, and score the models."""
-    task, tokenizer = load(folders[TASK]), load_tokenizer(recipe.base)
+    task, tokenizer, chosen = load(folders[TASK]), load_tokenizer(recipe.base), recipe.variants[variant]
     for name, examples in data.test.items():
-        model = compose(recipe.base, task, load(folders[name]) if recipe.variants[variant].target else ())
+        model = compose(recipe.base, task, load(folders[name]) if chosen.target else (), rule=chosen.compose)
         scored = evaluate(model, tokenizer, examples, trained_length(model, tokenizer, task))
         yield Score(variant, seed, name, **scored)
 
