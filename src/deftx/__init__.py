@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deftx.difference import extract
     from deftx.fit import fit_language, fit_task, transfer
     from deftx.models import compose, delta
+    from deftx.scales import Scales, tune_scales
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
     from deftx.storage.files import load, save
     from deftx.storage.share import pull, push
@@ -29,6 +30,7 @@ __all__ = [
     "Examples",
     "LanguageFit",
     "LanguageTraining",
+    "Scales",
     "SparseVector",
     "Switcher",
     "TaskFit",
@@ -53,6 +55,7 @@ __all__ = [
     "select",
     "sparse_tuning",
     "transfer",
+    "tune_scales",
 ]
 
 # Where the public names live; they are imported when they are first used, since torch takes a second.
@@ -66,6 +69,7 @@ _HOMES = {
     "difference": ["extract"],
     "fit": ["fit_language", "fit_task", "transfer"],
     "models": ["compose", "delta"],
+    "scales": ["Scales", "tune_scales"],
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
     "storage.files": ["load", "save"],
     "storage.share": ["pull", "push"],
