@@ -83,7 +83,11 @@ def fit(
 
     def phase(number: int, moving: Moving, key: str) -> dict[str, Any]:
         named, kept = f"{title}: phase {number}", Kept(work / f"phase{number}.state.safetensors", key) if work else None
-        return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=named, kept=kept))
+        average = settings.training.average if number == 2 else 1
+        trained = train(
+            model, objective, settings.training, moving, seed=settings.seed, title=named, kept=kept, average=average
+        )
+        return asdict(trained)
 
     @contextmanager
     def last_good_kept(number: int) -> Iterator[None]:
@@ -120,7 +124,7 @@ def fit(
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
     with last_good_kept(2), sparse_tuning(model, selection) as tuning:
         flat = Moving([tuning.values], [tuning.start], top, placed=tuning.write)
-        sparse_log = phase(2, flat, f"{key} {digest(selection)}")
+        sparse_log = phase(2, flat, f"{key} {digest(selection)} {settings.training.average}")
         phi = tuning.vector()
     info = {
         **settings.deciding(),
@@ -218,7 +222,7 @@ def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
     """Names everything that determines the result of phase 1."""
-    training = settings.training.model_dump(mode="json", exclude={"report_to", "logs"})
+    training = settings.training.model_dump(mode="json", exclude={"report_to", "logs", "average"})
     config = model.config.to_json_string()  # dropout and the like
     parts = [version("deftx"), fingerprint(model), config, objective.digest, training, settings.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

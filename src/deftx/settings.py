@@ -29,6 +29,7 @@ class Training(Settings):
     """One training, the same in both phases. Steps are optimiser steps.
 
     epochs, max_steps, min_steps  steps = max(min_steps, min(max_steps, epochs over the data)); min_steps ≤ max_steps
+    average    phase 2 ends at the mean of its last so many evaluated steps; 1: at the best one
     length     longest input, in tokens
     l1         weight λ of the penalty λ/N · ‖θ − θ0‖₁, N the backbone's parameter count
     clip       largest norm of the gradient
@@ -44,6 +45,7 @@ class Training(Settings):
     max_steps: PositiveInt | None = None
     min_steps: int = Field(0, ge=0, validate_default=True)
     evaluate_every: PositiveInt = 1000
+    average: PositiveInt = 1
     length: PositiveInt = 256
     l1: NonNegativeFloat = 0.0
     clip: PositiveFloat = 1.0
