@@ -119,7 +119,7 @@ def fit(
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
     denoised = METHODS[settings.method](delta, settings)
     del delta  # as large as the model
-    selection = processes.agreed(select(denoised, settings.k))
+    selection = processes.agreed(select(denoised, settings.k, settings.split))
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
     with last_good_kept(2), sparse_tuning(model, selection) as tuning:

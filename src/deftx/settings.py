@@ -82,12 +82,14 @@ class TaskTraining(Training):
 
 
 class Fit(Settings):
-    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance."""
+    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance. `split` says
+    within what the k entries compete: everything, each matrix, or each layer."""
 
     method: str = "deftx"
     k: int | float | str = "2.8%"
     rank: int | float | str = "90%"
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
+    split: Literal["global", "matrix", "layer"] = "global"
     seed: int = Field(0, ge=0)
     training: Training
 
