@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from deftx.core.compose import applied, apply
     from deftx.core.denoise import denoise
     from deftx.core.merge import merge
+    from deftx.core.ranks import split_half_ranks
     from deftx.core.select import select
     from deftx.core.vector import SparseVector, overlap
     from deftx.difference import extract
@@ -54,6 +55,7 @@ __all__ = [
     "save",
     "select",
     "sparse_tuning",
+    "split_half_ranks",
     "transfer",
     "tune_scales",
 ]
@@ -64,6 +66,7 @@ _HOMES = {
     "core.compose": ["applied", "apply"],
     "core.denoise": ["denoise"],
     "core.merge": ["merge"],
+    "core.ranks": ["split_half_ranks"],
     "core.select": ["select"],
     "core.vector": ["SparseVector", "overlap"],
     "difference": ["extract"],
