@@ -74,7 +74,11 @@ def _given(delta: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, R
     for name, tensor in delta.items():
         if is_matrix(tensor) and ranks.get(name, -1) < 0:
             raise DeftxError(f"there is no rank for the matrix {name!r}, or one below 0: give one for each")
-    return {name: lambda singular, shape, rank=rank: min(rank, len(singular)) for name, rank in ranks.items()}
+    return {name: _at_most(rank) for name, rank in ranks.items()}
+
+
+def _at_most(rank: int) -> RankRule:
+    return lambda singular, shape: min(rank, len(singular))
 
 
 def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[Tensor, int]:
