@@ -12,9 +12,10 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, same
+from test_models import vector
 
 from deftx.errors import DeftxError, Diverged
-from deftx.fit import fit_language, fit_task
+from deftx.fit import fit_language, fit_task, fit_task_several
 from deftx.settings import changed
 from deftx.storage import delta
 from deftx.tasks.classification import Classification
@@ -81,6 +82,14 @@ CASES = {
     "task": lambda base, work: fit_task(base, TRAIN, VALID, changed(TASK, {"training": MORE}), work=work),
     "task, averaging": lambda base, work: fit_task(
         base, TRAIN, VALID, changed(TASK, {"training": {**MORE, "evaluate_every": 2, "average": 3}}), work=work
+    ),
+    "task, several languages": lambda base, work: fit_task_several(
+        base,
+        {"a": labelled(13, 5), "b": labelled(5, 6)},
+        {"a": VALID, "b": VALID},
+        changed(TASK, {"training": MORE}),
+        sources={"a": vector(base, 1), "b": vector(base, 2)},
+        work=work,
     ),
     "task, accumulating": lambda base, work: fit_task(
         base, labelled(23, 1), VALID, changed(TASK, {"training": {**MORE, "accumulate": 2}}), work=work

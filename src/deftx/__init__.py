@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deftx.core.select import select
     from deftx.core.vector import SparseVector, overlap
     from deftx.difference import extract
-    from deftx.fit import fit_language, fit_task, transfer
+    from deftx.fit import fit_language, fit_task, fit_task_several, transfer
     from deftx.models import compose, delta
     from deftx.scales import Scales, tune_scales
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
@@ -45,6 +45,7 @@ __all__ = [
     "extract",
     "fit_language",
     "fit_task",
+    "fit_task_several",
     "load",
     "merge",
     "overlap",
@@ -70,7 +71,7 @@ _HOMES = {
     "core.select": ["select"],
     "core.vector": ["SparseVector", "overlap"],
     "difference": ["extract"],
-    "fit": ["fit_language", "fit_task", "transfer"],
+    "fit": ["fit_language", "fit_task", "fit_task_several", "transfer"],
     "models": ["compose", "delta"],
     "scales": ["Scales", "tune_scales"],
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],

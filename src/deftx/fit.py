@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from deftx.core.backbone import backbone, head, tunable
-from deftx.core.compose import apply
+from deftx.core.compose import apply, check_fit
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.ranks import rank_rule
 from deftx.core.select import digest, parse_k, select
-from deftx.core.vector import Head, SparseVector
+from deftx.core.vector import Head, SparseVector, check_same_base
 from deftx.errors import DeftxError, Diverged, unknown
 from deftx.models import (
     Base,
@@ -39,7 +39,7 @@ from deftx.models import (
     longest_input,
     place,
 )
-from deftx.settings import Fit, LanguageFit, TaskFit
+from deftx.settings import Fit, LanguageFit, TaskFit, changed
 from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.tasks.classification import classification, label_names
@@ -49,6 +49,7 @@ from deftx.training import processes
 from deftx.training.checkpoint import Kept
 from deftx.training.loop import Moving, Objective, train
 from deftx.training.rows import rows_apart
+from deftx.training.several import several
 from deftx.training.sparse import sparse_tuning
 
 Delta = Mapping[str, Tensor]
@@ -182,6 +183,64 @@ def fit_task(
     about = {"source": dict(source.info) if source else None, "labels": list(labels)}
     data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
     return replace(vector, head=top, info={**origin, **vector.info, **about, "data": data})
+
+
+def fit_task_several(
+    base: Base,
+    train_sets: Mapping[str, Examples],
+    valid_sets: Mapping[str, Examples],
+    settings: TaskFit,
+    *,
+    sources: Mapping[str, SparseVector],
+    temperature: float = 1.0,
+    force: bool = False,
+    work: Path | None = None,
+    title: str = "task",
+) -> SparseVector:
+    """φ_task from labelled data of several languages: each batch is of one, on θ0 + φ_language of that language.
+
+    train_sets, valid_sets, sources  by language. The best step is that of the best mean score over the languages
+    temperature  how even the languages are made: 1 takes every example once an epoch; the higher, the more often those
+                 of languages with few, up to as many as the largest has
+
+    With one language the same as `fit_task`. Raises DeftxError as that does, and where a language lacks one of these.
+    """
+    names = list(sources)
+    if not names or not set(names) == train_sets.keys() == valid_sets.keys():
+        given = "; ".join(", ".join(sorted(some)) or "none" for some in (train_sets, valid_sets, sources))
+        raise DeftxError(
+            f"training data, validation data and vectors must be of the same languages, but are of {given}"
+        )
+    if not temperature >= 1:
+        raise DeftxError(f"temperature {temperature} is below 1; give 1 (as the data are) or more (more even)")
+    if len(names) == 1:
+        only, data = sources[names[0]], (train_sets[names[0]], valid_sets[names[0]])
+        return fit_task(base, *data, settings, source=only, force=force, work=work, title=title)
+    processes.join()
+    check_same_base(*sources.values())
+    labels = label_names(Examples([], None, [label for name in names for label in train_sets[name].labels or []]))
+    model, tokenizer = load_classifier(base, labels, settings.seed), load_tokenizer(base)
+    place(model)
+    origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
+    for source in sources.values():
+        check_base(origin["base_fingerprint"], source, force=force)
+        check_fit(model, source)
+    check_tokenizer(tokenizer, *sources.values(), force=force)
+    length = min(settings.training.length, longest_input(model, tokenizer))
+    metric, size = settings.training.metric, settings.training.batch_size
+    parts = {
+        name: classification(train_sets[name], valid_sets[name], labels, tokenizer, length, metric) for name in names
+    }
+    vectors = {name: replace(sources[name], head=None).to(model.device) for name in names}
+    objective = several(parts, vectors, batch_size=size, temperature=temperature, seed=settings.seed)
+    made = changed(settings, {"training": {"batch_size": 1}})  # its items are batches
+    vector = fit(model, objective, made, work=work, title=title)
+    top = Head({name: parameter.detach().cpu().clone() for name, parameter in head(model).items()}, labels)
+    above = {name: dict(source.info) for name, source in sources.items()}
+    about = {"source": None, "sources": above, "temperature": temperature, "labels": list(labels)}
+    data = {part: sum(map(len, some.values())) for part, some in {"train": train_sets, "valid": valid_sets}.items()}
+    info = {**origin, **vector.info, **settings.deciding(), **about, "data": {**data, "digest": objective.digest}}
+    return replace(vector, head=top, info={**info, "k": vector.k})
 
 
 def transfer(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -30,7 +30,10 @@ from deftx.training.progress import ProgressBar
 
 
 class Objective(Protocol):
-    """What a model is trained for: its data, its loss, and how well it does on held-out data."""
+    """What a model is trained for: its data, its loss, and how well it does on held-out data.
+
+    One with `within(model, batch)`, a context, has the forward and the backward pass of every batch in it.
+    """
 
     @property
     def train(self) -> Any:
@@ -178,7 +181,8 @@ class _Trainer(Trainer):
             return self.objective.loss(model, rows) * weight
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, *args, **options)
+        with self.objective.within(model, inputs) if hasattr(self.objective, "within") else nullcontext():
+            loss: Tensor = super().training_step(model, inputs, *args, **options)
         processes.add_up([loss])
         if not torch.isfinite(loss):
             raise Diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
