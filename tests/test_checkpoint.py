@@ -12,10 +12,12 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, same
+from test_models import vector
 
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import fit_language, fit_task
 from deftx.settings import changed
+from deftx.several import fit_task_several
 from deftx.storage import delta
 from deftx.tasks.masked_lm import MaskedLM
 from deftx.tasks.supervised import Supervised
@@ -79,6 +81,17 @@ CASES = {
         base, tiny.sentences(90), changed(LANGUAGE, {"training": {**MORE, "batch_size": 2, "accumulate": 3}}), work=work
     ),
     "task": lambda base, work: fit_task(base, TRAIN, VALID, changed(TASK, {"training": MORE}), work=work),
+    "task, averaging": lambda base, work: fit_task(
+        base, TRAIN, VALID, changed(TASK, {"training": {**MORE, "evaluate_every": 2, "average": 3}}), work=work
+    ),
+    "task, several languages": lambda base, work: fit_task_several(
+        base,
+        {"a": labelled(13, 5), "b": labelled(5, 6)},
+        {"a": VALID, "b": VALID},
+        changed(TASK, {"training": MORE}),
+        sources={"a": vector(base, 1), "b": vector(base, 2)},
+        work=work,
+    ),
     "task, accumulating": lambda base, work: fit_task(
         base, labelled(23, 1), VALID, changed(TASK, {"training": {**MORE, "accumulate": 2}}), work=work
     ),
@@ -130,7 +143,9 @@ def test_a_state_of_other_settings_is_not_taken_in_phase_1(bases, tmp_path, cut,
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("change", [{"k": "4%"}, {"rank": 2}, {"method": "lt-sft"}, {"keep": 0.5}])
+@pytest.mark.parametrize(
+    "change", [{"k": "4%"}, {"rank": 2}, {"method": "lt-sft"}, {"keep": 0.5}, {"training": {"average": 2}}]
+)
 def test_a_state_of_other_settings_is_not_taken_in_phase_2(bases, tmp_path, cut, change):
     until_cut(lambda: language(bases(), tmp_path), cut, 8)
     assert (tmp_path / STATE2).exists()

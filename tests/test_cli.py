@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,9 +27,10 @@ from transformers import AutoModel, AutoModelForMaskedLM, pipeline
 import deftx
 from deftx import commands, console
 from deftx.cli import main
+from deftx.core.vector import Head
 from deftx.errors import DeftxError
 from deftx.experiments.demo.run import recipe as demo_recipe
-from deftx.models import compose, load_tokenizer, without_vectors
+from deftx.models import compose, load_composed, load_tokenizer, without_vectors
 from deftx.settings import LANGUAGE_PRESETS, LanguageFit
 from deftx.storage.folders import claimed
 from deftx.tasks import masked_lm
@@ -182,6 +183,35 @@ def test_evaluate_scores_what_compose_makes(here, home, run):
     done = run("evaluate", *vectors, "--test", "min=home/test.tsv", "--json")
     assert json.loads(done.out) == [{"language": "min", "examples": 24, **scores}]
     assert run("evaluate", *vectors, "--test", "home/test.tsv", "--json").out == done.out
+
+
+def test_vectors_are_combined_by_the_rule_that_is_named_whatever_the_command(here, home, run):
+    rule = "ties-sum:density=0.5,task_scale=0.5"
+    task, language = deftx.load(home / "task"), deftx.load(home / "min")
+    expected = compose(home / "base", task, language, rule=rule)
+    plain = compose(home / "base", task, language)
+    assert run(*COMPOSE, "--rule", rule).code == 0
+    saved = load_composed("new")
+    assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in expected.state_dict().items())
+    assert not all(torch.equal(weight, saved.state_dict()[name]) for name, weight in plain.state_dict().items())
+    (row,) = json.loads(run(*EVALUATE, "--rule", rule, "--json").out)
+    scores = evaluate(expected, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16)
+    assert {name: row[name] for name in scores} == scores
+    by_vectors = run("predict", "home/test.tsv", *COMPOSE[1:7], "--rule", rule).out
+    assert by_vectors == run("predict", "home/test.tsv", "--model", "new").out
+
+
+def test_of_several_tasks_the_first_ones_head_is_used(here, home, run):
+    task, language = deftx.load(home / "task"), deftx.load(home / "min")
+    second = replace(-0.5 * task, head=Head({n: -t for n, t in task.head.tensors.items()}, task.head.labels))
+    deftx.save(second, "second")
+    assert run(*COMPOSE, "--task", "second").code == 0
+    saved = load_composed("new")
+    expected = compose(home / "base", [task, replace(second, head=None)], language)
+    assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in expected.state_dict().items())
+    (row,) = json.loads(run(*EVALUATE, "--task", "second", "--json").out)
+    scores = evaluate(expected, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16)
+    assert {name: row[name] for name in scores} == scores
 
 
 def test_evaluate_takes_each_language_with_its_own_test_and_undoes_it_before_the_next(here, run):
@@ -523,6 +553,9 @@ WRONG = {
     ),
     "vectors of another base": (COMPOSE, "--base home/other", r"was made on .*, not on home/other .*: use .*/base"),
     "language for task": (COMPOSE, "--task home/ind", r"has no head: give the vector that `deftx fit task` made"),
+    "unknown rule": (COMPOSE, "--rule tise", r"unknown rule 'tise' \(did you mean 'ties'\?\); known: agree, "),
+    "unknown option of a rule": (EVALUATE, "--rule ties:cut=1", r"unknown option of ties 'cut'; known: density, "),
+    "option out of range": (EVALUATE, "--rule dare:drop=1", r"rule dare: drop = 1: give a share from 0 to below 1"),
     "damaged language": (COMPOSE, "--language damaged", r"vector\.safetensors: the file is damaged"),
     "model folder exists": (COMPOSE, "--out home/model", r"model exists: choose another folder, or .* --force"),
     "test label not in training": (EVALUATE, "--test strange.tsv", r"label 'middle' is not among .*: back, front"),

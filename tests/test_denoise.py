@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.core import denoise as module
-from deftx.core.denoise import denoise, denoise_matrix, is_matrix, singular_values
-from deftx.core.ranks import rank_rule, uniform, variance
+from deftx.core.denoise import denoise, denoise_matrix, singular_values
+from deftx.core.ranks import is_matrix, rank_rule, uniform, variance
 from deftx.errors import DeftxError
 
 SIZE = 12

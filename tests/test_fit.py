@@ -110,6 +110,25 @@ def test_the_selection_is_made_from_the_denoised_change_of_phase_1(bases, tmp_pa
     assert any(not torch.equal(vector.tensors[name].indices, plain[name].indices) for name in plain)
 
 
+@pytest.mark.parametrize("split", ["matrix", "layer"])
+def test_k_can_be_split_between_matrices_or_layers(bases, split):
+    vector, whole = (fit_language(bases(), TEXT, changed(LANGUAGE, {"split": way})) for way in (split, "global"))
+    assert vector.k == whole.k
+    shares, free = (v.density() if split == "matrix" else v.density_by_layer() for v in (vector, whole))
+    assert max(shares.values()) < 0.07  # one of 16, where 5% is less than one
+    assert shares != free
+    assert vector.info["split"] == split
+
+
+def test_phase_1_is_the_same_whatever_is_averaged_in_phase_2(bases, tmp_path, phases):
+    best = fit_language(bases(), TEXT, LANGUAGE, work=tmp_path)
+    assert numbers(phases) == [1, 2]
+    mean = fit_language(bases(), TEXT, changed(LANGUAGE, {"training": {"average": 2}}), work=tmp_path)
+    assert numbers(phases) == [2]
+    assert not same(best, mean)
+    assert all(torch.equal(entries.indices, mean.tensors[name].indices) for name, entries in best.tensors.items())
+
+
 def test_deftx_at_full_rank_is_lt_sft(bases):
     full = fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": 10_000}))
     plain = fit_language(bases(), TEXT, changed(LANGUAGE, {"method": "lt-sft"}))

@@ -19,6 +19,7 @@ from transformers import (
 
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import applied
+from deftx.core.merge import merge
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models import compose, load_language_model, load_task_model, load_tokenizer, longest_input, save_model
@@ -310,6 +311,22 @@ def test_several_languages_one_or_none_can_be_composed(bases):
         torch.testing.assert_close(weight, backbone(total)[name])
     assert same(backbone(compose(bases(), task, one)), backbone(compose(bases(), task, [one])))
     assert same(backbone(compose(bases(), task)), backbone(compose(bases(), task, [])))
+
+
+def test_of_two_tasks_with_heads_the_one_that_is_chosen_gives_its_head(bases):
+    first, second, language = vector(bases(), 1, with_head=True), vector(bases(), 2, with_head=True), vector(bases(), 3)
+    assert error(compose, bases(), [first, second], language).startswith("2 task vectors have heads")
+    model = compose(bases(), [first, second], language, head=1)
+    assert same(head(model), dict(second.head.tensors))
+    assert same(backbone(model), backbone(compose(bases(), [first, second], language, head=0)))
+
+
+@pytest.mark.parametrize("rule", ["ties:density=0.7", "scaled:language_scale=0.5", "agree"])
+def test_a_rule_composes_the_merged_vector(bases, rule):
+    task, language = vector(bases(), 1, with_head=True), vector(bases(), 2)
+    model = compose(bases(), task, language, rule=rule)
+    assert same(backbone(model), backbone(compose(bases(), merge(rule, task=task, languages=[language]))))
+    assert not same(backbone(model), backbone(compose(bases(), task, language)))
 
 
 def test_a_composed_model_takes_another_language_and_gives_it_back(bases):

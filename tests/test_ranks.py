@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deftx.core.denoise import denoise
-from deftx.core.ranks import RANK_RULES, noise_median, rank_rule
+from deftx.core.ranks import RANK_RULES, noise_median, rank_rule, split_half, split_half_ranks
 from deftx.errors import DeftxError
 
 NOISE_RULES = ["gavish-donoho", "bulk-edge"]
@@ -109,3 +109,109 @@ def test_every_rule_gives_a_possible_rank_and_does_not_mind_scale_or_side(rule, 
 def test_an_unknown_rule_is_an_error_that_lists_the_rules():
     with pytest.raises(DeftxError, match=r"unknown rank 'gavish'.*gavish-donoho"):
         rank_rule("gavish")
+
+
+# --- two halves of the data ---
+
+
+def halves(shape, rank, strength, seed, uneven=0.0):
+    """One signal of `rank` directions, each `strength` times the edge of white noise, under two noises. Rows of the
+    noise are `uneven`: factors exp(uneven · normal), as from words of different frequency."""
+    signal = planted(shape, rank, strength, seed) - noise(shape, seed)
+    rows = (uneven * noise((shape[0], 1), seed + 50)).exp()
+    rows *= (shape[0] / rows.square().sum()).sqrt()
+    return [signal + rows * noise(shape, seed + number) for number in (100, 101)], signal
+
+
+def cut_errors(matrix, signal):
+    """The singular values of a matrix, and how far it is from the signal when it is cut to rank 0, 1, ..."""
+    left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
+    cut = [left[:, :r] * singular[:r] @ right[:r] for r in range(len(singular) + 1)]
+    return singular, [(matrix - signal).square().sum().item() for matrix in cut]
+
+
+SHAPES = [(60, 60), (200, 60), (60, 200), (400, 50)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [0, 1, 5])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
+def test_halves_agree_on_a_planted_signal_and_on_nothing_in_noise(shape, rank, scale):
+    (first, second), _ = halves(shape, rank, 2.0, seed=3)
+    assert split_half(scale * first, scale * second) == rank
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_halves_tell_signal_from_uneven_noise_which_the_rules_for_white_noise_do_not(shape):
+    """The strongest rows make singular values of their own, far above the bulk: in one half alone they look like
+    signal. So those rules keep three times as many as there are, and are twice as far from the signal."""
+    ranks = {"halves": [], "gavish-donoho": [], "bulk-edge": []}
+    far, nearest = dict.fromkeys(ranks, 0.0), 0.0
+    for seed in range(5):
+        (first, second), signal = halves(shape, 4, 3.0, seed, uneven=1.2)
+        singular, errors = cut_errors(first, signal)
+        nearest += min(errors)
+        for name in ranks:
+            rank = split_half(first, second) if name == "halves" else rank_rule(name)(singular, shape)
+            ranks[name].append(rank)
+            far[name] += errors[rank]
+    assert max(ranks["halves"]) <= 5
+    assert min(ranks["gavish-donoho"] + ranks["bulk-edge"]) >= 12
+    assert far["halves"] < 1.05 * nearest
+    assert min(far["gavish-donoho"], far["bulk-edge"]) > 2 * nearest
+
+
+@pytest.mark.parametrize("strength", [0.8, 1.0, 1.3, 2.0])
+def test_the_rank_of_two_halves_is_nearly_as_near_to_the_signal_as_any_rank(strength):
+    """Which the signal itself tells; and nearer than the whole, or nothing."""
+    chosen, best = 0.0, 0.0
+    for seed in range(8):
+        (first, second), signal = halves((120, 60), 6, strength, seed)
+        errors = cut_errors(first, signal)[1]
+        chosen, best = chosen + errors[split_half(first, second)], best + min(errors)
+        assert errors[split_half(first, second)] < errors[-1]
+    assert chosen <= 1.1 * best
+
+
+def test_halves_may_be_exchanged_turned_and_padded():
+    (first, second), _ = halves((80, 60), 4, 1.5, seed=2)
+    rank = split_half(first, second)
+    assert rank == split_half(second, first) == split_half(first.mT, second.mT)
+    padded = [torch.cat([matrix, torch.zeros(300, 60, dtype=torch.float64)]) for matrix in (first, second)]
+    assert split_half(*padded) == rank
+
+
+@pytest.mark.parametrize("rank", [0, 1, 4, 30])
+def test_a_matrix_agrees_with_itself_whole_and_with_its_opposite_in_nothing(rank):
+    matrix = noise((40, rank), 0) @ noise((rank, 30), 1)
+    assert split_half(matrix, matrix) == rank
+    assert split_half(matrix, -matrix) == 0
+
+
+def test_matrices_are_taken_in_blocks_of_rows(monkeypatch):
+    (first, second), _ = halves((200, 60), 3, 2.0, seed=4)
+    monkeypatch.setattr("deftx.core.ranks.BLOCK", 7 * 60)
+    assert split_half(first, second) == 3
+
+
+def test_ranks_of_two_halves_are_those_that_denoise_takes():
+    pairs = {name: halves((60, 40), rank, 2.0, seed=rank)[0] for name, rank in {"a": 2, "b": 0, "c": 3}.items()}
+    first, second = ({name: pair[i] for name, pair in pairs.items()} | {"bias": noise((9,), i)} for i in (0, 1))
+    ranks = split_half_ranks(first, second)
+    assert ranks == {"a": 2, "b": 0, "c": 3}
+    denoised = denoise(first, ranks, keep=0)
+    assert denoised.ranks == ranks
+    assert torch.linalg.matrix_rank(denoised["c"]) == 3
+    assert not denoised["b"].any()
+    assert torch.equal(denoised["bias"], first["bias"])
+    assert torch.equal(denoise(first, {"a": 99, "b": 99, "c": 99})["a"], first["a"])
+
+
+def test_halves_or_ranks_that_do_not_fit_are_refused():
+    matrix = noise((4, 3), 0)
+    for other in ({"w": matrix.mT}, {"v": matrix}, {}):
+        with pytest.raises(DeftxError, match="the two differences have other names or shapes"):
+            split_half_ranks({"w": matrix}, other)
+    for ranks in ({}, {"v": 1}, {"w": -1}):
+        with pytest.raises(DeftxError, match="there is no rank for the matrix 'w', or one below 0"):
+            denoise({"w": matrix}, ranks)

@@ -344,6 +344,19 @@ def test_vectors_alone_are_learnt_where_nothing_is_tested(folder: Path) -> None:
     assert {step.about["what"] for step in both.steps.values()} == {"language", "task"}
 
 
+def test_another_rule_of_composition_trains_nothing_and_is_used(found, folder, computed, monkeypatch) -> None:
+    rules: list[object] = []
+
+    def watched(*args: object, rule: str, compose=steps.compose) -> object:
+        rules.append(rule)
+        return compose(*args, rule=rule)
+
+    monkeypatch.setattr(steps, "compose", watched)
+    run_recipe(recipe(folder, {"variants": {"DeFT-X": {"compose": "ties"}}}), folder / "ties")
+    assert {step.kind for step in computed} == {"score"}
+    assert rules == ["ties"] * 2
+
+
 def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
     assert recipe(folder).needed_languages("none") == []
     assert recipe(folder).needed_languages("DeFT-X") == ["src", "tar"]
@@ -383,6 +396,8 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
         ({"variants": {"none": {"task": {"ranc": 1}}}}, "did you mean 'rank'"),
         ({"seeds": "many"}, "seeds"),
         ({"test": {"elsewhere": "tar.tsv"}}, "no text for 'elsewhere'"),
+        ({"variants": {"none": {"compose": "tise"}}}, "unknown rule 'tise'.*did you mean 'ties'"),
+        ({"variants": {"none": {"compose": "ties:density=2"}}}, "density = 2: give a share"),
         ({"languages": {"task": "tar.txt"}}, "cannot be called 'task'"),
         ({"languages": {"../tar": "tar.txt"}}, "cannot be called '../tar'"),
         ({"languages": {"..": "tar.txt"}}, "cannot be called '..'"),

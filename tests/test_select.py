@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.core import select as module
-from deftx.core.select import largest, parse_k, select
+from deftx.core.select import largest, parse_k, select, shares_of
 from deftx.errors import DeftxError
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -68,6 +68,55 @@ def test_larger_tensors_in_several_chunks_equal_a_full_sort(monkeypatch, dtype, 
     generator = torch.Generator().manual_seed(0)
     delta = {str(i): torch.randn(50, 20, generator=generator).to(dtype) * 10**i for i in range(3)}
     assert as_lists(select(delta, k)) == by_sorting(delta, k)
+
+
+@given(st.lists(st.integers(0, 12), max_size=8), st.data())
+def test_shares_of_k_are_in_proportion_and_add_up_to_it(sizes, data):
+    k = data.draw(st.integers(0, sum(sizes)))
+    counts = shares_of(k, sizes)
+    assert sum(counts) == k
+    for count, size in zip(counts, sizes, strict=True):
+        assert 0 <= count <= size
+        assert abs(count - k * size / max(sum(sizes), 1)) < 1
+
+
+def test_what_is_left_goes_to_the_largest_remainders_and_to_the_first_of_equal_ones():
+    assert shares_of(4, [1, 2, 5]) == [1, 1, 2]  # 0.5, 1 and 2.5
+    assert shares_of(3, [1, 2, 5]) == [0, 1, 2]  # 0.375, 0.75 and 1.875
+    assert shares_of(2, [3, 3, 3]) == [1, 1, 0]
+
+
+LAYERS = {
+    "embeddings.word": (5, 4),
+    "encoder.layer.0.w": (3, 4),
+    "encoder.layer.0.b": (3,),
+    "encoder.layer.1.w": (2, 4),
+    "embeddings.place": (2, 4),
+}
+
+
+@given(data=st.data(), split=st.sampled_from(["matrix", "layer"]))
+def test_a_split_selection_is_a_full_sort_of_each_group(data, split):
+    of = {"matrix": lambda name: name, "layer": lambda name: name.rpartition(".")[0]}[split]
+    delta = {}
+    for name, shape in LAYERS.items():
+        values = data.draw(st.lists(VALUES, min_size=prod(shape), max_size=prod(shape)))
+        delta[name] = torch.tensor(values).view(shape)
+    k = data.draw(st.integers(0, 51))
+    groups = {of(name): {n: tensor for n, tensor in delta.items() if of(n) == of(name)} for name in delta}
+    counts = shares_of(k, [sum(t.numel() for t in group.values()) for group in groups.values()])
+    expected = {}
+    for group, count in zip(groups.values(), counts, strict=True):
+        expected |= by_sorting(group, count)
+    selection = select(delta, k, split)
+    assert as_lists(selection) == expected
+    assert list(selection) == list(delta)
+    assert sum(len(places.indices) for places in selection.values()) == k
+
+
+def test_an_unknown_split_is_named_with_the_known_ones():
+    with pytest.raises(DeftxError, match=r"unknown split 'row'; known: global, layer, matrix"):
+        select({"w": torch.ones(3)}, 1, "row")
 
 
 def test_ties_go_to_the_first_tensor_and_the_lowest_index():

@@ -19,7 +19,7 @@ def error(kind, data):
     [
         (
             {"methd": "deftx"},
-            "unknown setting 'methd' (did you mean 'method'?); known: k, keep, method, rank, seed, training",
+            "unknown setting 'methd' (did you mean 'method'?); known: k, keep, method, rank, seed, split, training",
         ),
         (
             {"training": {"batchsize": 4}},
@@ -58,6 +58,8 @@ def test_the_known_settings_are_those_of_the_same_place():
         ({"training": 5}, "setting training = 5: input should be a valid dictionary"),
         ({"keep": 1.5}, "setting keep = 1.5: input should be less than or equal to 1"),
         ({"keep": None}, "setting keep = None: input should be a valid number"),
+        ({"split": "row"}, "setting split = 'row': input should be 'global', 'matrix' or 'layer'"),
+        ({"training": {"average": 0}}, "setting training.average = 0: input should be greater than 0"),
         ({"seed": -1}, "setting seed = -1: input should be greater than or equal to 0"),
         ({"method": 3}, "setting method = 3: input should be a valid string"),
     ],

@@ -199,6 +199,32 @@ def test_the_best_evaluated_step_is_kept_the_first_of_equals(scores, greater, be
     assert not any(same(seen[number], other) for other in seen[:number] + seen[number + 1 :])
 
 
+@pytest.mark.parametrize("average", [2, 3, 4, 9])
+def test_the_mean_of_the_last_evaluated_states_is_left_however_they_score(average):
+    """Seven steps, evaluated after 2, 4, 6 and 7: the best one is the first."""
+    seen, model = [], made()
+    objective = Scripted(scores=[0.1, 0.5, 0.4, 0.3, 0.2], watch=lambda model: seen.append(copies(model)))
+    training = QUICK.model_copy(update={"max_steps": 7, "epochs": 99, "evaluate_every": 2})
+    trained = train(model, objective, training, moving(model), seed=0, average=average)
+    assert len(seen) == 5
+    for name, weight in copies(model).items():
+        mean = torch.stack([state[name].double() for state in seen[:4][-average:]]).mean(0)
+        torch.testing.assert_close(weight.double(), mean, rtol=1e-6, atol=1e-7)
+        assert torch.equal(weight, seen[4][name])
+    assert not same(copies(model), seen[3])
+    assert (trained.best_step, trained.best_score) == (7, 0.2)
+    assert [row["step"] for row in trained.history if "eval_loss" in row] == [2, 4, 6, 7, 7]
+
+
+def test_where_means_are_wanted_a_bad_loss_leaves_the_best_state_all_the_same():
+    seen, model = [], made()
+    objective = Scripted(scores=[0.1, 0.5], faults={6: float("nan")}, watch=lambda model: seen.append(copies(model)))
+    training = QUICK.model_copy(update={"max_steps": 7, "epochs": 99, "evaluate_every": 2})
+    with pytest.raises(Diverged, match="the state of step 2 is kept"):
+        train(model, objective, training, moving(model), seed=0, average=9)
+    assert same(copies(model), seen[0])
+
+
 def test_the_log_has_every_evaluation_and_training_losses():
     model = made()
     training = QUICK.model_copy(update={"max_steps": 6, "epochs": 9, "evaluate_every": 4})

@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from deftx.conversion import convert
     from deftx.core.compose import applied, apply
     from deftx.core.denoise import denoise
+    from deftx.core.merge import merge
+    from deftx.core.ranks import split_half_ranks
     from deftx.core.select import select
     from deftx.core.vector import SparseVector, overlap
     from deftx.difference import extract
     from deftx.fit import fit_language, fit_task, transfer
     from deftx.models import compose, delta
+    from deftx.scales import Scales, tune_scales
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
+    from deftx.several import fit_task_several
     from deftx.storage.files import load, save
     from deftx.storage.share import pull, push
     from deftx.switcher import Switcher
@@ -29,6 +33,7 @@ __all__ = [
     "Examples",
     "LanguageFit",
     "LanguageTraining",
+    "Scales",
     "SparseVector",
     "Switcher",
     "TaskFit",
@@ -42,7 +47,9 @@ __all__ = [
     "extract",
     "fit_language",
     "fit_task",
+    "fit_task_several",
     "load",
+    "merge",
     "overlap",
     "pull",
     "push",
@@ -51,7 +58,9 @@ __all__ = [
     "save",
     "select",
     "sparse_tuning",
+    "split_half_ranks",
     "transfer",
+    "tune_scales",
 ]
 
 # Where the public names live; they are imported when they are first used, since torch takes a second.
@@ -59,11 +68,15 @@ _HOMES = {
     "conversion": ["convert"],
     "core.compose": ["applied", "apply"],
     "core.denoise": ["denoise"],
+    "core.merge": ["merge"],
+    "core.ranks": ["split_half_ranks"],
     "core.select": ["select"],
     "core.vector": ["SparseVector", "overlap"],
     "difference": ["extract"],
     "fit": ["fit_language", "fit_task", "transfer"],
+    "several": ["fit_task_several"],
     "models": ["compose", "delta"],
+    "scales": ["Scales", "tune_scales"],
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
     "storage.files": ["load", "save"],
     "storage.share": ["pull", "push"],

@@ -45,8 +45,9 @@ from deftx.options import (
     PairColumn,
     Preset,
     Rank,
+    Rule,
     Seed,
-    Task,
+    Tasks,
     TextColumn,
     option,
     path,
@@ -170,9 +171,10 @@ def fit_task(
 )
 def compose(
     base: Base,
-    task: Task,
+    task: Tasks,
     out: Out,
     language: Languages = None,
+    rule: Rule = "sum",
     any_base: AnyBase = False,
     force: Force = False,
 ) -> None:
@@ -181,9 +183,9 @@ def compose(
     from deftx import commands
     from deftx.storage.files import load
 
-    languages = [load(folder) for folder in language or []]
-    commands.compose_to(out, base, load(task), languages, force=force, any_base=any_base)
-    print(f"{out}: a model that transformers loads, composed of {', '.join([task, *(language or [])])}")
+    tasks, languages = [load(folder) for folder in task], [load(folder) for folder in language or []]
+    commands.compose_to(out, base, tasks, languages, rule=rule, force=force, any_base=any_base)
+    print(f"{out}: a model that transformers loads, composed of {', '.join([*task, *(language or [])])}")
 
 
 @app.command(
@@ -192,7 +194,7 @@ def compose(
 )
 def evaluate(
     base: Base,
-    task: Task,
+    task: Tasks,
     test: Annotated[
         list[str],
         option("Labelled data; one for each language, NAME= before it where there are several.", metavar="[NAME=]FILE"),
@@ -201,6 +203,7 @@ def evaluate(
         list[str] | None,
         option("Language vector; may be repeated. NAME is its folder's where not given.", metavar="[NAME=]VECTOR"),
     ] = None,
+    rule: Rule = "sum",
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -213,10 +216,10 @@ def evaluate(
     from deftx.models import kind_of
     from deftx.storage.files import load
 
-    languages, phi_task = commands.named_languages(language or []), load(task)
+    languages, tasks = commands.named_languages(language or []), [load(folder) for folder in task]
     columns = commands.Given(text_column, pair_column, label_column)
-    tests = commands.tests_of(test, list(languages), kind_of(phi_task), columns)
-    rows = commands.evaluations(base, phi_task, languages, tests, any_base=any_base)
+    tests = commands.tests_of(test, list(languages), kind_of(tasks[0]), columns)
+    rows = commands.evaluations(base, tasks, languages, tests, rule=rule, any_base=any_base)
     print_json(rows) if as_json else print_scores(rows)
 
 
@@ -229,6 +232,7 @@ def predict(
     base: Annotated[str | None, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)] = None,
     task: Annotated[str | None, option("Task vector: a folder or hub id.", **VECTOR)] = None,
     language: Languages = None,
+    rule: Rule = "sum",
     out: Annotated[
         Path | None, option("File to write, instead of standard output.", metavar="FILE", parser=path)
     ] = None,
@@ -256,7 +260,7 @@ def predict(
         found = commands.predictions_of_model(str(model), examples)
     else:
         languages = [load(folder) for folder in language or []]
-        found = commands.predictions_of_vectors(str(base), phi, languages, examples, any_base=any_base)
+        found = commands.predictions_of_vectors(str(base), phi, languages, examples, rule=rule, any_base=any_base)
     if as_json:
         lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
     else:

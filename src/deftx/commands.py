@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from deftx.core.compose import applied
+from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
 from deftx.models import (
@@ -125,13 +126,23 @@ def _saved(out: Path) -> bool:
 
 
 def compose_to(
-    out: Path, base: str, task: SparseVector, languages: Sequence[SparseVector], *, force: bool, any_base: bool
+    out: Path,
+    base: str,
+    tasks: Sequence[SparseVector],
+    languages: Sequence[SparseVector],
+    *,
+    rule: str,
+    force: bool,
+    any_base: bool,
 ) -> None:
-    """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an ordinary checkpoint."""
+    """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an ordinary checkpoint.
+
+    Of several task vectors, the first one's head and length count.
+    """
     check_target(out, MODEL, force=force)
-    model, tokenizer = compose(base, task, languages, force=any_base), load_tokenizer(base)
-    check_tokenizer(tokenizer, task, *languages, force=any_base)
-    tokenizer.model_max_length = trained_length(model, tokenizer, task)
+    model, tokenizer = compose(base, tasks, languages, rule=rule, head=0, force=any_base), load_tokenizer(base)
+    check_tokenizer(tokenizer, *tasks, *languages, force=any_base)
+    tokenizer.model_max_length = trained_length(model, tokenizer, tasks[0])
     save_model(model, tokenizer, out, force=force)
 
 
@@ -179,31 +190,34 @@ def _named(text: str) -> tuple[str | None, str]:
 
 def evaluations(
     base: str,
-    task: SparseVector,
+    tasks: Sequence[SparseVector],
     languages: Mapping[str, SparseVector],
     tests: Mapping[str | None, Examples],
     *,
+    rule: str,
     any_base: bool,
 ) -> list[dict[str, Any]]:
     """A row of scores for each test, on one loaded base: what `compose` would score for each language."""
-    model, tokenizer = without_vectors(base, task, list(languages.values()), force=any_base), load_tokenizer(base)
-    check_tokenizer(tokenizer, task, *languages.values(), force=any_base)
+    rule_of(rule)
+    first, others = tasks[0], [*tasks[1:], *languages.values()]
+    model, tokenizer = without_vectors(base, first, others, force=any_base), load_tokenizer(base)
+    check_tokenizer(tokenizer, first, *others, force=any_base)
     place(model)
-    length, rows = trained_length(model, tokenizer, task), []
+    length, rows = trained_length(model, tokenizer, first), []
     for name, examples in tests.items():
         vectors = [languages[name]] if name is not None else []
-        with applied(model, *vectors, task):
-            scores = evaluate(kind_of(task), model, tokenizer, examples, length)
+        with applied(model, *to_add(rule, tasks, vectors, head=0)):
+            scores = evaluate(kind_of(first), model, tokenizer, examples, length)
         rows.append({"language": name, "examples": len(examples), **scores})
     return rows
 
 
 def predictions_of_vectors(
-    base: str, task: SparseVector, languages: Sequence[SparseVector], examples: Examples, *, any_base: bool
+    base: str, task: SparseVector, languages: Sequence[SparseVector], examples: Examples, *, rule: str, any_base: bool
 ) -> list[dict[str, Any]]:
     """The answer to each example by the composed model, its parts as the task names them."""
     kind = kind_of(task)
-    model, tokenizer = compose(base, task, languages, force=any_base), load_tokenizer(base)
+    model, tokenizer = compose(base, task, languages, rule=rule, force=any_base), load_tokenizer(base)
     check_tokenizer(tokenizer, task, *languages, force=any_base)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task)))

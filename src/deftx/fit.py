@@ -75,10 +75,14 @@ def fit(
 
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
     delta = METHODS[settings.method](learnt.delta, settings)
-    selection = processes.agreed(select(delta, settings.k))
+    selection = processes.agreed(select(delta, settings.k, settings.split))
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
-    key, logs, ranks = f"{learnt.key} {digest(selection)}", {"phase1": learnt.log}, dict(delta.ranks)
+    key, logs, ranks = (
+        f"{learnt.key} {digest(selection)} {settings.training.average}",
+        {"phase1": learnt.log},
+        dict(delta.ranks),
+    )
     if settings.phase2:
         del learnt, delta  # each as large as the model
         phi, logs["phase2"] = selected_tuning(model, objective, settings, selection, Phase(2, title, key, work))
@@ -102,7 +106,7 @@ def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> St
     processes.join()
     model, tokenizer = load_language_model(base), load_tokenizer(base)
     place(model)
-    origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
+    origin = origin_of("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))
     learn = language_of(model.config).objective
     objective = learn(text, tokenizer, settings.training, length, settings.seed)
@@ -124,7 +128,7 @@ def task_start(
     labels, tokenizer = task.names(train_set), load_tokenizer(base)
     model = load_task_model(base, labels, settings.seed, task)
     place(model)
-    origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
+    origin = origin_of("task", base, fingerprint(model), about_tokenizer(tokenizer))
     if source is not None:
         check_base(origin["base_fingerprint"], source, force=force)
         check_tokenizer(tokenizer, source, force=force)
@@ -168,9 +172,8 @@ def fit_task(
     settings = settled(settings)
     start = task_start(base, train_set, valid_set, settings, source, force=force)
     vector = fit(start.model, start.objective, settings, work=work, title=title)
-    trained = {name: parameter for name, parameter in head(start.model).items() if parameter.requires_grad}
-    top = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
-    return replace(vector, head=Head(top, tuple(start.origin["labels"])), info={**start.origin, **vector.info})
+    top = learnt_head(start.model, start.origin["labels"])
+    return replace(vector, head=top, info={**start.origin, **vector.info})
 
 
 def transfer(
@@ -190,6 +193,12 @@ def transfer(
     return compose(base, phi_task, phi_target)
 
 
+def learnt_head(model: PreTrainedModel, labels: Sequence[str]) -> Head:
+    """A copy of the head that was trained with a task."""
+    trained = {name: parameter for name, parameter in head(model).items() if parameter.requires_grad}
+    return Head({name: parameter.detach().cpu().clone() for name, parameter in trained.items()}, tuple(labels))
+
+
 def check_settings(settings: Fit, tunable_entries: int, *, head: bool) -> None:
     """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is learnt too."""
     if settings.method not in METHODS:
@@ -207,7 +216,8 @@ def _lots(delta: Delta, seed: int) -> dict[str, Tensor]:
     return {name: torch.rand(tensor.shape, generator=generator).to(tensor.device) for name, tensor in delta.items()}
 
 
-def _origin(kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]) -> dict[str, Any]:
+def origin_of(kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]) -> dict[str, Any]:
+    """What a vector notes of where it comes from: its kind, the base, the tokenizer, the versions."""
     versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
     name = os.fspath(base)
     if os.path.isdir(name) and not (os.path.isabs(name) or name.startswith(".")):

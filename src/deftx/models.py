@@ -20,6 +20,7 @@ from transformers import (
 
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
+from deftx.core.merge import rule_of, to_add, with_head
 from deftx.core.vector import SparseVector, check_distinct, check_same_base
 from deftx.errors import DeftxError
 from deftx.storage.fingerprint import check_base
@@ -177,18 +178,29 @@ def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 
 
 def compose(
-    base: Base, task: SparseVector, language: SparseVector | Sequence[SparseVector] = (), *, force: bool = False
+    base: Base,
+    task: SparseVector | Sequence[SparseVector],
+    language: SparseVector | Sequence[SparseVector] = (),
+    *,
+    rule: str = "sum",
+    head: int | None = None,
+    force: bool = False,
 ) -> PreTrainedModel:
     """θ0 + φ_task + φ_language with the task's head: an ordinary transformers model, in eval mode.
 
     base      folder or hub id of the base that all vectors were made on
+    task      the task vector, or several
     language  one language vector, several (added in order), or none
+    rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
+    head      of several task vectors with heads, whose is used: 0 is the first
     force     go on, with a warning, where the base has other weights than the vectors' base
     """
+    tasks = [task] if isinstance(task, SparseVector) else list(task)
     languages = [language] if isinstance(language, SparseVector) else list(language)
-    check_distinct(task, *languages)
-    model = without_vectors(base, task, languages, force=force)
-    apply(model, *languages, task)
+    check_distinct(*tasks, *languages), rule_of(rule)
+    top = with_head(tasks, head) or SparseVector({})
+    model = without_vectors(base, top, [v for v in (*tasks, *languages) if v is not top], force=force)
+    apply(model, *to_add(rule, tasks, languages, head))
     return model
 
 

@@ -29,6 +29,7 @@ class Training(Settings):
     """One training, the same in both phases. Steps are optimiser steps.
 
     epochs, max_steps, min_steps  steps = max(min_steps, min(max_steps, epochs over the data)); min_steps ≤ max_steps
+    average    phase 2 ends at the mean of its last so many evaluated steps; 1: at the best one
     length     longest input, in tokens
     l1         weight λ of the penalty λ/N · ‖θ − θ0‖₁, N the backbone's parameter count
     clip       largest norm of the gradient
@@ -44,6 +45,7 @@ class Training(Settings):
     max_steps: PositiveInt | None = None
     min_steps: int = Field(0, ge=0, validate_default=True)
     evaluate_every: PositiveInt = 1000
+    average: PositiveInt = 1
     length: PositiveInt = 256
     l1: NonNegativeFloat = 0.0
     clip: PositiveFloat = 1.0
@@ -105,6 +107,7 @@ class Learning(Settings):
 class Fit(Learning):
     """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance.
 
+    split   within what the k entries compete: everything, each matrix, or each layer
     phase2  False: the selected entries stay as phase 1 left them (the paper's ablations, Table 5)
     """
 
@@ -112,6 +115,7 @@ class Fit(Learning):
     k: int | float | str = "2.8%"
     rank: int | float | str = "90%"
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
+    split: Literal["global", "matrix", "layer"] = "global"
     phase2: bool = True
 
 

@@ -1,5 +1,6 @@
-"""Which of a model's parameters belong to the backbone, and which of those a vector may hold."""
+"""Which of a model's parameters belong to the backbone, which of those a vector may hold, and to which layers."""
 
+import re
 from typing import Any
 
 from torch import nn
@@ -33,3 +34,10 @@ def tunable(model: nn.Module) -> dict[str, nn.Parameter]:
         for parameter in module.parameters(recurse=False)
     }
     return {name: parameter for name, parameter in backbone(model).items() if id(parameter) not in norms}
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter belongs to: its name up to the first number (`encoder.layer.3`); without a number, the
+    first part of its name (`embeddings`)."""
+    numbered = re.match(r"(.+?\.)?\d+(?=\.)", name)
+    return numbered[0] if numbered else name.split(".")[0]

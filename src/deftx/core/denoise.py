@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from deftx.core.entries import read_entries, write_entries
-from deftx.core.ranks import RankRule, rank_rule
+from deftx.core.ranks import RankRule, is_matrix, rank_rule
 from deftx.core.select import Chunk, largest
 from deftx.errors import DeftxError
 
@@ -45,16 +45,17 @@ class Denoised(Mapping[str, Tensor]):
         return len(self.tensors)
 
 
-def denoise(delta: Mapping[str, Tensor], rank: int | float | str, keep: float = KEEP) -> Denoised:
+def denoise(delta: Mapping[str, Tensor], rank: int | float | str | Mapping[str, int], keep: float = KEEP) -> Denoised:
     """Denoise every matrix of `delta`; biases and other vectors pass as they are (Algorithm 1).
 
-    rank  see `rank_rule`; ranks of at least min(m, n) leave a matrix as it is
+    rank  see `rank_rule`, or the rank of every matrix by its name (0: nothing but what `keep` keeps); ranks of at least
+          min(m, n) leave a matrix as it is
     keep  share (0 to 1) of a matrix's m·n entries that is kept from the residual; 0 is the paper's
           ablation "without higher-order components"
 
-    Raises DeftxError for a rank or keep out of range, and where a matrix holds NaN or infinity.
+    Raises DeftxError for a rank or keep out of range, a rank that is missing, and a matrix with NaN or infinity.
     """
-    rule = rank_rule(rank)
+    rules = _given(delta, rank) if isinstance(rank, Mapping) else dict.fromkeys(delta, rank_rule(rank))
     if not 0 <= keep <= 1:
         raise DeftxError(f"keep {keep} is no share; give a number from 0 to 1 (the paper keeps {KEEP})")
     tensors, ranks = {}, {}
@@ -64,13 +65,20 @@ def denoise(delta: Mapping[str, Tensor], rank: int | float | str, keep: float = 
             if not all(bound.isfinite() for bound in tensor.aminmax()):  # without a temporary of its size
                 why = "holds values that are not finite: the training diverged; lower the learning rate"
                 raise DeftxError(f"the difference of tensor {name!r} {why}")
-            tensors[name], ranks[name] = denoise_matrix(tensor, rule, keep)
+            tensors[name], ranks[name] = denoise_matrix(tensor, rules[name], keep)
     return Denoised(tensors, ranks)
 
 
-def is_matrix(tensor: Tensor) -> bool:
-    """Whether a tensor is denoised: two dimensions, both larger than 1."""
-    return tensor.dim() == 2 and min(tensor.shape) > 1
+def _given(delta: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, RankRule]:
+    """The ranks of the matrices by name, as rules."""
+    for name, tensor in delta.items():
+        if is_matrix(tensor) and ranks.get(name, -1) < 0:
+            raise DeftxError(f"there is no rank for the matrix {name!r}, or one below 0: give one for each")
+    return {name: _at_most(rank) for name, rank in ranks.items()}
+
+
+def _at_most(rank: int) -> RankRule:
+    return lambda singular, shape: min(rank, len(singular))
 
 
 def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[Tensor, int]:

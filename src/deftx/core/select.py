@@ -1,21 +1,25 @@
-"""Magnitude selection: exactly the k largest entries over all tensors together.
+"""Magnitude selection: exactly the k largest entries, over all tensors together or tensor by tensor.
 
 Paper, Algorithm 1, "select": the entries that phase 2 may change. Ties are broken by the order of the
 tensors, then by the lowest flat index, so that the same differences always give the same k places.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deftx.errors import DeftxError
+from deftx.core.backbone import layer_of
+from deftx.errors import DeftxError, unknown
 
 CHUNK = 1 << 18  # entries looked at together: few enough to stay in the processor's cache from step to step
 SAMPLE = 1 << 20  # entries from which the first guess of the threshold is taken
 UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+# From a tensor's name to the group within which entries compare.
+SPLITS: dict[str, Callable[[str], str]] = {"global": lambda name: "", "matrix": lambda name: name, "layer": layer_of}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +68,44 @@ def parse_k(k: int | float | str, total: int) -> int:
     return count
 
 
-def select(delta: Mapping[str, Tensor], k: int | float | str) -> Selection:
+def select(delta: Mapping[str, Tensor], k: int | float | str, split: str = "global") -> Selection:
     """The k entries of `delta` largest in magnitude, exactly k of them (Algorithm 1, line "μ").
 
     delta  tensor name -> difference of any shape; its order is the order in which ties are broken
     k      a count or a share of all entries, see `parse_k`
+    split  what compares with each other: everything (`global`, as in the paper), or only what is of one tensor
+           (`matrix`) or of one layer (`layer`), each having its part of k by its size, see `shares_of`
 
     Every tensor appears in the result, those without a place with an empty one. Needs one pass over
     the delta beside a sample, and memory for the candidates only (about 1.05 k of them). Raises
-    DeftxError where the delta holds NaN, and for a k outside its range.
+    DeftxError where the delta holds NaN, for a k outside its range, and for an unknown split.
     """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in delta.items():
+        groups.setdefault(SPLITS[split](name), {})[name] = tensor
+    sizes = [sum(tensor.numel() for tensor in group.values()) for group in groups.values()]
+    counts = shares_of(parse_k(k, sum(sizes)), sizes)
+    chosen = [_selected(group, count) for group, count in zip(groups.values(), counts, strict=True)]
+    found = {name: places for selection in chosen for name, places in selection.items()}
+    return {name: found[name] for name in delta}
+
+
+def shares_of(k: int, sizes: Sequence[int]) -> list[int]:
+    """k as a sum of counts in proportion to `sizes`, none above its size (for a k of at most their sum): rounded down
+    first, then one more where the remainder is largest, in the order of the sizes where remainders tie (Hamilton)."""
+    total = max(sum(sizes), 1)
+    counts, remainders = [k * size // total for size in sizes], [k * size % total for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda number: -remainders[number])
+    for number in order[: k - sum(counts)]:
+        counts[number] += 1
+    return counts
+
+
+def _selected(delta: Mapping[str, Tensor], count: int) -> Selection:
+    """The `count` entries of `delta` largest in magnitude."""
     total = sum(tensor.numel() for tensor in delta.values())
-    count = parse_k(k, total)
     flat = {name: tensor.reshape(-1) for name, tensor in delta.items()}
     step = total // SAMPLE | 1  # odd, to meet all columns of a matrix
     chosen = largest(lambda: _chunks(flat), [entries[::step] for entries in flat.values()], count, total)

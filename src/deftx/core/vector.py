@@ -1,6 +1,5 @@
 """Sparse vectors: which entries of a model's backbone change, and by how much."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deftx.core.backbone import layer_of
 from deftx.core.entries import read_entries
 from deftx.core.select import Selection
 from deftx.errors import DeftxError
@@ -78,11 +78,11 @@ class SparseVector:
             raise DeftxError("cannot add two vectors that both have a head: heads of tasks do not add up")
         names = [*self.tensors, *(name for name in other.tensors if name not in self.tensors)]
         tensors = {name: _sum(name, self.tensors.get(name), other.tensors.get(name)) for name in names}
-        return SparseVector(tensors, self.head or other.head, _derived("sum", self, other))
+        return SparseVector(tensors, self.head or other.head, derived("sum", self, other))
 
     def __mul__(self, scale: float) -> "SparseVector":
         tensors = {name: entries.map(lambda values: values * scale) for name, entries in self.tensors.items()}
-        return SparseVector(tensors, None, _derived(f"{scale} times", self))
+        return SparseVector(tensors, None, derived(f"{scale} times", self))
 
     __rmul__ = __mul__
 
@@ -108,8 +108,7 @@ class SparseVector:
         """As `density`, the tensors of a numbered layer together; others go by the first part of their name."""
         layers: dict[str, list[Entries]] = {}
         for name, entries in self.tensors.items():
-            numbered = re.match(r"(.+?\.)?\d+(?=\.)", name)
-            layers.setdefault(numbered[0] if numbered else name.split(".")[0], []).append(entries)
+            layers.setdefault(layer_of(name), []).append(entries)
         return {layer: sum(len(e.indices) for e in of) / sum(e.numel for e in of) for layer, of in layers.items()}
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
@@ -177,7 +176,7 @@ def _sum(name: str, first: Entries | None, second: Entries | None) -> Entries:
     return Entries(indices, values, first.shape)
 
 
-def _derived(operation: str, *vectors: SparseVector) -> dict[str, Any]:
+def derived(operation: str, *vectors: SparseVector) -> dict[str, Any]:
     """Provenance of a computed vector: the base it belongs to, its task if any, and what it was computed from."""
     named = [vector.info for vector in vectors if vector.info.get("base_fingerprint")]
     base = {key: named[0][key] for key in ("base", "base_fingerprint") if key in named[0]} if named else {}

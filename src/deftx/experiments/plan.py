@@ -137,7 +137,7 @@ class _Planner:
         task = self._fit(plan, about, recipe.task_fit(variant, seed), source, Use(variant, seed, TASK))
         for name in self.data.test:
             inputs = {"task": task, **({"language": vectors[name]} if chosen.target else {})}
-            about = {**shared, "test": self.test[name]}
+            about = {**shared, "test": self.test[name], "rule": chosen.compose}
             title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
             plan.add(Step("score", about, inputs, recipe.base, None, title, cost), Use(variant, seed, name))
 
@@ -148,7 +148,8 @@ class _Planner:
         if "family" in about:
             adapter = Step("adapter", {**about, "settings": deciding}, inputs, base, settings, title, cost or 1)
             return plan.add(adapter, use)
-        first = {"seed": settings.seed, "training": deciding["training"]}
+        training = {name: value for name, value in deciding["training"].items() if name != "average"}  # of phase 2
+        first = {"seed": settings.seed, "training": training}
         delta = Step("delta", {**about, "settings": first}, inputs, base, settings, title, cost or 1)
         inputs = {**inputs, "delta": plan.add(delta, use)}
         return plan.add(Step("vector", {**about, "settings": deciding}, inputs, base, settings, title, cost or 1), use)

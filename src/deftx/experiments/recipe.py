@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, field_validator
 
+from deftx.core.merge import rule_of
 from deftx.errors import DeftxError, unknown
 from deftx.settings import (
     LanguageFit,
@@ -53,16 +54,24 @@ class ColumnNames(Settings):
 class Variant(Settings):
     """One row of the table: how its fits differ from the recipe's, and where language vectors are applied.
 
-    family  vectors, or a baseline that learns something else: madx or lora, see `FAMILIES`
-    source  the task is learnt on θ0 + φ_source (False: on θ0)
-    target  the target's language vector is applied (False: the task vector alone)
+    family   vectors, or a baseline that learns something else: madx or lora, see `FAMILIES`
+    source   the task is learnt on θ0 + φ_source (False: on θ0)
+    target   the target's language vector is applied (False: the task vector alone)
+    compose  how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
     """
 
     family: str = VECTORS
     source: bool = True
     target: bool = True
+    compose: str = "sum"
     language: dict[str, Any] = Field(default_factory=dict)
     task: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("compose")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        rule_of(value)
+        return value
 
 
 class Published(Settings):
@@ -160,6 +169,8 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     _check_task(recipe)
     for variant in recipe.variants:
         recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
+        if recipe.variants[variant].family != VECTORS and recipe.variants[variant].compose != "sum":
+            raise DeftxError(f"the variant {variant!r} has no vectors to compose by a rule: leave compose out")
         missing = [name for name in recipe.needed_languages(variant) if name not in recipe.languages]
         if missing:
             raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; give it under `languages`")

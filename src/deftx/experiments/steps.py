@@ -100,7 +100,7 @@ def _score(store: Store, step: Step, work: Path, folder: Path) -> None:
     if "family" in step.about:
         model = _baseline(step).compose(step.base, learnt["task"], learnt.get("language"))
     else:
-        model = compose(step.base, learnt["task"], learnt.get("language", ()))
+        model = compose(step.base, learnt["task"], learnt.get("language", ()), rule=step.about["rule"])
     place(model)
     kind, length = kind_of(learnt["task"]), trained_length(model, tokenizer, learnt["task"])
     encoded = kind.encode(examples, tokenizer, length, names := output_names(model), True)

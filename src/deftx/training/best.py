@@ -1,7 +1,7 @@
-"""What a training has found so far: its history, and the best state that was evaluated."""
+"""What a training has found so far: its history, the best state that was evaluated, and the mean of the last ones."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 import torch
@@ -12,16 +12,25 @@ from deftx.errors import Diverged
 
 
 class Best(TrainerCallback):
-    """Has the model evaluated every so many steps and at the end, and remembers the best state in memory."""
+    """Has the model evaluated every so many steps and at the end, and remembers the best state in memory; with
+    `average` above 1 also the sum of the last so many evaluated ones."""
 
-    KEPT = ("step", "score", "history", "logged")
+    KEPT = ("step", "score", "history", "logged", "summed")
 
     def __init__(
-        self, metric: str, greater_is_better: bool, every: int, steps: int, parameters: Sequence[nn.Parameter]
+        self,
+        metric: str,
+        greater_is_better: bool,
+        every: int,
+        steps: int,
+        parameters: Sequence[nn.Parameter],
+        average: int = 1,
     ) -> None:
         self.metric, self.sign = f"eval_{metric}", 1 if greater_is_better else -1
         self.every, self.steps, self.parameters = every, steps, parameters
         self.step, self.score, self.state = 0, float("nan"), [p.detach().clone() for p in parameters]
+        self.last = (ceil(steps / every) - average) * every  # evaluations after this step are among the last ones
+        self.summed, self.sum = 0, [torch.zeros_like(p) for p in parameters] if average > 1 else []
         self.history: list[dict[str, float]] = []
         self.losses, self.logged = torch.zeros(()), 0  # the sum of the losses since the step that was last logged
 
@@ -45,6 +54,15 @@ class Best(TrainerCallback):
         if self.step == 0 or self.sign * score > self.sign * self.score:
             self.step, self.score = state.global_step, score
             _copy(self.parameters, self.state)
+        if self.sum and state.global_step > self.last:
+            self.summed += 1
+            for total, parameter in zip(self.sum, self.parameters, strict=True):
+                total += parameter.detach()
+
+    def take_mean(self) -> None:
+        """Put the mean of the last evaluated states into the parameters; the next evaluation is its, and the best."""
+        _copy([total / self.summed for total in self.sum], self.parameters)
+        self.step = 0
 
     def mean_loss(self, step: int) -> float:
         """The mean training loss since it was last asked for."""
@@ -55,7 +73,8 @@ class Best(TrainerCallback):
     def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint holds of this; before the first evaluation the best state is the start."""
         state = {f"best.{number}": tensor for number, tensor in enumerate(self.state)} if self.step else {}
-        return {"losses": self.losses, **state}, {name: getattr(self, name) for name in self.KEPT}
+        sums = {f"sum.{number}": tensor for number, tensor in enumerate(self.sum)} if self.summed else {}
+        return {"losses": self.losses, **state, **sums}, {name: getattr(self, name) for name in self.KEPT}
 
     def put(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Take up what `kept` gave."""
@@ -64,6 +83,8 @@ class Best(TrainerCallback):
         self.losses = tensors["losses"]
         if self.step:
             _copy([tensors[f"best.{number}"] for number in range(len(self.state))], self.state)
+        if self.summed:
+            _copy([tensors[f"sum.{number}"] for number in range(len(self.sum))], self.sum)
 
     def restore(self) -> None:
         """Put the best evaluated state back; the start, where there was no evaluation."""

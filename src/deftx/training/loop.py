@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -30,7 +30,10 @@ from deftx.training.progress import ProgressBar
 
 
 class Objective(Protocol):
-    """What a model is trained for: its data, its loss, and how well it does on held-out data."""
+    """What a model is trained for: its data, its loss, and how well it does on held-out data.
+
+    One with `within(model, batch)`, a context, has the forward and the backward pass of every batch in it.
+    """
 
     @property
     def train(self) -> Any:
@@ -89,7 +92,8 @@ class Moving:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training went: `history` has rows of training losses and of scores, `best_step` is the one kept."""
+    """How a training went: `history` has rows of training losses and of scores, `best_step` is the one kept (the last
+    one where states are averaged; the last row is the mean's then)."""
 
     steps: int
     best_step: int
@@ -106,8 +110,10 @@ def train(
     seed: int,
     title: str = "",
     kept: Kept | None = None,
+    average: int = 1,
 ) -> Trained:
-    """Train `moving` with AdamW (no weight decay, linear decay to 0), and leave it at its best evaluated step.
+    """Train `moving` with AdamW (no weight decay, linear decay to 0), and leave it at its best evaluated step; with
+    `average` above 1 at the mean of the last so many evaluated steps, however good they are.
 
     The penalty λ/N · ‖θ − θ0‖₁ enters as its gradient λ/N · sign(θ − θ0), N being the parameters of the backbone.
     With `kept`, the state is written there from time to time, and a training whose state is there goes on from it.
@@ -115,8 +121,9 @@ def train(
     then, or at their start.
     """
     steps = total_steps(len(objective.train), training)
-    best = Best(objective.metric, objective.greater_is_better, training.evaluate_every, steps, moving.parameters)
-    checkpoint = Checkpoint(kept, moving.parameters, best, moving.placed) if kept else None
+    every, parameters = training.evaluate_every, moving.parameters
+    best = Best(objective.metric, objective.greater_is_better, every, steps, parameters, average)
+    checkpoint = Checkpoint(kept, parameters, best, moving.placed) if kept else None
     progress = ProgressBar(title, steps)
     with TemporaryDirectory() as folder, progress.bar:
         with _reporting(training):
@@ -130,11 +137,15 @@ def train(
                 data_collator=checkpoint.collating(objective.collate) if checkpoint else objective.collate,
                 train_dataset=objective.train,
                 callbacks=[best, progress, *([checkpoint] if checkpoint else [])],
-                optimizers=(_optimizer(moving.parameters, training), None),
+                optimizers=(_optimizer(parameters, training), None),
             )
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(checkpoint.folder(folder) if checkpoint else None)
+            if average > 1:
+                best.take_mean()
+                moving.placed()
+                trainer.evaluate()
         except Diverged as error:
             state = f"the state of step {best.step} is kept" if best.step else "nothing had been evaluated yet"
             raise Diverged(f"{title}: {error}; {state}; lower the learning rate or check the data") from None
@@ -170,7 +181,8 @@ class _Trainer(Trainer):
             return self.objective.loss(model, rows) * weight
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, *args, **options)
+        with self.objective.within(model, inputs) if hasattr(self.objective, "within") else nullcontext():
+            loss: Tensor = super().training_step(model, inputs, *args, **options)
         processes.add_up([loss])
         if not torch.isfinite(loss):
             raise Diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")

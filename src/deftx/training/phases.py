@@ -111,7 +111,11 @@ def selected_tuning(
 def _train(model: PreTrainedModel, objective: Objective, settings: Fit, moving: Moving, phase: Phase) -> dict[str, Any]:
     """One phase's training, as its log."""
     title, kept = f"{phase.title}: phase {phase.number}", Kept(phase.state, phase.key) if phase.work else None
-    return asdict(train(model, objective, settings.training, moving, seed=settings.seed, title=title, kept=kept))
+    average = settings.training.average if phase.number == 2 else 1
+    trained = train(
+        model, objective, settings.training, moving, seed=settings.seed, title=title, kept=kept, average=average
+    )
+    return asdict(trained)
 
 
 @contextmanager
@@ -150,7 +154,7 @@ def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
     """Names everything that determines the result of phase 1."""
-    training = settings.training.model_dump(mode="json", exclude={"report_to", "logs"})
+    training = settings.training.model_dump(mode="json", exclude={"report_to", "logs", "average"})
     config = model.config.to_json_string()  # dropout and the like
     parts = [version("deftx"), fingerprint(model), config, objective.digest, training, settings.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -63,11 +63,12 @@ def rows_apart(model: Any, ids: Tensor) -> Iterator[Rows | None]:
     trained, module.weight.requires_grad = module.weight.requires_grad, False
     hook = module.register_forward_hook(rows.look_up)
     model.register_parameter("embedding_rows", rows.values)
+    model.rows_that_are_apart = rows  # for those who change entries of the embeddings meanwhile
     try:
         yield rows
     finally:
         hook.remove()
-        del model.embedding_rows
+        del model.embedding_rows, model.rows_that_are_apart
         rows.write()
         module.weight.requires_grad_(trained)
 
