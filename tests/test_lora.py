@@ -13,7 +13,7 @@ from deftx.baselines import lora
 from deftx.baselines.adapters import load_adapter, save_adapter
 from deftx.core.backbone import tunable
 from deftx.errors import DeftxError
-from deftx.models import load_classifier, load_encoder, load_masked_lm, load_tokenizer
+from deftx.models import load_encoder, load_language_model, load_task_model, load_tokenizer
 from deftx.settings import LoraLanguageFit, LoraTaskFit, changed, parse
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.supervised import evaluate
@@ -42,7 +42,7 @@ def task(bases, language):
 
 
 def test_a_composed_model_is_the_dense_sum(bases, language, task):
-    start = dict(load_classifier(bases(), task.head.labels).named_parameters())
+    start = dict(load_task_model(bases(), task.head.labels).named_parameters())
     model = lora.compose(bases(), task, language)
     for name, weight in model.named_parameters():
         layer = name.removeprefix("roberta.").removesuffix(".weight")
@@ -63,7 +63,7 @@ def test_a_composed_model_is_the_dense_sum(bases, language, task):
 def test_one_change_gives_the_logits_of_pefts_own_model(bases, task):
     targets = r".*encoder\.layer\..*\.(query|key|value|dense)"
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, task_type="SEQ_CLS")
-    wrapped = peft.get_peft_model(load_classifier(bases(), task.head.labels), config)
+    wrapped = peft.get_peft_model(load_task_model(bases(), task.head.labels), config)
     state = {name: tensor for name, tensor in wrapped.state_dict().items() if "lora_" in name}
     assert len(state) == len(task.tensors)
     for name in state:
@@ -87,7 +87,7 @@ def test_what_a_composed_model_scores_is_what_its_training_noted(bases, language
 def test_a_composed_model_is_an_ordinary_one(bases, language, task, tmp_path):
     model = lora.compose(bases(), task, language)
     model.save_pretrained(tmp_path)
-    again = load_classifier(tmp_path, task.head.labels)
+    again = load_task_model(tmp_path, task.head.labels)
     with torch.no_grad():
         assert again(IDS).logits.equal(model(IDS).logits)
 
@@ -96,7 +96,7 @@ def test_a_composed_model_is_an_ordinary_one(bases, language, task, tmp_path):
 
 
 def test_at_its_start_a_lora_leaves_the_output_as_it_is(bases):
-    model = load_masked_lm(bases()).eval()
+    model = load_language_model(bases()).eval()
     with torch.no_grad():
         before = model(IDS).logits
         made = lora.inject(model, LANGUAGE)

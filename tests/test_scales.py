@@ -8,8 +8,9 @@ from deftx import scales as module
 from deftx.errors import DeftxError
 from deftx.models import compose, load_tokenizer
 from deftx.scales import tune_scales
-from deftx.tasks.classification import evaluate
+from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
+from deftx.tasks.supervised import evaluate
 
 TEXTS = tiny.sentences(30, 4)
 VALID = Examples(TEXTS, None, [LABELS[len(text) % len(LABELS)] for text in TEXTS])
@@ -23,9 +24,9 @@ def test_the_best_pair_scores_as_its_composed_model_does_and_as_no_other_exceeds
     assert len(found.scores) == 9
     assert found.score == max(found.scores.values()) == found.scores[found.language, found.task]
     model = compose(bases(), task, source, rule=found.rule)
-    assert evaluate(model, load_tokenizer(bases()), VALID, 32)["macro_f1"] == found.score
+    assert evaluate(CLASSIFICATION, model, load_tokenizer(bases()), VALID, 32)["macro_f1"] == found.score
     plain = compose(bases(), task, source, rule=rule)
-    assert evaluate(plain, load_tokenizer(bases()), VALID, 32)["macro_f1"] == found.scores[1.0, 1.0]
+    assert evaluate(CLASSIFICATION, plain, load_tokenizer(bases()), VALID, 32)["macro_f1"] == found.scores[1.0, 1.0]
     assert tune_scales(bases(), task, source, VALID, [2.0, 1.0, 0.5], rule=rule) == found
 
 

@@ -13,10 +13,11 @@ from deftx.core.compose import applied, apply
 from deftx.core.select import select
 from deftx.errors import DeftxError
 from deftx.fit import fit, fit_task
-from deftx.models import load_classifier, load_tokenizer
+from deftx.models import load_task_model, load_tokenizer
 from deftx.settings import changed
 from deftx.several import fit_task_several
-from deftx.tasks.classification import classification
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.supervised import supervised
 from deftx.training.several import several
 from deftx.training.sparse import sparse_tuning
 
@@ -27,12 +28,12 @@ def made(bases, **options):
     """A model at θ0 and an objective of two languages, of 30 and of 9 examples."""
     labels, tokenizer = ("early", "late"), load_tokenizer(bases())
     parts = {
-        name: classification(some, VALID, labels, tokenizer, 16, "macro_f1")
+        name: supervised(CLASSIFICATION, some, VALID, labels, tokenizer, 16, "macro_f1")
         for name, some in {"one": TRAIN, "two": SMALL}.items()
     }
     vectors = {"one": vector(bases(), 1), "two": vector(bases(), 2)}
     options = {"batch_size": 4, "temperature": 1.0, "seed": 0} | options
-    return load_classifier(bases(), labels), several(parts, vectors, **options)
+    return load_task_model(bases(), labels), several(parts, vectors, **options)
 
 
 def bits(model):
@@ -82,7 +83,7 @@ def test_a_batch_sees_its_language_and_its_gradient_is_taken_there(bases, number
             loss.backward()
         assert equal(bits(model), before)
         gradient = tuning.values.grad.clone()
-    plain, language = load_classifier(bases(), ("early", "late")), list(objective.vectors.values())[number]
+    plain, language = load_task_model(bases(), ("early", "late")), list(objective.vectors.values())[number]
     plain.load_state_dict(model.state_dict())
     apply(plain.eval(), language)
     expected = objective.parts["one" if number == 0 else "two"].loss(

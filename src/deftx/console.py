@@ -16,6 +16,7 @@ from deftx.errors import DeftxError
 
 if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
+    from deftx.doctor import Finding
     from deftx.experiments.run import Prepared
 
 # By class name, since the classes are those of libraries that need not have been imported.
@@ -83,6 +84,13 @@ def print_plan(run: "Prepared", *, as_json: bool) -> None:
     left = len(rows) - sum(done.values())
     took = f"about {duration(seconds)}" if seconds is not None else "no such steps were timed yet"
     print(f"\n{len(rows)} steps, {left} to do" + (f": {took}, one after the other" if left else ""))
+
+
+def print_findings(found: Sequence["Finding"]) -> None:
+    """Print what `doctor` found, a line each, what does not fit with a mark."""
+    width = max(len(finding.topic) for finding in found)
+    for finding in found:
+        print(f"{' ' if finding.fine else '✗'} {finding.topic:{width}}  {finding.says}")
 
 
 def print_vectors(names: Sequence[str], vectors: Sequence["SparseVector"], *, as_json: bool) -> None:

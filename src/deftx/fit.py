@@ -23,7 +23,7 @@ from deftx.core.compose import apply
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.ranks import rank_rule
 from deftx.core.select import digest, parse_k, select
-from deftx.core.vector import Head, SparseVector, entries_at
+from deftx.core.vector import Head, SparseVector, check_language, entries_at
 from deftx.errors import DeftxError, unknown
 from deftx.models import (
     Base,
@@ -124,6 +124,7 @@ def task_start(
 ) -> Start:
     """θ0 + φ_source about to be trained on labelled data, with a new head."""
     processes.join()
+    check_language(*([source] if source else []))
     settings, task = settled(settings), task_of(settings.task)
     labels, tokenizer = task.names(train_set), load_tokenizer(base)
     model = load_task_model(base, labels, settings.seed, task)

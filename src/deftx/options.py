@@ -31,6 +31,7 @@ Out = Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)]
 Force = Annotated[bool, option("Replace what is at the place of the output.", "--force")]
 AnyBase = Annotated[bool, option("Go on although the vectors were made on other weights.", "--any-base")]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]
+Task = Annotated[str, option("Task vector: a folder or hub id.", **VECTOR)]
 Tasks = Annotated[
     list[str], option("Task vector: a folder or hub id. Of several, the first one's head is used.", "--task", **VECTOR)
 ]
@@ -38,7 +39,10 @@ Rule = Annotated[
     str,
     option("How vectors are combined: sum, scaled, ties, dare, agree, layers, ...", metavar="NAME[:KEY=VALUE,...]"),
 ]
-Languages = Annotated[list[str] | None, option("Language vector: a folder or hub id; may be repeated.", **VECTOR)]
+Languages = Annotated[
+    list[str] | None,
+    option("Language vector; may be repeated. NAME is its folder's where not given.", metavar="[NAME=]VECTOR"),
+]
 Changes = Annotated[
     list[str] | None, option("Any setting, such as training.batch_size=4.", "--set", metavar="KEY=VALUE")
 ]

@@ -10,9 +10,9 @@ from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
 from deftx.errors import unknown
-from deftx.models import Base, check_tokenizer, load_tokenizer, place, trained_length, without_vectors
-from deftx.tasks.classification import METRICS, evaluate
+from deftx.models import Base, check_tokenizer, kind_of, load_tokenizer, place, trained_length, without_vectors
 from deftx.tasks.data import Examples
+from deftx.tasks.supervised import SMALLER, evaluate
 
 GRID = (0.6, 0.8, 1.0, 1.2, 1.4)
 
@@ -54,9 +54,10 @@ def tune_scales(
     equally near ones the smaller, so that the same data always give the same scales. Raises DeftxError as `compose`
     does, for a rule without scales, and for an unknown metric.
     """
-    metric = metric or task.info.get("training", {}).get("metric", "macro_f1")
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
+    kind = kind_of(task)
+    metric = metric or task.info.get("training", {}).get("metric") or next(iter(kind.metrics))
+    if metric not in kind.metrics:
+        raise unknown("metric", metric, kind.metrics)
     rules = {pair: _with_scales(rule, *pair) for pair in product(sorted({*map(float, grid), 1.0}), repeat=2)}
     for written in rules.values():
         rule_of(written)
@@ -66,8 +67,9 @@ def tune_scales(
     length, scores = trained_length(model, tokenizer, task), {}
     for pair, written in rules.items():
         with applied(model, *to_add(written, task, [source])):
-            scores[pair] = evaluate(model, tokenizer, valid, length)[metric]
-    best = max(scores, key=lambda pair: (scores[pair], -sum((scale - 1) ** 2 for scale in pair)))
+            scores[pair] = evaluate(kind, model, tokenizer, valid, length)[metric]
+    sign = -1 if metric in SMALLER else 1
+    best = max(scores, key=lambda pair: (sign * scores[pair], -sum((scale - 1) ** 2 for scale in pair)))
     return Scales(*best, scores[best], rules[best], scores)
 
 

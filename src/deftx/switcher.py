@@ -1,10 +1,11 @@
 """Many languages on one loaded base: the model of each, bit for bit, for the cost of writing its language's entries."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,12 @@ from deftx.core.compose import applied, apply
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, kind_of, load_tokenizer, place, trained_length, without_vectors
+from deftx.models import Base, check_tokenizer, kind_of, load_tokenizer, place, trained_length, without_vectors
+from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.data import Examples
 from deftx.tasks.supervised import predict
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,8 @@ class Switcher:
     is one.
 
     One thread at a time has the model, and no other language than its own can be written meanwhile. A switch that is
-    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does.
+    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, and for
+    vectors that were made with another tokenizer.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Switcher:
     ) -> None:
         self._model = without_vectors(base, task, list(languages.values()), force=force)
         self._tokenizer, self._task = load_tokenizer(base), kind_of(task)
+        check_tokenizer(self._tokenizer, task, *languages.values(), force=force)
         self._length = trained_length(self._model, self._tokenizer, task)
         place(self._model)
         self._entries = {name: _entries(self._model, task, vector) for name, vector in languages.items()}
@@ -65,6 +71,11 @@ class Switcher:
     def languages(self) -> tuple[str, ...]:
         """The names of the languages."""
         return tuple(self._entries)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the task, in the order of the columns of `probabilities`."""
+        return tuple((self._model.config.id2label or {}).values())
 
     @contextmanager
     def language(self, name: str | None) -> Iterator[PreTrainedModel]:
@@ -87,17 +98,30 @@ class Switcher:
                 self._taken = False
 
     def predict(self, examples: Examples, languages: Sequence[str | None]) -> list[tuple[Any, ...]]:
-        """The answer to every example in its own language; a classifier's are its label and the probability.
+        """The answer to every example in its own language; a classifier's are its label and the probability."""
+        return self._answers(partial(predict, self._task), examples, languages)
+
+    def probabilities(self, examples: Examples, languages: Sequence[str | None]) -> Tensor:
+        """How probable each label is for every example in its own language [examples, labels], float32 on the CPU.
+
+        Raises DeftxError where the task is no classification.
+        """
+        if self._task is not CLASSIFICATION:
+            raise DeftxError("only classifiers have probabilities of labels: use predict")
+        return torch.stack(self._answers(lambda *given: list(probabilities(*given)), examples, languages))
+
+    def _answers(self, answer: Callable[..., list[T]], examples: Examples, languages: Sequence[str | None]) -> list[T]:
+        """What `answer` gives for every example, in its own language.
 
         Each language is switched to once, whatever the order of the examples.
         """
         if len(languages) != len(examples):
             raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
-        answers: dict[int, tuple[Any, ...]] = {}
+        answers: dict[int, T] = {}
         for name in sorted(set(languages), key=lambda name: name not in self._written):  # the one at hand first
             rows = [row for row, language in enumerate(languages) if language == name]
             with self.language(name) as model:
-                found = predict(self._task, model, self._tokenizer, examples.at(rows), self._length)
+                found = answer(model, self._tokenizer, examples.at(rows), self._length)
             answers |= dict(zip(rows, found, strict=True))
         return [answers[row] for row in range(len(examples))]
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs
@@ -61,8 +61,21 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[str, float]]:
     """The most probable label of every example, and its probability (0 to 1)."""
-    best = torch.stack(said(model, encoded, batch_size, say)).softmax(-1).max(-1)
+    best = _probabilities(model, encoded, batch_size).max(-1)
     return [(encoded.names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
+) -> Tensor:
+    """How probable each label is for every example [examples, labels] float32, on the CPU; rows sum to 1."""
+    nn.Module.eval(model)
+    return _probabilities(model, encode(examples, tokenizer, length, labelled=False), 32)
+
+
+def _probabilities(model: nn.Module, encoded: Encoded, batch_size: int) -> Tensor:
+    return torch.stack(said(model, encoded, batch_size, say)).softmax(-1)
 
 
 CLASSIFICATION = Task(
