@@ -60,6 +60,7 @@ def test_a_composed_model_is_the_dense_sum(bases, language, task):
     }
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # peft asks for it by its old name
 def test_one_change_gives_the_logits_of_pefts_own_model(bases, task):
     targets = r".*encoder\.layer\..*\.(query|key|value|dense)"
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, task_type="SEQ_CLS")
