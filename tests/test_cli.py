@@ -766,7 +766,7 @@ def test_the_command_is_installed_under_its_name(run):
     "name",
     [
         *["fit language", "fit task", "compose", "evaluate", "predict", "inspect", "push", "pull", "convert", "delta"],
-        *["data trim", "demo", "run", "serve", "doctor"],
+        *["data trim", "demo", "report", "run", "runs", "prune", "serve", "doctor"],
     ],
 )
 def test_every_command_explains_itself_with_an_example(run, monkeypatch, name):

@@ -71,6 +71,7 @@ def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "F
                 axes.plot([100 * gap.low, 100 * gap.high], [place, place], color=colour, linewidth=2)
                 axes.plot(100 * gap.value, place, "o", color=colour, markersize=6, fillstyle="full" if sure else "none")
         axes.set_title(f"{one.first}\nagainst {one.second}", fontsize=9)
+        axes.tick_params(labelbottom=True)  # also above a place that stays empty
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
