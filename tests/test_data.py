@@ -261,8 +261,8 @@ def hub(monkeypatch):
     calls = []
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
 
-    def load_dataset(path, name=None, *, split, revision=None):
-        calls.append((path, revision, name, split))
+    def load_dataset(path, *, name=None, data_dir=None, split, revision=None):
+        calls.append((path, revision, name or (data_dir and f"{data_dir}/"), split))
         labels = [1, -1] if split == "test" else [1, 0]
         return datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
 
@@ -282,7 +282,7 @@ def hub(monkeypatch):
         ("hub:imdb:plain_text:train[:5%]", ("imdb", None, "plain_text", "train[:5%]")),
         (
             "hub:indonlp/NusaX-senti@refs/convert/parquet:ace",
-            ("indonlp/NusaX-senti", "refs/convert/parquet", "ace", "train"),
+            ("indonlp/NusaX-senti", "refs/convert/parquet", "ace/", "train"),
         ),
     ],
 )
@@ -333,3 +333,22 @@ def test_examples_are_chosen_by_their_numbers_with_all_their_columns():
     assert examples.at([2, 0]) == Examples(["c", "a"], ["z", "x"], [3, 1], [["c"], ["a"]])
     assert Examples(["a", "b"]).at([1]) == Examples(["b"])
     assert Examples([], labels=[]).at([]) == Examples([], labels=[])
+
+
+def test_the_folder_of_a_config_is_all_that_is_read_of_an_exported_dataset(monkeypatch, tmp_path):
+    """As the hub lays out the datasets that it exports as Parquet, read by the real library."""
+    for config, rows in {"ace": ["a", "b"], "ban": ["c"]}.items():
+        (tmp_path / "exported" / config / "test").mkdir(parents=True)
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+        )
+        made = datasets.Dataset.from_dict({"text": rows, "label": [1] * len(rows)}, features=features)
+        made.to_parquet(tmp_path / "exported" / config / "test" / "0000.parquet")
+    load = datasets.load_dataset
+
+    def local(path, *, data_dir, split, revision):
+        return load(str(tmp_path / path), data_dir=data_dir, split=split, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    found = read_examples("hub:exported@refs/convert/parquet:ace:test")
+    assert found == Examples(["a", "b"], None, ["yes", "yes"])

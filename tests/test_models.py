@@ -383,3 +383,14 @@ def test_a_vector_of_another_shape_of_base_is_an_error_even_by_force(bases):
 def test_vectors_that_name_no_base_fit_any(bases):
     model = compose(bases(), vector(bases(), 1, with_head=True, named=False), vector(bases(), 2, named=False))
     assert backbone(model)
+
+
+def test_the_head_that_a_base_lacks_may_be_another_models(bases, tmp_path):
+    AutoModel.from_pretrained(bases()).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(DeftxError, match="is not a masked language model: its checkpoint lacks lm_head"):
+        load_language_model(tmp_path)
+    whole, mended = load_language_model(bases()), load_language_model(tmp_path, bases())
+    assert all(torch.equal(weight, mended.state_dict()[name]) for name, weight in whole.state_dict().items())
+    with pytest.raises(DeftxError, match="lacks lm_head"):
+        load_language_model(tmp_path, bases("bert"))

@@ -104,7 +104,7 @@ class Start:
 def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> Start:
     """`base` about to be trained on the lines of a language's plain text, as it models language: masked or causal."""
     processes.join()
-    model, tokenizer = load_language_model(base), load_tokenizer(base)
+    model, tokenizer = load_language_model(base, settings.training.head), load_tokenizer(base)
     place(model)
     origin = origin_of("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))

@@ -83,14 +83,17 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
             warnings.warn(message, stacklevel=2)
 
 
-def load_language_model(base: Base) -> PreTrainedModel:
+def load_language_model(base: Base, head_of: Base | None = None) -> PreTrainedModel:
     """`base` with its language modelling head, masked or causal, for language training.
 
     The head is frozen, and its decoder untied from the embeddings, so that training moves the backbone
-    only. Raises DeftxError where the checkpoint has no such head.
+    only. What the checkpoint lacks of its head is that of `head_of`, a model of the same kind. Raises DeftxError where
+    there is no such head.
     """
     language = language_of(_load(AutoConfig, base))
     model, missing = _load_checked(language.auto, base)
+    if missing and head_of is not None:
+        missing = _stand_in(model, missing, load_language_model(head_of))
     if missing:
         raise DeftxError(f"{base} is not a {language.called}: its checkpoint lacks {', '.join(missing[:3])}")
     decoder, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -99,6 +102,16 @@ def load_language_model(base: Base) -> PreTrainedModel:
     for parameter in head(model).values():
         parameter.requires_grad_(False)
     return cast(PreTrainedModel, model)
+
+
+@torch.no_grad()
+def _stand_in(model: PreTrainedModel, missing: Sequence[str], other: PreTrainedModel) -> list[str]:
+    """Copy what a model's head is missing from another model's head; what is missing still."""
+    ours, theirs = head(model), head(other)
+    found = [n for n in missing if n in ours and n in theirs and ours[n].shape == theirs[n].shape]
+    for name in found:
+        ours[name].copy_(theirs[name])
+    return [name for name in missing if name not in found]
 
 
 def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task = CLASSIFICATION) -> PreTrainedModel:

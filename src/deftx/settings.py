@@ -67,6 +67,7 @@ class LanguageTraining(Training):
 
     mask      share of the tokens that masked language modelling chooses
     held_out  share of the lines that the best step is chosen on
+    head      model of the same kind whose language modelling head stands in where the base has none, as mE5 has none
     """
 
     max_steps: PositiveInt | None = 100_000
@@ -74,6 +75,7 @@ class LanguageTraining(Training):
     l1: NonNegativeFloat = 0.1
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    head: str | None = None
 
 
 class TaskTraining(Training):

@@ -41,7 +41,7 @@ class Data:
 def read(recipe: Recipe) -> Data:
     """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is wrong with it, the
     variants' settings too."""
-    model = load_language_model(recipe.base)
+    model = load_language_model(recipe.base, recipe.language.training.head)
     entries = sum(weight.numel() for weight in tunable(model).values())
     for variant in recipe.variants:
         for head, settings in enumerate((recipe.language_fit(variant, 0), recipe.task_fit(variant, 0))):

@@ -11,6 +11,7 @@ from typing import Any
 
 from deftx.errors import DeftxError, not_installed, unknown
 
+PARQUET = "refs/convert/parquet"
 HUB = "hub:"
 HUB_FORM = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
 
@@ -175,7 +176,10 @@ def _parquet(path: Path) -> Table:
 
 
 def _hub(source: str) -> Table:
-    """A hub dataset; SPLIT is `train` where it is not given. A lone part that names a usual split is no CONFIG."""
+    """A hub dataset; SPLIT is `train` where it is not given. A lone part that names a usual split is no CONFIG.
+
+    In the revision PARQUET, where the hub keeps datasets that are made by a script, each config is a folder.
+    """
     repository, *parts = source.removeprefix(HUB).split(":", 2)
     if len(parts) == 1 and parts[0] in ("train", "validation", "test"):
         parts.insert(0, "")
@@ -183,7 +187,8 @@ def _hub(source: str) -> Table:
     name, _, revision = repository.partition("@")
     datasets = _extra("datasets")
     try:
-        dataset = datasets.load_dataset(name, config or None, split=split or "train", revision=revision or None)
+        which = {"data_dir" if revision == PARQUET else "name": config or None}
+        dataset = datasets.load_dataset(name, **which, split=split or "train", revision=revision or None)
     except (OSError, ValueError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise DeftxError(f"{source} cannot be loaded as {HUB_FORM}: {reason:.300}") from error
