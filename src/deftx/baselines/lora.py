@@ -113,7 +113,7 @@ def inject(model: PreTrainedModel, settings: LoraFit) -> dict[str, nn.Parameter]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), model)
-    parameters = {}
+    parameters: dict[str, nn.Parameter] = {}
     for name in layers:
         layer: Any = model.base_model.get_submodule(name)
         (parameters[f"{name}.A"],), (parameters[f"{name}.B"],) = layer.lora_A.parameters(), layer.lora_B.parameters()
