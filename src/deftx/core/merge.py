@@ -92,7 +92,8 @@ def merge(
     check_distinct(*vectors)
     terms = [Term(LANGUAGE, vector.tensors) for vector in languages] + [Term(TASK, vector.tensors) for vector in tasks]
     terms = chosen.each([_scaled(term, given) for term in terms], given)
-    tensors = {name: _joined(name, terms, chosen.join) for term in terms for name in term.tensors}
+    names = dict.fromkeys(name for term in terms for name in term.tensors)
+    tensors = {name: _joined(name, terms, chosen.join) for name in names}
     top = with_head(tasks, head)
     about = {key: top.info[key] for key in KEPT_FROM_TASK if key in top.info} if top else {}
     written = ",".join(f"{name}={value:g}" for name, value in given.items())
@@ -105,7 +106,7 @@ def to_add(
 ) -> list[SparseVector]:
     """What `apply` is to add to a model: the vectors themselves, one after the other, where the rule is the sum (each
     addition rounds), else what `merge` makes of them."""
-    if rule != "sum":
+    if rule_of(rule)[0] is not RULES["sum"]:
         return [merge(rule, task=task, languages=languages, head=head)]
     tasks = [task] if isinstance(task, SparseVector) else list(task)
     top = with_head(tasks, head)
