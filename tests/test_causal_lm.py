@@ -1,7 +1,5 @@
 """Causal language modelling: the loss is the model's own, blocks hold text in order, and a decoder learns from it."""
 
-import math
-
 import pytest
 import tiny
 import torch
@@ -60,19 +58,21 @@ def test_a_base_says_itself_how_its_language_is_learnt(bases, shape, objective):
 
 @every_shape
 def test_a_decoder_learns_a_language_and_moves_nothing_outside_the_selection(bases, shape):
-    """Its text is a pattern, so it is soon better than chance, though 10% of its weights move."""
+    """Its text is a pattern, so it is soon better, though 30% of its weights move."""
     training = LanguageTraining(
         learning_rate=1e-2, batch_size=8, length=32, max_steps=60, min_steps=0, evaluate_every=20, l1=0
     )
     model = load_language_model(bases(shape))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     objective = causal_lm(tiny.sentences(200), load_tokenizer(bases(shape)), training, 32, 0)
-    phi = fit(model, objective, LanguageFit(k="10%", training=training))
+    with torch.no_grad():
+        at_first = objective.validate(model.eval(), 8)["loss"]
+    phi = fit(model, objective, LanguageFit(k="30%", training=training))
     scores = [row["eval_loss"] for row in phi.info["log"]["phase2"]["history"] if "eval_loss" in row]
-    assert phi.info["log"]["phase2"]["best_score"] == min(scores) < 3.5 < math.log(75)
+    assert phi.info["log"]["phase2"]["best_score"] == min(scores) < at_first - 0.3
     names = {id(weight): name for name, weight in backbone(model).items()}
     for name, weight in model.named_parameters():
         entries = phi.tensors.get(names.get(id(weight), "none: it is of the head"))
         moved = (weight != before[name]).view(-1).nonzero().view(-1)
         assert set(moved.tolist()) <= set(entries.indices.tolist() if entries else ())
-    assert phi.k == round(0.1 * sum(weight.numel() for weight in tunable(model).values()))
+    assert phi.k == round(0.3 * sum(weight.numel() for weight in tunable(model).values()))

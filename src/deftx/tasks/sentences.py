@@ -45,8 +45,9 @@ def _sentences(pick: Callable[[list[str]], list[str] | None], width: int | None,
                 f"{path}, line {number}: {line!r:.40} is no word and tag as on the other lines: correct it"
             )
         if not inside:
-            sentences.append([]), lines.append(number)
             inside = True
+            sentences.append([])
+            lines.append(number)
         sentences[-1].append(picked)
     names = ["words", "tags"][: width or 1]
     return Table(str(path), names, lines, lambda name: [[row[names.index(name)] for row in rows] for rows in sentences])
