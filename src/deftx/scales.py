@@ -58,7 +58,8 @@ def tune_scales(
     metric = metric or task.info.get("training", {}).get("metric") or next(iter(kind.metrics))
     if metric not in kind.metrics:
         raise unknown("metric", metric, kind.metrics)
-    rules = {pair: _with_scales(rule, *pair) for pair in product(sorted({*map(float, grid), 1.0}), repeat=2)}
+    tried = sorted({*map(float, grid), 1.0})
+    rules = {(first, second): _with_scales(rule, first, second) for first, second in product(tried, tried)}
     for written in rules.values():
         rule_of(written)
     model, tokenizer = without_vectors(base, task, [source], force=force), load_tokenizer(base)
@@ -70,7 +71,7 @@ def tune_scales(
             scores[pair] = evaluate(kind, model, tokenizer, valid, length)[metric]
     sign = -1 if metric in SMALLER else 1
     best = max(scores, key=lambda pair: (sign * scores[pair], -sum((scale - 1) ** 2 for scale in pair)))
-    return Scales(*best, scores[best], rules[best], scores)
+    return Scales(best[0], best[1], scores[best], rules[best], scores)
 
 
 def _with_scales(rule: str, language: float, task: float) -> str:

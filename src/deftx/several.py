@@ -47,8 +47,8 @@ def fit_task_several(
     if not temperature >= 1:
         raise DeftxError(f"temperature {temperature} is below 1; give 1 (as the data are) or more (more even)")
     if len(names) == 1:
-        only, data = sources[names[0]], (train_sets[names[0]], valid_sets[names[0]])
-        return fit_task(base, *data, settings, source=only, force=force, work=work, title=title)
+        only, sets = sources[names[0]], (train_sets[names[0]], valid_sets[names[0]])
+        return fit_task(base, *sets, settings, source=only, force=force, work=work, title=title)
     processes.join()
     check_same_base(*sources.values())
     settings, task = settled(settings), task_of(settings.task)

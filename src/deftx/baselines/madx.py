@@ -127,7 +127,8 @@ def compose(base: Base, task: Adapter, language: Adapter | None) -> PreTrainedMo
     model = classifier(base, METHOD, task, language)
     parts = trained(model, task)
     attach(model, *([] if language is None else [trained(model, language)]), parts, layers=len(parts.layers))
-    return model.eval()
+    nn.Module.eval(model)
+    return model
 
 
 def untrained(model: PreTrainedModel, settings: MadxFit) -> Parts:
@@ -150,7 +151,7 @@ def trained(model: PreTrainedModel, adapter: Adapter) -> Parts:
     return parts.requires_grad_(False)
 
 
-def attach(model: PreTrainedModel, *stack: Parts, layers: int) -> None:
+def attach(model: Any, *stack: Parts, layers: int) -> None:
     """Have `model` compute with adapters, the lowest first, in its first `layers` layers."""
     model.base_model.add_module("adapters", nn.ModuleList(stack))  # for clipping and for devices
     for number, layer in enumerate(_layers(model)[:layers]):
@@ -178,7 +179,7 @@ def _before(coupling: Coupling, decoder: nn.Module, inputs: tuple[Tensor]) -> Te
     return coupling.inverse(inputs[0])
 
 
-def _layers(model: PreTrainedModel) -> Any:
+def _layers(model: Any) -> Any:
     """The encoder's layers. Raises DeftxError for a model that is not built as the equations say."""
     if model.config.model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)

@@ -153,7 +153,7 @@ class _Worker:
     def close(self) -> None:
         """Let go of a process that has ended."""
         child, self.child = self.child, None
-        for pipe in (child.stdin, child.stdout) if child else ():
+        for pipe in filter(None, (child.stdin, child.stdout) if child else ()):
             with suppress(OSError):  # what was never read by it
                 pipe.close()
 

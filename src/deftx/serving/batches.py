@@ -69,7 +69,8 @@ class Batches(Generic[A]):
 
         Raises Busy, and takes none of them, where there is no room for all.
         """
-        new = [_Waiting[A](text, pair) for text, pair in zip(texts, pairs or [None] * len(texts), strict=True)]
+        beside: Sequence[str | None] = pairs or [None] * len(texts)
+        new = [_Waiting[A](text, pair) for text, pair in zip(texts, beside, strict=True)]
         with self._changed:
             if self._closing:
                 raise Busy("the server is about to stop")

@@ -32,7 +32,8 @@ class CausalLM:
     @property
     def tokens(self) -> Tensor:
         """All ids that a training batch can hold [n]."""
-        return self.train.unique()
+        ids: Tensor = self.train.unique()
+        return ids
 
     def collate(self, blocks: list[Tensor]) -> dict[str, Tensor]:
         """Stack [length] blocks to inputs and labels [batch, length], which are the same."""

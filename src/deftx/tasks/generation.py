@@ -78,7 +78,7 @@ def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
     """What the model writes for every example, the most probable token at each step."""
     writing: Writing = encoded.places
     model, tokenizer = getattr(model, "module", model), writing.tokenizer
-    settings = GenerationConfig(
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=writing.most,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from deftx.core.denoise import is_matrix, singular_values
+from deftx.core.denoise import singular_values
+from deftx.core.ranks import is_matrix
 from deftx.core.vector import Entries, SparseVector, overlap
 from deftx.experiments.recipe import TASK
 from deftx.experiments.report.read import VECTOR, RunData
