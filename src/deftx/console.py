@@ -74,16 +74,15 @@ def print_plan(run: "Prepared", *, as_json: bool) -> None:
     """Print the steps of a recipe, which of them are done, and about how long the others take."""
     from deftx.experiments.run import duration, estimate
 
-    done, seconds = {step: run.store.done(step) for step in run.plan.steps}, estimate(run)
+    left, seconds = {step.id for step in run.left()}, estimate(run)
     if as_json:
-        steps = [{"id": i, "kind": s.kind, "title": s.title, "done": done[i]} for i, s in run.plan.steps.items()]
+        steps = [{"id": i, "kind": s.kind, "title": s.title, "done": i not in left} for i, s in run.plan.steps.items()]
         print_json({"store": str(run.store.root), "seconds_left": seconds, "steps": steps})
         return
-    rows = [[step.title, step.kind, "done" if done[i] else "", i] for i, step in run.plan.steps.items()]
+    rows = [[step.title, step.kind, "" if i in left else "done", i] for i, step in run.plan.steps.items()]
     print_table(["for", "step", "", "name in the store"], rows)
-    left = len(rows) - sum(done.values())
     took = f"about {duration(seconds)}" if seconds is not None else "no such steps were timed yet"
-    print(f"\n{len(rows)} steps, {left} to do" + (f": {took}, one after the other" if left else ""))
+    print(f"\n{len(rows)} steps, {len(left)} to do" + (f": {took}, one after the other" if left else ""))
 
 
 def print_findings(found: Sequence["Finding"]) -> None:

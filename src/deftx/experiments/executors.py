@@ -35,7 +35,7 @@ def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report
 
     A step that fails stops only those that need it. Raises DeftxError at the end that names the first one.
     """
-    left = {step.id: step for step in plan.steps.values() if not store.done(step.id)}
+    left = {step.id: step for step in plan.left(store.done)}
     running: dict[Future[Outcome], Step] = {}
     failed: list[tuple[Step, str]] = []
     while left:

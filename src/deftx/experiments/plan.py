@@ -12,7 +12,7 @@ the language's.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -92,6 +92,17 @@ class Plan:
         if use not in users:
             users.append(use)
         return step.id
+
+    def left(self, done: Callable[[str], bool]) -> list[Step]:
+        """The steps that are still to be carried out, in order: those that nothing else needs, and what is missing for
+        them. What was needed only for steps that are done is not among them, though it may be gone."""
+        ends = self.steps.keys() - {needed for step in self.steps.values() for needed in step.inputs.values()}
+        wanted = set[str]()
+        rest = [end for end in ends if not done(end)]
+        while rest:
+            wanted.add(step_id := rest.pop())
+            rest += [i for i in self.steps[step_id].inputs.values() if i not in wanted and not done(i)]
+        return [step for step_id, step in self.steps.items() if step_id in wanted]
 
     def of(self, *kinds: str) -> Iterator[tuple[Use, str]]:
         """The uses of the steps of some kinds, and the steps' ids."""

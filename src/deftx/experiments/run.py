@@ -58,8 +58,8 @@ class Prepared:
     trimmed: dict[str, str]
 
     def left(self) -> list[Step]:
-        """The steps that are not done."""
-        return [step for step in self.plan.steps.values() if not self.store.done(step.id)]
+        """The steps that are to be carried out."""
+        return self.plan.left(self.store.done)
 
 
 def prepare(recipe: Recipe, store: Path) -> Prepared:
@@ -94,6 +94,7 @@ def run_recipe(
             if became == "done" and step.kind in SCORED:
                 _write_scores(run, out)
 
+        run.store.tidy(run.plan.steps)
         try:
             with executor(run.store) as submit:
                 work_off(run.plan, run.store, submit, room, report)

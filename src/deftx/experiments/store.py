@@ -9,8 +9,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +18,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from deftx.storage.folders import claimed, new_folder, write_text
+from deftx.errors import InUse
+from deftx.storage.folders import LOCK, claimed, new_folder, write_text
 from deftx.tasks.data import Examples
 
 RECORD, LOG = "step.json", "log.txt"
@@ -93,9 +94,20 @@ class Store:
                     "finished": finished,
                 }
                 (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-            for path in work.iterdir():
-                if path.name != ".lock":
-                    path.unlink()
+            _emptied(work)
+
+    def tidy(self, step_ids: Iterable[str]) -> None:
+        """Remove what finished steps left in their folders of work when they were killed just then."""
+        for work in map(self.work, filter(self.done, step_ids)):
+            if work.is_dir():
+                with suppress(InUse), claimed(work):
+                    _emptied(work)
+
+
+def _emptied(work: Path) -> None:
+    for path in work.iterdir():
+        if path.name != LOCK:
+            path.unlink()
 
 
 @contextmanager
