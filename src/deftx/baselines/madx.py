@@ -153,14 +153,15 @@ def trained(model: PreTrainedModel, adapter: Adapter) -> Parts:
 
 def attach(model: Any, *stack: Parts, layers: int) -> None:
     """Have `model` compute with adapters, the lowest first, in its first `layers` layers."""
-    model.base_model.add_module("adapters", nn.ModuleList(stack))  # for clipping and for devices
+    whole: Any = model
+    whole.base_model.add_module("adapters", nn.ModuleList(stack))  # for clipping and for devices
     for number, layer in enumerate(_layers(model)[:layers]):
         bottlenecks = [parts.layers[number] for parts in stack]
         layer.output.LayerNorm.register_forward_pre_hook(partial(_stacked, bottlenecks))
     for parts in stack:
         if isinstance(coupling := getattr(parts, "invertible", None), Coupling):
-            model.base_model.embeddings.register_forward_hook(partial(_after, coupling))
-            if (decoder := model.get_output_embeddings()) is not None:
+            whole.base_model.embeddings.register_forward_hook(partial(_after, coupling))
+            if (decoder := whole.get_output_embeddings()) is not None:
                 decoder.register_forward_pre_hook(partial(_before, coupling))
 
 
@@ -184,4 +185,5 @@ def _layers(model: Any) -> Any:
     if model.config.model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise DeftxError(f"MAD-X is not there for models of type {model.config.model_type!r}, only for {known}")
-    return model.base_model.encoder.layer
+    encoder: Any = model.base_model.encoder
+    return encoder.layer
