@@ -214,8 +214,8 @@ def fit_task_several(
     if not temperature >= 1:
         raise DeftxError(f"temperature {temperature} is below 1; give 1 (as the data are) or more (more even)")
     if len(names) == 1:
-        only, data = sources[names[0]], (train_sets[names[0]], valid_sets[names[0]])
-        return fit_task(base, *data, settings, source=only, force=force, work=work, title=title)
+        only, train_set, valid_set = sources[names[0]], train_sets[names[0]], valid_sets[names[0]]
+        return fit_task(base, train_set, valid_set, settings, source=only, force=force, work=work, title=title)
     processes.join()
     check_same_base(*sources.values())
     labels = label_names(Examples([], None, [label for name in names for label in train_sets[name].labels or []]))

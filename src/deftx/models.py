@@ -162,7 +162,8 @@ def compose(
     """
     tasks = [task] if isinstance(task, SparseVector) else list(task)
     languages = [language] if isinstance(language, SparseVector) else list(language)
-    check_distinct(*tasks, *languages), rule_of(rule)
+    check_distinct(*tasks, *languages)
+    rule_of(rule)
     top = with_head(tasks, head) or SparseVector({})
     model = without_vectors(base, top, [v for v in (*tasks, *languages) if v is not top], force=force)
     apply(model, *to_add(rule, tasks, languages, head))

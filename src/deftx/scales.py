@@ -57,7 +57,8 @@ def tune_scales(
     metric = metric or task.info.get("training", {}).get("metric", "macro_f1")
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
-    rules = {pair: _with_scales(rule, *pair) for pair in product(sorted({*map(float, grid), 1.0}), repeat=2)}
+    steps = sorted({*map(float, grid), 1.0})
+    rules = {pair: _with_scales(rule, *pair) for pair in product(steps, steps)}
     for written in rules.values():
         rule_of(written)
     model, tokenizer = without_vectors(base, task, [source], force=force), load_tokenizer(base)
@@ -68,7 +69,7 @@ def tune_scales(
         with applied(model, *to_add(written, task, [source])):
             scores[pair] = evaluate(model, tokenizer, valid, length)[metric]
     best = max(scores, key=lambda pair: (scores[pair], -sum((scale - 1) ** 2 for scale in pair)))
-    return Scales(*best, scores[best], rules[best], scores)
+    return Scales(best[0], best[1], scores[best], rules[best], scores)
 
 
 def _with_scales(rule: str, language: float, task: float) -> str:

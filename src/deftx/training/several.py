@@ -55,7 +55,8 @@ class Several:
     @property
     def tokens(self) -> Tensor:
         """All token ids of all languages [n]."""
-        return torch.cat([part.tokens for part in self.parts.values()]).unique()
+        ids: Tensor = torch.cat([part.tokens for part in self.parts.values()]).unique()
+        return ids
 
     def collate(self, examples: list[Any]) -> dict[str, Tensor]:
         """The one batch in `examples`, with the number of its language."""
