@@ -107,7 +107,9 @@ def test_labels_are_not_needed_when_none_are_asked_for(written):
 def test_a_missing_column_is_named_beside_those_there_are(written):
     path = written(["review", "stars"], [("a", "1")])
     assert (
-        message(read_examples, path) == f"{path} has no column 'text', only 'review', 'stars': say which column to read"
+        message(read_examples, path)
+        == f"{path} has no column 'text', only 'review', 'stars': say which column to read,"
+        " or write the columns' names as a first line if there are none"
     )
     assert "no column 'label'" in message(read_examples, path, Columns(text="review"))
     assert "no column 'title'" in message(read_examples, path, Columns(text="review", pair="title", label="stars"))
@@ -220,7 +222,15 @@ def test_a_damaged_file_is_refused_with_its_place_and_a_remedy(file, name, conte
 @pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl"])
 def test_the_line_that_is_not_utf8_is_named(file, name, mark):
     path = file(name, mark + "é\nü\n".encode() + b"good\xff\nmore\n")
-    assert message(read_text, path) == f"{path}, line 3: not UTF-8: save the file as UTF-8"
+    fix = f"save the file as UTF-8, or type iconv -f WINDOWS-1252 -t UTF-8 {name}, with what it is in"
+    assert message(read_text, path) == f"{path}, line 3: not UTF-8: {fix}"
+
+
+@pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])
+def test_text_in_utf_16_is_known_by_its_mark(file, code):
+    path = file("a.txt", "\ufeffgood\n".encode(code))
+    assert "line 1: not UTF-8" in message(read_text, path)
+    assert "iconv -f UTF-16 -t UTF-8 a.txt" in message(read_text, path)
 
 
 def test_columns_that_are_whole_texts_are_cut_short_in_the_message(file):

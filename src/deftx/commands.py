@@ -1,6 +1,7 @@
 """What the commands of `deftx.cli` do, between parsing and printing."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -62,6 +63,13 @@ def _assignment(change: str) -> dict[str, Any]:
         raise DeftxError(f"{change!r} sets nothing: write KEY=VALUE, such as training.batch_size=4, VALUE in YAML")
     *path, last = key.strip().split(".")
     return reduce(lambda inner, part: {part: inner}, reversed(path), {last: value})
+
+
+def check_sizes(train_set: Examples, valid_set: Examples) -> None:
+    """Warn where there is more to choose a step on than to learn from."""
+    if len(valid_set) > len(train_set):
+        sizes = f"--valid has {len(valid_set):,} rows and --train {len(train_set):,}"
+        warnings.warn(f"{sizes}: are they the wrong way round?", stacklevel=2)
 
 
 def check_free(out: Path, *, force: bool) -> Path:

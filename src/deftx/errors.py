@@ -18,3 +18,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> DeftxError:
     near = get_close_matches(name, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return DeftxError(f"unknown {kind} {name!r}{hint}; known: {', '.join(names)}")
+
+
+def not_installed(error: ModuleNotFoundError, extra: str) -> DeftxError:
+    """The error for a library that only an extra of deftx installs."""
+    return DeftxError(f"{error.name} is not installed: pip install 'deftx[{extra}]'")

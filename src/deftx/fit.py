@@ -26,7 +26,7 @@ from deftx.core.compose import apply
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.ranks import rank_rule
 from deftx.core.select import digest, parse_k, select
-from deftx.core.vector import Head, SparseVector
+from deftx.core.vector import Head, SparseVector, check_language
 from deftx.errors import DeftxError, Diverged, unknown
 from deftx.models import (
     Base,
@@ -163,6 +163,7 @@ def fit_task(
     force   go on, with a warning, where `source` was made on other weights than the base's
     """
     processes.join()
+    check_language(*([source] if source else []))
     labels, tokenizer = label_names(train_set), load_tokenizer(base)
     model = load_classifier(base, labels, settings.seed)
     place(model)

@@ -22,10 +22,11 @@ from transformers import (
 
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
-from deftx.core.vector import SparseVector, check_distinct, check_same_base
+from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base
 from deftx.errors import DeftxError
 from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import MODEL, check_target, new_folder
+from deftx.storage.manifest import FILE
 
 Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
 
@@ -119,9 +120,9 @@ def load_encoder(base: Base) -> PreTrainedModel:
     return cast(PreTrainedModel, encoder)
 
 
-def skeleton(base: Base, auto: Any = AutoModel) -> PreTrainedModel:
+def skeleton(base: Base, auto: Any = AutoModel, **config_options: Any) -> PreTrainedModel:
     """The model that `auto` makes for `base`, without weights: names, shapes and modules at no cost (device meta)."""
-    config = _load(AutoConfig, base)
+    config = _load(AutoConfig, base, **config_options)
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config)
     return model
@@ -166,6 +167,7 @@ def without_vectors(
     """
     if task.head is None:
         raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
+    check_language(*languages)
     check_same_base(task, *languages)
     model = load_classifier(base, task.head.labels)
     named = [vector for vector in (task, *languages) if vector.info.get("base_fingerprint")]
@@ -226,13 +228,18 @@ def _load_checked(auto: Any, base: Base) -> tuple[Any, list[str]]:
 
 def _load(auto: Any, base: Base, **options: Any) -> Any:
     """What `auto` loads for `base`, or one line that says why it cannot."""
-    name, revision = os.fspath(base), None
+    name, revision, where = os.fspath(base), None, ""
+    if os.path.isfile(name):
+        raise DeftxError(f"cannot load the model {name!r}: it is a file: give the folder that it is in")
+    if os.path.isfile(os.path.join(name, FILE)):
+        raise DeftxError(f"cannot load the model {name!r}: it is a vector: give the base that it was made on")
     if not os.path.exists(name):
         if os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
             raise DeftxError(f"cannot load the model {name!r}: there is no such folder, and it is no hub id")
         name, _, revision = name.partition("@")
+        where = "there is no such folder; as a hub id: "
     try:
         return auto.from_pretrained(name, revision=revision or None, **options)
     except BAD_BASE as error:
         reason = str(error).strip().split("\n")[0].rstrip(" .:")
-        raise DeftxError(f"cannot load the model {name!r}: {reason}") from None
+        raise DeftxError(f"cannot load the model {name!r}: {where}{reason}") from None

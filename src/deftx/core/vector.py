@@ -136,6 +136,15 @@ def check_same_base(*vectors: SparseVector) -> None:
         raise DeftxError(f"vectors of different bases do not combine: {named}")
 
 
+def check_language(*vectors: SparseVector) -> None:
+    """Raise DeftxError for a task vector, known by its head, where language vectors are wanted."""
+    for place, vector in enumerate(vectors, 1):
+        if vector.head is not None:
+            which = f"vector {place} of {len(vectors)}" if len(vectors) > 1 else "the vector"
+            what = f"{which} given as a language is a task vector, for {', '.join(vector.head.labels)}"
+            raise DeftxError(f"{what}: give one that `deftx fit language` made")
+
+
 def check_distinct(*vectors: SparseVector) -> None:
     """Raise DeftxError where one vector comes twice: its changes would be made twice."""
     for place, second in enumerate(vectors):

@@ -70,7 +70,7 @@ def write_manifest(content: dict[str, Any], path: Path) -> None:
 def read_manifest(path: Path) -> Manifest:
     """Read vector.json; raises DeftxError that names the file and what is wrong with it."""
     if not os.path.isfile(path):
-        raise DeftxError(f"{path.parent} is not a vector: it has no {FILE}")
+        raise DeftxError(f"{path.parent} is not a vector: it has no {FILE}{_inside(path.parent)}")
     try:
         content = json.loads(path.read_bytes().decode(), parse_constant=_refuse)
     except (ValueError, RecursionError, OSError) as error:
@@ -82,6 +82,12 @@ def read_manifest(path: Path) -> Manifest:
         return _check(content)
     except DeftxError as error:
         raise DeftxError(f"{path} is damaged: {error}") from error
+
+
+def _inside(folder: Path) -> str:
+    """The vectors that a folder holds, for who named the folder in place of one."""
+    names = sorted(found.parent.name for found in folder.glob(f"*/{FILE}"))
+    return f"; in it are the vectors {', '.join(names)}: name one of them" if names else ""
 
 
 def _check(content: object) -> Manifest:

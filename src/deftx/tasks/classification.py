@@ -144,10 +144,22 @@ def evaluate(
     return scores(encoded.labels, logits(model, encoded).argmax(-1).tolist())
 
 
+def probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
+) -> Tensor:
+    """How probable each label is for every example [examples, labels] float32, on the CPU; rows sum to 1."""
+    return logits(model, encode(examples, tokenizer, length)).softmax(-1)
+
+
+def most_probable(found: Tensor, labels: Sequence[str]) -> list[tuple[str, float]]:
+    """The most probable label of every row of `probabilities`, and its probability (0 to 1)."""
+    best = found.max(-1)
+    return [(labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
 def predict(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
 ) -> list[tuple[str, float]]:
     """The most probable label of every example, and its probability (0 to 1)."""
-    best = logits(model, encode(examples, tokenizer, length)).softmax(-1).max(-1)
-    names = model.config.id2label or {}
-    return [(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    labels = list((model.config.id2label or {}).values())
+    return most_probable(probabilities(model, tokenizer, examples, length), labels)

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from deftx.errors import DeftxError, unknown
+from deftx.errors import DeftxError, not_installed, unknown
 
 HUB = "hub:"
 HUB_FORM = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
@@ -29,7 +29,8 @@ class Table:
         """Each value of a column, after its place in words."""
         if name not in self.names:
             there = ", ".join(f"{name!r:.40}" for name in self.names)  # without a header these are whole texts
-            raise DeftxError(f"{self.source} has no column {name!r}, only {there}: say which column to read")
+            what = "say which column to read, or write the columns' names as a first line if there are none"
+            raise DeftxError(f"{self.source} has no column {name!r}, only {there}: {what}")
         for line, value in zip(self.lines, self.column(name), strict=True):
             yield f"{self.source}, {self.unit} {line}", value
 
@@ -82,7 +83,9 @@ def _decoded(path: Path) -> str:
         raise DeftxError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise DeftxError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from error
+        usual = "UTF-16" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
+        fix = f"save the file as UTF-8, or type iconv -f {usual} -t UTF-8 {path.name}, with what it is in"
+        raise DeftxError(f"{path}, line {line}: not UTF-8: {fix}") from error
     if not text.strip():
         raise DeftxError(f"{path} is empty: it needs at least one line that is not blank")
     return text
@@ -193,7 +196,7 @@ def _extra(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise DeftxError(f"{error.name} is not installed: pip install 'deftx[data]'") from error
+        raise not_installed(error, "data") from error
 
 
 READERS: dict[str, Callable[[Path], Table]] = {
