@@ -1,42 +1,39 @@
 """One base, many languages: every model is the composed one, bit for bit, whatever came before."""
 
 import threading
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import sentences
+from tiny import random_vector, sentences
 
 import deftx
 from deftx import switcher as module
-from deftx.core.backbone import backbone, head
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.models import load_classifier
+from deftx.tasks.classification import predict
 from deftx.tasks.data import Examples
 
 NAMES = ["ace", "ban", "min"]
 CHOICES = st.lists(st.sampled_from([*NAMES, None]), max_size=8)
 
 
-def vector(model, seed, with_head=False):
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, weight in backbone(model).items():
-        places = (torch.rand(weight.numel(), generator=generator) < 0.3).nonzero().view(-1)
-        tensors[name] = Entries(places, torch.randn(len(places), generator=generator), tuple(weight.shape))
-    top = {name: torch.randn(weight.shape, generator=generator) for name, weight in head(model).items()}
-    return SparseVector(tensors, Head(top, ("bad", "good")) if with_head else None)
+@pytest.fixture(scope="module")
+def parts(bases):
+    """A base, a task vector and language vectors by name."""
+    model = load_classifier(bases(), ["bad", "good"])
+    languages = {name: random_vector(model, seed) for seed, name in enumerate(NAMES, 1)}
+    return bases(), random_vector(model, 0, ("bad", "good")), languages
 
 
 @pytest.fixture(scope="module")
-def made(bases):
-    """A switcher, and by language the weights of the composed model and the model itself."""
-    base = bases()
-    model = load_classifier(base, ["bad", "good"])
-    task = vector(model, 0, with_head=True)
-    languages = {name: vector(model, seed) for seed, name in enumerate(NAMES, 1)}
+def made(parts):
+    """A switcher, and by language the composed model."""
+    base, task, languages = parts
     composed = {name: deftx.compose(base, task, language) for name, language in languages.items()}
     composed[None] = deftx.compose(base, task)
     return deftx.Switcher(base, task, languages), composed
@@ -99,34 +96,49 @@ def test_mixed_batches_are_answered_as_by_a_model_for_each_language_and_in_order
     languages = [[*NAMES, None][number % 4] for number in range(len(texts))]
     found = switcher.predict(Examples(texts), languages)
     for (label, share), text, name in zip(found, texts, languages, strict=True):
-        expected, probability = module.predict(composed[name], switcher._tokenizer, Examples([text]), switcher._length)[
-            0
-        ]
+        ((expected, probability),) = predict(composed[name], switcher._tokenizer, Examples([text]), switcher._length)
         assert label == expected
         assert share == pytest.approx(probability, abs=1e-5)
 
 
-def test_no_thread_ever_sees_a_half_switched_model(made):
-    switcher, composed = made
+def hammered(switcher, composed, monkeypatch):
+    """How many of the answers that four threads got are not, bit for bit, those of the composed models."""
     inputs = switcher._tokenizer(sentences(2, seed=4), padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = {name: model(**inputs).logits for name, model in composed.items()}
-    wrong = []
+    write, answers = module.write_entries, []
+
+    def slowly(*arguments):
+        write(*arguments)
+        time.sleep(1e-4)  # the others' turn: in the middle of a switch
 
     def ask(seed):
         draw = torch.Generator().manual_seed(seed)
-        for number in torch.randint(4, (25,), generator=draw).tolist():
+        for number in torch.randint(4, (15,), generator=draw).tolist():
             name = [*NAMES, None][number]
             with switcher.language(name) as model, torch.no_grad():
-                if not torch.equal(model(**inputs).logits, expected[name]):
-                    wrong.append(name)
+                answers.append(torch.equal(model(**inputs).logits, expected[name]))
 
+    monkeypatch.setattr(module, "write_entries", slowly)
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert len(answers) == 60
+    return answers.count(False)
+
+
+def test_no_thread_ever_sees_a_half_switched_model(made, monkeypatch):
+    assert hammered(*made, monkeypatch) == 0
+
+
+def test_without_its_lock_threads_would_see_half_switched_models(parts, made, monkeypatch):
+    switcher = deftx.Switcher(*parts)
+    monkeypatch.setattr(switcher, "_lock", nullcontext())
+    never = property(lambda _: False, lambda *_: None)
+    monkeypatch.setattr(deftx.Switcher, "_taken", never, raising=False)
+    assert hammered(switcher, made[1], monkeypatch) > 0
 
 
 def test_a_block_within_a_block_is_an_error_and_leaves_the_model_as_it_is(made):
@@ -150,7 +162,14 @@ def test_an_unknown_language_is_an_error_that_lists_those_there_are(made):
 
 def test_vectors_of_another_base_are_refused(bases):
     model = load_classifier(bases(), ["bad", "good"])
-    task, language = vector(model, 0, with_head=True), vector(model, 1)
+    task, language = random_vector(model, 0, ("bad", "good")), random_vector(model, 1)
     other = SparseVector(language.tensors, info={"base": "other", "base_fingerprint": "f" * 64})
     with pytest.raises(DeftxError, match="other"):
         deftx.Switcher(bases(), task, {"min": other})
+
+
+def test_vectors_of_another_tokenizer_are_refused(parts):
+    base, task, languages = parts
+    other = SparseVector(languages["ace"].tensors, info={"tokenizer": {"name": "other", "digest": "f" * 64}})
+    with pytest.raises(DeftxError, match="made with the tokenizer other"):
+        deftx.Switcher(base, task, {"ace": other})

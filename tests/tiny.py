@@ -19,6 +19,9 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
+from deftx.core.backbone import backbone, head
+from deftx.core.vector import Entries, Head, SparseVector
+
 WORDS = [f"{onset}{vowel}" for onset in "b d f g k l m n p r s t v z".split() for vowel in "a e i o u".split()]
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -76,6 +79,17 @@ def save_base(folder: Path, shape: str = "xlmr", dtype: torch.dtype = torch.floa
         SHAPES[shape]().to(dtype).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def random_vector(model: PreTrainedModel, seed: int, labels: tuple[str, ...] = ()) -> SparseVector:
+    """A vector of random entries, a third of the backbone's; with a random head where there are labels."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, weight in backbone(model).items():
+        places = (torch.rand(weight.numel(), generator=generator) < 0.3).nonzero().view(-1)
+        tensors[name] = Entries(places, torch.randn(len(places), generator=generator), tuple(weight.shape))
+    top = {name: torch.randn(weight.shape, generator=generator) for name, weight in head(model).items()}
+    return SparseVector(tensors, Head(top, labels) if labels else None)
 
 
 def sentences(count: int, seed: int = 0, step: int = 1) -> list[str]:

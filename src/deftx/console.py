@@ -16,6 +16,7 @@ from deftx.errors import DeftxError
 
 if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
+    from deftx.doctor import Finding
 
 # By class name, since the classes are those of libraries that need not have been imported.
 KNOWN = {
@@ -51,6 +52,13 @@ def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     print_table(columns, cells)
+
+
+def print_findings(found: Sequence["Finding"]) -> None:
+    """Print what `doctor` found, a line each, what does not fit with a mark."""
+    width = max(len(finding.topic) for finding in found)
+    for finding in found:
+        print(f"{' ' if finding.fine else '✗'} {finding.topic:{width}}  {finding.says}")
 
 
 def print_vectors(names: Sequence[str], vectors: Sequence["SparseVector"], *, as_json: bool) -> None:

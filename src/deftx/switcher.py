@@ -14,8 +14,8 @@ from deftx.core.compose import applied, apply
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, load_tokenizer, place, trained_length, without_vectors
-from deftx.tasks.classification import predict
+from deftx.models import Base, check_tokenizer, load_tokenizer, place, trained_length, without_vectors
+from deftx.tasks.classification import most_probable, probabilities
 from deftx.tasks.data import Examples
 
 
@@ -44,7 +44,8 @@ class Switcher:
     is one.
 
     One thread at a time has the model, and no other language than its own can be written meanwhile. A switch that is
-    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does.
+    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, and for
+    vectors that were made with another tokenizer.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Switcher:
     ) -> None:
         self._model = without_vectors(base, task, list(languages.values()), force=force)
         self._tokenizer = load_tokenizer(base)
+        check_tokenizer(self._tokenizer, task, *languages.values(), force=force)
         self._length = trained_length(self._model, self._tokenizer, task)
         place(self._model)
         self._entries = {name: _entries(self._model, task, vector) for name, vector in languages.items()}
@@ -64,6 +66,11 @@ class Switcher:
     def languages(self) -> tuple[str, ...]:
         """The names of the languages."""
         return tuple(self._entries)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the task, in the order of the columns of `probabilities`."""
+        return tuple((self._model.config.id2label or {}).values())
 
     @contextmanager
     def language(self, name: str | None) -> Iterator[PreTrainedModel]:
@@ -86,22 +93,25 @@ class Switcher:
                 self._taken = False
 
     def predict(self, examples: Examples, languages: Sequence[str | None]) -> list[tuple[str, float]]:
-        """The most probable label of every example in its own language, and its probability (0 to 1).
+        """The most probable label of every example in its own language, and its probability (0 to 1)."""
+        return most_probable(self.probabilities(examples, languages), self.labels)
+
+    def probabilities(self, examples: Examples, languages: Sequence[str | None]) -> Tensor:
+        """How probable each label is for every example in its own language [examples, labels], float32 on the CPU.
 
         Each language is switched to once, whatever the order of the examples.
         """
         if len(languages) != len(examples):
             raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
-        answers: dict[int, tuple[str, float]] = {}
+        answers = torch.empty(len(examples), len(self.labels))
         for name in sorted(set(languages), key=lambda name: name not in self._written):  # the one at hand first
             rows = [row for row, language in enumerate(languages) if language == name]
             some = Examples(
                 [examples.texts[row] for row in rows], examples.pairs and [examples.pairs[row] for row in rows]
             )
             with self.language(name) as model:
-                found = predict(model, self._tokenizer, some, self._length)
-            answers |= dict(zip(rows, found, strict=True))
-        return [answers[row] for row in range(len(examples))]
+                answers[rows] = probabilities(model, self._tokenizer, some, self._length)
+        return answers
 
     @torch.no_grad()
     def _switch(self, name: str | None) -> None:
