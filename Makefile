@@ -74,7 +74,7 @@ clean:
 .venv-oldest/installed: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt torch
-	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt --editable '.[data,plot]' hypothesis pytest pytest-xdist
+	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt --editable '.[data,plot,serve]' hypothesis pytest pytest-xdist
 	touch $@
 
 .PRECIOUS: %/torch

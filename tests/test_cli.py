@@ -409,6 +409,8 @@ def bad(here, home):
         "blank.tsv": b"text\tlabel\n \ta\n",
         "latin.txt": "ba be\nbi bo\nré\n".encode("latin-1"),
         "one.txt": b"ba be bi\n",
+        "wide.txt": "ba be\n".encode("utf-16"),
+        "headless.tsv": b"ba be\tfront\nbi bo\tback\n",
         "columns.tsv": b"review\tstars\nba be\t1\nbi bo\t2\n",
         "unlabelled.tsv": b"text\tlabel\nba be\tfront\nbi bo\t\n",
         "single.tsv": b"text\tlabel\nba be\tfront\nbi bo\tfront\n",
@@ -486,6 +488,26 @@ WRONG = {
         r"made on .*/base \(.*\), not on .*--any-base",
     ),
     "vectors of another base": (COMPOSE, "--base home/other", r"was made on .*, not on home/other .*: use .*/base"),
+    "task for language": (
+        COMPOSE,
+        "--language home/task",
+        r"the vector given as a language is a task vector, for back, front: give one that `deftx fit language` made",
+    ),
+    "task for source": (FIT_TASK, "--source home/task", r"given as a language is a task vector, for back, front"),
+    "vector for base": (COMPOSE, "--base home/min", r"'home/min': it is a vector: give the base that it was made on"),
+    "file for base": (COMPOSE, "--base one.txt", r"'one\.txt': it is a file: give the folder that it is in"),
+    "base mistyped": (COMPOSE, "--base home/bse", r"'home/bse': there is no such folder; as a hub id: "),
+    "folder of vectors": (
+        COMPOSE,
+        "--task home",
+        r"is not a vector: .*; in it are the vectors ind, min, task: name one",
+    ),
+    "no header line": (
+        FIT_TASK,
+        "--train headless.tsv",
+        r"only 'ba be', 'front': .* write the columns' names as a first",
+    ),
+    "text in UTF-16": (FIT_LANGUAGE, "--text wide.txt", r"line 1: not UTF-8: .*iconv -f UTF-16 -t UTF-8 wide\.txt"),
     "language for task": (COMPOSE, "--task home/ind", r"has no head: give the vector that `deftx fit task` made"),
     "damaged language": (COMPOSE, "--language damaged", r"vector\.safetensors: the file is damaged"),
     "model folder exists": (COMPOSE, "--out home/model", r"model exists: choose another folder, or .* --force"),
@@ -541,6 +563,19 @@ def test_wrong_input_is_one_line_with_code_2_and_changes_no_file(bad, home, run,
     assert re.fullmatch(rf"deftx: .*{says}.*", done.complaint)
     assert done.err.count("phase") == 0, "it was noticed after training had begun"
     assert (tree(bad), tree(home)) == before
+
+
+def test_a_language_may_be_named_wherever_it_is_given(here, home, run):
+    assert run(*with_options(COMPOSE, "--language min=home/min --out named")).code == 0
+    assert tree(Path("named")) == tree(home / "model")
+
+
+def test_more_to_validate_on_than_to_learn_from_is_worth_a_warning(here, home, run):
+    labelled(here / "small.tsv", 3, count=8)
+    done = run(*with_options(FIT_TASK, "--train small.tsv"), "--source", "home/ind")
+    assert done.code == 0
+    assert done.complaint == "deftx: warning: --valid has 24 rows and --train 8: are they the wrong way round?"
+    assert "without --source" not in done.out
 
 
 def test_vectors_go_onto_another_base_when_that_is_wanted(here, run):
@@ -637,14 +672,15 @@ def test_the_program_keeps_results_and_news_apart(home, tmp_path):
     task = ["--base", home / "base", "--train", home / "train.tsv", "--valid", home / "valid.tsv"]
     done = program("-m", "deftx.cli", "fit", "task", *task, "--out", tmp_path / "task", *QUICK)
     assert done.returncode == 0
-    assert re.fullmatch(r".*task: task vector, k = 278, held-out macro_f1 0\.\d+\n", done.stdout)
+    alone = "; without --source, so learnt on the base alone"
+    assert re.fullmatch(rf".*task: task vector, k = 278, held-out macro_f1 0\.\d+{alone}\n", done.stdout)
     assert all("━" in line for line in done.stderr.splitlines() if line), done.stderr
 
 
 def test_the_program_refuses_with_one_line_and_code_2(home):
     done = program("-m", "deftx.cli", "inspect", home / "min", home)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"deftx: .* is not a vector: it has no vector\.json\n", done.stderr)
+    assert re.fullmatch(r"deftx: .* is not a vector: it has no vector\.json; in it are .*\n", done.stderr)
 
 
 def test_the_command_is_installed_under_its_name(run):
@@ -657,7 +693,7 @@ def test_the_command_is_installed_under_its_name(run):
     "name",
     [
         *["fit language", "fit task", "compose", "evaluate", "predict", "inspect", "push", "pull", "convert", "delta"],
-        *["data trim", "demo", "run"],
+        *["data trim", "demo", "run", "serve", "doctor"],
     ],
 )
 def test_every_command_explains_itself_with_an_example(run, monkeypatch, name):

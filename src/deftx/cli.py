@@ -14,6 +14,7 @@ import typer
 from deftx.console import (
     error_line,
     exit_on_sigterm,
+    print_findings,
     print_json,
     print_scores,
     print_vectors,
@@ -22,7 +23,7 @@ from deftx.console import (
     say,
     short_warnings,
 )
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, not_installed
 from deftx.options import (
     FILE,
     FORMATS,
@@ -48,11 +49,12 @@ from deftx.options import (
     path,
     source,
 )
+from deftx.serving import Limits
 
 if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
 
-WRONG_INPUT, STOPPED, TERMINATED = 2, 130, 143  # exit codes; the last two after Ctrl-C and SIGTERM
+MISFIT, WRONG_INPUT, STOPPED, TERMINATED = 1, 2, 130, 143  # exit codes; the last two after Ctrl-C and SIGTERM
 
 app = typer.Typer(
     help="Language and task vectors that add up to a model for a language without labels.",
@@ -150,6 +152,7 @@ def fit_task(
     commands.check_free(out, force=force)
     columns = Columns(text_column, pair_column, label_column)
     data = read_examples(train, columns), read_examples(valid, columns)
+    commands.check_sizes(*data)
     phi_source = load(source) if source else None
 
     def learn(work: Path) -> "SparseVector":
@@ -175,7 +178,7 @@ def compose(
     from deftx import commands
     from deftx.storage.files import load
 
-    languages = [load(folder) for folder in language or []]
+    languages = list(commands.named_languages(language or []).values())
     commands.compose_to(out, base, load(task), languages, force=force, any_base=any_base)
     print(f"{out}: a classifier that transformers loads, composed of {', '.join([task, *(language or [])])}")
 
@@ -191,10 +194,7 @@ def evaluate(
         list[str],
         option("Labelled data; one for each language, NAME= before it where there are several.", metavar="[NAME=]FILE"),
     ],
-    language: Annotated[
-        list[str] | None,
-        option("Language vector; may be repeated. NAME is its folder's where not given.", metavar="[NAME=]VECTOR"),
-    ] = None,
+    language: Languages = None,
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",
@@ -248,7 +248,7 @@ def predict(
     else:
         assert base is not None
         assert task is not None
-        languages = [load(folder) for folder in language or []]
+        languages = list(commands.named_languages(language or []).values())
         found = commands.predictions_of_vectors(base, load(task), languages, examples, any_base=any_base)
     if as_json:
         lines = [json.dumps({"label": label, "probability": p}, ensure_ascii=False) for label, p in found]
@@ -256,6 +256,38 @@ def predict(
         lines = ["label\tprobability", *(f"{label}\t{p:.4f}" for label, p in found)]
     content = "".join(f"{line}\n" for line in lines)
     write_text(out, content) if out else print(content, end="")
+
+
+@app.command(
+    epilog="Example: deftx serve --base xlm-roberta-base --task vectors/sentiment"
+    " --language min=vectors/min --language ace=vectors/ace"
+)
+def serve(
+    base: Base,
+    task: Task,
+    language: Languages = None,
+    host: Annotated[str, option("Address to listen at; 0.0.0.0 for all of this machine's.", metavar="HOST")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, option("Port to listen at; 0 for any that is free.", min=0, max=65535)] = 8000,
+    max_batch: Annotated[int, option("Most texts in a request.", min=1)] = Limits.texts,
+    max_chars: Annotated[int, option("Most characters in a text.", min=1)] = Limits.chars,
+    max_body: Annotated[int, option("Most bytes in a request.", min=1)] = Limits.body,
+    max_waiting: Annotated[int, option("Most texts that wait for an answer.", min=1)] = Limits.waiting,
+    any_base: AnyBase = False,
+) -> None:
+    """Answer requests over HTTP in many languages, all from one loaded base; a page to try it is at /."""
+    quiet_transformers()
+    try:
+        from deftx.serving.app import serve as answer
+    except ModuleNotFoundError as error:
+        raise not_installed(error, "serve") from error
+    from deftx import commands
+    from deftx.storage.files import load
+    from deftx.switcher import Switcher
+
+    limits = Limits(max_batch, max_chars, max_body, max_waiting)
+    answer(Switcher(base, load(task), commands.named_languages(language or []), force=any_base), limits, host, port)
 
 
 @app.command(epilog="Example: deftx inspect vectors/min vectors/ind")
@@ -268,6 +300,22 @@ def inspect(
     from deftx.storage.files import load
 
     print_vectors(vector, [load(name) for name in vector], as_json=as_json)
+
+
+@app.command(epilog="Example: deftx doctor --base xlm-roberta-base --vector vectors/min --vector vectors/sentiment")
+def doctor(
+    base: Annotated[str | None, option("Base to examine: a folder or hub id.", metavar="MODEL", parser=source)] = None,
+    vector: Annotated[list[str] | None, option("Vector that is to fit the base; may be repeated.", **VECTOR)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is installed, what a training would run on, and whether vectors fit a base: if not, exit code 1."""
+    quiet_transformers()
+    from deftx.doctor import examine
+
+    found = examine(base, vector or [])
+    print_json([asdict(finding) for finding in found]) if as_json else print_findings(found)
+    if not all(finding.fine for finding in found):
+        raise typer.Exit(MISFIT)
 
 
 @app.command(epilog="Example: deftx push vectors/min you/xlmr-min --language min --license cc-by-sa-4.0")
@@ -430,7 +478,8 @@ def _print_learnt(out: Path, vector: "SparseVector") -> None:
         return
     best, training = vector.info["log"]["phase2"], vector.info["training"]
     metric = training.get("metric", "loss")
-    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}")
+    alone = "; without --source, so learnt on the base alone" if vector.head and not vector.info["source"] else ""
+    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}{alone}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

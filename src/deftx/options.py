@@ -32,7 +32,10 @@ Force = Annotated[bool, option("Replace what is at the place of the output.", "-
 AnyBase = Annotated[bool, option("Go on although the vectors were made on other weights.", "--any-base")]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]
 Task = Annotated[str, option("Task vector: a folder or hub id.", **VECTOR)]
-Languages = Annotated[list[str] | None, option("Language vector: a folder or hub id; may be repeated.", **VECTOR)]
+Languages = Annotated[
+    list[str] | None,
+    option("Language vector; may be repeated. NAME is its folder's where not given.", metavar="[NAME=]VECTOR"),
+]
 Changes = Annotated[
     list[str] | None, option("Any setting, such as training.batch_size=4.", "--set", metavar="KEY=VALUE")
 ]

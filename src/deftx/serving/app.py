@@ -1,0 +1,226 @@
+"""A Switcher over HTTP: `/predict`, `/languages`, `/health`, `/openapi.json`, and a page to try it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import deftx
+from deftx.errors import DeftxError, unknown
+from deftx.serving import Limits
+from deftx.serving.batches import Batches, Busy
+from deftx.switcher import Switcher
+
+PAGE = Path(__file__).with_name("page.html")
+# the page needs nothing from anywhere else, and may have nothing
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+STOPPING = 60  # seconds that a stop waits for answers
+
+
+class Asked(BaseModel):
+    """Texts to be labelled."""
+
+    model_config = ConfigDict(extra="forbid")
+    texts: list[str] = Field(min_length=1)
+    pairs: list[str] | None = Field(None, description="Second texts, such as hypotheses: one for each text.")
+    language: str | list[str | None] | None = Field(
+        description="The language of all texts, or a list with one for each; null: the task without a language vector."
+    )
+
+
+class Prediction(BaseModel):
+    """What is said of one text."""
+
+    language: str | None
+    label: str
+    probability: float = Field(description="Of `label`, 0 to 1.")
+    probabilities: dict[str, float] = Field(description="Of every label; they sum to 1.")
+
+
+class Predictions(BaseModel):
+    """What is said of the texts, in their order."""
+
+    predictions: list[Prediction]
+
+
+class Problem(BaseModel):
+    """What is wrong and what to do, in one line."""
+
+    detail: str
+
+
+class Languages(BaseModel):
+    """What can be asked for."""
+
+    languages: list[str]
+    labels: list[str]
+
+
+class Health(BaseModel):
+    """Whether texts are answered, and how many wait."""
+
+    status: str
+    waiting: int
+
+
+def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
+    """The web application. One thread has the model; an end of the application ends it when all have been answered."""
+    limits, labels = limits or Limits(), switcher.labels
+    if limits.texts > limits.waiting:
+        raise DeftxError(f"{limits.texts} texts in a request, but {limits.waiting} may wait: let at least as many wait")
+    batches: Batches[list[float]] = Batches(
+        lambda some, language: switcher.probabilities(some, [language] * len(some)).tolist(), waiting=limits.waiting
+    )
+
+    @asynccontextmanager
+    async def until_answered(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(batches.close)
+
+    app = FastAPI(
+        title="deftx", version=deftx.__version__, docs_url=None, redoc_url=None, lifespan=until_answered
+    )  # the pages that FastAPI has for its docs load scripts from elsewhere
+    app.add_middleware(_BodyLimit, most=limits.body)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _failed)
+
+    @app.post("/predict", responses={code: {"model": Problem} for code in (413, 422, 503)})
+    async def predict(asked: Asked) -> Predictions:
+        """Label texts, each in its language: a label and the probabilities of all, in the order of the texts."""
+        languages = _checked(asked, switcher.languages, limits)
+        try:
+            waiting = batches.submit(asked.texts, asked.pairs, languages)
+        except Busy as error:
+            raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
+        said = await asyncio.gather(*map(asyncio.wrap_future, waiting))
+        return Predictions(predictions=[_prediction(labels, *one) for one in zip(languages, said, strict=True)])
+
+    @app.get("/languages")
+    async def languages() -> Languages:
+        """The names of the languages, and the labels of the task."""
+        return Languages(languages=list(switcher.languages), labels=list(labels))
+
+    @app.get("/health", responses={503: {"model": Problem}})
+    async def health() -> Health:
+        """Whether texts are answered."""
+        if not batches.alive:
+            raise HTTPException(503, "the thread that has the model has ended: start the server again")
+        return Health(status="ok", waiting=batches.waiting)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+
+    return app
+
+
+def serve(switcher: Switcher, limits: Limits, host: str, port: int) -> None:
+    """Answer requests until SIGINT or SIGTERM: those at hand are answered before the signal takes its usual effect.
+
+    port  0: any that is free
+
+    Raises DeftxError where the address cannot be had.
+    """
+    app, listening = make_app(switcher, limits), _listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    names = ", ".join(switcher.languages) or "the task alone"
+    print(f"serving {names} at http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops)", flush=True)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=STOPPING
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DeftxError(f"cannot listen at {host}, port {port}: {reason}: choose others, --host and --port") from error
+
+
+def _checked(asked: Asked, known: tuple[str, ...], limits: Limits) -> list[str | None]:
+    """The language of each text. Raises HTTPException for what is too large and for what does not fit together."""
+    count, given = len(asked.texts), asked.language
+    languages = given if isinstance(given, list) else [given] * count
+    if count > limits.texts:
+        raise HTTPException(413, f"{count} texts; at most {limits.texts} are taken at once: ask in parts")
+    texts = [*asked.texts, *(asked.pairs or [])]
+    longest = max(map(len, texts))
+    if longest > limits.chars:
+        raise HTTPException(413, f"a text of {longest:,} characters; at most {limits.chars:,} are taken: shorten it")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:  # what JSON can say and no tokenizer takes
+        raise HTTPException(422, "a text holds half a character, a surrogate by itself: send whole ones") from error
+    for what, there in {
+        "pairs": count if asked.pairs is None else len(asked.pairs),
+        "languages": len(languages),
+    }.items():
+        if there != count:
+            raise HTTPException(422, f"{count} texts and {there} {what}: give one for each text")
+    for name in languages:
+        if name is not None and name not in known:
+            raise HTTPException(422, str(unknown("language", name, known)))
+    return languages
+
+
+def _prediction(labels: tuple[str, ...], language: str | None, probabilities: list[float]) -> Prediction:
+    best = max(range(len(labels)), key=probabilities.__getitem__)
+    said = dict(zip(labels, probabilities, strict=True))
+    return Prediction(language=language, label=labels[best], probability=probabilities[best], probabilities=said)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """What is wrong with a request, in one line."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return JSONResponse({"detail": f"body: not JSON, at character {first['loc'][-1]}"}, 422)
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return JSONResponse({"detail": f"{where or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"}, 422)
+
+
+async def _failed(_: Request, error: Exception) -> JSONResponse:
+    """A mistake of ours: its traceback is in the log."""
+    return JSONResponse({"detail": f"the server failed ({type(error).__name__}): its log says why"}, 500)
+
+
+class _BodyLimit:
+    """Answers requests with more than `most` bytes with 413, and hands the others on, with their whole body."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body, size, more = bytearray(), 0, True
+        while more and size <= 16 * self.most:  # what is too long is read all the same: clients answer no sooner
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= self.most:
+                body += part
+        if size > self.most:
+            too_long = f"the request is too long; at most {self.most:,} bytes are taken"
+            await JSONResponse({"detail": too_long}, 413)(scope, receive, send)
+            return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, again, send)

@@ -1,0 +1,124 @@
+"""Texts that wait for the model: grouped by language, and answered by the one thread that has it."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from deftx.tasks.data import Examples
+
+A = TypeVar("A")  # what is said of one text
+Answer = Callable[[Examples, str | None], Sequence[A]]  # of texts of one language, which may be None
+
+
+class Busy(Exception):
+    """More waits than may wait, or nothing more is taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting(Generic[A]):
+    """One text, when it came, and its answer to be."""
+
+    text: str
+    pair: str | None
+    since: float = field(default_factory=time.monotonic)
+    answer: Future[A] = field(default_factory=Future)
+
+
+_Kind = tuple[str | None, bool]  # what can be answered together: one language, all with pairs or all without
+
+
+class Batches(Generic[A]):
+    """Has texts answered, a batch of one language at a time, in a thread of its own.
+
+    answer    of texts of one language; called from that thread alone
+    most      texts in a batch
+    waiting   texts that may wait
+    patience  seconds. Batches stay with the language of the last one as long as texts of it wait, since a switch costs
+              time. A text that has waited for longer goes first: from then on only those that came before it, and
+              their company in a batch, are answered before it
+
+    A batch is what waits when the last one has ended: nothing waits for company.
+    """
+
+    def __init__(self, answer: Answer[A], *, most: int = 32, waiting: int = 1024, patience: float = 0.5) -> None:
+        self._answer, self._most, self._room, self._patience = answer, most, waiting, patience
+        self._queues: dict[_Kind, deque[_Waiting[A]]] = {}  # none of them empty
+        self._changed, self._closing = threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, name="deftx-model", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many texts wait."""
+        with self._changed:
+            return self._count()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is anybody to answer."""
+        return self._thread.is_alive()
+
+    def submit(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, languages: Sequence[str | None]
+    ) -> list[Future[A]]:
+        """The answers to be, in order, of texts (and their pairs), each in its own language.
+
+        Raises Busy, and takes none of them, where there is no room for all.
+        """
+        new = [_Waiting[A](text, None if pairs is None else pairs[number]) for number, text in enumerate(texts)]
+        with self._changed:
+            if self._closing:
+                raise Busy("the server is about to stop")
+            if self._count() + len(new) > self._room:
+                raise Busy(f"{self._count()} texts wait already, and {self._room} may: try again later")
+            for one, language in zip(new, languages, strict=True):
+                self._queues.setdefault((language, one.pair is not None), deque()).append(one)
+            self._changed.notify()
+        return [one.answer for one in new]
+
+    def close(self) -> None:
+        """Take no more, and return when all that wait have been answered."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _count(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def _work(self) -> None:
+        kind: _Kind | None = None
+        while taken := self._take(kind):
+            kind, batch = taken
+            some = Examples([one.text for one in batch], [one.pair or "" for one in batch] if kind[1] else None)
+            try:
+                answers = self._answer(some, kind[0])
+            except Exception as error:  # whoever asked is told; the others go on
+                for one in batch:
+                    one.answer.set_exception(error)
+            else:
+                for one, said in zip(batch, answers, strict=True):
+                    one.answer.set_result(said)
+
+    def _take(self, last: _Kind | None) -> tuple[_Kind, list[_Waiting[A]]] | None:
+        """The next batch, when there is one, after one of the kind `last`; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queues or self._closing)
+            if not self._queues:
+                return None
+            kind = self._next(last)
+            queue = self._queues[kind]
+            batch = [queue.popleft() for _ in range(min(self._most, len(queue)))]
+            if not queue:
+                del self._queues[kind]
+        return kind, [one for one in batch if one.answer.set_running_or_notify_cancel()]
+
+    def _next(self, last: _Kind | None) -> _Kind:
+        """The kind at hand, unless one has waited for too long; otherwise the one that has waited longest."""
+        longest = min(self._queues, key=lambda kind: self._queues[kind][0].since)
+        patient = time.monotonic() - self._queues[longest][0].since < self._patience
+        return last if last in self._queues and patient else longest

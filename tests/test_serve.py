@@ -1,0 +1,334 @@
+"""`deftx serve`: what clients are told, over loopback; a stand-in for the model where it does not matter."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import random_vector, sentences
+
+import deftx
+from deftx.cli import main
+from deftx.errors import DeftxError
+from deftx.models import load_classifier
+from deftx.serving import Limits
+from deftx.tasks.classification import probabilities
+
+uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+
+from deftx.serving.app import make_app  # noqa: E402
+
+NAMES = ["ace", "ban", "min"]
+LABELS = ("bad", "good")
+
+
+class StandIn:
+    """What the application needs of a Switcher; says how long a text is and which language it was asked in."""
+
+    languages, labels = tuple(NAMES), LABELS
+
+    def __init__(self):
+        self.go, self.begun = threading.Event(), threading.Event()
+        self.go.set()
+
+    def probabilities(self, examples, languages):
+        self.begun.set()
+        self.go.wait()
+        if "break" in examples.texts:
+            raise RuntimeError("broken")
+        number = [*NAMES, None].index
+        share = [[len(text) / 100, number(name) / 10] for text, name in zip(examples.texts, languages, strict=True)]
+        return torch.tensor(share, dtype=torch.float64)
+
+
+@contextmanager
+def serving(switcher, limits=None):
+    """The port at which a switcher is served."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(switcher, limits), log_level="critical", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+def call(port, path, body=None, **headers):
+    """Status, headers and content of an answer; a body is posted, as JSON where it is not bytes."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    content = json.dumps(body).encode() if body is not None and not isinstance(body, bytes) else body
+    headers = {"Content-Type": "application/json", **headers}
+    connection.request("GET" if body is None else "POST", path, content, headers)
+    answer = connection.getresponse()
+    found = answer.status, dict(answer.getheaders()), answer.read()
+    connection.close()
+    return found
+
+
+def ask(port, texts, language, **more):
+    status, _, content = call(port, "/predict", {"texts": texts, "language": language, **more})
+    return status, json.loads(content)
+
+
+@pytest.fixture(scope="module")
+def port():
+    with serving(StandIn(), Limits(texts=3, chars=9, body=3000)) as port:
+        yield port
+
+
+@pytest.mark.parametrize("language", ["min", None, ["ace", None, "min"]])
+def test_answers_come_in_order_with_label_and_probabilities(port, language):
+    status, said = ask(port, ["a", "", "abc"], language)
+    each = language if isinstance(language, list) else [language] * 3
+    assert status == 200
+    for row, name, size in zip(said["predictions"], each, [1, 0, 3], strict=True):
+        shares = dict(zip(LABELS, [size / 100, [*NAMES, None].index(name) / 10], strict=True))
+        best = max(LABELS, key=shares.__getitem__)
+        assert row == {"language": name, "label": best, "probability": shares[best], "probabilities": shares}
+
+
+def test_languages_labels_and_health_can_be_asked_for(port):
+    assert json.loads(call(port, "/languages")[2]) == {"languages": NAMES, "labels": list(LABELS)}
+    assert call(port, "/health")[::2] == (200, b'{"status":"ok","waiting":0}')
+
+
+def test_the_interface_is_described(port):
+    described = json.loads(call(port, "/openapi.json")[2])
+    assert set(described["paths"]) == {"/predict", "/languages", "/health"}
+    assert set(described["paths"]["/predict"]["post"]["responses"]) == {"200", "413", "422", "503"}
+    assert described["info"]["version"] == deftx.__version__
+    assert call(port, "/docs")[0] == 404
+
+
+def test_the_page_needs_nothing_from_elsewhere(port):
+    status, headers, content = call(port, "/")
+    assert status == 200
+    assert headers["content-type"].startswith("text/html")
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert not re.search(rb"(?:src|href)=.(?:https?:)?//|@import|url\(", content)
+
+
+WRONG = {
+    "no JSON": (b'{"texts"', 422, r"body: not JSON, at character \d"),
+    "not JSON by its header": (None, 422, r"body: "),
+    "no object": ([], 422, r"body: "),
+    "no texts": ({"language": "min"}, 422, r"texts: field required"),
+    "none at all": ({"texts": [], "language": "min"}, 422, r"texts: .*at least 1"),
+    "one text that is no list": ({"texts": "a", "language": "min"}, 422, r"texts: input should be a valid list"),
+    "a number for a text": ({"texts": [1], "language": "min"}, 422, r"texts\.0: input should be a valid string"),
+    "half a character": (b'{"texts": ["\\ud800"], "language": "min"}', 422, r".*half a character|texts\.0: "),
+    "no language": ({"texts": ["a"]}, 422, r"language: field required"),
+    "an unknown language": (
+        {"texts": ["a"], "language": "mni"},
+        422,
+        r"unknown language 'mni' \(did you mean 'min'\?\); known: ace, ban, min",
+    ),
+    "one of them unknown": ({"texts": ["a", "b"], "language": ["min", "x"]}, 422, r"unknown language 'x'.*ace"),
+    "too few languages": ({"texts": ["a", "b"], "language": ["min"]}, 422, r"2 texts and 1 languages: give one"),
+    "too few pairs": ({"texts": ["a", "b"], "language": "min", "pairs": ["a"]}, 422, r"2 texts and 1 pairs"),
+    "an unknown field": ({"texts": ["a"], "language": "min", "lang": "x"}, 422, r"lang: extra inputs"),
+    "too many texts": ({"texts": ["a"] * 4, "language": "min"}, 413, r"4 texts; at most 3 are taken at once"),
+    "a long text": ({"texts": ["a" * 10], "language": "min"}, 413, r"a text of 10 characters; at most 9"),
+    "a long pair": ({"texts": ["a"], "language": "min", "pairs": ["a" * 10]}, 413, r"a text of 10 .*at most 9"),
+    "a long request": (
+        {"texts": ["a" * 4000], "language": "min"},
+        413,
+        r"the request is too long; at most 3,000 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "says"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_with_a_request_is_said_in_one_line_of_json(port, body, status, says):
+    headers = {"Content-Type": "text/plain"} if body is None else {}
+    found, _, content = call(port, "/predict", {"texts": ["a"], "language": "min"} if body is None else body, **headers)
+    assert found == status
+    detail = json.loads(content)["detail"]
+    assert isinstance(detail, str)
+    assert re.match(says, detail)
+    assert "\n" not in detail
+
+
+def test_a_long_request_that_does_not_say_how_long_it_is_is_refused_too(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/predict", (b" " * 1000 for _ in range(20)), encode_chunked=True)
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert b"at most 3,000 bytes" in answer.read()
+    connection.close()
+
+
+def test_json_that_is_nested_without_end_is_refused(port):
+    status, _, content = call(port, "/predict", b"[" * 2900)
+    assert status in (400, 422)  # as deep as Python follows
+    assert isinstance(json.loads(content)["detail"], str)
+
+
+def test_a_failure_of_the_model_is_an_answer_too_and_the_next_request_is_answered(port):
+    status, said = ask(port, ["break"], "min")
+    assert (status, said) == (500, {"detail": "the server failed (RuntimeError): its log says why"})
+    assert ask(port, ["a"], "min")[0] == 200
+
+
+def test_where_too_much_waits_the_client_is_told_to_come_back():
+    model, found = StandIn(), []
+    threads = [threading.Thread(target=lambda: found.append(ask(port, ["a", "b"], "min"))) for _ in range(2)]
+    with serving(model, Limits(texts=2, waiting=2)) as port:
+        model.go.clear()
+        threads[0].start()
+        model.begun.wait()
+        threads[1].start()
+        while b'"waiting":2' not in call(port, "/health")[2]:
+            time.sleep(0.01)
+        status, headers, content = call(port, "/predict", {"texts": ["a"], "language": "ace"})
+        model.go.set()
+        for thread in threads:
+            thread.join()
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert json.loads(content)["detail"] == "2 texts wait already, and 2 may: try again later"
+    assert [status for status, _ in found] == [200, 200]
+
+
+def test_limits_that_let_no_full_request_wait_are_refused():
+    with pytest.raises(DeftxError, match="64 texts in a request, but 8 may wait"):
+        make_app(StandIn(), Limits(waiting=8))
+
+
+# With models
+
+
+@pytest.fixture(scope="module")
+def parts(bases):
+    """A base, a task vector and language vectors by name."""
+    model = load_classifier(bases(), LABELS)
+    languages = {name: random_vector(model, seed) for seed, name in enumerate(NAMES, 1)}
+    return bases(), random_vector(model, 0, LABELS), languages
+
+
+class Watched:
+    """A Switcher of which every batch is compared, bit for bit, with the composed model of its language."""
+
+    def __init__(self, base, task, languages):
+        self.switcher, self.wrong = deftx.Switcher(base, task, languages), 0
+        self.composed = {name: deftx.compose(base, task, vector) for name, vector in languages.items()}
+        self.composed[None] = deftx.compose(base, task)
+        self.languages, self.labels = self.switcher.languages, self.switcher.labels
+
+    def alone(self, examples, language):
+        return probabilities(self.composed[language], self.switcher._tokenizer, examples, self.switcher._length)
+
+    def probabilities(self, examples, languages):
+        found = self.switcher.probabilities(examples, languages)
+        self.wrong += not torch.equal(found, self.alone(examples, languages[0]))
+        return found
+
+
+def test_under_load_every_answer_is_the_one_of_the_model_composed_for_its_language(parts):
+    watched, asked, faults = Watched(*parts), [], []
+    texts = sentences(12, seed=7)
+
+    def client(seed):
+        draw = torch.Generator().manual_seed(seed)
+        for _ in range(6):
+            numbers = torch.randint(len(texts), (3,), generator=draw).tolist()
+            languages = [[*NAMES, None][n] for n in torch.randint(4, (3,), generator=draw).tolist()]
+            status, said = ask(port, [texts[n] for n in numbers], languages)
+            if status != 200:
+                faults.append(said)
+                continue
+            asked.extend(zip([texts[n] for n in numbers], languages, said["predictions"], strict=True))
+
+    with serving(watched) as port:
+        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert faults == []
+    assert len(asked) == 6 * 6 * 3
+    assert watched.wrong == 0
+    for text, language, said in asked:  # the company in a batch may change the last digits, and nothing else
+        (shares,) = watched.alone(deftx.Examples([text]), language).tolist()
+        assert said["language"] == language
+        assert list(said["probabilities"].values()) == pytest.approx(shares, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def command(parts, tmp_path_factory):
+    """What to type to serve the same at a port that is free."""
+    base, task, languages = parts
+    folder = tmp_path_factory.mktemp("vectors")
+    for name, vector in {"task": task, **languages}.items():
+        deftx.save(vector, folder / name)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    named = [part for name in NAMES for part in ("--language", str(folder / name))]
+    return ["serve", "--base", base, "--task", str(folder / "task"), *named, "--port", str(port)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_server_when_it_has_answered(command, capsys, monkeypatch, number, code):
+    port, found = int(command[-1]), []
+    answer = deftx.Switcher.probabilities
+
+    def slowly(*arguments):
+        os.kill(os.getpid(), number)
+        time.sleep(0.3)
+        return answer(*arguments)
+
+    def client():
+        while True:
+            try:
+                found.append(call(port, "/languages"))
+                break
+            except ConnectionError:
+                time.sleep(0.02)
+        found.append(ask(port, ["ba be"], "min"))
+
+    monkeypatch.setattr(deftx.Switcher, "probabilities", slowly)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests are in the background
+    thread = threading.Thread(target=client)
+    thread.start()
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    thread.join()
+    signal.signal(signal.SIGINT, interrupt)
+    shown = capsys.readouterr()
+    assert end.value.code == code
+    assert shown.out == f"serving ace, ban, min at http://127.0.0.1:{port} (Ctrl-C stops)\n"
+    assert shown.err.startswith("deftx: stopped; to go on, type: deftx serve --base ")
+    assert [status for status, *_ in found] == [200, 200]
+    with pytest.raises(ConnectionError):
+        call(port, "/health")
+
+
+def test_an_address_that_is_taken_is_one_line(command, capsys):
+    with socket.create_server(("127.0.0.1", int(command[-1]))), pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 2
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"deftx: cannot listen at 127.0.0.1, port \d+: .*: choose others, --host and --port\n", line)
+
+
+def test_without_the_extra_a_line_says_what_to_install(command, capsys, monkeypatch):
+    monkeypatch.delitem(__import__("sys").modules, "deftx.serving.app")
+    monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "deftx: uvicorn is not installed: pip install 'deftx[serve]'\n"
+
+
+def test_the_page_is_in_the_package():
+    assert (Path(deftx.__file__).parent / "serving" / "page.html").is_file()
