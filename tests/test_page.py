@@ -1,0 +1,85 @@
+"""The page of `deftx serve` in a real browser: for mouse, keyboard and screen readers, wide and narrow."""
+
+import json
+
+import browser
+import pytest
+
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+
+from test_serve import LABELS, NAMES, StandIn, serving
+
+pytestmark = pytest.mark.skipif(not browser.PROGRAM, reason="there is no Chromium")
+NONE = "(none: the task alone)"
+SIZES = {"desktop": (1280, 800), "phone": (360, 640)}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    with browser.browsing(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def url():
+    with serving(StandIn()) as port:
+        yield f"http://127.0.0.1:{port}/"
+
+
+def filled(page, text, language):
+    page.wait("document.querySelectorAll('option').length > 1")
+    page.run(f"document.querySelector('textarea').value = {json.dumps(text)}")
+    page.run(f"document.querySelector('select').value = {json.dumps(language)}")
+    page.run("document.querySelector('button').click()")
+    page.wait("document.querySelector('#result').children.length && !document.querySelector('button').disabled")
+    return page.run("document.querySelector('#result').innerText").split("\n")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_texts_are_labelled_in_the_language_that_is_chosen(page, url, size, dark):
+    page.console.clear()
+    page.open(url, *size, dark=dark)
+    lines = filled(page, "four\n\n  <b>é</b>  \n" + "x" * 60, "min")
+    said = [line for line in lines if line]
+    rows = [("four", 0.04), ("<b>é</b>", 0.08), ("x" * 60, 0.6)]
+    assert said[0::5] == [text for text, _ in rows]
+    for number, (_, bad) in enumerate(rows):
+        shares = sorted({"bad": bad, "good": NAMES.index("min") / 10}.items(), key=lambda row: -row[1])
+        assert said[5 * number + 1 : 5 * number + 5] == [w for label, p in shares for w in (label, f"{p:.1%}")]
+    assert page.run("document.documentElement.scrollWidth <= innerWidth"), "it must not scroll sideways"
+    assert page.run("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(23, 24, 28)" if dark else "rgb(251, 251, 249)"
+    )
+    assert page.picture().startswith(b"\x89PNG")
+    assert page.console == []
+
+
+def test_all_languages_can_be_chosen_and_none(page, url):
+    page.open(url, *SIZES["desktop"])
+    said = filled(page, "text", NONE)
+    assert page.run("[...document.querySelectorAll('option')].map((o) => o.textContent)") == [NONE, *NAMES]
+    assert f"{len(NAMES) / 10:.1%}" in said
+    assert set(LABELS) <= set(said)
+
+
+def test_what_is_wrong_is_said_on_the_page(page, url):
+    page.open(url, *SIZES["phone"])
+    assert filled(page, "break", "min") == ["the server failed (RuntimeError): its log says why"]
+    page.run("document.querySelector('#result').replaceChildren()")
+    assert filled(page, " \n ", "min") == ["Write a text first."]
+
+
+def test_everything_has_a_name_for_screen_readers_and_can_be_reached_by_keyboard(page, url):
+    page.open(url, *SIZES["desktop"])
+    tree = page.send("Accessibility.getFullAXTree")["nodes"]
+    named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in tree if not node["ignored"]}
+    wanted = {("textbox", "Texts, one a line"), ("combobox", "Language"), ("button", "Label"), ("region", "Result")}
+    assert wanted <= named
+    assert page.run("document.querySelector('#result').ariaLive") == "polite"
+    reached = []
+    for _ in range(4):
+        for kind in ("keyDown", "keyUp"):
+            page.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        reached.append(page.run("document.activeElement.tagName"))
+    assert reached == ["TEXTAREA", "SELECT", "BUTTON", "A"]
