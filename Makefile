@@ -30,10 +30,11 @@ docs: .venv/installed-docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
 
 # side by side with the plain way, at XLM-R base's shape: takes long; BENCH=--small for a quick look
-bench: .venv/installed
+bench: .venv/installed-dev
 	$(BIN)/python benchmarks/core.py $(BENCH)
 	$(BIN)/python benchmarks/vectors.py $(BENCH)
 	$(BIN)/python benchmarks/training.py $(BENCH)
+	$(BIN)/python benchmarks/serve.py
 
 check: format-check lint types test
 

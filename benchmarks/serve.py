@@ -1,0 +1,171 @@
+"""Many languages behind one server, beside a model for each: `python benchmarks/serve.py [--shape nano]`.
+
+Ours is `deftx serve`'s application on a Switcher; the plain way is the same application on one composed model for each
+language. Every client asks for one text in a random language, over loopback and a connection that it keeps, and asks
+again when it has the answer. The weights are random: they cost as much as trained ones. Clients and server share the
+machine, and the ways take turns.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+
+import torch
+import uvicorn
+from measure import machine, print_table
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from deftx.core.backbone import head, tunable
+from deftx.core.select import parse_k
+from deftx.core.vector import Entries, Head, SparseVector
+from deftx.experiments.demo.languages import SOURCE, plain_text
+from deftx.experiments.demo.run import BASE
+from deftx.models import compose, load_classifier, load_tokenizer, trained_length
+from deftx.serving.app import make_app
+from deftx.switcher import Switcher
+from deftx.tasks.classification import probabilities
+from deftx.tasks.data import Examples
+
+LABELS = ("negative", "neutral", "positive")
+TASK, LANGUAGE = "5.1%", "2.8%"  # of the tunable entries, as in the paper
+NANO = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+SHAPES = {"demo": {}, "nano": {**NANO, "vocab_size": 16_000, "max_position_embeddings": 258}}  # beside the demo's base
+
+
+def vector_of(base: Path, k: str, seed: int, labels: tuple[str, ...] = ()) -> SparseVector:
+    """A vector of k random entries, the same share of every tensor."""
+    model, generator = load_classifier(base, LABELS), torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, weight in tunable(model).items():
+        places = torch.randperm(weight.numel(), generator=generator)[: parse_k(k, weight.numel())].sort().values
+        values = torch.randn(len(places), generator=generator) / 100
+        tensors[name] = Entries(places, values, tuple(weight.shape))
+    top = {name: weight.detach().clone() for name, weight in head(model).items()}
+    return SparseVector(tensors, Head(top, labels) if labels else None)
+
+
+class Dedicated:
+    """The plain way: a composed model for each language, with what the application needs of a Switcher."""
+
+    def __init__(self, base: Path, task: SparseVector, languages: Mapping[str, SparseVector]) -> None:
+        self.models = {name: compose(base, task, vector) for name, vector in languages.items()}
+        self.tokenizer, self.languages, self.labels = load_tokenizer(base), tuple(languages), LABELS
+        self.length = trained_length(next(iter(self.models.values())), self.tokenizer, task)
+
+    def probabilities(self, examples: Examples, languages: Sequence[str]) -> Tensor:
+        """Of examples of one language."""
+        return probabilities(self.models[languages[0]], self.tokenizer, examples, self.length)
+
+
+WAYS = {"ours": Switcher, "plain": Dedicated}
+
+
+def serve(way: str, shape: str, count: int) -> None:
+    """Serve `count` languages on a base of a shape; says its port and its memory in bytes when it is ready."""
+    with TemporaryDirectory() as folder:
+        base = Path(folder)
+        config = AutoConfig.from_pretrained(BASE)
+        config.update(SHAPES[shape])
+        torch.manual_seed(0)
+        AutoModelForMaskedLM.from_config(config, dtype=torch.float32).save_pretrained(base)
+        load_tokenizer(BASE).save_pretrained(base)
+        languages = {f"language{number}": vector_of(base, LANGUAGE, number) for number in range(count)}
+        before = held()
+        app = make_app(WAYS[way](base, vector_of(base, TASK, count, LABELS), languages))
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    print(listening.getsockname()[1], held() - before, flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+
+
+def held() -> int:
+    """The bytes of memory that this process holds."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+@contextmanager
+def running(way: str, options: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    """Port and memory of a server in a process of its own."""
+    shape = ["--shape", options.shape, "--languages", str(options.languages)]
+    with subprocess.Popen(
+        [sys.executable, __file__, "--serve", way, *shape], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        port, memory = map(int, server.stdout.readline().split())
+        yield port, memory
+        server.terminate()
+
+
+def load(port: int, options: argparse.Namespace) -> list[float]:
+    """The seconds that every answer took, of all that clients got within the time."""
+    texts, times = plain_text(SOURCE, 200, 0), list[float]()
+    end = time.perf_counter() + options.seconds
+
+    def client(seed: int) -> None:
+        draw, connection = random.Random(seed), http.client.HTTPConnection("127.0.0.1", port)
+        while (start := time.perf_counter()) < end:
+            language = f"language{draw.randrange(options.languages)}"
+            body = json.dumps({"texts": [draw.choice(texts)], "language": language})
+            connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert json.loads(answer.read())["predictions"][0]["language"] == language
+            times.append(time.perf_counter() - start)
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(options.clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times
+
+
+def main() -> None:
+    """Print the table; or, with `--serve`, be one of the servers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="demo", help="of the demo's base, or of 17 million weights")
+    parser.add_argument("--languages", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=16, help="that ask at once")
+    parser.add_argument("--seconds", type=float, default=5, help="of load, for each way and round")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds of both ways")
+    parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.shape, options.languages)
+        return
+    print(f"{machine()}; shape {options.shape}, {options.languages} languages, {options.clients} clients\n")
+    with running("ours", options) as ours, running("plain", options) as plain:
+        servers, times = {"ours": ours, "plain": plain}, {"ours": list[float](), "plain": list[float]()}
+        for _ in range(options.repeat):
+            for way, (port, _) in servers.items():
+                times[way] += load(port, options)
+    rows = []
+    for way, took in times.items():
+        cuts = quantiles(took, n=100)
+        rate = len(took) / options.seconds / options.repeat
+        rows.append(
+            [
+                way,
+                f"{rate:.0f}",
+                f"{1e3 * cuts[49]:.0f} ms",
+                f"{1e3 * cuts[98]:.0f} ms",
+                f"{servers[way][1] / 1e6:.0f} MB",
+            ]
+        )
+    print_table(["", "requests a second", "median", "99th percentile", "memory"], rows)
+
+
+if __name__ == "__main__":
+    main()
