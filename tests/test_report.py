@@ -17,7 +17,7 @@ from deftx.core.vector import overlap
 from deftx.errors import DeftxError
 from deftx.experiments.report import page
 from deftx.experiments.report.read import read_run
-from deftx.experiments.report.statistics import AVERAGE, compare, resampled
+from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference, compare, resampled
 from deftx.experiments.report.style import GREY, looks
 from deftx.experiments.report.tables import BETTER, NOTHING, SURELY_BETTER, probability, score_table
 from deftx.experiments.report.vectors import LANGUAGE, look, place_of, spectra
@@ -158,13 +158,14 @@ def test_the_best_of_a_column_is_bold_and_what_beats_the_baseline_is_marked(tmp_
     assert {cell.mark for cells in score_table(run, None, []).lines for cell in cells.cells} == {""}
 
 
-def test_a_mark_is_hollow_where_chance_may_explain_it(tmp_path):
-    skill = {"LT-SFT": 0.6, "DeFT-X 90%": 0.62}
+@pytest.mark.parametrize(("low", "mark"), [(-0.01, BETTER), (0.01, SURELY_BETTER)])
+def test_a_mark_is_hollow_where_chance_may_explain_it(tmp_path, low, mark):
+    skill = {"LT-SFT": 0.5, "DeFT-X 90%": 0.8}
     run = read_run(make_run(tmp_path / "run", skill=skill, examples=50, vectors=False))
-    found = compare(run, resampled(run, 300), "DeFT-X 90%", "LT-SFT")
-    assert found.average.low < 0 < found.average.value
+    gap = Difference(0.02, low, 0.05, 0.1)
+    found = Comparison("DeFT-X 90%", "LT-SFT", (0, 1, 2), dict.fromkeys(run.languages, gap), gap)
     cells = {line.name: line.cells for line in score_table(run, "LT-SFT", [found]).lines}["DeFT-X 90%"]
-    assert cells[len(run.targets)].mark == BETTER
+    assert {cell.mark for cell in cells} == {mark}
 
 
 def test_the_papers_rows_stand_apart_with_its_average_only_where_it_has_all_languages(plain):
