@@ -1,0 +1,6 @@
+"""`python -m deftx.cli` is `deftx`."""
+
+from deftx.cli import main
+
+if __name__ == "__main__":
+    main()

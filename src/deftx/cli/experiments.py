@@ -1,0 +1,137 @@
+"""Whole comparisons, and the data that they rest on."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deftx.console import print_json, print_plan, print_table, quiet_transformers, say
+from deftx.options import (
+    FILE,
+    FORMATS,
+    AsJson,
+    Changes,
+    Force,
+    option,
+    path,
+)
+
+if TYPE_CHECKING:
+    pass
+from deftx.cli.app import app, data_app
+
+
+@app.command(epilog="Example: deftx run recipes/nusax-nano.yaml --out runs/nusax --set seeds=[0]")
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", metavar="RECIPE", parser=path)],
+    out: Annotated[
+        Path | None, option("Folder of the run; without it runs/RECIPE.", metavar="FOLDER", parser=path)
+    ] = None,
+    store: Annotated[
+        Path | None, option("Folder of finished steps; without it `store` beside OUT.", metavar="FOLDER", parser=path)
+    ] = None,
+    set_: Changes = None,
+    dry_run: Annotated[
+        bool, option("Print the plan, what is done of it, and about how long it takes.", "--dry-run")
+    ] = False,
+    jobs: Annotated[int, option("Steps at a time; on Ray as many as fit, without it.", min=1)] = 1,
+    executor: Annotated[str, option("local or ray.", metavar="NAME")] = "local",
+    ray_address: Annotated[str | None, option("A running Ray cluster (or auto).", metavar="ADDRESS")] = None,
+    step_cpus: Annotated[float, option("Cores that a step takes on Ray.", min=0)] = 1,
+    step_gpus: Annotated[float, option("GPUs that a step takes on Ray.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a recipe, or go on with it: every fit, every score, and the table."""
+    quiet_transformers()
+    from deftx.commands import assigned
+    from deftx.experiments import executors
+    from deftx.experiments.recipe import load_recipe
+    from deftx.experiments.run import prepare, run_recipe, table
+
+    checked, folder = load_recipe(recipe, assigned(set_ or [])), out or Path("runs") / recipe.stem
+    where = store or folder.parent / "store"
+    if dry_run:
+        print_plan(prepare(checked, where), as_json=as_json)
+        return
+    chosen, room = executors.named(executor, jobs, ray_address, {"num_cpus": step_cpus, "num_gpus": step_gpus})
+    scores = run_recipe(checked, folder, where, chosen, room, said=say)
+    if as_json:
+        print_json([score.row() for score in scores])
+    else:
+        print(table(scores, str(checked.task.training.metric)), end="")
+
+
+@app.command(epilog="Example: deftx runs runs")
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.", metavar="FOLDER", parser=path)] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List runs: how far each is, and the room that its steps take in the store."""
+    from deftx.experiments.housekeeping import runs as runs_in
+
+    found = runs_in(folder)
+    if as_json:
+        print_json([{**asdict(run), "folder": str(run.folder)} for run in found])
+        return
+    cells = [[r.folder.name, f"{r.done}/{r.steps}", f"{r.scored}/{r.scores}", f"{r.bytes / 1e9:.2f}"] for r in found]
+    print_table(["run", "steps", "scores", "GB"], cells)
+
+
+@app.command(epilog="Example: deftx prune runs/store --deltas")
+def prune(
+    store: Annotated[Path, typer.Argument(help="Store.", metavar="STORE", parser=path)],
+    runs: Annotated[
+        Path | None, option("Folder of the runs to be kept; without it that of STORE.", metavar="FOLDER", parser=path)
+    ] = None,
+    deltas: Annotated[bool, option("Also what phase 1 learnt of finished vectors.", "--deltas")] = False,
+    dry_run: Annotated[bool, option("Only say what would go.", "--dry-run")] = False,
+) -> None:
+    """Free room in a store: steps that no run comes to, and with --deltas the largest part of the others."""
+    from deftx.experiments import housekeeping
+    from deftx.experiments.store import size
+
+    place = housekeeping.store_at(store)
+    folders = list(housekeeping.prunable(place, runs or place.root.parent, deltas=deltas))
+    freed = sum(map(size, folders)) if dry_run else housekeeping.prune(place, folders)
+    print(f"{store}: {len(folders)} folders, {freed / 1e9:.2f} GB {'would be' if dry_run else 'are'} freed")
+
+
+@app.command(epilog="Example: deftx report runs/nusax-nano")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of `deftx run`.", metavar="RUN", parser=path)],
+    out: Annotated[
+        Path | None, option("Folder to write; without it RUN/report.", metavar="FOLDER", parser=path)
+    ] = None,
+    baseline: Annotated[
+        str | None, option("Variant that others are held against, instead of the recipe's.", metavar="VARIANT")
+    ] = None,
+    resamples: Annotated[int, option("Draws of the bootstrap.", min=100, max=1_000_000)] = 10_000,
+) -> None:
+    """Write a run's report: tables, comparisons and figures on one page, and as Markdown; replaces an earlier one."""
+    from deftx.experiments.report.page import write_report
+
+    print(f"{write_report(run, out, baseline=baseline, resamples=resamples)}: the report of {run}")
+
+
+@data_app.command("trim", epilog="Example: deftx data trim smsa.tsv --against nusax/ind.tsv --out trimmed.tsv")
+def data_trim(
+    data: Annotated[str, typer.Argument(help=f"Text or labelled data to train on ({FORMATS}).", **FILE)],
+    against: Annotated[list[str], option(f"Evaluation data ({FORMATS}); may be repeated.", **FILE)],
+    column: Annotated[
+        list[str] | None, option("Column to compare; without it text, premise and hypothesis.", metavar="NAME")
+    ] = None,
+    out: Annotated[Path | None, option("File for the other rows.", metavar="FILE", parser=path)] = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Find training text that holds evaluation text: the same, contained, eight words in a row, nearly the same."""
+    from deftx import commands
+
+    found = commands.trim(data, against, column or [], out, force=force)
+    if as_json:
+        print_json(found)
+        return
+    for row in found:
+        print(f"{row['row']}: {row['kind']}, {row['of']}")
+    print(f"{len(found)} rows of {data} hold evaluation text" + (f"; the others are in {out}" if out else ""))

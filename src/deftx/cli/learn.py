@@ -1,0 +1,136 @@
+"""Learning: language and task vectors, the demo."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from deftx.console import quiet_transformers
+from deftx.options import (
+    FILE,
+    FORMATS,
+    VECTOR,
+    AnyBase,
+    Base,
+    Changes,
+    Force,
+    K,
+    Keep,
+    Kind,
+    LabelColumn,
+    Method,
+    Out,
+    PairColumn,
+    Preset,
+    Rank,
+    Seed,
+    TextColumn,
+    option,
+    path,
+)
+
+if TYPE_CHECKING:
+    from deftx.core.vector import SparseVector
+from deftx.cli.app import app, fit_app
+
+
+@fit_app.command(
+    "language", epilog="Example: deftx fit language --base xlm-roberta-base --text min.txt --out vectors/min"
+)
+def fit_language(
+    base: Base,
+    text: Annotated[list[str], option(f"Text of the language ({FORMATS}); may be repeated.", **FILE)],
+    out: Out,
+    column: Annotated[str, option("Column of texts, where a file has columns.", metavar="NAME")] = "text",
+    preset: Preset = None,
+    method: Method = None,
+    rank: Rank = None,
+    k: K = None,
+    keep: Keep = None,
+    seed: Seed = None,
+    set_: Changes = None,
+    force: Force = False,
+) -> None:
+    """Learn a language vector from plain text. Presets: paper, quick."""
+    quiet_transformers()
+    from deftx import commands, fit, settings
+    from deftx.tasks.data import read_text
+
+    flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
+    chosen = commands.settings_from(settings.LanguageFit(), settings.LANGUAGE_PRESETS, preset, flags, set_ or [])
+    commands.check_free(out, force=force)
+    lines = read_text(*text, column=column)
+
+    def learn(work: Path) -> "SparseVector":
+        return fit.fit_language(base, lines, chosen, work=work, title=out.name)
+
+    _print_learnt(out, commands.learn(out, learn, text, force=force))
+
+
+@fit_app.command(
+    "task",
+    epilog="Example: deftx fit task --base xlm-roberta-base --train train.tsv --valid valid.tsv"
+    " --source vectors/ind --out vectors/sentiment",
+)
+def fit_task(
+    base: Base,
+    train: Annotated[str, option(f"Labelled data ({FORMATS}).", **FILE)],
+    valid: Annotated[str, option("Labelled data on which the best step is chosen.", **FILE)],
+    out: Out,
+    source: Annotated[str | None, option("Language vector of the labelled data's language.", **VECTOR)] = None,
+    kind: Kind = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    preset: Preset = None,
+    method: Method = None,
+    rank: Rank = None,
+    k: K = None,
+    keep: Keep = None,
+    seed: Seed = None,
+    set_: Changes = None,
+    any_base: AnyBase = False,
+    force: Force = False,
+) -> None:
+    """Learn a task vector from labelled data of any kind of task. Presets: paper-sentiment, paper-nli, quick."""
+    quiet_transformers()
+    from deftx import commands, fit, settings
+    from deftx.storage.files import load
+    from deftx.tasks.table import settled, task_of
+
+    flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
+    chosen = commands.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
+    commands.check_free(out, force=force)
+    task = task_of(settled(chosen).task)
+    columns = commands.Given(text_column, pair_column, label_column).of(task)
+    data = task.read(train, columns, True), task.read(valid, columns, True)
+    commands.check_sizes(*data)
+    phi_source = load(source) if source else None
+
+    def learn(work: Path) -> "SparseVector":
+        return fit.fit_task(base, *data, chosen, source=phi_source, force=any_base, work=work, title=out.name)
+
+    _print_learnt(out, commands.learn(out, learn, [train, valid], force=force))
+
+
+def _print_learnt(out: Path, vector: "SparseVector") -> None:
+    """One line about a new vector."""
+    from deftx.training.processes import first
+
+    if not first():
+        return
+    best, training = list(vector.info["log"].values())[-1], vector.info["training"]
+    metric = training.get("metric", "loss")
+    alone = "; without --source, so learnt on the base alone" if vector.head and not vector.info["source"] else ""
+    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}{alone}")
+
+
+@app.command(epilog="Example: deftx demo --out demo")
+def demo(
+    out: Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)] = Path("demo"),
+    seed: Annotated[int, option("Decides everything random.")] = 0,
+    force: Force = False,
+) -> None:
+    """Run the whole method on small artificial languages: no network, no GPU, a few minutes."""
+    quiet_transformers()
+    from deftx.experiments.demo.run import demo as run_demo
+
+    run_demo(out, seed, force)

@@ -1,0 +1,168 @@
+"""Using vectors: compose, evaluate, predict, serve."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deftx.console import cell, print_json, print_scores, quiet_transformers
+from deftx.errors import DeftxError, not_installed
+from deftx.options import (
+    FILE,
+    FORMATS,
+    VECTOR,
+    AnyBase,
+    AsJson,
+    Base,
+    Force,
+    LabelColumn,
+    Languages,
+    Out,
+    PairColumn,
+    Rule,
+    Task,
+    Tasks,
+    TextColumn,
+    option,
+    path,
+    source,
+)
+from deftx.serving import Limits
+
+if TYPE_CHECKING:
+    pass
+from deftx.cli.app import app
+
+
+@app.command(
+    epilog="Example: deftx compose --base xlm-roberta-base --task vectors/sentiment"
+    " --language vectors/min --out models/sentiment-min"
+)
+def compose(
+    base: Base,
+    task: Tasks,
+    out: Out,
+    language: Languages = None,
+    rule: Rule = "sum",
+    any_base: AnyBase = False,
+    force: Force = False,
+) -> None:
+    """Save base + language vector + task vector as an ordinary model."""
+    quiet_transformers()
+    from deftx import commands
+    from deftx.storage.files import load
+
+    tasks, languages = [load(folder) for folder in task], list(commands.named_languages(language or []).values())
+    commands.compose_to(out, base, tasks, languages, rule=rule, force=force, any_base=any_base)
+    print(f"{out}: a model that transformers loads, composed of {', '.join([*task, *(language or [])])}")
+
+
+@app.command(
+    epilog="Example: deftx evaluate --base xlm-roberta-base --task vectors/sentiment"
+    " --language min=vectors/min --test min=min.tsv --language ace=vectors/ace --test ace=ace.tsv"
+)
+def evaluate(
+    base: Base,
+    task: Tasks,
+    test: Annotated[
+        list[str],
+        option("Labelled data; one for each language, NAME= before it where there are several.", metavar="[NAME=]FILE"),
+    ],
+    language: Languages = None,
+    rule: Rule = "sum",
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    any_base: AnyBase = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a task vector with each of the language vectors, or with none."""
+    quiet_transformers()
+    from deftx import commands
+    from deftx.models import kind_of
+    from deftx.storage.files import load
+
+    languages, tasks = commands.named_languages(language or []), [load(folder) for folder in task]
+    columns = commands.Given(text_column, pair_column, label_column)
+    tests = commands.tests_of(test, list(languages), kind_of(tasks[0]), columns)
+    rows = commands.evaluations(base, tasks, languages, tests, rule=rule, any_base=any_base)
+    print_json(rows) if as_json else print_scores(rows)
+
+
+@app.command(epilog="Example: deftx predict --model models/sentiment-min reviews.txt")
+def predict(
+    data: Annotated[str, typer.Argument(help=f"Texts ({FORMATS}).", **FILE)],
+    model: Annotated[
+        str | None, option("Composed model, instead of the next three.", metavar="FOLDER", parser=source)
+    ] = None,
+    base: Annotated[str | None, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)] = None,
+    task: Annotated[str | None, option("Task vector: a folder or hub id.", **VECTOR)] = None,
+    language: Languages = None,
+    rule: Rule = "sum",
+    out: Annotated[
+        Path | None, option("File to write, instead of standard output.", metavar="FILE", parser=path)
+    ] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    any_base: AnyBase = False,
+    as_json: Annotated[bool, option("Write JSON lines instead of TSV.", "--json")] = False,
+    force: Force = False,
+) -> None:
+    """Label texts, or tag words, or answer questions: a line for each, in the order of the input."""
+    if bool(model) == bool(base and task) or (model and (base or task or language)):
+        raise DeftxError("say what predicts: either --model, or --base and --task (and --language)")
+    if out and out.exists() and not force:
+        raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
+    quiet_transformers()
+    from deftx import commands
+    from deftx.models import kind_of, task_noted
+    from deftx.storage.files import load
+    from deftx.storage.folders import write_text
+
+    phi = load(task) if task else None
+    kind = kind_of(phi) if phi else task_noted(str(model))
+    examples = kind.read(data, commands.Given(text_column, pair_column).of(kind), False)
+    if phi is None:
+        found = commands.predictions_of_model(str(model), examples)
+    else:
+        languages = list(commands.named_languages(language or []).values())
+        found = commands.predictions_of_vectors(str(base), phi, languages, examples, rule=rule, any_base=any_base)
+    if as_json:
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
+    else:
+        lines = ["\t".join(found[0]), *("\t".join(map(cell, answer.values())) for answer in found)]
+    content = "".join(f"{line}\n" for line in lines)
+    write_text(out, content) if out else print(content, end="")
+
+
+@app.command(
+    epilog="Example: deftx serve --base xlm-roberta-base --task vectors/sentiment"
+    " --language min=vectors/min --language ace=vectors/ace"
+)
+def serve(
+    base: Base,
+    task: Task,
+    language: Languages = None,
+    host: Annotated[str, option("Address to listen at; 0.0.0.0 for all of this machine's.", metavar="HOST")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, option("Port to listen at; 0 for any that is free.", min=0, max=65535)] = 8000,
+    max_batch: Annotated[int, option("Most texts in a request.", min=1)] = Limits.texts,
+    max_chars: Annotated[int, option("Most characters in a text.", min=1)] = Limits.chars,
+    max_body: Annotated[int, option("Most bytes in a request.", min=1)] = Limits.body,
+    max_waiting: Annotated[int, option("Most texts that wait for an answer.", min=1)] = Limits.waiting,
+    any_base: AnyBase = False,
+) -> None:
+    """Answer requests over HTTP in many languages, all from one loaded base; a page to try it is at /."""
+    quiet_transformers()
+    try:
+        from deftx.serving.app import serve as answer
+    except ModuleNotFoundError as error:
+        raise not_installed(error, "serve") from error
+    from deftx import commands
+    from deftx.storage.files import load
+    from deftx.switcher import Switcher
+
+    limits = Limits(max_batch, max_chars, max_body, max_waiting)
+    answer(Switcher(base, load(task), commands.named_languages(language or []), force=any_base), limits, host, port)

@@ -1,0 +1,146 @@
+"""Vectors themselves: what they are, sharing them, moving them from and to other tools, and whether they fit."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deftx.console import print_findings, print_json, print_vectors, quiet_hub, quiet_transformers
+from deftx.options import (
+    VECTOR,
+    AsJson,
+    Force,
+    K,
+    Out,
+    option,
+    path,
+    source,
+)
+
+if TYPE_CHECKING:
+    pass
+from deftx.cli.app import app
+
+MISFIT = 1  # exit code
+
+
+@app.command(epilog="Example: deftx inspect vectors/min vectors/ind")
+def inspect(
+    vector: Annotated[list[str], typer.Argument(help="Vectors: folders or hub ids.", **VECTOR)],
+    as_json: AsJson = False,
+) -> None:
+    """Show where vectors come from, what they change in which layer, and how much they overlap."""
+    quiet_hub()
+    from deftx.storage.files import load
+
+    print_vectors(vector, [load(name) for name in vector], as_json=as_json)
+
+
+@app.command(epilog="Example: deftx doctor --base xlm-roberta-base --vector vectors/min --vector vectors/sentiment")
+def doctor(
+    base: Annotated[str | None, option("Base to examine: a folder or hub id.", metavar="MODEL", parser=source)] = None,
+    vector: Annotated[list[str] | None, option("Vector that is to fit the base; may be repeated.", **VECTOR)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is installed, what a training would run on, and whether vectors fit a base: if not, exit code 1."""
+    quiet_transformers()
+    from deftx.doctor import examine
+
+    found = examine(base, vector or [])
+    print_json([asdict(finding) for finding in found]) if as_json else print_findings(found)
+    if not all(finding.fine for finding in found):
+        raise typer.Exit(MISFIT)
+
+
+@app.command(epilog="Example: deftx push vectors/min you/xlmr-min --language min --license cc-by-sa-4.0")
+def push(
+    vector: Annotated[str, typer.Argument(help="Vector: its folder.", **VECTOR)],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub.", metavar="USER/NAME")],
+    private: Annotated[bool, option("Make the repository private.", "--private")] = False,
+    revision: Annotated[str | None, option("Branch to push to.", metavar="BRANCH")] = None,
+    message: Annotated[str | None, option("Message of the commit.", metavar="TEXT")] = None,
+    base: Annotated[
+        str | None, option("Hub id of the base, where the vector was made on a folder with it.", metavar="MODEL")
+    ] = None,
+    language: Annotated[
+        list[str] | None, option("Language, as its ISO 639 code; may be repeated.", metavar="CODE")
+    ] = None,
+    dataset: Annotated[list[str] | None, option("Hub dataset of the training; may be repeated.", metavar="ID")] = None,
+    license: Annotated[str | None, option("Licence, such as apache-2.0.", metavar="NAME")] = None,
+) -> None:
+    """Put a vector on the Hugging Face hub, with a model card; log in with `hf auth login` or HF_TOKEN first."""
+    quiet_hub()
+    from deftx.storage.share import push as push_vector
+
+    pinned = push_vector(
+        vector,
+        repo,
+        private=private,
+        revision=revision,
+        message=message,
+        base=base,
+        languages=language or [],
+        datasets=dataset or [],
+        license=license,
+    )
+    print(f"{repo}: {vector} is on the hub, and stays there as {pinned}")
+
+
+@app.command(epilog="Example: deftx pull you/xlmr-min --out vectors/min")
+def pull(
+    vector: Annotated[str, typer.Argument(help="Vector on the hub.", metavar="USER/NAME[@REVISION]")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Save a vector from the Hugging Face hub as a folder. Other commands take its id as it is."""
+    quiet_hub()
+    from deftx.storage.share import pull as pull_vector
+
+    found = pull_vector(vector, out, force=force)
+    print(f"{out}: {found.info.get('kind') or 'sparse'} vector, k = {found.k:,}, from {vector}")
+
+
+@app.command(epilog="Example: deftx convert pytorch_diff.bin vectors/min --base xlm-roberta-base")
+def convert(
+    old: Annotated[
+        str, typer.Argument(help="Vector: a folder, LT-SFT's file, or a hub id.", metavar="OLD", parser=source)
+    ],
+    new: Annotated[Path, typer.Argument(help="Folder to write.", metavar="NEW", parser=path)],
+    to: Annotated[str, option("deftx, lt-sft, peft, model or mergekit.", metavar="FORMAT")] = "deftx",
+    base: Annotated[str | None, option("Pretrained model of the vector.", metavar="MODEL", parser=source)] = None,
+    label: Annotated[
+        list[str] | None, option("Name of an output of the head, in order, where OLD has none.", metavar="NAME")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Convert a vector from LT-SFT's format or PEFT's SHiRA, or to them, a whole model, or input for mergekit."""
+    quiet_transformers()
+    from deftx import conversion
+
+    vector = conversion.convert(old, new, to, base=base, labels=label or [], force=force)
+    bound = "" if vector.info.get("base_fingerprint") else "; not bound to a base: give --base to check and note it"
+    print(f"{new}: {to}, from a vector of k = {vector.k:,}{bound}")
+
+
+@app.command(epilog="Example: deftx delta models/finetuned xlm-roberta-base --k 5% --out vectors/finetuned")
+def delta(
+    finetuned: Annotated[str, typer.Argument(help="Model: a folder or hub id.", metavar="MODEL", parser=source)],
+    base: Annotated[str, typer.Argument(help="What it was fine-tuned from.", metavar="BASE", parser=source)],
+    out: Out,
+    k: K = None,
+    rank: Annotated[
+        str | None, option("Denoise before the choice, with this rank: a share (90%) or a number.", metavar="RANK")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Save the difference of two checkpoints as a vector: all of it, or its k largest entries."""
+    quiet_transformers()
+    from deftx import commands
+    from deftx.difference import extract
+    from deftx.storage.files import save
+
+    commands.check_free(out, force=force)
+    vector = extract(finetuned, base, k=k, rank=rank)
+    save(vector, out, force=force)
+    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}")
