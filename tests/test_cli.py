@@ -195,7 +195,9 @@ def test_vectors_are_combined_by_the_rule_that_is_named_whatever_the_command(her
     assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in expected.state_dict().items())
     assert not all(torch.equal(weight, saved.state_dict()[name]) for name, weight in plain.state_dict().items())
     (row,) = json.loads(run(*EVALUATE, "--rule", rule, "--json").out)
-    scores = evaluate(expected, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16)
+    scores = evaluate(
+        CLASSIFICATION, expected, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16
+    )
     assert {name: row[name] for name in scores} == scores
     by_vectors = run("predict", "home/test.tsv", *COMPOSE[1:7], "--rule", rule).out
     assert by_vectors == run("predict", "home/test.tsv", "--model", "new").out
@@ -210,7 +212,9 @@ def test_of_several_tasks_the_first_ones_head_is_used(here, home, run):
     expected = compose(home / "base", [task, replace(second, head=None)], language)
     assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in expected.state_dict().items())
     (row,) = json.loads(run(*EVALUATE, "--task", "second", "--json").out)
-    scores = evaluate(expected, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16)
+    scores = evaluate(
+        CLASSIFICATION, expected, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16
+    )
     assert {name: row[name] for name in scores} == scores
 
 
@@ -469,7 +473,7 @@ def bad(here, home):
         "headless.tsv": b"ba be\tfront\nbi bo\tback\n",
         "columns.tsv": b"review\tstars\nba be\t1\nbi bo\t2\n",
         "unlabelled.tsv": b"text\tlabel\nba be\tfront\nbi bo\t\n",
-        "single.tsv": b"text\tlabel\nba be\tfront\nbi bo\tfront\n",
+        "single.tsv": b"text\tlabel\n" + b"ba be\tfront\n" * 40,
         "strange.tsv": b"text\tlabel\nba be\tfront\nbi bo\tmiddle\n",
     }
     for name, content in files.items():

@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM
 
-import deftx.fit as module
+import deftx.training.phases as phases_module
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import apply
 from deftx.core.denoise import denoise
@@ -68,13 +68,13 @@ def size(base):
 @pytest.fixture
 def phases(monkeypatch):
     """The phases that are trained, in order, with the head's parameters as they were at the start of each."""
-    seen, train = [], module.train
+    seen, train = [], phases_module.train
 
     def watched(model, objective, training, moving, **options):
         seen.append((int(options["title"][-1]), [parameter.detach().clone() for parameter in moving.head]))
         return train(model, objective, training, moving, **options)
 
-    monkeypatch.setattr(module, "train", watched)
+    monkeypatch.setattr(phases_module, "train", watched)
     return seen
 
 
@@ -319,7 +319,7 @@ def no_training(monkeypatch):
     def train(*args, **options):
         raise AssertionError("trained")
 
-    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(phases_module, "train", train)
 
 
 @pytest.mark.usefixtures("no_training")
@@ -347,7 +347,10 @@ def test_wrong_settings_are_refused_before_any_training(bases, wrong, message):
 def test_wrong_task_data_are_refused_before_any_training(bases):
     other = SparseVector({}, None, {"base": "another", "base_fingerprint": "0" * 64})
     cases = [
-        ("unknown metric 'f1'", lambda: fit_task(bases(), TRAIN, VALID, changed(TASK, {"training": {"metric": "f1"}}))),
+        (
+            "unknown metric of classification 'f1'",
+            lambda: fit_task(bases(), TRAIN, VALID, changed(TASK, {"training": {"metric": "f1"}})),
+        ),
         ("a classifier needs at least two", lambda: fit_task(bases(), Examples(["ba"], None, ["x"]), VALID, TASK)),
         ("label 'x' is not among", lambda: fit_task(bases(), TRAIN, Examples(["ba"], None, ["x"]), TASK)),
         ("the examples have no labels", lambda: fit_task(bases(), TRAIN, Examples(["ba"]), TASK)),

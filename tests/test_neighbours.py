@@ -138,9 +138,9 @@ def test_commands_that_compose_check_the_tokenizer(tmp_path, bases):
     base, out = str(tmp_path / "base"), tmp_path / "out"
     examples = deftx.Examples(TEXTS, labels=[LABELS[i % 2] for i in range(len(TEXTS))])
     for command in (
-        lambda: commands.compose_to(out, base, task, [], force=False, any_base=False),
-        lambda: commands.evaluations(base, task, {}, {None: examples}, any_base=False),
-        lambda: commands.predictions_of_vectors(base, task, [], examples, any_base=False),
+        lambda: commands.compose_to(out, base, [task], [], rule="sum", force=False, any_base=False),
+        lambda: commands.evaluations(base, [task], {}, {None: examples}, rule="sum", any_base=False),
+        lambda: commands.predictions_of_vectors(base, task, [], examples, rule="sum", any_base=False),
     ):
         with pytest.raises(DeftxError, match="tokenizer"):
             command()
@@ -151,4 +151,4 @@ def test_test_data_with_labels_that_the_head_lacks_are_refused(bases):
     task = vector_of(bases(), with_head=True)
     examples = deftx.Examples(TEXTS, labels=["good"] * 5 + ["so-so"])
     with pytest.raises(DeftxError, match="label 'so-so' is not among the labels of the training data: bad, good"):
-        commands.evaluations(bases(), task, {}, {None: examples}, any_base=False)
+        commands.evaluations(bases(), [task], {}, {None: examples}, rule="sum", any_base=False)

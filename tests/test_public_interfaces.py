@@ -14,7 +14,8 @@ import deftx
 
 SOURCE = Path(deftx.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-ALLOWED: dict[str, str] = {}  # `file: name` -> why there is no public way
+# `file: name` -> why there is no public way
+ALLOWED = {"experiments/executors.py: _exit": "a public function of os, whatever its name looks like"}
 
 
 def is_private(name: str) -> bool:

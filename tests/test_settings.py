@@ -19,7 +19,8 @@ def error(kind, data):
     [
         (
             {"methd": "deftx"},
-            "unknown setting 'methd' (did you mean 'method'?); known: k, keep, method, rank, seed, split, training",
+            "unknown setting 'methd' (did you mean 'method'?); "
+            "known: k, keep, method, phase2, rank, seed, split, training",
         ),
         (
             {"training": {"batchsize": 4}},

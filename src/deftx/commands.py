@@ -207,9 +207,10 @@ def evaluations(
 ) -> list[dict[str, Any]]:
     """A row of scores for each test, on one loaded base: what `compose` would score for each language."""
     rule_of(rule)
-    first, others = tasks[0], [*tasks[1:], *languages.values()]
-    model, tokenizer = without_vectors(base, first, others, force=any_base), load_tokenizer(base)
-    check_tokenizer(tokenizer, first, *others, force=any_base)
+    first, others = tasks[0], tasks[1:]
+    model = without_vectors(base, first, list(languages.values()), others, force=any_base)
+    tokenizer = load_tokenizer(base)
+    check_tokenizer(tokenizer, *tasks, *languages.values(), force=any_base)
     place(model)
     length, rows = trained_length(model, tokenizer, first), []
     for name, examples in tests.items():

@@ -107,7 +107,7 @@ def load_language_model(base: Base, head_of: Base | None = None) -> PreTrainedMo
 @torch.no_grad()
 def _stand_in(model: PreTrainedModel, missing: Sequence[str], other: PreTrainedModel) -> list[str]:
     """Copy what a model's head is missing from another model's head; what is missing still."""
-    ours, theirs = head(model), head(other)
+    ours, theirs = (dict(each.named_parameters(remove_duplicate=False)) for each in (model, other))  # tied ones too
     found = [n for n in missing if n in ours and n in theirs and ours[n].shape == theirs[n].shape]
     for name in found:
         ours[name].copy_(theirs[name])
@@ -212,27 +212,35 @@ def compose(
     tasks = [task] if isinstance(task, SparseVector) else list(task)
     languages = [language] if isinstance(language, SparseVector) else list(language)
     rule_of(rule)
+    check_language(*languages)
     check_distinct(*tasks, *languages)
     top = with_head(tasks, head) or SparseVector({})
-    model = without_vectors(base, top, [v for v in (*tasks, *languages) if v is not top], force=force)
+    model = without_vectors(base, top, languages, [other for other in tasks if other is not top], force=force)
     apply(model, *to_add(rule, tasks, languages, head))
     return model
 
 
 def without_vectors(
-    base: Base, task: SparseVector, languages: Sequence[SparseVector] = (), *, force: bool = False
+    base: Base,
+    task: SparseVector,
+    languages: Sequence[SparseVector] = (),
+    others: Sequence[SparseVector] = (),
+    *,
+    force: bool = False,
 ) -> PreTrainedModel:
     """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against θ0.
+
+    others  further task vectors, whose heads are not used
 
     `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
     """
     if task.head is None:
         raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
     check_language(*languages)
-    check_same_base(task, *languages)
+    check_same_base(task, *languages, *others)
     model = load_task_model(base, task.head.labels, task=kind_of(task))
     setattr(model.config, TASK, task.info.get("task", DEFAULT_TASK))  # for `load_composed`
-    named = [vector for vector in (task, *languages) if vector.info.get("base_fingerprint")]
+    named = [vector for vector in (task, *languages, *others) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, force=force)
     return model

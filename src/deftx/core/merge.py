@@ -118,8 +118,10 @@ def with_head(tasks: Sequence[SparseVector], head: int | None) -> SparseVector |
     having = [number for number, vector in enumerate(tasks) if vector.head]
     if head is None and len(having) > 1:
         raise DeftxError(f"{len(having)} task vectors have heads, and a model takes one: head = {having[0]}, say")
+    if head is not None and not having:
+        raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
     if head is not None and head not in having:
-        raise DeftxError(f"head = {head} is not the number of a task vector with a head: {having or 'there is none'}")
+        raise DeftxError(f"head = {head} is not the number of a task vector with a head: {having}")
     return tasks[having[0] if head is None else head] if having else None
 
 

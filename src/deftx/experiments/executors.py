@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,8 +197,11 @@ def on_ray(store: Store, address: str | None, resources: dict[str, float]) -> It
     except ModuleNotFoundError:
         raise DeftxError("Ray is not installed: pip install 'deftx[ray]'") from None
     try:
+        if address and address.count(":") == 1:  # Ray itself would try for minutes
+            host, port = address.split(":")
+            socket.create_connection((host, int(port)), 10).close()
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise DeftxError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from None
     task = ray.remote(_on_a_node).options(max_retries=RETRIES, **resources)
     try:
