@@ -29,11 +29,11 @@ test-python:
 docs: .venv/installed-docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
 
-# side by side with the plain way, at XLM-R base's shape: takes long; BENCH=--small for a quick look
+# side by side with the plain way, at XLM-R base's shape: half an hour; BENCH="--shape small" for a quick look
+ROWS := docs/results/performance.jsonl
 bench: .venv/installed-dev
-	$(BIN)/python benchmarks/core.py $(BENCH)
-	$(BIN)/python benchmarks/vectors.py $(BENCH)
-	$(BIN)/python benchmarks/training.py $(BENCH)
+	for part in core vectors training recipe; do $(BIN)/python benchmarks/$$part.py --save $(ROWS) $(BENCH) || exit 1; done
+	$(BIN)/python benchmarks/page.py $(ROWS) docs/performance.md
 	$(BIN)/python benchmarks/serve.py
 
 check: format-check lint types test

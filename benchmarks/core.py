@@ -6,9 +6,9 @@ the delta, its result included. The floor is what cannot be avoided (one reading
 the decomposition and the projection) at the machine's measured speed.
 """
 
-import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,18 +16,20 @@ import numpy as np
 import torch
 from measure import (
     DEVICE,
+    Measured,
     alternate,
+    available,
     bytes_per_second,
     flops_per_second,
-    machine,
+    options_of,
     peak_in_subprocess,
     print_peak,
-    print_table,
+    report,
 )
 from torch import Tensor
 
-from deftx.core.denoise import KEEP, denoise, is_matrix
-from deftx.core.ranks import rank_rule
+from deftx.core.denoise import KEEP, denoise
+from deftx.core.ranks import is_matrix, rank_rule
 from deftx.core.select import parse_k, select
 
 K = "5.118%"  # 14.2M of XLM-R-base's 277M
@@ -63,12 +65,12 @@ def plain_select(delta: Delta) -> dict[str, Tensor]:
     return {name: places[mask] - start for name, mask, start in zip(delta, inside, starts[:-1], strict=True)}
 
 
-def list_select(delta: Delta) -> dict[str, Tensor]:
+def list_select(delta: Delta, k: int | float | str = K) -> dict[str, Tensor]:
     """As LT-SFT's published code does: a Python list of all magnitudes, its k-th largest, then a mask."""
     magnitudes: list[float] = []
     for tensor in delta.values():
         magnitudes.extend(tensor.abs().view(-1).tolist())
-    count = parse_k(K, len(magnitudes))
+    count = parse_k(k, len(magnitudes))
     bar = np.partition(magnitudes, len(magnitudes) - count)[len(magnitudes) - count]
     return {name: (tensor.abs().view(-1) >= bar).nonzero().view(-1) for name, tensor in delta.items()}
 
@@ -119,7 +121,7 @@ class Row:
     agree: Callable[[Delta, Any, Any], str]
     floor: Callable[[Delta, Any], float]
     unused: float = 0.0
-    only_small: bool = False  # where the plain way's memory is out of reach at full size
+    gigabytes: float = 5.0  # that the plain way takes at XLM-R base's shape: left out where they are not free
 
 
 def denoised(rank: str, unused: float = 0.0) -> Row:
@@ -157,45 +159,50 @@ def denoise_floor(delta: Delta, result: Any) -> float:
 
 
 ROWS = {
-    f"select {K}": Row(selected, plain_select, same_places, select_floor),
-    f"select {K}, beside a Python list": Row(selected, list_select, same_places, select_floor, only_small=True),
+    f"select {K}": Row(selected, plain_select, same_places, select_floor, gigabytes=9.0),
+    f"select {K}, beside a Python list": Row(selected, list_select, same_places, select_floor, gigabytes=15.0),
     "denoise, rank 100": denoised("100"),
     "denoise, rank 90%": denoised("90%"),
     "denoise, rank 100, 80% of the embedding zero": denoised("100", unused=0.8),
 }
 
 
-def compare(name: str, row: Row, shape: str, repeat: int, plain_too: bool) -> list[str]:
-    """One line of the table."""
+def compare(name: str, row: Row, shape: str, repeat: int, plain_too: bool) -> Measured:
+    """One row of the table."""
+    times, floor, note = timed(row, shape, repeat, plain_too)
+    peaks = [peak_in_subprocess("--shape", shape, "--peak", name, way) for way in ("ours", "plain")[: len(times)]]
+    return Measured(name, *_two(times), floor, gigabytes=_two(peaks), note=note)
+
+
+def timed(row: Row, shape: str, repeat: int, plain_too: bool) -> tuple[list[float], float, str]:
+    """The seconds of our way, and of the plain one where there is memory for it; the floor; whether they agree."""
     delta = delta_of(shape, row.unused)
-    ways = [lambda: row.ours(delta), lambda: row.plain(delta)][: 1 + plain_too]
-    times, results = alternate(ways, repeat)
-    agree = row.agree(delta, *results) if plain_too else ""
-    floor = row.floor(delta, results[0])
-    ways_named = ("ours", "plain")[: 1 + plain_too]
-    peaks = [peak_in_subprocess("--peak", name, way, "--shape", shape) for way in ways_named]
-    plain = [f"{times[1]:.2f} s", f"{times[1] / times[0]:.1f}", f"{peaks[1]:.2f} GB"] if plain_too else ["", "", ""]
-    return [name, f"{times[0]:.2f} s", f"{floor:.2f} s", f"{peaks[0]:.2f} GB", *plain, agree]
+    fits = row.gigabytes * sum(tensor.numel() for tensor in delta.values()) / 277e6 < available()
+    ways = [row.ours, row.plain][: 1 + (plain_too and fits)]
+    times, results = alternate([partial(way, delta) for way in ways], repeat)
+    note = row.agree(delta, *results) if len(ways) == 2 else "" if fits else "not the memory for the plain way"
+    return times, row.floor(delta, results[0]), note
+
+
+def _two(values: list[float]) -> tuple[float, float | None]:
+    return values[0], values[1] if len(values) > 1 else None
 
 
 def main() -> None:
-    """Parse, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="base", help="of XLM-R base, XLM-R large or something small")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds, of which the median is shown")
-    parser.add_argument("--ours-only", action="store_true", help="leave out the plain way, which takes minutes")
-    parser.add_argument("--peak", nargs=2, metavar=("ROW", "WAY"), help=argparse.SUPPRESS)
+    """Parse, compare, report."""
+    parser = options_of(__doc__, SHAPES, 3)
     options = parser.parse_args()
     if options.peak:
         row = ROWS[options.peak[0]]
         delta = delta_of(options.shape, row.unused)
-        print_peak(lambda: getattr(row, options.peak[1])(delta))
-        return
-    rows = {name: row for name, row in ROWS.items() if options.shape == "small" or not row.only_small}
-    header = ["step", "ours", "floor", "ours: extra", "plain", "ratio", "plain: extra", "agree"]
-    lines = [compare(name, row, options.shape, options.repeat, not options.ours_only) for name, row in rows.items()]
-    print(f"{machine()}; shape {options.shape}, median of {options.repeat}\n")
-    print_table(header, lines)
+        return print_peak(lambda: getattr(row, options.peak[1])(delta))
+
+    def rows() -> Iterator[Measured]:
+        for name, row in ROWS.items():
+            if options.only in (None, name):
+                yield compare(name, row, options.shape, options.repeat, not options.ours_only)
+
+    report(rows(), options)
 
 
 if __name__ == "__main__":

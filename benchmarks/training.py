@@ -1,6 +1,6 @@
 """One training step, ours beside the plain way: time, peak memory, and whether both take the same step.
 
-    python benchmarks/training.py [--shape small] [--repeat 3] [--only NAME]
+    python benchmarks/training.py [--shape small] [--repeat 3] [--only STEP]
 
 The plain way computes what LT-SFT describes with the operations that come first to mind: the logits of all positions,
 the penalty through autograd, a dense gradient for every weight, masked in phase 2, and AdamW over all of them. Both
@@ -9,21 +9,30 @@ for the peak memory. The floor is the multiplications of a forward and a backwar
 machine multiplies matrices in that precision.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
 import torch
-from measure import DEVICE, flops_per_second, machine, now, peak_in_subprocess, print_peak
+from measure import (
+    DEVICE,
+    Measured,
+    available,
+    flops_per_second,
+    now,
+    options_of,
+    peak_in_subprocess,
+    print_peak,
+    report,
+)
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
 
 from deftx.core.backbone import backbone, tunable
 from deftx.core.select import Selection, select
 from deftx.tasks.masked_lm import mask, masked_loss
-from deftx.training.precision import autocast
+from deftx.training.precision import autocast, bf16_pays
 from deftx.training.rows import rows_apart
 from deftx.training.sparse import sparse_tuning
 
@@ -82,6 +91,9 @@ SHAPES = {
     "base": Size(768, 12, 250_002, 20_000, (8, 256), (16, 64)),
     "large": Size(1024, 24, 250_002, 20_000, (8, 256), (16, 64)),
 }
+
+
+GIGABYTES = {"mlm": 21.0, "task": 10.0}  # that both ways take together at XLM-R base's shape
 
 
 def floor(size: Size, row: Row) -> float:
@@ -206,27 +218,29 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
 WAYS = {"plain": plain, "ours": ours}
 
 
-def compare(size: Size, row: Row, repeat: int) -> tuple[dict[str, float], dict[str, float], str]:
-    """Median seconds of each way's steps, taken in turn in one process; the millions of floats that its optimiser
-    keeps; how far the weights are apart afterwards."""
-    models = {way: build(size, row) for way in WAYS}
-    before = {name: weight.detach().clone() for name, weight in backbone(models["plain"]).items()}
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    losses: dict[str, list[float]] = {way: [] for way in WAYS}
+def compare(size: Size, row: Row, repeat: int, chosen: list[str]) -> tuple[dict[str, float], dict[str, float], str]:
+    """Median seconds of the `chosen` ways' steps, taken in turn in one process; the millions of floats that their
+    optimisers keep; how far the weights are apart afterwards."""
+    models = {way: build(size, row) for way in chosen}
+    before = {name: weight.detach().clone() for name, weight in backbone(models["ours"]).items()}
+    seconds: dict[str, list[float]] = {way: [] for way in chosen}
+    losses: dict[str, list[float]] = {way: [] for way in chosen}
     with ExitStack() as stack:
-        steps = {way: WAYS[way](models[way], size, row, stack) for way in WAYS}
+        steps = {way: WAYS[way](models[way], size, row, stack) for way in chosen}
         for _, batch in zip(range(1 + repeat), batches(size, row), strict=False):
             for way, step in steps.items():
                 began = now()
                 losses[way].append(step.take(*batch))
                 seconds[way].append(now() - began)
         kept = {way: step.floats() / 1e6 for way, step in steps.items()}
+    took = {way: median(times[1:]) for way, times in seconds.items()}
+    if len(chosen) == 1 or row.dropout:
+        return took, kept, "random" if row.dropout else ""
     moved = {way: {n: w.detach() - before[n] for n, w in backbone(model).items()} for way, model in models.items()}
     apart = sum((moved["ours"][n] - moved["plain"][n]).square().sum() for n in before).sqrt()
     length = sum(moved["plain"][n].square().sum() for n in before).sqrt()
     loss = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))
-    same = "random" if row.dropout else f"loss within {loss:.0e}, weights' way {float(apart / length):.0e} apart"
-    return {way: median(times[1:]) for way, times in seconds.items()}, kept, same
+    return took, kept, f"loss within {loss:.0e}, weights' way {float(apart / length):.0e} apart"
 
 
 def two_steps(size: Size, row: Row, way: str) -> None:
@@ -237,41 +251,33 @@ def two_steps(size: Size, row: Row, way: str) -> None:
             step.take(*batch)
 
 
+def measured(row: Row, shape: str, repeat: int, plain_too: bool) -> Iterator[Measured]:
+    """The rows for the time, and for what the optimiser keeps."""
+    if row.bf16 and not bf16_pays(DEVICE):
+        yield Measured(row.name, None, note="no bf16 here: the processor has no instructions for it")
+        return
+    size, needed = SHAPES[shape], GIGABYTES[row.kind] if shape == "base" else 0.0
+    fits = DEVICE.type == "cuda" or needed < available()
+    took, kept, same = compare(size, row, repeat, ["ours", "plain"] if plain_too and fits else ["ours"])
+    arguments = ["--shape", shape, "--peak", row.name]
+    peaks = {way: peak_in_subprocess(*arguments, way) for way in took}
+    texts, length = size.batch if row.kind == "mlm" else size.task_batch
+    note = f"{texts} × {length}, {texts * length / took['ours']:,.0f} tokens/s" + (f"; {same}" if same else "")
+    note += "" if fits else "; not the memory for the plain way"
+    both = peaks["ours"], peaks.get("plain")
+    yield Measured(row.name, took["ours"], took.get("plain"), floor(size, row), gigabytes=both, note=note)
+    if not (row.bf16 or row.dropout):
+        yield Measured(f"{row.name}: optimiser", kept["ours"], kept.get("plain"), unit="M floats")
+
+
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="base", help="of XLM-R base, XLM-R large or something small")
-    parser.add_argument("--repeat", type=int, default=3, help="steps of each way that are timed")
-    parser.add_argument("--only", choices=[row.name for row in ROWS], help="one row alone")
-    parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    size = SHAPES[options.shape]
-    rows = [row for row in ROWS if options.only in (None, row.name)]
+    """Parse, compare, report."""
+    options = options_of(__doc__, SHAPES, 3).parse_args()
     if options.peak:
-        return print_peak(lambda: two_steps(size, rows[0], options.peak))
-    print(
-        f"{machine()}; shape {options.shape}, median of {options.repeat} steps of {size.batch} or {size.task_batch}\n"
-    )
-    columns = ["step", "ours", "floor", "plain", "ratio", "tokens/s"]
-    columns += ["peak, GB", "plain", "optimiser", "plain", "agreement"]
-    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
-    for row in rows:
-        took, kept, same = compare(size, row, options.repeat)
-        arguments = ["--only", row.name, "--shape", options.shape]
-        memory = {way: peak_in_subprocess("--peak", way, *arguments) for way in WAYS}
-        texts, length = size.batch if row.kind == "mlm" else size.task_batch
-        cells = [
-            row.name,
-            f"{took['ours']:.3f} s",
-            f"{floor(size, row):.3f} s",
-            f"{took['plain']:.3f} s",
-            f"{took['plain'] / took['ours']:.1f}",
-            f"{texts * length / took['ours']:,.0f}",
-            *(f"{memory[way]:.1f}" for way in ("ours", "plain")),
-            *(f"{kept[way]:.1f}M floats" for way in ("ours", "plain")),
-            same,
-        ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        row = next(row for row in ROWS if row.name == options.peak[0])
+        return print_peak(lambda: two_steps(SHAPES[options.shape], row, options.peak[1]))
+    rows = [row for row in ROWS if options.only in (None, row.name)]
+    report((m for r in rows for m in measured(r, options.shape, options.repeat, not options.ours_only)), options)
 
 
 if __name__ == "__main__":

@@ -254,22 +254,46 @@ def test_a_matrix_taken_in_blocks_is_denoised_as_one(monkeypatch, shape, dtype):
     torch.testing.assert_close(whole, blocks)
 
 
-def tridiagonal(diagonal, beside):
-    return torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
+@pytest.mark.parametrize("scale", [2.0**-100, 1.0, 2.0**50])
+def test_pairs_of_equal_singular_values_are_parted_at_any_scale(scale):
+    """L is not unique where the rank parts a pair; its distance from W still is."""
+    spectrum = [float(value) for value in range(40, 0, -1) for _ in range(2)]
+    matrix = matrix_of(spectrum, (80, 90)) * scale
+    for rank in (1, 2, 7, 40, 79):
+        low, _ = denoise_matrix(matrix, uniform(rank), keep=0.0)
+        rest = sum(value**2 for value in spectrum[rank:]) ** 0.5
+        assert torch.linalg.norm(matrix - low).item() / scale == pytest.approx(rest, rel=1e-9)
+        assert torch.linalg.matrix_rank(low, rtol=1e-9) == rank
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 21, 80])
-def test_the_largest_eigenvectors_hold_where_eigenvalues_meet(size):
-    """Wilkinson's matrix has pairs of eigenvalues that agree to rounding; the others have one value many times."""
-    eye, ones = torch.eye(size).double(), torch.ones(size, size).double()
-    wilkinson = tridiagonal((torch.arange(size).double() - size // 2).abs(), torch.ones(max(0, size - 1)).double())
-    for matrix in (wilkinson, eye, ones, eye * 0, eye * 1e-300, eye * 1e300):
-        values, top = module._eigen(matrix)
-        scale = matrix.abs().max().item() if size else 1.0
-        for rank in range(0, size + 1, 5):
-            vectors = top(rank)
-            assert (vectors.mT @ vectors - torch.eye(rank)).abs().le(1e-12).all()
-            assert (matrix @ vectors - vectors * values[size - rank :]).abs().le(1e-13 * size * scale).all()
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_matrices_denoised_at_once_are_as_each_alone(three_threads):
+    generator = torch.Generator().manual_seed(9)
+    shapes = [(9, 30), (300, 4), (30, 9), (7,), (12, 12), (400, 5), (20, 21), (8, 3)]
+    delta = {str(number): torch.randn(shape, generator=generator) for number, shape in enumerate(shapes)}
+    together = denoise(delta, "60%")
+    assert list(together) == list(delta)
+    assert list(together.ranks) == [name for name in delta if delta[name].dim() == 2]
+    for name, rank in together.ranks.items():
+        alone, rank_alone = denoise_matrix(delta[name], variance(0.6))
+        assert rank == rank_alone
+        torch.testing.assert_close(together[name], alone)
+    assert torch.get_num_threads() == 3
+
+
+def test_the_first_of_several_matrices_at_fault_is_named_and_threads_are_as_before(three_threads):
+    delta = {name: torch.randn(5, 6) for name in "abcdef"}
+    delta["c"][1, 1] = delta["e"][0, 0] = torch.nan
+    with pytest.raises(DeftxError, match="tensor 'c' holds values that are not finite"):
+        denoise(delta, 2)
+    assert torch.get_num_threads() == 3
 
 
 def test_a_sample_of_rows_that_misleads_is_made_up_for(monkeypatch):

@@ -139,8 +139,8 @@ def test_zeros_are_chosen_in_order_where_nothing_else_is_left(k):
 def test_a_sample_that_misses_the_large_entries_is_made_up_for(monkeypatch):
     """Every eleventh entry is sampled and large; of the others enough are needed that the bar must fall."""
     monkeypatch.setattr(module, "SAMPLE", 100)
-    bars, guess = [], module._bar
-    monkeypatch.setattr(module, "_bar", lambda sample, share: bars.append(guess(sample, share)) or bars[-1])
+    bars, reaching = [], module._reaching
+    monkeypatch.setattr(module, "_reaching", lambda chunks, bar: bars.append(bar) or reaching(chunks, bar))
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     values[::11] += 5
     delta = {"w": values}
@@ -247,3 +247,13 @@ def test_a_k_out_of_range_is_an_error_that_gives_the_range(k):
 def test_a_k_out_of_range_is_refused_by_select():
     with pytest.raises(DeftxError, match="give 0 to 6"):
         select({"w": torch.ones(2, 3)}, 7)
+
+
+def test_a_sample_of_the_candidates_that_misleads_is_made_up_for(monkeypatch):
+    """All that is sampled is larger than the rest, or smaller: the k-th largest is not where the sample says."""
+    monkeypatch.setattr(module, "SAMPLE", 10)
+    for sampled in (100.0, 1e-3):
+        entries = torch.rand(1000, generator=torch.Generator().manual_seed(1)) + 1
+        entries[:: 1000 // 10 | 1] = sampled
+        for k in (1, 9, 10, 11, 500, 990, 999):
+            assert as_lists(select({"w": entries}, k)) == by_sorting({"w": entries}, k)

@@ -4,16 +4,15 @@
 
 L is computed as W V_r V_rᵀ with V_r from the eigenvectors of the smaller Gram matrix (WᵀW or WWᵀ), in
 float64: equal to the SVD's up to rounding, and faster. Rows are taken in blocks, so that nothing
-of the size of W is needed beside W and the result.
+of the size of W is needed beside W and the result. An eigen-decomposition keeps one core busy, so several matrices
+are worked on at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
-from scipy.linalg.lapack import dormqr, dsytrd
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -25,6 +24,7 @@ from deftx.errors import DeftxError
 BLOCK = 1 << 20  # entries worked on together: whole rows, few enough to stay in the processor's cache
 STRIP = 192  # columns of a Gram matrix computed together
 SAMPLED_ROWS, SAMPLE = 1 << 13, 1 << 17  # rows and their entries that tell roughly how large the kept entries are
+TALL = 64  # times as long as wide: most of the time goes into multiplications then, which share the cores themselves
 KEEP = 0.05  # share of a matrix's entries kept from the residual, as in the paper
 
 
@@ -58,15 +58,20 @@ def denoise(delta: Mapping[str, Tensor], rank: int | float | str | Mapping[str, 
     rules = _given(delta, rank) if isinstance(rank, Mapping) else dict.fromkeys(delta, rank_rule(rank))
     if not 0 <= keep <= 1:
         raise DeftxError(f"keep {keep} is no share; give a number from 0 to 1 (the paper keeps {KEEP})")
-    tensors, ranks = {}, {}
-    for name, tensor in delta.items():
-        tensors[name] = tensor
-        if is_matrix(tensor):
-            if not all(bound.isfinite() for bound in tensor.aminmax()):  # without a temporary of its size
-                why = "holds values that are not finite: the training diverged; lower the learning rate"
-                raise DeftxError(f"the difference of tensor {name!r} {why}")
-            tensors[name], ranks[name] = denoise_matrix(tensor, rules[name], keep)
-    return Denoised(tensors, ranks)
+    matrices = {name: tensor for name, tensor in delta.items() if is_matrix(tensor)}
+
+    def denoised(name: str) -> tuple[Tensor, int]:
+        if not all(bound.isfinite() for bound in matrices[name].aminmax()):  # without a temporary of its size
+            why = "holds values that are not finite: the training diverged; lower the learning rate"
+            raise DeftxError(f"the difference of tensor {name!r} {why}")
+        return denoise_matrix(matrices[name], rules[name], keep)
+
+    tall = {name: denoised(name) for name, matrix in matrices.items() if len(matrix) >= TALL * matrix.shape[1]}
+    others = [name for name in matrices if name not in tall]
+    on_cpu = all(matrices[name].device.type == "cpu" for name in others)
+    done = tall | dict(zip(others, _a_core_each(denoised, others) if on_cpu else map(denoised, others), strict=True))
+    tensors = {name: done[name][0] if name in done else tensor for name, tensor in delta.items()}
+    return Denoised(tensors, {name: done[name][1] for name in matrices})
 
 
 def _given(delta: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, RankRule]:
@@ -88,17 +93,17 @@ def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[
     """
     rows = _in_use(matrix)
     gram, right = _gram(matrix, rows)
-    values, top = _eigen(gram)
+    values, vectors = torch.linalg.eigh(gram)  # of the lower triangle
     singular = _singular(values, matrix)
     rank = rule(singular, (len(rows), matrix.shape[1]))
     if rank >= len(values):
         return matrix, min(rank, len(singular))
-    return _approximated(matrix, rows, top(rank), right, round(keep * matrix.numel())), rank
+    return _approximated(matrix, rows, vectors[:, len(values) - rank :], right, round(keep * matrix.numel())), rank
 
 
 def singular_values(matrix: Tensor) -> Tensor:
     """All singular values [min(m, n)] of a matrix [m, n], descending, in float64: what a rank rule is given."""
-    return _singular(_eigen(_gram(matrix, _in_use(matrix))[0])[0], matrix)
+    return _singular(torch.linalg.eigvalsh(_gram(matrix, _in_use(matrix))[0]), matrix)
 
 
 def _in_use(matrix: Tensor) -> Tensor:
@@ -127,29 +132,15 @@ def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
     return gram, right
 
 
-def _eigen(gram: Tensor) -> tuple[Tensor, Callable[[int], Tensor]]:
-    """The eigenvalues [n], ascending, of a symmetric matrix [n, n] given by its lower triangle, and a function
-    from r to the eigenvectors [n, r] of the r largest, as columns.
-
-    On a CPU in LAPACK's steps: tridiagonal form, its eigenvalues, then only the vectors that the rank asks for.
-    """
-    size = len(gram)
-    if gram.device.type != "cpu" or size < 3:
-        values, vectors = torch.linalg.eigh(gram)
-        return values, lambda rank: vectors[:, size - rank :]
-    columns = gram.numpy().copy(order="F")
-    reflectors, diagonal, beside, scales, _ = dsytrd(columns, lower=1, lwork=64 * size, overwrite_a=1)
-
-    def top(rank: int) -> Tensor:
-        if rank == 0:
-            return gram.new_empty(size, 0)
-        span = (size - rank, size - 1)
-        _, vectors = eigh_tridiagonal(diagonal, beside, select="i", select_range=span, lapack_driver="stemr")
-        turned, _, failed = dormqr("L", "N", reflectors[1:, :-1], scales, vectors[1:], 64 * rank)
-        assert not failed
-        return torch.from_numpy(np.concatenate([vectors[:1], turned]))
-
-    return torch.from_numpy(eigvalsh_tridiagonal(diagonal, beside)), top
+def _a_core_each(work: Callable[[str], tuple[Tensor, int]], names: Sequence[str]) -> list[tuple[Tensor, int]]:
+    """What `work` makes of each name, several of them at a time, each on one core."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)  # what the pool's threads begin with
+    try:
+        with ThreadPoolExecutor(cores) as pool:
+            return list(pool.map(work, names))
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _approximated(matrix: Tensor, rows: Tensor, vectors: Tensor, right: bool, n_keep: int) -> Tensor:

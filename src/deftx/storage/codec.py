@@ -120,8 +120,7 @@ def decode_values(data: NDArray[np.uint8], count: int, dtype: torch.dtype) -> Te
         raise DeftxError(f"the values are cut off or damaged: {error}") from error
     if len(planes) != size:  # a frame that is to be skipped announces its size and holds nothing
         raise DeftxError(f"the values are damaged: their frame does not hold {size} bytes")
-    values = torch.empty(count, dtype=dtype)
-    places = values.view(torch.uint8).numpy().reshape(-1, dtype.itemsize)
+    places = np.empty((count, dtype.itemsize), np.uint8)  # NumPy's comes in large pages: half the time of torch's
     for place, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, count)):
         places[:, place] = plane
-    return values
+    return torch.from_numpy(places.reshape(-1)).view(dtype)

@@ -90,9 +90,9 @@ def _read_folder(folder: Path) -> SparseVector:
 
 
 def _write(vector: SparseVector, folder: Path) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, entries in vector.tensors.items():
-        tensors |= _coded(name, entries)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        coded = list(pool.map(_coded, vector.tensors, vector.tensors.values()))
+    tensors = {name: part for parts in coded for name, part in parts.items()}
     content = {
         "format_version": manifest.VERSION,
         "sha256": _write_tensors(tensors, folder / VECTOR),
@@ -147,16 +147,25 @@ def _read_tensors(folder: Path, form: Manifest) -> dict[str, Entries]:
     with _opened(folder / VECTOR, form.sha256, names) as file:
         coded = [_read(file, name, ["U8"]).flatten().numpy() for name in names]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            entries = pool.map(_decoded, form.tensors, form.tensors.values(), coded[::2], coded[1::2])
-            return dict(zip(form.tensors, entries, strict=True))
+            places = pool.map(_places, form.tensors, form.tensors.values(), coded[::2])
+            values = pool.map(_values, form.tensors, form.tensors.values(), coded[1::2], map(len, coded[::2]))
+            return {
+                name: Entries(torch.from_numpy(indices), numbers, tuple(tensor.shape))
+                for (name, tensor), indices, numbers in zip(form.tensors.items(), places, values, strict=True)
+            }
 
 
-def _decoded(name: str, form: TensorForm, indices: NDArray[np.uint8], values: NDArray[np.uint8]) -> Entries:
+def _places(name: str, form: TensorForm, data: NDArray[np.uint8]) -> NDArray[np.int64]:
     with _about(f"tensor {name!r}"):
-        places = decode_indices(indices, form.count, prod(form.shape))  # first: bounds the count by the file's size
-        numbers = decode_values(values, form.count, _FLOATS[form.dtype])
+        return decode_indices(data, form.count, prod(form.shape))
+
+
+def _values(name: str, form: TensorForm, data: NDArray[np.uint8], most: int) -> Tensor:
+    """The values; `most`, the bytes of the indices, bounds their number by what the file holds."""
+    with _about(f"tensor {name!r}"):
+        numbers = decode_values(data, min(form.count, most), _FLOATS[form.dtype])
     _check_finite(name, numbers)
-    return Entries(torch.from_numpy(places), numbers, tuple(form.shape))
+    return numbers
 
 
 def _read_head(folder: Path, form: HeadForm | None) -> Head | None:
