@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := pip install --quiet --disable-pip-version-check
-TEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# in the order of their names: by their number of tests, as it would be, the files that take long come last
+TEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-oldest test-python bench docs check format format-check lint types clean
 
