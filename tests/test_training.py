@@ -400,18 +400,18 @@ def test_bf16_trains_as_fp32_does_but_for_rounding():
 def test_bf16_pays_is_told_by_the_device(monkeypatch, instructions):
     assert isinstance(bf16_pays(torch.device("cpu")), bool)
     for pays in (True, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda pays=pays: {instructions: pays})
+        monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=lambda pays=pays: {instructions: pays})
         assert bf16_pays(torch.device("cpu")) is pays
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda pays=pays: pays)
         assert bf16_pays(torch.device("cuda")) is pays
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=dict)
     assert bf16_pays(torch.device("cpu")) is False
 
 
 @pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 def test_bf16_attention_is_computed_in_fp32_without_amx(monkeypatch, amx, masked):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=lambda: {"amx_bf16": amx})
     query, key, value = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
     query.requires_grad_()
     mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril() if masked else None

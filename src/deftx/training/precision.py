@@ -14,15 +14,20 @@ def bf16_pays(device: torch.device) -> bool:
     """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs and CPUs with instructions for it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    return any(_has(name) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def _has(instructions: str) -> bool:
+    """Whether the processor has these instructions, as far as torch tells: releases before 2.13 do not."""
+    told = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get(instructions, False))
 
 
 @contextmanager
 def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
     """bf16 autocast on `device` where `bf16` says so, nothing otherwise."""
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        if bf16 and device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):
+        if bf16 and device.type == "cpu" and not _has("amx_bf16"):
             with _AttentionInFp32():
                 yield
         else:
