@@ -19,8 +19,8 @@ def bf16_pays(device: torch.device) -> bool:
 
 def _has(instructions: str) -> bool:
     """Whether the processor has these instructions, as far as torch tells: releases before 2.13 do not."""
-    told = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(told.get(instructions, False))
+    told: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return told.get(instructions, False)
 
 
 @contextmanager
