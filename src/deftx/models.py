@@ -128,6 +128,10 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
         model, missing = _load_checked(task.auto, base, **(named if labels else {}), **task.config)
     if lost := sorted(set(missing) - head(model).keys()):
         raise DeftxError(f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task")
+    if type(model).__name__.endswith("ForMultipleChoice") and getattr(model.base_model, "pooler", True) is None:
+        raise DeftxError(
+            f"{type(model).__name__} lacks its pooler in this release of transformers: upgrade transformers"
+        )
     if model.config.pad_token_id is None:  # by which a decoder knows where a text ends
         model.config.pad_token_id = load_tokenizer(base).pad_token_id
     return cast(PreTrainedModel, model)
