@@ -126,7 +126,7 @@ def test_a_demo_that_was_stopped_goes_on_and_one_that_is_done_is_left_alone(
 ) -> None:
     out, runs = tmp_path / "demo", []
 
-    def run_recipe(recipe: object, folder: Path) -> list[run.Score]:
+    def run_recipe(recipe: object, folder: Path, *rest: object) -> list[run.Score]:
         runs.append(sorted(path.name for path in folder.iterdir()) if folder.exists() else None)
         (folder / "vectors").mkdir(parents=True, exist_ok=True)
         if len(runs) == 1:

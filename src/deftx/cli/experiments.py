@@ -55,7 +55,7 @@ def run(
         print_plan(prepare(checked, where), as_json=as_json)
         return
     chosen, room = executors.named(executor, jobs, ray_address, {"num_cpus": step_cpus, "num_gpus": step_gpus})
-    scores = run_recipe(checked, folder, where, chosen, room, said=say)
+    scores = run_recipe(checked, folder, where, chosen, room, said=lambda line, *_: say(line))
     if as_json:
         print_json([score.row() for score in scores])
     else:

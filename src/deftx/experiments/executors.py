@@ -85,8 +85,9 @@ def here(store: Store) -> Iterator[Submit]:
 
 
 @contextmanager
-def processes(store: Store, jobs: int) -> Iterator[Submit]:
-    """Steps are carried out by `jobs` processes, which share out the machine's cores among them, and its GPUs."""
+def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[Submit]:
+    """Steps are carried out by `jobs` processes of so many `threads`; without these, they share out the machine's cores
+    among them. They share out its GPUs too."""
     import torch
 
     gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
@@ -103,7 +104,7 @@ def processes(store: Store, jobs: int) -> Iterator[Submit]:
     with ExitStack() as files, ThreadPoolExecutor(jobs) as pool:
         workers = []
         for place in range(jobs):
-            own = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // jobs))}
+            own = {"OMP_NUM_THREADS": str(threads or max(1, (cores or 1) // jobs))}
             own |= {"CUDA_VISIBLE_DEVICES": str(place % gpus)} if gpus else {}
             said = files.enter_context(TemporaryFile("w+"))
             workers.append(worker := _Worker(command, {**os.environ, **own}, said))

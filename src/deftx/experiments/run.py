@@ -74,12 +74,12 @@ def run_recipe(
     store: Path | None = None,
     executor: Executor = here,
     room: int = 1,
-    said: Callable[[str], None] = lambda line: None,
+    said: Callable[[str, int, int], None] = lambda line, done, total: None,
 ) -> list[Score]:
     """All scores of a recipe. What the store has is taken from there; without one it is the folder store beside `out`.
 
     executor  where the steps are carried out: see `deftx.experiments.executors`; room: how many at once
-    said      is told what happens, in lines
+    said      is told what happens in a line, how many steps are done, and how many there are
 
     Raises InUse where another process is at work in `out`, and DeftxError for a step that failed; what does not need
     it is done all the same.
@@ -90,7 +90,8 @@ def run_recipe(
         _describe(run, out)
 
         def report(step: Step, became: str) -> None:
-            said(_line(run, step, became))
+            total = len(run.plan.steps)
+            said(_line(run, step, became), total - len(run.left()), total)
             if became == "done" and step.kind in SCORED:
                 _write_scores(run, out)
 

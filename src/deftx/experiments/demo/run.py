@@ -1,22 +1,25 @@
 """`deftx demo`: write the artificial languages down as files and a recipe, carry it out, and say what to try next."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import torch
 import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deftx.errors import DeftxError
 from deftx.experiments.demo.languages import SOURCE, TARGETS, labelled, plain_text, say
+from deftx.experiments.executors import processes
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import Score, run_recipe, table, vectors_of
 from deftx.models import compose, load_tokenizer, save_model
 from deftx.storage.files import load
 from deftx.storage.folders import LOCK, claimed, write_text
-from deftx.training import processes
+from deftx.training.processes import alone
 
 BASE = Path(__file__).parent / "base"
 LINES = 6000  # of plain text in each language
@@ -44,6 +47,8 @@ TASK = {
         "evaluate_every": 100,
     },
 }
+# Matrices of this size are multiplied sooner by one core than they are shared out to several.
+TWO_PROCESSES = partial(processes, jobs=2, threads=1)
 NONE, LT_SFT, DEFT_X = "no language vector", "LT-SFT", "DeFT-X"
 VARIANTS = {
     NONE: {"source": False, "target": False, "task": {"method": "lt-sft"}},
@@ -59,7 +64,7 @@ def demo(out: Path, seed: int = 0, force: bool = False) -> list[Score]:
     what comes of it. A demo of the same seed that was stopped goes on. Raises DeftxError where another process is at
     work in `out`, and where it exists, unless `force` and it holds an earlier demo.
     """
-    processes.alone("the demo")
+    alone("the demo")
     written = yaml.safe_dump(recipe(seed), sort_keys=False)
     goes_on = _recipe_in(out) == written and not _composed(out).exists()
     if out.exists() and not goes_on:
@@ -73,8 +78,8 @@ def demo(out: Path, seed: int = 0, force: bool = False) -> list[Score]:
         write_text(out / "recipe.yaml", written)
         write_data(out / "data", seed)
         shutil.copytree(BASE, out / "base", dirs_exist_ok=True)
-        with _one_thread():
-            found = run_recipe(load_recipe(out / "recipe.yaml"), out / "run")
+        with _progress() as said:
+            found = run_recipe(load_recipe(out / "recipe.yaml"), out / "run", None, TWO_PROCESSES, 2, said)
         plot(found, out / "demo.png")
         compose_one(out, seed)
     print(f"\nmacro-F1 (%) on languages without labelled data\n\n{table(found)}")
@@ -103,14 +108,14 @@ def _clear(out: Path) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Matrices of this size are multiplied sooner by one core than they are shared out to several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over all steps, with a line for the latest."""
+    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        steps = bar.add_task("", total=None)
+        yield lambda line, done, total: bar.update(
+            steps, description=line.partition("] ")[2], completed=done, total=total
+        )
 
 
 def write_data(folder: Path, seed: int) -> None:
