@@ -45,9 +45,9 @@ def read_examples(
 ) -> Examples:
     """The examples of a task in `source`, a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
 
-    columns  by default those that the task's data usually has. For classification they are `text` and `label`, or
-             `premise`, `hypothesis` and `label` where there is no `text`
-    labelled whether labels are looked for
+    columns   by default those that the task's data usually has. For classification they are `text` and `label`, or
+              `premise`, `hypothesis` and `label` where there is no `text`
+    labelled  whether labels are looked for
 
     Texts may be empty, labels may not; integers and hub class labels become strings where labels are names. Raises
     DeftxError, naming the line, where a row is at fault.
