@@ -89,7 +89,7 @@ class Store:
                 record = {
                     "id": step_id,
                     **about,
-                    "seconds": round(monotonic() - began, 1),
+                    "seconds": round(monotonic() - began, 3),
                     "versions": versions,
                     "finished": finished,
                 }
