@@ -5,7 +5,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 # in the order of their names: by their number of tests, as it would be, the files that take long come last
 TEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-oldest test-python bench docs check format format-check lint types clean
+.PHONY: demo test test-oldest test-newest test-debian bench docs check format format-check lint types clean
 
 demo: .venv/installed
 	$(BIN)/deftx demo
@@ -17,14 +17,13 @@ test: .venv/installed-dev
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m $(TEST) -m "not slow" -W default
 
-# the same versions as `test` on another interpreter: make test-python PYTHON=python3.13; skipped where torch has no
-# build for processors alone, since the others bring gigabytes of libraries for GPUs
-test-python: TORCH = $(shell sed -n 's/^torch==\([0-9.]*\).*/torch==\1+cpu/p' constraints.txt)
-test-python:
-	@if ! $(PYTHON) --version; then echo "skipped: there is no $(PYTHON)"; \
-	elif ! $(PYTHON) -m pip install --quiet --dry-run --no-deps --ignore-installed $(TORCH) >/dev/null 2>&1; then \
-		echo "skipped: there is no $(TORCH) for $(PYTHON)"; \
-	else $(MAKE) .venv-python/installed-dev PYTHON=$(PYTHON) && .venv-python/bin/python -m $(TEST) -m "not slow"; fi
+# the newest versions of everything, torch among them, which brings its libraries for GPUs: several gigabytes
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -m $(TEST) -m "not slow" -W default
+
+# the newest Python and the oldest torch: those of Debian 13, in a system of its own
+test-debian:
+	scripts/test_debian.sh
 
 # the site of docs/, in build/docs; a warning is an error
 docs: .venv/installed-docs
@@ -53,7 +52,7 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-oldest .venv-python build
+	rm -rf .venv .venv-oldest .venv-newest build
 
 # torch goes first and alone, so that the pinned build is there before anything can ask for another one
 %/torch: constraints.txt
@@ -77,6 +76,12 @@ clean:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt torch
 	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt --editable '.[data,report,serve]' hypothesis pytest pytest-xdist
+	touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m $(INSTALL) torch
+	.venv-newest/bin/python -m $(INSTALL) --editable '.[data,report,serve]' hypothesis pytest pytest-xdist
 	touch $@
 
 .PRECIOUS: %/torch

@@ -23,10 +23,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 import uvicorn
-from measure import machine, print_table
+from measure import machine
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from deftx.console import print_table
 from deftx.core.backbone import head, tunable
 from deftx.core.select import parse_k
 from deftx.core.vector import Entries, Head, SparseVector

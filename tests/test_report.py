@@ -70,7 +70,7 @@ def test_a_whole_run_has_every_section_and_names_every_variant(html, text):
     for name in [*VARIANTS, "character n-grams", "ace", "min", "ban", "ind"]:
         assert name in html
         assert name in text
-    for word in ["518 of 11,000", "paper: LT-SFT", "deftx run nusax-nano.yaml", "2.13.0", "NusaX sentiment"]:
+    for word in ["518 of 11,000", "published: LT-SFT", "deftx run nusax-nano.yaml", "2.13.0", "NusaX sentiment"]:
         assert word in html
         assert word in text
 
@@ -170,7 +170,7 @@ def test_a_mark_is_hollow_where_chance_may_explain_it(tmp_path, low, mark):
 
 def test_the_papers_rows_stand_apart_with_its_average_only_where_it_has_all_languages(plain):
     lines = [line for line in score_table(read_run(plain), None, []).lines if line.aside]
-    assert [line.name for line in lines] == ["paper: LT-SFT", "paper: DeFT-X"]
+    assert [line.name for line in lines] == ["published: LT-SFT", "published: DeFT-X"]
     assert [cell.text for cell in lines[0].cells] == ["71.5", "80.2", "75.9", NOTHING]
     assert not any(cell.best or cell.mark for line in lines for cell in line.cells)
 

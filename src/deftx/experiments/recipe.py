@@ -75,7 +75,10 @@ class Variant(Settings):
 
 
 class Published(Settings):
-    """Numbers of a paper, in percent, to stand beside ours: row -> language -> number."""
+    """Published numbers, in percent, to stand beside ours: row -> language -> number.
+
+    table  where they stand, such as `Table 2 of the paper`
+    """
 
     table: str
     url: str
@@ -95,7 +98,7 @@ class Recipe(Settings):
     ngrams     also score character n-grams and logistic regression trained on `train`
     baseline   the variant that the others are held against
     overlap    which vectors' overlaps are wanted: each language's with the task's, or the languages' with each other
-    paper      what the paper reports
+    paper      what others published
     leakage    what to do where text to train on holds text of `test` (see `deftx.tasks.leakage`): stop, trim it, or
                ignore it
     """

@@ -33,7 +33,7 @@ def scores(found: Findings) -> Section | None:
     if paper := run.recipe.paper:
         where = f" ({paper.url})" if paper.url else ""
         notes.append(
-            f"Rows that begin with “paper” are published numbers, {paper.table} of the paper{where}, of another base "
+            f"Rows that begin with “published” are others' numbers, {paper.table}{where}, of another base "
             "model: compare the pattern, not the digits."
         )
     shades = looks(run.variants, baseline)

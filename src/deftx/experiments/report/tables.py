@@ -99,7 +99,7 @@ def _paper_lines(run: RunData, columns: Sequence[str]) -> list[Line]:
         average = {AVERAGE: mean(targets)} if targets and len(targets) == len(run.targets) else {}
         found = {**scores, **average}
         cells = [Cell(f"{found[column]:.1f}" if column in found else NOTHING) for column in columns]
-        lines.append(Line(f"paper: {name}", cells, aside=True))
+        lines.append(Line(f"published: {name}", cells, aside=True))
     return lines
 
 
