@@ -10,8 +10,10 @@ machine multiplies matrices in that precision.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing import get_context
 from statistics import median
 
 import torch
@@ -258,7 +260,9 @@ def measured(row: Row, shape: str, repeat: int, plain_too: bool) -> Iterator[Mea
         return
     size, needed = SHAPES[shape], GIGABYTES[row.kind] if shape == "base" else 0.0
     fits = DEVICE.type == "cuda" or needed < available()
-    took, kept, same = compare(size, row, repeat, ["ours", "plain"] if plain_too and fits else ["ours"])
+    ways = ["ours", "plain"] if plain_too and fits else ["ours"]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # whose memory is free again for the next row
+        took, kept, same = fresh.submit(compare, size, row, repeat, ways).result()
     arguments = ["--shape", shape, "--peak", row.name]
     peaks = {way: peak_in_subprocess(*arguments, way) for way in took}
     texts, length = size.batch if row.kind == "mlm" else size.task_batch
