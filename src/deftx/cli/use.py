@@ -144,6 +144,7 @@ def serve(
     base: Base,
     task: Task,
     language: Languages = None,
+    rule: Rule = "sum",
     host: Annotated[str, option("Address to listen at; 0.0.0.0 for all of this machine's.", metavar="HOST")] = (
         "127.0.0.1"
     ),
@@ -165,4 +166,5 @@ def serve(
     from deftx.switcher import Switcher
 
     limits = Limits(max_batch, max_chars, max_body, max_waiting)
-    answer(Switcher(base, load(task), commands.named_languages(language or []), force=any_base), limits, host, port)
+    languages = commands.named_languages(language or [])
+    answer(Switcher(base, load(task), languages, rule=rule, force=any_base), limits, host, port)
