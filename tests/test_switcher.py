@@ -67,6 +67,33 @@ def test_by_any_rule_too_the_model_is_the_composed_one_bit_for_bit(parts, rule):
             assert same(model, composed[name])
 
 
+@pytest.mark.parametrize("rule", ["sum", "ties-sum"])
+def test_several_languages_and_several_tasks_are_applied_together(parts, rule):
+    base, task, languages = parts
+    ace, ban, least = (languages[name] for name in NAMES)
+    tasks = [random_vector(load_task_model(base, ["bad", "good"]), 9, ("bad", "good")), task]
+    together = {"ace": ace, "both": [ban, least], "all": [least, ace, ban]}
+    switcher = deftx.Switcher(base, tasks, together, rule=rule, head=1)
+    composed = {name: deftx.compose(base, tasks, some, rule=rule, head=1) for name, some in together.items()}
+    composed[None] = deftx.compose(base, tasks, rule=rule, head=1)
+    for name in ["both", "ace", "all", None, "both", "all", None]:
+        with switcher.language(name) as model:
+            assert same(model, composed[name])
+
+
+def test_what_compose_refuses_is_refused(parts):
+    base, task, languages = parts
+    other = random_vector(load_task_model(base, ["bad", "good"]), 9, ("bad", "good"))
+    for arguments, said in [
+        (([task, other], languages), "2 task vectors have heads, and a model takes one"),
+        ((task, {"twice": [languages["ace"], languages["ace"]]}), "vectors 2 and 3 of 3 are the same"),
+        ((task, {"ace": other}), "is a task vector"),
+        (([], languages), "the task vector has no head"),
+    ]:
+        with pytest.raises(DeftxError, match=said):
+            deftx.Switcher(base, *arguments)
+
+
 @pytest.mark.parametrize("rule", ["sum", "ties", "layers"])
 def test_what_is_kept_for_a_language_is_what_it_changes_in_the_task_alone(parts, rule):
     base, task, languages = parts

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock
 from typing import Any, TypeVar
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from deftx.core.backbone import backbone
 from deftx.core.compose import applied, apply, check_fit
 from deftx.core.entries import read_entries, write_entries
-from deftx.core.merge import rule_of, to_add
-from deftx.core.vector import SparseVector
+from deftx.core.merge import rule_of, to_add, with_head
+from deftx.core.vector import SparseVector, check_distinct
 from deftx.errors import DeftxError, unknown
 from deftx.models import Base, check_tokenizer, kind_of, load_tokenizer, place, trained_length, without_vectors
 from deftx.tasks.classification import CLASSIFICATION, probabilities
@@ -39,16 +39,17 @@ class Switcher:
     """A model of a task on one base that takes on any of several languages.
 
     base       folder or hub id of the base that all vectors were made on
-    task       the task vector, with its head
-    languages  name -> language vector
+    task       the task vector, with its head, or several
+    languages  name -> language vector, or several that are applied together
     rule       how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
+    head       of several task vectors with heads, whose is used: 0 is the first
     force      go on, with a warning, where the base has other weights than the vectors' base
 
-    `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"], rule=rule)`
-    would, the same to the last bit; None stands for the task alone. A switch writes the entries in which the old
-    language and the new one differ from the task alone, no more: what they are is computed once, from θ0 in the order
-    of `compose`, so that no rounding adds up. Beside the base it takes an index and two values for each such entry of
-    each language; with the sum these are the language vector's. The model is on the GPU if there is one.
+    `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"], rule=rule,
+    head=head)` would, the same to the last bit; None stands for the task alone. A switch writes the entries in which
+    the old language and the new one differ from the task alone, no more: what they are is computed once, from θ0 in the
+    order of `compose`, so that no rounding adds up. Beside the base it takes an index and two values for each such
+    entry of each language; with the sum these are the language vector's. The model is on the GPU if there is one.
 
     One thread at a time has the model, and no other language than its own can be written meanwhile. A switch that is
     cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, and for
@@ -58,22 +59,30 @@ class Switcher:
     def __init__(
         self,
         base: Base,
-        task: SparseVector,
-        languages: Mapping[str, SparseVector],
+        task: SparseVector | Sequence[SparseVector],
+        languages: Mapping[str, SparseVector | Sequence[SparseVector]],
         *,
         rule: str = "sum",
+        head: int | None = None,
         force: bool = False,
     ) -> None:
         rule_of(rule)
-        self._model = without_vectors(base, task, list(languages.values()), force=force)
-        self._tokenizer, self._task = load_tokenizer(base), kind_of(task)
-        check_tokenizer(self._tokenizer, task, *languages.values(), force=force)
-        self._length = trained_length(self._model, self._tokenizer, task)
+        tasks = [task] if isinstance(task, SparseVector) else list(task)
+        named = {name: [some] if isinstance(some, SparseVector) else list(some) for name, some in languages.items()}
+        every = [vector for some in named.values() for vector in some]
+        for some in [[], *named.values()]:
+            check_distinct(*tasks, *some)
+        top = with_head(tasks, head) or SparseVector({})
+        others = [other for other in tasks if other is not top]
+        self._model = without_vectors(base, top, every, others, force=force)
+        self._tokenizer, self._task = load_tokenizer(base), kind_of(top)
+        check_tokenizer(self._tokenizer, *tasks, *every, force=force)
+        self._length = trained_length(self._model, self._tokenizer, top)
         place(self._model)
-        check_fit(self._model, task, *languages.values())
-        alone = to_add(rule, task, [])
+        check_fit(self._model, *(replace(vector, head=None) for vector in others), top, *every)
+        alone = to_add(rule, tasks, [], head)
         self._entries = {
-            name: _differing(self._model, to_add(rule, task, [vector]), alone) for name, vector in languages.items()
+            name: _differing(self._model, to_add(rule, tasks, some, head), alone) for name, some in named.items()
         }
         apply(self._model, *alone)
         self._written: list[str] = []  # the language whose entries are in the weights, if any
