@@ -31,7 +31,7 @@ from deftx.core.vector import Head
 from deftx.errors import DeftxError
 from deftx.experiments.demo.run import recipe as demo_recipe
 from deftx.models import compose, load_composed, load_tokenizer, without_vectors
-from deftx.settings import LANGUAGE_PRESETS, LanguageFit
+from deftx.settings import LANGUAGE_PRESETS, LanguageFit, changed
 from deftx.storage.folders import claimed
 from deftx.tasks import masked_lm
 from deftx.tasks.classification import CLASSIFICATION
@@ -141,6 +141,31 @@ def test_a_task_vector_knows_its_source_and_its_labels(home):
     assert task.head is not None
     assert task.head.labels == ("back", "front")
     assert task.info["source"]["data"] == deftx.load(home / "ind").info["data"]
+
+
+def test_a_task_is_learnt_on_several_languages_each_with_its_vector(here, home, run):
+    sources = ["--source", "b=home/min", "--source", "a=home/ind", "--temperature", 3]
+    done = run(*with_options(FIT_TASK, TWO), *sources)
+    assert (done.code, "without --source" in done.out) == (0, False)
+    train = {name: deftx.read_examples(home / f"{part}.tsv") for name, part in {"a": "train", "b": "test"}.items()}
+    valid = dict.fromkeys(train, deftx.read_examples(home / "valid.tsv"))
+    settings = changed(deftx.TaskFit(), commands.assigned(["k=5%", *QUICK[3::2]]))
+    vectors = {"a": deftx.load("home/ind"), "b": deftx.load("home/min")}
+    expected = deftx.fit_task_several("home/base", train, valid, settings, sources=vectors, temperature=3)
+    found = deftx.load("new")
+    for name, entries in expected.tensors.items():
+        assert torch.equal(found.tensors[name].indices, entries.indices)
+        assert torch.equal(found.tensors[name].values, entries.values)
+    assert list(found.info["sources"]) == ["a", "b"]
+    assert len(found.info["data"]["sources"]) == 4
+    assert "without --source" in run(*with_options(FIT_TASK, f"{TWO} --out other")).out
+
+
+def test_a_lone_source_may_have_a_name(here, home, run):
+    named = "--train ind=home/train.tsv --valid home/valid.tsv --source ind=home/ind"
+    assert run(*with_options(FIT_TASK, named)).code == 0
+    assert tree(Path("new"))["vector.safetensors"] == tree(home / "task")["vector.safetensors"]
+    assert deftx.load("new").info["source"] == deftx.load(home / "task").info["source"]
 
 
 def test_a_pipeline_runs_the_composed_model_and_predict_says_the_same(here, home, run):
@@ -490,6 +515,7 @@ def bad(here, home):
 
 FIT_LANGUAGE = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "new", *LANGUAGE]
 FIT_TASK = "fit task --base home/base --train home/train.tsv --valid home/valid.tsv --out new".split() + QUICK
+TWO = "--train a=home/train.tsv --train b=home/test.tsv --valid a=home/valid.tsv --valid b=home/valid.tsv"
 COMPOSE = "compose --base home/base --task home/task --language home/min --out new".split()
 EVALUATE = "evaluate --base home/base --task home/task --language min=home/min --test home/test.tsv".split()
 
@@ -556,6 +582,33 @@ WRONG = {
         FIT_TASK,
         "--source home/ind --base home/other",
         r"made on .*/base \(.*\), not on .*--any-base",
+    ),
+    "sources without a name": (
+        FIT_TASK,
+        "--train home/train.tsv --train home/test.tsv",
+        r"--train home/train\.tsv is of which language\? there are several, so write NAME=home/train\.tsv",
+    ),
+    "source twice": (
+        FIT_TASK,
+        "--train a=home/train.tsv --train a=home/test.tsv",
+        r"--train a=home/test\.tsv is the second one of 'a': give one each",
+    ),
+    "validation in another language": (
+        FIT_TASK,
+        "--train ind=home/train.tsv --valid min=home/valid.tsv",
+        r"must be of the same languages, but are of ind; min",
+    ),
+    "validation without a name": (
+        FIT_TASK,
+        "--train a=home/train.tsv --train b=home/test.tsv",
+        r"but are of a, b; one without a name",
+    ),
+    "source without a vector": (FIT_TASK, f"{TWO} --source a=home/ind", r"but are of a, b; a, b; a"),
+    "uneven beyond the data": (FIT_TASK, f"{TWO} --temperature 0.5", r"temperature 0\.5 is below 1; give 1"),
+    "task as one of the sources": (
+        FIT_TASK,
+        f"{TWO} --source a=home/ind --source b=home/task",
+        r"the vector given as a language is a task vector",
     ),
     "vectors of another base": (COMPOSE, "--base home/other", r"was made on .*, not on home/other .*: use .*/base"),
     "task for language": (

@@ -154,13 +154,13 @@ def test_a_run_stops_before_any_training_and_names_the_texts(folder):
 def test_a_run_trims_where_it_is_told_to_and_says_how_much(folder):
     data = read(load_recipe(folder / "recipe.yaml", {"leakage": "trim"}))
     assert data.texts == {"src": ["ba be bi", "da de di"], "tar": ["ba bo bu", "ga ge gi"]}
-    assert data.train == Examples(["da do", "ka ko"], None, ["bad", "good"])
+    assert data.train["src"] == Examples(["da do", "ka ko"], None, ["bad", "good"])
     assert data.trimmed == {"tar": "1 of 3 (1 equal)", "labelled data": "1 of 3 (1 equal)"}
 
 
 def test_a_run_ignores_it_where_it_is_told_to(folder):
     data = read(load_recipe(folder / "recipe.yaml", {"leakage": "ignore"}))
-    assert len(data.train) == len(data.texts["tar"]) == 3
+    assert len(data.train["src"]) == len(data.texts["tar"]) == 3
     assert data.trimmed == {}
 
 

@@ -20,6 +20,7 @@ from deftx.experiments import executors, housekeeping, plan, steps
 from deftx.experiments.executors import processes
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import Recipe, load_recipe
+from deftx.experiments.report.read import read_run
 from deftx.experiments.run import Score, estimate, prepare, run_recipe, table, vectors_of
 from deftx.experiments.store import Store, size
 from deftx.storage.folders import claimed
@@ -44,9 +45,9 @@ RECIPE = {
 }
 
 
-def labelled(path: Path, seed: int) -> None:
+def labelled(path: Path, seed: int, count: int = 40) -> None:
     """Sentences labelled by the vowel they end in."""
-    rows = [f"{text}\t{'front' if text[-1] in 'ei' else 'back'}" for text in sentences(40, seed)]
+    rows = [f"{text}\t{'front' if text[-1] in 'ei' else 'back'}" for text in sentences(count, seed)]
     path.write_text("\n".join(["text\tlabel", *rows]) + "\n")
 
 
@@ -449,6 +450,118 @@ def test_a_recipe_compares_taggers_too(folder: Path) -> None:
     found = run_recipe(load_recipe(folder / "recipe.yaml", changes), folder / "pos")
     assert len(found) == 6
     assert all(0 <= score.scores["macro_f1"] <= 1 for score in found)
+
+
+SEVERAL = {
+    "source": "",
+    "train": "",
+    "valid": "",
+    "sources": {name: {"train": f"{name}.tsv", "valid": f"{name}.tsv"} for name in ("src", "far")},
+    "languages": {"src": "src.txt", "tar": "tar.txt", "far": "far.txt"},
+}
+ONE_OR_TWO = {
+    "one": {"sources": ["src"], "language": {"rank": 2}, "task": {"rank": 2}},
+    "two": {"language": {"rank": 2}, "task": {"rank": 2}},
+    "two, even": {"language": {"rank": 2}, "task": {"rank": 2}, "temperature": 5},
+    "two, on the base": {"source": False, "language": {"rank": 2}, "task": {"rank": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def several(folder: Path) -> Recipe:
+    """One source against two, on the same data as the recipe of one, and a further language with few labels."""
+    (folder / "far.txt").write_text("\n".join(sentences(60, 2)))
+    labelled(folder / "far.tsv", 2, count=12)
+    text = yaml.safe_dump({**RECIPE, **SEVERAL, "variants": ONE_OR_TWO}, sort_keys=False)
+    (folder / "several.yaml").write_text(text)
+    return load_recipe(folder / "several.yaml")
+
+
+def test_a_variant_is_learnt_on_the_sources_it_names_each_above_its_vector(several: Recipe, folder: Path) -> None:
+    made = prepare(several, folder / "ids").plan
+    vectors = {use.name: step_id for use, step_id in made.of("vector") if use.variant == "two" and use.name != "task"}
+    tasks = {use.variant: made.steps[step_id] for use, step_id in made.of("delta") if use.name == "task"}
+    above = {"source/src": vectors["src"], "source/far": vectors["far"]}
+    assert tasks["one"].inputs == {"source": vectors["src"]}
+    assert tasks["two"].inputs == tasks["two, even"].inputs == above
+    assert tasks["two, on the base"].inputs == {}
+    assert {variant: step.about.get("temperature") for variant, step in tasks.items()} == {
+        "one": None,
+        "two": 1.0,
+        "two, even": 5.0,
+        "two, on the base": 1.0,
+    }
+    assert len({step.id for step in tasks.values()}) == 4
+    for step in made.steps.values():
+        assert Step.from_json(step.to_json()).id == step.id
+
+
+def test_one_of_several_sources_is_the_same_step_as_the_only_one(several: Recipe, folder: Path) -> None:
+    """And the order in which sources are named makes no difference."""
+    alone = prepare(recipe(folder, {"variants": {"DeFT-X": {}}}), folder / "ids").plan
+    of_several = prepare(several, folder / "ids").plan
+    mine = {use.name: step_id for use, step_id in alone.of("vector", "score") if use.variant == "DeFT-X"}
+    theirs = {use.name: step_id for use, step_id in of_several.of("vector", "score") if use.variant == "one"}
+    assert mine == {name: theirs[name] for name in mine}
+    turned = several.model_copy(update={"sources": dict(reversed(several.sources.items()))})
+    assert set(prepare(turned, folder / "ids").plan.steps) == set(of_several.steps)
+
+
+def test_several_sources_are_learnt_as_the_function_does(several: Recipe, folder: Path, capsys) -> None:
+    found = run_recipe(several, folder / "several", folder / "store")
+    assert [(s.variant, s.language) for s in found][:8] == [(v, name) for v in ONE_OR_TWO for name in ("tar", "src")]
+    mine = vectors_of(folder / "several", "two, even", 0)
+    sets = {name: deftx.read_examples(folder / f"{name}.tsv") for name in ("far", "src")}
+    sources = {name: deftx.load(mine[name]) for name in sets}
+    settings = several.task_fit("two, even", 0)
+    deftx.save(
+        deftx.fit_task_several(folder / "base", sets, sets, settings, sources=sources, temperature=5),
+        folder / "by-hand" / "two",
+    )
+    assert same(mine["task"], folder / "by-hand" / "two")
+    assert not same(mine["task"], vectors_of(folder / "several", "two", 0)["task"])
+    main_ok(["run", str(folder / "several.yaml"), "--out", str(folder / "several"), "--dry-run"])
+    assert " 0 to do" in capsys.readouterr().out
+    read = read_run(folder / "several")
+    assert (read.targets, read.languages) == (["tar"], ["tar", "src"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source": "src"}, "either as source, train and valid, or as sources"),
+        ({"sources": {"src": {"valid": None}}}, "sources.src.valid"),
+        ({"sources": {"mid": {"train": "src.tsv", "valid": "src.tsv"}}}, "no text for 'mid'"),
+        ({"variants": {"one": {"sources": ["scr"]}}}, "unknown source of the variant 'one' 'scr'.*did you mean 'src'"),
+        ({"variants": {"one": {"sources": []}}}, "variants.one.sources"),
+        ({"variants": {"two": {"temperature": 0.5}}}, "temperature = 0.5"),
+        ({"variants": {"madx": {"family": "madx"}}}, r"'madx' \(madx\) is learnt on one source: say sources"),
+    ],
+)
+def test_what_is_wrong_with_several_sources_is_named(several, folder: Path, changes, said: str) -> None:
+    with pytest.raises(DeftxError, match=said):
+        load_recipe(folder / "several.yaml", changes)
+
+
+@pytest.mark.parametrize("missing", ["source", "train", "valid"])
+def test_a_recipe_without_labelled_data_is_refused(folder: Path, missing: str) -> None:
+    with pytest.raises(DeftxError, match="either as source, train and valid, or as sources"):
+        recipe(folder, {missing: ""})
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("[!_]*.yaml")), ids=lambda file: file.stem)
+def test_what_is_in_recipes_is_a_recipe(file: Path) -> None:
+    assert load_recipe(file).variants
+
+
+def test_one_source_is_held_against_three() -> None:
+    found = load_recipe(RECIPES / "several-nano.yaml")
+    assert (found.leakage, found.seeds, list(found.test)) == ("trim", (0, 1, 2), ["ace", "ban", "bjn", "mad", "min"])
+    sources = {variant: found.sources_of(variant) for variant in found.variants}
+    assert sorted(sources.values()) == [["ind"]] * 2 + [["ind", "eng", "jav"]] * 2
 
 
 def test_a_table_shows_mean_and_spread_over_seeds() -> None:

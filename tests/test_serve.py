@@ -313,6 +313,18 @@ def test_a_signal_stops_the_server_when_it_has_answered(command, capsys, monkeyp
         call(port, "/health")
 
 
+def test_vectors_are_combined_by_the_rule_that_is_named(command, parts, monkeypatch):
+    served = []
+    monkeypatch.setattr("deftx.serving.app.serve", lambda switcher, *_: served.append(switcher))
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--rule", "ties:density=0.8"])
+    assert not end.value.code
+    base, task, languages = parts
+    expected = deftx.compose(base, task, languages["min"], rule="ties:density=0.8").state_dict()
+    with served[0].language("min") as model:
+        assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+
+
 def test_an_address_that_is_taken_is_one_line(command, capsys):
     with socket.create_server(("127.0.0.1", int(command[-1]))), pytest.raises(SystemExit) as end:
         main(command)

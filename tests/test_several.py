@@ -15,7 +15,7 @@ from deftx.errors import DeftxError
 from deftx.fit import fit, fit_task
 from deftx.models import load_task_model, load_tokenizer
 from deftx.settings import changed
-from deftx.several import fit_task_several
+from deftx.several import fit_task_several, several_start
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.supervised import supervised
 from deftx.training.several import several
@@ -141,6 +141,33 @@ def test_a_task_vector_of_two_languages_notes_both_and_the_settings_as_they_were
     assert found.info["sources"].keys() == sources.keys()
     assert found.info["training"]["batch_size"] == TASK.training.batch_size
     assert (found.info["k"], found.info["data"]["train"]) == (found.k, 39)
+
+
+def test_the_order_in_which_languages_are_given_makes_no_difference(bases):
+    train, valid = {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}
+    sources = {"eng": vector(bases(), 2), "ind": vector(bases(), 1)}
+    found = fit_task_several(bases(), train, valid, TASK, sources=sources)
+    turned = dict(reversed(train.items())), dict(reversed(valid.items()))
+    assert same(found, fit_task_several(bases(), *turned, TASK, sources=dict(reversed(sources.items()))))
+
+
+def test_without_vectors_every_batch_is_on_the_base_alone(bases):
+    sets = {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}
+    start, made = several_start(bases(), *sets, TASK)
+    before = bits(start.model)
+    for item in start.objective.train:
+        with start.objective.within(start.model, start.objective.collate([item])):
+            assert equal(bits(start.model), before)
+    assert made.training.batch_size == 1
+    found = fit_task_several(bases(), *sets, TASK)
+    assert found.info["sources"] == {"ind": None, "eng": None}
+    assert not same(found, fit_task_several(bases(), *sets, TASK, sources={n: vector(bases(), 1) for n in sets[0]}))
+
+
+def test_a_task_vector_is_no_source(bases):
+    sources = {"ind": vector(bases(), 1), "eng": fit_task(bases(), TRAIN, VALID, TASK)}
+    with pytest.raises(DeftxError, match="the vector given as a language is a task vector"):
+        fit_task_several(bases(), {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}, TASK, sources=sources)
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_loaded():

@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,57 @@ def test_after_any_switches_the_model_is_the_composed_one_bit_for_bit(made, name
     for name in names:
         with switcher.language(name) as model:
             assert same(model, composed[name])
+
+
+RULES = ["scaled:language_scale=0.5", "ties:density=0.8", "ties-sum", "dare", "dare-ties:drop=0.2", "agree", "layers"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_by_any_rule_too_the_model_is_the_composed_one_bit_for_bit(parts, rule):
+    base, task, languages = parts
+    switcher = deftx.Switcher(base, task, languages, rule=rule)
+    composed = {name: deftx.compose(base, task, languages.get(name, ()), rule=rule) for name in [*NAMES, None]}
+    for name in ["ace", "ban", None, "min", "ace", None, None, "ban"]:
+        with switcher.language(name) as model:
+            assert same(model, composed[name])
+
+
+@pytest.mark.parametrize("rule", ["sum", "ties-sum"])
+def test_several_languages_and_several_tasks_are_applied_together(parts, rule):
+    base, task, languages = parts
+    ace, ban, least = (languages[name] for name in NAMES)
+    tasks = [random_vector(load_task_model(base, ["bad", "good"]), 9, ("bad", "good")), task]
+    together = {"ace": ace, "both": [ban, least], "all": [least, ace, ban]}
+    switcher = deftx.Switcher(base, tasks, together, rule=rule, head=1)
+    composed = {name: deftx.compose(base, tasks, some, rule=rule, head=1) for name, some in together.items()}
+    composed[None] = deftx.compose(base, tasks, rule=rule, head=1)
+    for name in ["both", "ace", "all", None, "both", "all", None]:
+        with switcher.language(name) as model:
+            assert same(model, composed[name])
+
+
+def test_what_compose_refuses_is_refused(parts):
+    base, task, languages = parts
+    other = random_vector(load_task_model(base, ["bad", "good"]), 9, ("bad", "good"))
+    for arguments, said in [
+        (([task, other], languages), "2 task vectors have heads, and a model takes one"),
+        ((task, {"twice": [languages["ace"], languages["ace"]]}), "vectors 2 and 3 of 3 are the same"),
+        ((task, {"ace": other}), "is a task vector"),
+        (([], languages), "the task vector has no head"),
+    ]:
+        with pytest.raises(DeftxError, match=said):
+            deftx.Switcher(base, *arguments)
+
+
+@pytest.mark.parametrize("rule", ["sum", "ties", "layers"])
+def test_what_is_kept_for_a_language_is_what_it_changes_in_the_task_alone(parts, rule):
+    base, task, languages = parts
+    switcher = deftx.Switcher(base, task, languages, rule=rule)
+    alone = deftx.compose(base, task, rule=rule).state_dict()
+    for name, language in languages.items():
+        found = deftx.compose(base, task, language, rule=rule).state_dict()
+        changed = sum(int((found[n].view(torch.int32) != alone[n].view(torch.int32)).sum()) for n in alone)
+        assert sum(len(part.indices) for part in switcher._entries[name]) == changed > 0
 
 
 def test_what_a_switch_writes_is_the_entries_of_two_languages(made, monkeypatch):
@@ -160,6 +212,19 @@ def test_an_unknown_language_is_an_error_that_lists_those_there_are(made):
         pass
     with pytest.raises(DeftxError, match="give one for each"):
         switcher.predict(Examples(["a", "b"]), ["ace"])
+
+
+def test_an_unknown_rule_is_refused_before_anything_is_loaded(parts):
+    with pytest.raises(DeftxError, match=r"unknown rule 'tise'.*did you mean 'ties'"):
+        deftx.Switcher("nowhere", *parts[1:], rule="tise")
+
+
+def test_a_vector_of_another_shape_is_refused(parts):
+    base, task, languages = parts
+    name, entries = next(iter(languages["ace"].tensors.items()))
+    for tensors in ({name: replace(entries, shape=(1, *entries.shape))}, {"elsewhere.weight": entries}):
+        with pytest.raises(DeftxError, match=r"use the vector's base|belongs to another base"):
+            deftx.Switcher(base, task, {"ace": SparseVector(tensors)})
 
 
 def test_vectors_of_another_base_are_refused(bases):

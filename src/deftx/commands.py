@@ -28,6 +28,7 @@ from deftx.models import (
     without_vectors,
 )
 from deftx.settings import Fit, changed, merged
+from deftx.several import check_same_languages
 from deftx.storage.files import load, save
 from deftx.storage.folders import MODEL, check_target, claimed, write_text
 from deftx.tasks.data import Columns, Examples
@@ -81,11 +82,13 @@ def _assignment(change: str) -> dict[str, Any]:
     return reduce(lambda inner, part: {part: inner}, reversed(path), {last: value})
 
 
-def check_sizes(train_set: Examples, valid_set: Examples) -> None:
+def check_sizes(train_sets: Mapping[str, Examples], valid_sets: Mapping[str, Examples]) -> None:
     """Warn where there is more to choose a step on than to learn from."""
-    if len(valid_set) > len(train_set):
-        sizes = f"--valid has {len(valid_set):,} rows and --train {len(train_set):,}"
-        warnings.warn(f"{sizes}: are they the wrong way round?", stacklevel=2)
+    for name, valid_set in valid_sets.items():
+        if len(valid_set) > len(train_sets[name]):
+            sizes = f"--valid has {len(valid_set):,} rows and --train {len(train_sets[name]):,}"
+            of = f" of {name}" if len(valid_sets) > 1 else ""
+            warnings.warn(f"{sizes}{of}: are they the wrong way round?", stacklevel=2)
 
 
 def check_free(out: Path, *, force: bool) -> Path:
@@ -162,6 +165,32 @@ def named_languages(texts: Sequence[str]) -> dict[str, SparseVector]:
         if names.count(name) > 1:
             raise DeftxError(f"two language vectors are named {name!r}: give them names, --language NAME=VECTOR")
     return {name: load(folder) for name, (_, folder) in zip(names, pairs, strict=True)}
+
+
+def by_language(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Files, or vectors, by the language in `NAME=FILE`; a lone one needs no name: it is "" then."""
+    found: dict[str, str] = {}
+    for name, file in map(_named, texts):
+        if name is None and len(texts) > 1:
+            raise DeftxError(f"{option} {file} is of which language? there are several, so write NAME={file}")
+        if name in found:
+            raise DeftxError(f"{option} {name}={file} is the second one of {name!r}: give one each")
+        found[name or ""] = file
+    return found
+
+
+def of_sources(train: Sequence[str], valid: Sequence[str], source: Sequence[str]) -> list[dict[str, str]]:
+    """What `fit task` is given, by language: training data, validation data, and vectors, which may be none at all.
+
+    Where there is one of each, a name counts for all of them.
+    """
+    options = {"--train": train, "--valid": valid, "--source": source}
+    given = [by_language(option, texts) for option, texts in options.items()]
+    names = {name for some in given for name in some if name}
+    if len(names) < 2:
+        given = [{next(iter(names), ""): file for file in some.values()} for some in given]
+    check_same_languages(given[0], given[1], given[2] or None)
+    return given
 
 
 def tests_of(texts: Sequence[str], languages: Sequence[str], task: Task, columns: Given) -> dict[str | None, Examples]:

@@ -31,7 +31,6 @@ Out = Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)]
 Force = Annotated[bool, option("Replace what is at the place of the output.", "--force")]
 AnyBase = Annotated[bool, option("Go on although the vectors were made on other weights.", "--any-base")]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]
-Task = Annotated[str, option("Task vector: a folder or hub id.", **VECTOR)]
 Tasks = Annotated[
     list[str], option("Task vector: a folder or hub id. Of several, the first one's head is used.", "--task", **VECTOR)
 ]

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deftx.core.compose import check_fit
-from deftx.core.vector import SparseVector, check_same_base
+from deftx.core.vector import SparseVector, check_language, check_same_base
 from deftx.errors import DeftxError
-from deftx.fit import fit, fit_task, learnt_head, origin_of
+from deftx.fit import Start, fit, learnt_head, origin_of, task_start
 from deftx.models import Base, about_tokenizer, check_tokenizer, load_task_model, load_tokenizer, longest_input, place
 from deftx.settings import TaskFit, changed
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import Examples
+from deftx.tasks.data import Examples, joined
 from deftx.tasks.supervised import supervised
 from deftx.tasks.table import settled, task_of
 from deftx.training import processes
@@ -24,7 +25,7 @@ def fit_task_several(
     valid_sets: Mapping[str, Examples],
     settings: TaskFit,
     *,
-    sources: Mapping[str, SparseVector],
+    sources: Mapping[str, SparseVector] | None = None,
     temperature: float = 1.0,
     force: bool = False,
     work: Path | None = None,
@@ -33,45 +34,70 @@ def fit_task_several(
     """φ_task from labelled data of several languages: each batch is of one, on θ0 + φ_language of that language.
 
     train_sets, valid_sets, sources  by language. The best step is that of the best mean score over the languages
+    sources      None: every batch is on θ0
     temperature  how even the languages are made: 1 takes every example once an epoch; the higher, the more often those
                  of languages with few, up to as many as the largest has
 
     With one language the same as `fit_task`. Raises DeftxError as that does, and where a language lacks one of these.
     """
-    names = list(sources)
-    if not names or not set(names) == train_sets.keys() == valid_sets.keys():
-        given = "; ".join(", ".join(sorted(some)) or "none" for some in (train_sets, valid_sets, sources))
-        raise DeftxError(
-            f"training data, validation data and vectors must be of the same languages, but are of {given}"
-        )
+    start, made = several_start(base, train_sets, valid_sets, settings, sources, temperature=temperature, force=force)
+    vector = fit(start.model, start.objective, made, work=work, title=title)
+    top = learnt_head(start.model, start.origin["labels"])
+    info = {**start.origin, **vector.info, **settled(settings).deciding(), "k": vector.k}
+    return replace(vector, head=top, info=info)
+
+
+def several_start(
+    base: Base,
+    train_sets: Mapping[str, Examples],
+    valid_sets: Mapping[str, Examples],
+    settings: TaskFit,
+    sources: Mapping[str, SparseVector] | None = None,
+    *,
+    temperature: float = 1.0,
+    force: bool = False,
+) -> tuple[Start, TaskFit]:
+    """θ0 about to be trained as `fit_task_several` does, and the settings to do it with."""
+    check_same_languages(train_sets, valid_sets, sources)
     if not temperature >= 1:
         raise DeftxError(f"temperature {temperature} is below 1; give 1 (as the data are) or more (more even)")
+    settings, names = settled(settings), sorted(train_sets)  # in whatever order they are given
     if len(names) == 1:
-        only, sets = sources[names[0]], (train_sets[names[0]], valid_sets[names[0]])
-        return fit_task(base, *sets, settings, source=only, force=force, work=work, title=title)
+        (train_set,), (valid_set,) = train_sets.values(), valid_sets.values()
+        source = sources[names[0]] if sources else None
+        return task_start(base, train_set, valid_set, settings, source, force=force), settings
     processes.join()
-    check_same_base(*sources.values())
-    settings, task = settled(settings), task_of(settings.task)
-    labels = task.names(Examples([], None, [label for name in names for label in train_sets[name].labels or []]))
+    given, task = [sources[name] for name in names] if sources else [], task_of(settings.task)
+    for source in given:
+        check_language(source)
+    check_same_base(*given)
+    labels = task.names(joined([train_sets[name] for name in names]))
     model, tokenizer = load_task_model(base, labels, settings.seed, task), load_tokenizer(base)
     place(model)
     origin = origin_of("task", base, fingerprint(model), about_tokenizer(tokenizer))
-    for source in sources.values():
+    for source in given:
         check_base(origin["base_fingerprint"], source, force=force)
         check_fit(model, source)
-    check_tokenizer(tokenizer, *sources.values(), force=force)
+    check_tokenizer(tokenizer, *given, force=force)
     length = min(settings.training.length, longest_input(model, tokenizer))
     metric, size = str(settings.training.metric), settings.training.batch_size
     parts = {
         name: supervised(task, train_sets[name], valid_sets[name], labels, tokenizer, length, metric) for name in names
     }
-    vectors = {name: replace(sources[name], head=None).to(model.device) for name in names}
+    vectors = {name: (sources[name] if sources else SparseVector({})).to(model.device) for name in names}
     objective = several(parts, vectors, batch_size=size, temperature=temperature, seed=settings.seed)
-    made = changed(settings, {"training": {"batch_size": 1}})  # its items are batches
-    vector = fit(model, objective, made, work=work, title=title)
-    top = learnt_head(model, labels)
-    above = {name: dict(source.info) for name, source in sources.items()}
+    above = {name: dict(sources[name].info) if sources else None for name in names}
     about = {"source": None, "sources": above, "temperature": temperature, "labels": list(labels)}
     data = {part: sum(map(len, some.values())) for part, some in {"train": train_sets, "valid": valid_sets}.items()}
-    info = {**origin, **vector.info, **settings.deciding(), **about, "data": {**data, "digest": objective.digest}}
-    return replace(vector, head=top, info={**info, "k": vector.k})
+    origin = {**origin, **about, "data": {**data, "digest": objective.digest}}
+    return Start(model, objective, origin), changed(settings, {"training": {"batch_size": 1}})  # its items are batches
+
+
+def check_same_languages(
+    train: Mapping[str, Any], valid: Mapping[str, Any], sources: Mapping[str, Any] | None = None
+) -> None:
+    """Raise DeftxError unless there is something, and all of it for the same languages."""
+    given = [train, valid, *([sources] if sources is not None else [])]
+    if not train or len({frozenset(some) for some in given}) > 1:
+        said = "; ".join(", ".join(sorted(name or "one without a name" for name in some)) or "none" for some in given)
+        raise DeftxError(f"training data, validation data and vectors must be of the same languages, but are of {said}")

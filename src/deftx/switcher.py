@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock
 from typing import Any, TypeVar
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deftx.core.backbone import backbone
-from deftx.core.compose import applied, apply
+from deftx.core.compose import applied, apply, check_fit
 from deftx.core.entries import read_entries, write_entries
-from deftx.core.vector import SparseVector
+from deftx.core.merge import rule_of, to_add, with_head
+from deftx.core.vector import SparseVector, check_distinct
 from deftx.errors import DeftxError, unknown
 from deftx.models import Base, check_tokenizer, kind_of, load_tokenizer, place, trained_length, without_vectors
 from deftx.tasks.classification import CLASSIFICATION, probabilities
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class _Entries:
-    """The entries of one weight that a language changes: where, and what they are with the language and without."""
+    """The entries of one weight that differ with a language: where, and what they are with the language and without."""
 
     weight: nn.Parameter
     indices: Tensor
@@ -38,15 +39,17 @@ class Switcher:
     """A model of a task on one base that takes on any of several languages.
 
     base       folder or hub id of the base that all vectors were made on
-    task       the task vector, with its head
-    languages  name -> language vector
+    task       the task vector, with its head, or several
+    languages  name -> language vector, or several that are applied together
+    rule       how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
+    head       of several task vectors with heads, whose is used: 0 is the first
     force      go on, with a warning, where the base has other weights than the vectors' base
 
-    `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"])` would, the
-    same to the last bit; None stands for the task alone. A switch writes the entries of the old language and of the
-    new one, no more: what they are is computed once, from θ0 in the order of `compose`, so that no rounding adds up.
-    Beside the base it takes an index and two values for each entry of each language. The model is on the GPU if there
-    is one.
+    `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"], rule=rule,
+    head=head)` would, the same to the last bit; None stands for the task alone. A switch writes the entries in which
+    the old language and the new one differ from the task alone, no more: what they are is computed once, from θ0 in the
+    order of `compose`, so that no rounding adds up. Beside the base it takes an index and two values for each such
+    entry of each language; with the sum these are the language vector's. The model is on the GPU if there is one.
 
     One thread at a time has the model, and no other language than its own can be written meanwhile. A switch that is
     cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, and for
@@ -54,15 +57,34 @@ class Switcher:
     """
 
     def __init__(
-        self, base: Base, task: SparseVector, languages: Mapping[str, SparseVector], *, force: bool = False
+        self,
+        base: Base,
+        task: SparseVector | Sequence[SparseVector],
+        languages: Mapping[str, SparseVector | Sequence[SparseVector]],
+        *,
+        rule: str = "sum",
+        head: int | None = None,
+        force: bool = False,
     ) -> None:
-        self._model = without_vectors(base, task, list(languages.values()), force=force)
-        self._tokenizer, self._task = load_tokenizer(base), kind_of(task)
-        check_tokenizer(self._tokenizer, task, *languages.values(), force=force)
-        self._length = trained_length(self._model, self._tokenizer, task)
+        rule_of(rule)
+        tasks = [task] if isinstance(task, SparseVector) else list(task)
+        named = {name: [some] if isinstance(some, SparseVector) else list(some) for name, some in languages.items()}
+        every = [vector for some in named.values() for vector in some]
+        for some in [[], *named.values()]:
+            check_distinct(*tasks, *some)
+        top = with_head(tasks, head) or SparseVector({})
+        others = [other for other in tasks if other is not top]
+        self._model = without_vectors(base, top, every, others, force=force)
+        self._tokenizer, self._task = load_tokenizer(base), kind_of(top)
+        check_tokenizer(self._tokenizer, *tasks, *every, force=force)
+        self._length = trained_length(self._model, self._tokenizer, top)
         place(self._model)
-        self._entries = {name: _entries(self._model, task, vector) for name, vector in languages.items()}
-        apply(self._model, task)
+        check_fit(self._model, *(replace(vector, head=None) for vector in others), top, *every)
+        alone = to_add(rule, tasks, [], head)
+        self._entries = {
+            name: _differing(self._model, to_add(rule, tasks, some, head), alone) for name, some in named.items()
+        }
+        apply(self._model, *alone)
         self._written: list[str] = []  # the language whose entries are in the weights, if any
         self._whole = True  # all of them: False within a switch
         self._lock, self._taken = RLock(), False
@@ -143,14 +165,20 @@ class Switcher:
         self._whole = True
 
 
-def _entries(model: nn.Module, task: SparseVector, language: SparseVector) -> list[_Entries]:
-    """What a language changes in a model at θ0, there: its entries of θ0 + φ_language + φ_task and of θ0 + φ_task."""
-    weights = backbone(model)
-    places = {name: entries.indices.to(weights[name].device) for name, entries in language.tensors.items()}
+def _differing(model: nn.Module, first: Sequence[SparseVector], second: Sequence[SparseVector]) -> list[_Entries]:
+    """The entries in which a model at θ0 differs with `first` added from what it is with `second`: to the last bit, so
+    that a switch leaves nothing behind. The model is at θ0 again afterwards."""
+    weights, places = backbone(model), {}
+    vectors = [vector for vector in (*first, *second) if vector not in first or vector not in second]
+    for name in dict.fromkeys(name for vector in vectors for name in vector.tensors):
+        parts = [vector.tensors[name].indices for vector in vectors if name in vector.tensors]
+        places[name] = (parts[0] if len(parts) == 1 else torch.cat(parts).unique()).to(weights[name].device)
     values = []
-    for vectors in ([language, task], [task]):
-        with applied(model, *vectors):
+    for added in (first, second):
+        with applied(model, *added):
             values.append([read_entries(weights[name].detach(), indices) for name, indices in places.items()])
-    return [
-        _Entries(weights[name], indices, *both) for (name, indices), *both in zip(places.items(), *values, strict=True)
-    ]
+    found = []
+    for (name, indices), one, other in zip(places.items(), *values, strict=True):
+        apart = one.view(torch.int32) != other.view(torch.int32)
+        found.append(_Entries(weights[name], indices[apart], one[apart], other[apart]))
+    return found

@@ -7,7 +7,6 @@ from deftx.console import quiet_transformers
 from deftx.options import (
     FILE,
     FORMATS,
-    VECTOR,
     AnyBase,
     Base,
     Changes,
@@ -72,10 +71,23 @@ def fit_language(
 )
 def fit_task(
     base: Base,
-    train: Annotated[str, option(f"Labelled data ({FORMATS}).", **FILE)],
-    valid: Annotated[str, option("Labelled data on which the best step is chosen.", **FILE)],
+    train: Annotated[
+        list[str],
+        option(f"Labelled data ({FORMATS}); may be repeated, NAME= being the language then.", metavar="[NAME=]FILE"),
+    ],
+    valid: Annotated[
+        list[str],
+        option("Labelled data on which the best step is chosen, for each language.", metavar="[NAME=]FILE"),
+    ],
     out: Out,
-    source: Annotated[str | None, option("Language vector of the labelled data's language.", **VECTOR)] = None,
+    source: Annotated[
+        list[str] | None,
+        option("Language vector of the labelled data's language, for each language.", metavar="[NAME=]VECTOR"),
+    ] = None,
+    temperature: Annotated[
+        float,
+        option("How even several languages are made: 1 leaves them as the data are, more makes them more even."),
+    ] = 1.0,
     kind: Kind = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
@@ -92,7 +104,8 @@ def fit_task(
 ) -> None:
     """Learn a task vector from labelled data of any kind of task. Presets: paper-sentiment, paper-nli, quick."""
     quiet_transformers()
-    from deftx import commands, fit, settings
+    from deftx import commands, settings
+    from deftx.several import fit_task_several
     from deftx.storage.files import load
     from deftx.tasks.table import settled, task_of
 
@@ -101,14 +114,25 @@ def fit_task(
     commands.check_free(out, force=force)
     task = task_of(settled(chosen).task)
     columns = commands.Given(text_column, pair_column, label_column).of(task)
-    data = task.read(train, columns, True), task.read(valid, columns, True)
-    commands.check_sizes(*data)
-    phi_source = load(source) if source else None
+    *files, vectors = commands.of_sources(train, valid, source or [])
+    train_sets, valid_sets = ({name: task.read(file, columns, True) for name, file in some.items()} for some in files)
+    commands.check_sizes(train_sets, valid_sets)
+    above = {name: load(folder) for name, folder in vectors.items()} or None
 
     def learn(work: Path) -> "SparseVector":
-        return fit.fit_task(base, *data, chosen, source=phi_source, force=any_base, work=work, title=out.name)
+        return fit_task_several(
+            base,
+            train_sets,
+            valid_sets,
+            chosen,
+            sources=above,
+            temperature=temperature,
+            force=any_base,
+            work=work,
+            title=out.name,
+        )
 
-    _print_learnt(out, commands.learn(out, learn, [train, valid], force=force))
+    _print_learnt(out, commands.learn(out, learn, [file for some in files for file in some.values()], force=force))
 
 
 def _print_learnt(out: Path, vector: "SparseVector") -> None:
@@ -119,7 +143,8 @@ def _print_learnt(out: Path, vector: "SparseVector") -> None:
         return
     best, training = list(vector.info["log"].values())[-1], vector.info["training"]
     metric = training.get("metric", "loss")
-    alone = "; without --source, so learnt on the base alone" if vector.head and not vector.info["source"] else ""
+    sources = [vector.info["source"], *vector.info.get("sources", {}).values()] if vector.head else []
+    alone = "; without --source, so learnt on the base alone" if vector.head and not any(sources) else ""
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}{alone}")
 
 

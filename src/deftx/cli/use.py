@@ -21,7 +21,6 @@ from deftx.options import (
     Out,
     PairColumn,
     Rule,
-    Task,
     Tasks,
     TextColumn,
     option,
@@ -142,8 +141,9 @@ def predict(
 )
 def serve(
     base: Base,
-    task: Task,
+    task: Tasks,
     language: Languages = None,
+    rule: Rule = "sum",
     host: Annotated[str, option("Address to listen at; 0.0.0.0 for all of this machine's.", metavar="HOST")] = (
         "127.0.0.1"
     ),
@@ -165,4 +165,5 @@ def serve(
     from deftx.switcher import Switcher
 
     limits = Limits(max_batch, max_chars, max_body, max_waiting)
-    answer(Switcher(base, load(task), commands.named_languages(language or []), force=any_base), limits, host, port)
+    tasks, languages = [load(folder) for folder in task], commands.named_languages(language or [])
+    answer(Switcher(base, tasks, languages, rule=rule, head=0, force=any_base), limits, host, port)

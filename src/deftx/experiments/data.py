@@ -25,14 +25,16 @@ from deftx.tasks.table import task_of
 class Data:
     """What a recipe trains and tests on.
 
-    texts    language -> plain text;  test: language -> labelled data
+    texts    language -> plain text
+    train, valid, test  language -> labelled data
     base     a name of the base by its content: weights, head, configuration, tokenizer
-    trimmed  what was left out since it holds evaluation text: language or "labelled data" -> how much, in words
+    trimmed  what was left out since it holds evaluation text: language or "labelled data" (of several languages
+             "labelled data of eng") -> how much, in words
     """
 
     texts: Mapping[str, list[str]]
-    train: Examples
-    valid: Examples
+    train: Mapping[str, Examples]
+    valid: Mapping[str, Examples]
     test: Mapping[str, Examples]
     base: str
     trimmed: Mapping[str, str]
@@ -51,8 +53,8 @@ def read(recipe: Recipe) -> Data:
     columns = replace(task.columns, **recipe.columns.model_dump(exclude_unset=True))
     data = Data(
         {name: read_text(*sources) for name, sources in recipe.languages.items()},
-        task.read(recipe.train, columns, True),
-        task.read(recipe.valid, columns, True),
+        {name: task.read(source.train, columns, True) for name, source in recipe.labelled.items()},
+        {name: task.read(source.valid, columns, True) for name, source in recipe.labelled.items()},
         {name: task.read(source, columns, True) for name, source in recipe.test.items()},
         _identity(recipe.base, model),
         {},
@@ -74,20 +76,21 @@ def _guarded(data: Data, *, trim: bool) -> Data:
     """The data without evaluation text in what is trained on; with `trim` it is left out, else it is an error."""
     evaluation = [(name, text) for name, examples in data.test.items() for text in texts_of(examples)]
     held_out = [text for _, text in evaluation]
-    found = {name: leaks(texts, held_out) for name, texts in data.texts.items()}
-    labelled = leaking(data.train, held_out)
-    for name, some in {**found, "labelled data": labelled}.items():
-        if some and not trim:
-            raise DeftxError(_complaint(name, some, data.texts.get(name, data.train.texts), evaluation))
-    train = data.train.at(_left(len(data.train), labelled))
-    texts = {name: [lines[i] for i in _left(len(lines), found[name])] for name, lines in data.texts.items()}
-    sizes = {**{name: len(lines) for name, lines in data.texts.items()}, "labelled data": len(data.train)}
-    words = {
-        name: f"{len(some)} of {sizes[name]:,} ({counted(some)})"
-        for name, some in {**found, "labelled data": labelled}.items()
-        if some
-    }
-    return replace(data, texts=texts, train=train, trimmed=words)
+    texts = {name: leaks(lines, held_out) for name, lines in data.texts.items()}
+    train = {name: leaking(examples, held_out) for name, examples in data.train.items()}
+    checked = {name: (found, data.texts[name]) for name, found in texts.items()}
+    for name, found in train.items():
+        checked[f"labelled data of {name}" if len(train) > 1 else "labelled data"] = found, data.train[name].texts
+    leaky = {name: (found, lines) for name, (found, lines) in checked.items() if found}
+    if leaky and not trim:
+        name, (found, lines) = next(iter(leaky.items()))
+        raise DeftxError(_complaint(name, found, lines, evaluation))
+    return replace(
+        data,
+        texts={name: [lines[i] for i in _left(len(lines), texts[name])] for name, lines in data.texts.items()},
+        train={name: examples.at(_left(len(examples), train[name])) for name, examples in data.train.items()},
+        trimmed={n: f"{len(found)} of {len(lines):,} ({counted(found)})" for n, (found, lines) in leaky.items()},
+    )
 
 
 def _left(size: int, found: Sequence[Leak]) -> list[int]:

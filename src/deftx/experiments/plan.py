@@ -6,8 +6,8 @@
     score    a composed model on a language's test data
     ngrams   the baseline of character n-grams, on a language's test data
 
-A language's fit is delta -> vector; a task's fit too, above the source's vector; a score is above the task's vector and
-the language's.
+A language's fit is delta -> vector; a task's fit too, above the vectors of its sources; a score is above the task's
+vector and the language's.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from deftx.experiments.data import Data
 from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
 from deftx.settings import Learning, parse
+from deftx.tasks.data import joined
 
 # Versions of the code of each kind of step. Raise one when a change alters what the step gives: results of the old
 # code are not taken then.
@@ -119,7 +120,7 @@ def make_plan(recipe: Recipe, data: Data, store: Store) -> Plan:
             planner.add_variant(plan, variant, seed)
     if recipe.ngrams:
         for name in data.test:
-            about, cost = {"train": planner.train, "test": planner.test[name]}, len(data.test[name])
+            about, cost = {"train": planner.pooled, "test": planner.test[name]}, len(data.test[name])
             plan.add(Step("ngrams", about, title=f"{NGRAMS}: {name}", cost=cost), Use(NGRAMS, 0, name))
     return plan
 
@@ -130,7 +131,9 @@ class _Planner:
     def __init__(self, recipe: Recipe, data: Data, store: Store) -> None:
         self.recipe, self.data = recipe, data
         self.texts = {name: store.put(texts) for name, texts in data.texts.items()}
-        self.train, self.valid = store.put(data.train), store.put(data.valid)
+        self.train = {name: store.put(examples) for name, examples in data.train.items()}
+        self.valid = {name: store.put(examples) for name, examples in data.valid.items()}
+        self.pooled = store.put(joined([data.train[name] for name in sorted(data.train)]))
         self.test = {name: store.put(examples) for name, examples in data.test.items()}
 
     def add_variant(self, plan: Plan, variant: str, seed: int) -> None:
@@ -143,14 +146,25 @@ class _Planner:
             vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, Use(variant, seed, name))
         if not recipe.needs_task:
             return
-        source = {"source": vectors[recipe.source]} if chosen.source else {}
-        about = {**shared, "what": TASK, "train": self.train, "valid": self.valid}
-        task = self._fit(plan, about, recipe.task_fit(variant, seed), source, Use(variant, seed, TASK))
+        labelled, roles = self._labelled(variant)
+        above = {role: vectors[name] for role, name in roles.items()} if chosen.source else {}
+        about = {**shared, "what": TASK, **labelled}
+        task = self._fit(plan, about, recipe.task_fit(variant, seed), above, Use(variant, seed, TASK))
         for name in self.data.test:
             inputs = {"task": task, **({"language": vectors[name]} if chosen.target else {})}
             about = {**shared, "test": self.test[name], "rule": chosen.compose}
             title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
             plan.add(Step("score", about, inputs, recipe.base, None, title, cost), Use(variant, seed, name))
+
+    def _labelled(self, variant: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """The labelled data of a variant, and the languages of its source vectors by their role as inputs: `source`, of
+        several `source/LANGUAGE`."""
+        names = self.recipe.sources_of(variant)
+        if len(names) == 1:
+            return {"train": self.train[names[0]], "valid": self.valid[names[0]]}, {"source": names[0]}
+        by_language = {"train": {n: self.train[n] for n in names}, "valid": {n: self.valid[n] for n in names}}
+        about = {**by_language, "temperature": self.recipe.variants[variant].temperature}
+        return about, {f"source/{name}": name for name in names}
 
     def _fit(self, plan: Plan, about: dict[str, Any], settings: Learning, inputs: dict[str, str], use: Use) -> str:
         """The id of the vector, or the adapter, that a fit ends with."""

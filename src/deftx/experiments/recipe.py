@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, field_validator
@@ -51,17 +51,28 @@ class ColumnNames(Settings):
     label: str = "label"
 
 
+class Labelled(Settings):
+    """Labelled data of one language; `valid` is for choosing the best step."""
+
+    train: str
+    valid: str
+
+
 class Variant(Settings):
     """One row of the table: how its fits differ from the recipe's, and where language vectors are applied.
 
     family   vectors, or a baseline that learns something else: madx or lora, see `FAMILIES`
     source   the task is learnt on θ0 + φ_source (False: on θ0)
+    sources  the languages of whose labelled data the task is learnt; None: all that the recipe has
+    temperature  how even several sources are made: see `deftx.fit_task_several`
     target   the target's language vector is applied (False: the task vector alone)
     compose  how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
     """
 
     family: str = VECTORS
     source: bool = True
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    temperature: Annotated[float, Field(ge=1)] = 1.0
     target: bool = True
     compose: str = "sum"
     language: dict[str, Any] = Field(default_factory=dict)
@@ -93,9 +104,10 @@ class Recipe(Settings):
     languages  name -> plain text (one file or several) from which its language vector is learnt
     source     the language of the labelled data
     train      labelled data; valid: the same, for choosing the best step
+    sources    in place of these three, where several languages have labelled data: language -> train and valid
     test       language -> labelled data to score on; without any the vectors alone are learnt
     language   settings of the language fits; task: of the task fits
-    ngrams     also score character n-grams and logistic regression trained on `train`
+    ngrams     also score character n-grams and logistic regression trained on all labelled data
     baseline   the variant that the others are held against
     overlap    which vectors' overlaps are wanted: each language's with the task's, or the languages' with each other
     paper      what others published
@@ -107,9 +119,10 @@ class Recipe(Settings):
     base: str
     seeds: tuple[int, ...] = (0,)
     languages: dict[str, str | tuple[str, ...]]
-    source: str
-    train: str
-    valid: str
+    source: str = ""
+    train: str = ""
+    valid: str = ""
+    sources: dict[str, Labelled] = Field(default_factory=dict)
     test: dict[str, str] = Field(default_factory=dict)
     columns: ColumnNames = ColumnNames()
     language: LanguageFit = LanguageFit()
@@ -147,18 +160,28 @@ class Recipe(Settings):
         return FAMILIES[name]
 
     @property
+    def labelled(self) -> dict[str, Labelled]:
+        """The labelled data, by language."""
+        return self.sources or {self.source: Labelled(train=self.train, valid=self.valid)}
+
+    def sources_of(self, variant: str) -> list[str]:
+        """The languages whose labelled data a variant learns the task from."""
+        chosen = self.variants[variant].sources
+        return [name for name in self.labelled if chosen is None or name in chosen]
+
+    @property
     def needs_task(self) -> bool:
         """Whether task vectors are to be learnt."""
         return bool(self.test) or self.overlap != "languages"
 
     def needed_languages(self, variant: str) -> list[str]:
-        """The languages whose vectors a variant uses, the source first."""
-        chosen = self.variants[variant]
+        """The languages whose vectors a variant uses, its sources first."""
+        chosen, sources = self.variants[variant], self.sources_of(variant)
         if not self.test:
-            return [self.source, *(name for name in self.languages if name != self.source)]
-        targets = [name for name in self.test if name != self.source] if chosen.target else []
-        source = [self.source] if chosen.source or (chosen.target and self.source in self.test) else []
-        return [*source, *targets]
+            return list(dict.fromkeys([*sources, *self.languages]))
+        targets = list(self.test) if chosen.target else []
+        below = [name for name in sources if chosen.source or name in targets]
+        return list(dict.fromkeys([*below, *targets]))
 
 
 def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -169,6 +192,7 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """
     recipe = changed(parse(Recipe, _read(path, ())), changes or {})
     recipe = recipe.model_copy(update={"task": settled(recipe.task)})
+    _check_sources(recipe)
     _check_task(recipe)
     for variant in recipe.variants:
         recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
@@ -223,6 +247,22 @@ def _of_kind(kind: type[L], settings: Learning, changes: Mapping[str, Any]) -> L
     return parse(kind, merged({name: given[name] for name in given.keys() & kind.model_fields.keys()}, changes))
 
 
+def _check_sources(recipe: Recipe) -> None:
+    """Raise DeftxError for labelled data that are given in no way or in two, and for variants that cannot use them."""
+    one = [recipe.source, recipe.train, recipe.valid]
+    if any(one) if recipe.sources else not all(one):
+        several = "sources: {LANGUAGE: {train: FILE, valid: FILE}}"
+        raise DeftxError(f"a recipe has its labelled data either as source, train and valid, or as {several}")
+    for name, variant in recipe.variants.items():
+        for source in variant.sources or ():
+            if source not in recipe.labelled:
+                raise unknown(f"source of the variant {name!r}", source, recipe.labelled)
+        if variant.family != VECTORS and len(recipe.sources_of(name)) > 1:
+            raise DeftxError(
+                f"the variant {name!r} ({variant.family}) is learnt on one source: say sources: [LANGUAGE]"
+            )
+
+
 def _check_task(recipe: Recipe) -> None:
     """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another task."""
     name, metric = recipe.task.task, recipe.task.training.metric
@@ -260,8 +300,12 @@ def _rooted(recipe: Recipe, folder: Path) -> Recipe:
         update={
             "base": str(local) if local.is_dir() else recipe.base,
             "languages": texts,
-            "train": root(recipe.train),
-            "valid": root(recipe.valid),
+            "train": recipe.train and root(recipe.train),
+            "valid": recipe.valid and root(recipe.valid),
+            "sources": {
+                name: Labelled(train=root(source.train), valid=root(source.valid))
+                for name, source in recipe.sources.items()
+            },
             "test": {name: root(source) for name, source in recipe.test.items()},
         }
     )

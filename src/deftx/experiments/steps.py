@@ -15,9 +15,10 @@ from deftx.errors import InUse
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
 from deftx.experiments.store import Store
-from deftx.fit import fit_language, fit_task, language_start, task_start
+from deftx.fit import fit_language, language_start
 from deftx.models import compose, kind_of, load_tokenizer, place, trained_length
 from deftx.settings import LanguageFit, TaskFit
+from deftx.several import fit_task_several, several_start
 from deftx.storage.files import load, save
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
@@ -61,7 +62,8 @@ def _delta(store: Store, step: Step, work: Path, folder: Path) -> None:
     """Phase 1 of a fit: phase1.safetensors."""
     settings = step.settings
     if isinstance(settings, TaskFit):
-        start = task_start(step.base, *_labelled(store, step), settings, _learnt(store, step, "source"))
+        train, valid, above = _of_sources(store, step)
+        start, settings = several_start(step.base, train, valid, settings, **above)
     else:
         assert isinstance(settings, LanguageFit)
         start = language_start(step.base, store.texts(step.about["text"]), settings)
@@ -74,8 +76,8 @@ def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
     settings, title = step.settings, step.title
     _link(store.folder(step.inputs["delta"]) / PHASE_1, work / PHASE_1)
     if isinstance(settings, TaskFit):
-        labelled, source = _labelled(store, step), _learnt(store, step, "source")
-        vector = fit_task(step.base, *labelled, settings, source=source, work=work, title=title)
+        train, valid, above = _of_sources(store, step)
+        vector = fit_task_several(step.base, train, valid, settings, **above, work=work, title=title)
     else:
         assert isinstance(settings, LanguageFit)
         vector = fit_language(step.base, store.texts(step.about["text"]), settings, work=work, title=title)
@@ -130,6 +132,17 @@ def _baseline(step: Step) -> Any:
 
 def _labelled(store: Store, step: Step) -> tuple[Examples, Examples]:
     return store.examples(step.about["train"]), store.examples(step.about["valid"])
+
+
+def _of_sources(store: Store, step: Step) -> tuple[dict[str, Examples], dict[str, Examples], dict[str, Any]]:
+    """What a task is learnt from: training and validation data by language, where a single one has no name; and above
+    which vectors, and how even the languages are made."""
+    parts = [step.about[part] for part in ("train", "valid")]
+    digests = [part if isinstance(part, Mapping) else {"": part} for part in parts]
+    train, valid = ({name: store.examples(digest) for name, digest in part.items()} for part in digests)
+    roles = [role for role in step.inputs if role.partition("/")[0] == "source"]
+    sources = {role.partition("/")[2]: _learnt(store, step, role) for role in roles}
+    return train, valid, {"sources": sources or None, "temperature": step.about.get("temperature", 1.0)}
 
 
 def _learnt(store: Store, step: Step, role: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +49,13 @@ class Examples:
         """The examples with these numbers, counted from 0."""
         columns = {each.name: getattr(self, each.name) for each in fields(self)}
         return Examples(**{name: column and [column[row] for row in rows] for name, column in columns.items()})
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """The examples of all parts, one after the other; without a column that one of them lacks."""
+    columns: dict[str, Any] = {each.name: [getattr(part, each.name) for part in parts] for each in fields(Examples)}
+    whole: dict[str, Any] = {name: None if None in some else list(chain(*some)) for name, some in columns.items()}
+    return Examples(**whole)
 
 
 def read_text(*sources: str | Path, column: str = "text") -> list[str]:

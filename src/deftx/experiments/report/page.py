@@ -80,7 +80,7 @@ def _head(found: Findings) -> Mapping[str, Any]:
     recipe, finished, steps = run.recipe, len(run.finished), len({step.id for step in run.steps})
     facts = {
         "base": base_name(recipe.base),
-        "labelled data": recipe.source,
+        "labelled data": ", ".join(recipe.labelled),
         "targets": ", ".join(run.targets) or "none",
         "seeds": ", ".join(map(str, run.seeds)) or "none",
         "scored by": {"macro_f1": "macro-F1", "accuracy": "accuracy"}[recipe.metric],

@@ -50,6 +50,7 @@ class RecipeData(Form):
     title: str | None = None
     base: str
     source: str
+    sources: dict[str, Any] = Field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     languages: dict[str, Any] = Field(default_factory=dict)
     test: dict[str, Any] = Field(default_factory=dict)
@@ -58,6 +59,11 @@ class RecipeData(Form):
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     paper: Paper | None = None
     overlap: Literal["language-task", "languages"] | None = None
+
+    @property
+    def labelled(self) -> list[str]:
+        """The languages of the labelled data."""
+        return list(self.sources) or [self.source]
 
 
 class Row(Form):
@@ -129,15 +135,15 @@ class RunData:
 
     @property
     def targets(self) -> list[str]:
-        """The languages that are scored, but for the one whose labels were learnt from."""
+        """The languages that are scored, but for those whose labels were learnt from."""
         named = dict.fromkeys([*self.recipe.test, *(row.language for row in self.rows)])
-        return [name for name in named if name != self.recipe.source]
+        return [name for name in named if name not in self.recipe.labelled]
 
     @property
     def languages(self) -> list[str]:
-        """The languages that are scored, the source last."""
-        source = self.recipe.source
-        return [*self.targets, *([source] if any(row.language == source for row in self.rows) else [])]
+        """The languages that are scored, the sources last."""
+        scored = {row.language for row in self.rows}
+        return [*self.targets, *(name for name in self.recipe.labelled if name in scored)]
 
     @property
     def seeds(self) -> list[int]:

@@ -16,8 +16,9 @@ def scores(found: Findings) -> Section | None:
     columns = [*run.targets, AVERAGE, *(name for name in run.languages if name not in run.targets)]
     values = {name: tables.column_values(run, name, columns) for name in scored}
     several = any(len(v) > 1 for by in values.values() for v in by.values())
+    labelled = " and ".join(run.recipe.labelled)
     about = (
-        f"Each variant is one way to carry a task, learnt from labelled {run.recipe.source} data, over to languages "
+        f"Each variant is one way to carry a task, learnt from labelled {labelled} data, over to languages "
         "without labelled data. The numbers say how well it does on test data of each language; 100 would be "
         "without a mistake."
     )
@@ -28,8 +29,10 @@ def scores(found: Findings) -> Section | None:
             "interval of the difference leaves out 0 (see the comparison below)."
         )
     notes.append(_about_spread(run, several))
-    if run.recipe.source in run.languages:
-        notes.append(f"{run.recipe.source} is the language of the labelled data; it is not in the average.")
+    article = "a" if len(run.recipe.labelled) > 1 else "the"
+    for name in run.languages:
+        if name in run.recipe.labelled:
+            notes.append(f"{name} is {article} language of the labelled data; it is not in the average.")
     if paper := run.recipe.paper:
         where = f" ({paper.url})" if paper.url else ""
         notes.append(

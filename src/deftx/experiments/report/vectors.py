@@ -109,7 +109,7 @@ def spectra(run: RunData) -> dict[str, dict[Place, torch.Tensor]]:
     Of those deltas that are kept still, the first of either.
     """
     kept = [step for step in run.steps if step.kind == "delta" and step.id in run.finished and step.name]
-    kept.sort(key=lambda step: (step.seed or 0, step.name == run.recipe.source))
+    kept.sort(key=lambda step: (step.seed or 0, step.name in run.recipe.labelled))
     found = {}
     for of_task in (False, True):
         deltas = ((str(step.name), run.delta(step)) for step in kept if (step.name == TASK) == of_task)
