@@ -261,7 +261,7 @@ def measured(row: Row, shape: str, repeat: int, plain_too: bool) -> Iterator[Mea
     size, needed = SHAPES[shape], GIGABYTES[row.kind] if shape == "base" else 0.0
     fits = DEVICE.type == "cuda" or needed < available()
     ways = ["ours", "plain"] if plain_too and fits else ["ours"]
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # whose memory is free again for the next row
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # its memory is free again for the next row
         took, kept, same = fresh.submit(compare, size, row, repeat, ways).result()
     arguments = ["--shape", shape, "--peak", row.name]
     peaks = {way: peak_in_subprocess(*arguments, way) for way in took}
