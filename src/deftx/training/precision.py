@@ -35,8 +35,8 @@ def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
 
 
 class _AttentionInFp32(TorchFunctionMode):
-    """Fused attention in fp32: torch's CPU kernel is several times slower in bf16, backward. With AMX it is so where heads
-    are small; with heads of 64 and long texts it is as fast."""
+    """Fused attention in fp32, which torch's CPU kernel is several times faster in than in bf16, backward; with AMX where
+    heads are small, while it makes no difference for heads of 64 and long texts."""
 
     def __torch_function__(
         self,
