@@ -35,8 +35,8 @@ def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
 
 
 class _AttentionInFp32(TorchFunctionMode):
-    """Fused attention in fp32, which torch's CPU kernel is several times faster in than in bf16, backward; with AMX where
-    heads are small, while it makes no difference for heads of 64 and long texts."""
+    """Fused attention in fp32: torch's CPU kernel is several times slower in bf16, backward, unless there is AMX and heads
+    have 64 dimensions or more."""
 
     def __torch_function__(
         self,
