@@ -140,7 +140,7 @@ def test_a_sample_that_misses_the_large_entries_is_made_up_for(monkeypatch):
     """Every eleventh entry is sampled and large; of the others enough are needed that the bar must fall."""
     monkeypatch.setattr(module, "SAMPLE", 100)
     bars, reaching = [], module._reaching
-    monkeypatch.setattr(module, "_reaching", lambda chunks, bar: bars.append(bar) or reaching(chunks, bar))
+    monkeypatch.setattr(module, "_reaching", lambda chunks, bar, room: bars.append(bar) or reaching(chunks, bar, room))
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     values[::11] += 5
     delta = {"w": values}
@@ -257,3 +257,12 @@ def test_a_sample_of_the_candidates_that_misleads_is_made_up_for(monkeypatch):
         entries[:: 1000 // 10 | 1] = sampled
         for k in (1, 9, 10, 11, 500, 990, 999):
             assert as_lists(select({"w": entries}, k)) == by_sorting({"w": entries}, k)
+
+
+def test_more_candidates_than_there_was_room_for_are_kept_all_the_same(monkeypatch):
+    """The sample meets none of the large entries, so the bar is lower than it could be and most entries reach it."""
+    monkeypatch.setattr(module, "SAMPLE", 100)
+    values = torch.rand(5000, generator=torch.Generator().manual_seed(0)) + 5
+    values[::51] = 0.5
+    delta = {"a": values[:3000], "b": values[3000:]}
+    assert as_lists(select(delta, 40)) == by_sorting(delta, 40)

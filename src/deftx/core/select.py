@@ -125,19 +125,14 @@ def largest(chunks: Callable[[], Iterable[Chunk]], sample: Iterable[Tensor], k: 
     share = 1.05 * k / total + 1e-4 if total else 1.0
     while True:
         bar = _bar(magnitudes, share)
-        starts, places, values = _reaching(chunks(), bar)
-        if bar <= 0 or sum(map(len, places)) >= k:
+        room = min(total, int(1.1 * share * total))
+        spans, places, values = _reaching(chunks(), bar, magnitudes.new_empty(room))
+        if bar <= 0 or len(places) >= k:
             break
         share *= 2
-    found = torch.cat(values or [torch.empty(0)])
-    values.clear()  # one copy of them is enough
-    kept = _largest(found, k).split([len(part) for part in places])
-    del found
-    chosen: dict[str, list[Tensor]] = {name: [] for name, _ in starts}
-    for (name, start), part, mask in zip(starts, places, kept, strict=True):
-        chosen[name].append(part[mask].long() + start)
-    places.clear()
-    return {name: torch.cat(chosen.pop(name)) for name in list(chosen)}  # popped, so that no two copies of all are held
+    kept = _largest(values, k)
+    del values
+    return {name: places[start:end][kept[start:end]] for name, (start, end) in spans.items()}
 
 
 def _bar(magnitudes: Tensor, share: float) -> float:
@@ -146,10 +141,14 @@ def _bar(magnitudes: Tensor, share: float) -> float:
     return float(magnitudes.topk(rank + 1).values[-1]) if rank < len(magnitudes) else 0.0
 
 
-def _reaching(chunks: Iterable[Chunk], bar: float) -> tuple[list[tuple[str, int]], list[Tensor], list[Tensor]]:
-    """Of each chunk its name and start; the places within it (int32), ascending, of the entries of at least
-    `bar` in magnitude; these magnitudes."""
-    starts, places, values = [], [], []
+def _reaching(chunks: Iterable[Chunk], bar: float, room: Tensor) -> tuple[dict[str, tuple[int, int]], Tensor, Tensor]:
+    """The entries of at least `bar` in magnitude: per name where its own begin and end among all, their flat indices
+    in their tensors, ascending, and their magnitudes. These go to `room` as long as there is any.
+
+    One array of each, filled from its start, since thousands of small ones cannot be given back to the system.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    places, values, end = torch.empty_like(room, dtype=torch.int64), room, 0
     for name, start, entries in chunks:
         # written so that NaN, which compares false with everything, is found too
         reaching = (~(entries.abs() < bar)).nonzero().view(-1)
@@ -157,10 +156,13 @@ def _reaching(chunks: Iterable[Chunk], bar: float) -> tuple[list[tuple[str, int]
         if magnitudes.isnan().any():
             why = "holds NaN: the training diverged; lower the learning rate"
             raise DeftxError(f"the difference of tensor {name!r} {why}")
-        starts.append((name, start))
-        places.append(reaching.int())
-        values.append(magnitudes)
-    return starts, places, values
+        begin, end = end, end + len(reaching)
+        if end > len(places):
+            places, values = (torch.cat([every, every.new_empty(end)]) for every in (places, values))
+        places[begin:end] = reaching + start
+        values[begin:end] = magnitudes
+        spans[name] = spans.get(name, (begin, end))[0], end
+    return spans, places[:end], values[:end]
 
 
 def _widened(tensor: Tensor) -> Tensor:
