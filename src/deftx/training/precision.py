@@ -35,8 +35,8 @@ def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
 
 
 class _AttentionInFp32(TorchFunctionMode):
-    """Fused attention in fp32: backward, torch's CPU kernel is several times slower in bf16, unless there is AMX and heads
-    have 64 dimensions or more."""
+    """Fused attention in fp32: backward, torch's CPU kernel is several times slower in bf16, unless there is AMX and
+    heads have 64 dimensions or more."""
 
     def __torch_function__(
         self,
