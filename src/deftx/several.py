@@ -7,7 +7,7 @@ from pathlib import Path
 from deftx.core.compose import check_fit
 from deftx.core.vector import SparseVector, check_same_base
 from deftx.errors import DeftxError
-from deftx.fit import fit, fit_task, learnt_head, origin_of
+from deftx.fit import fit, fit_task, learnt_head, origin_of, takes_halves
 from deftx.models import Base, about_tokenizer, check_tokenizer, load_task_model, load_tokenizer, longest_input, place
 from deftx.settings import TaskFit, changed
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -49,6 +49,9 @@ def fit_task_several(
     if len(names) == 1:
         only, sets = sources[names[0]], (train_sets[names[0]], valid_sets[names[0]])
         return fit_task(base, *sets, settings, source=only, force=force, work=work, title=title)
+    if temperature > 1 and takes_halves(settings):
+        why = "above it examples come several times, and two halves of the data would share them"
+        raise DeftxError(f"rank {settings.rank} with temperature {temperature}: give temperature 1, since {why}")
     processes.join()
     check_same_base(*sources.values())
     settings, task = settled(settings), task_of(settings.task)
