@@ -211,3 +211,9 @@ def test_a_card_of_one_s_own_is_pushed_as_it_is(hub, monkeypatch, tmp_path):
     with pytest.raises(DeftxError, match="cannot be read as UTF-8"):
         deftx.push(tmp_path / "min", "anna/min")
     assert len(repo.messages) == 1
+
+
+def test_a_rank_left_to_the_library_is_shown_with_the_rule_that_it_stood_for():
+    auto = replace(LANGUAGE, info={**INFO, "rank": "auto", "rank_rule": "90%"})
+    assert "| rank | auto |\n| rank_rule | 90% |" in str(read(auto))
+    assert "rank_rule" not in str(read(LANGUAGE))

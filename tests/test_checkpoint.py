@@ -80,6 +80,9 @@ CASES = {
     "language, accumulating": lambda base, work: fit_language(
         base, tiny.sentences(90), changed(LANGUAGE, {"training": {**MORE, "batch_size": 2, "accumulate": 3}}), work=work
     ),
+    "language, ranks of two halves": lambda base, work: fit_language(
+        base, TEXT, changed(LANGUAGE, {"rank": "split-half", "training": MORE}), work=work
+    ),
     "task": lambda base, work: fit_task(base, TRAIN, VALID, changed(TASK, {"training": MORE}), work=work),
     "task, averaging": lambda base, work: fit_task(
         base, TRAIN, VALID, changed(TASK, {"training": {**MORE, "evaluate_every": 2, "average": 3}}), work=work
@@ -150,6 +153,21 @@ def test_a_state_of_other_settings_is_not_taken_in_phase_2(bases, tmp_path, cut,
     until_cut(lambda: language(bases(), tmp_path), cut, 8)
     assert (tmp_path / STATE2).exists()
     assert same(language(bases(), tmp_path, change), language(bases(), None, change))
+
+
+@pytest.mark.usefixtures("always")
+def test_a_fit_that_is_cut_off_on_the_second_half_goes_on_there(bases, tmp_path, cut):
+    change = {"rank": "split-half", "training": {"max_steps": 8}}
+    whole = language(bases(), None, change)
+    until_cut(lambda: language(bases(), tmp_path, change), cut, 7)  # the third of the second half
+    assert sorted(os.listdir(tmp_path)) == ["phase1-half1.safetensors", "phase1-half2.state.safetensors"]
+    before = (tmp_path / "phase1-half1.safetensors").stat().st_mtime_ns
+    until_cut(lambda: language(bases(), tmp_path, change), cut, 3)  # the first of phase 1: two were left of the half
+    assert (tmp_path / "phase1-half2.safetensors").exists()
+    assert (tmp_path / "phase1-half1.safetensors").stat().st_mtime_ns == before
+    vector = language(bases(), tmp_path, change)
+    assert same(vector, whole)
+    assert dict(vector.info) == dict(whole.info)
 
 
 @pytest.mark.usefixtures("always")

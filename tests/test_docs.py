@@ -70,7 +70,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     save_base(folder / BASE)
     for number, name in enumerate(["ind", "min"]):
-        (folder / f"{name}.txt").write_text("\n".join(sentences(60, number)))
+        (folder / f"{name}.txt").write_text("\n".join(sentences(120, number)))
     for number, name in enumerate(["train", "valid", "test"]):
         rows = [f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}" for text in sentences(60, number)]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")

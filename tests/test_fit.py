@@ -16,7 +16,7 @@ from deftx.core.denoise import denoise
 from deftx.core.select import select
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, Diverged
-from deftx.fit import fit, fit_language, fit_task, transfer
+from deftx.fit import fit, fit_language, fit_task, language_start, transfer
 from deftx.models import compose, load_language_model, load_task_model, load_tokenizer
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
 from deftx.storage.delta import load_delta
@@ -180,6 +180,15 @@ def test_the_model_is_left_at_theta_2(bases):
         phi = vector.tensors[name].dense() if name in vector.tensors else torch.zeros(weight.shape)
         assert torch.equal(weight.detach() - theta0[name], phi)
     assert not any(name == "sparse_values" for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("shape", ["xlmr", "distilbert", "modernbert", "qwen"])
+def test_the_config_is_left_as_it_was(bases, shape):
+    """Since it is in the names of what is learnt, the next training on the same model would have another."""
+    start = language_start(bases(shape), TEXT, LANGUAGE)
+    before = start.model.config.to_json_string()
+    fit(start.model, start.objective, LANGUAGE)
+    assert start.model.config.to_json_string() == before
 
 
 def classifier(base, source=None):

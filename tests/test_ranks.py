@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deftx.core.denoise import denoise
-from deftx.core.ranks import RANK_RULES, noise_median, rank_rule, split_half, split_half_ranks
+from deftx.core.ranks import RANK_RULES, RECOMMENDED, noise_median, noted, rank_rule, split_half, split_half_ranks
 from deftx.errors import DeftxError
 
 NOISE_RULES = ["gavish-donoho", "bulk-edge"]
@@ -107,8 +107,22 @@ def test_every_rule_gives_a_possible_rank_and_does_not_mind_scale_or_side(rule, 
 
 
 def test_an_unknown_rule_is_an_error_that_lists_the_rules():
-    with pytest.raises(DeftxError, match=r"unknown rank 'gavish'.*gavish-donoho"):
+    with pytest.raises(DeftxError, match=r"unknown rank 'gavish'.*auto, .*gavish-donoho, split-half"):
         rank_rule("gavish")
+
+
+def test_auto_is_the_rule_that_is_recommended(monkeypatch):
+    matrix = planted((60, 40), 3, 2.0, seed=1)
+    for rule in (RECOMMENDED, "stable", 7):
+        monkeypatch.setattr("deftx.core.ranks.RECOMMENDED", rule)
+        assert denoise({"w": matrix}, "auto").ranks == denoise({"w": matrix}, rule).ranks
+        assert noted("auto") == {"rank": "auto", "rank_rule": rule}
+    assert [noted(rank) for rank in (None, 7, "90%")] == [{"rank": rank} for rank in (None, 7, "90%")]
+
+
+def test_one_difference_alone_does_not_tell_the_rank_of_two_halves():
+    with pytest.raises(DeftxError, match=r"^rank split-half takes two trainings .* deftx\.split_half_ranks$"):
+        denoise({"w": noise((4, 3), 0)}, "split-half")
 
 
 # --- two halves of the data ---

@@ -126,6 +126,68 @@ def test_variants_share_what_they_have_in_common(folder: Path) -> None:
     assert all(order.index(i) < order.index(step.id) for step in run.plan.steps.values() for i in step.inputs.values())
 
 
+HALVES = {
+    "DeFT-X": RECIPE["variants"]["DeFT-X"],
+    "split-half": {"language": {"rank": "split-half"}, "task": {"rank": "split-half"}},
+    "split-half, nothing besides": {"language": {"rank": "split-half", "keep": 0}, "task": {"rank": "split-half"}},
+    "split-half, unused": {"language": {"rank": "split-half", "method": "lt-sft"}, "task": {"method": "lt-sft"}},
+}
+
+
+def halves_recipe(folder: Path) -> Recipe:
+    """The recipe with the variants of HALVES instead of its own."""
+    (folder / "halves.yaml").write_text(yaml.safe_dump({**RECIPE, "ngrams": False, "variants": HALVES}))
+    return load_recipe(folder / "halves.yaml")
+
+
+def test_halves_are_steps_that_variants_share_and_change_no_other(folder: Path) -> None:
+    run = prepare(halves_recipe(folder), folder / "elsewhere")
+    deltas = [step for step in run.plan.steps.values() if step.kind == "delta"]
+    halves = [step for step in deltas if "half" in step.about]
+    languages = [step for step in halves if step.about["what"] == "language"]
+    # two of each language; and of the task above either source vector, since these differ in what denoising keeps
+    assert [step.about["half"] for step in languages] == [1, 2, 1, 2]
+    assert [step.about["half"] for step in halves if step not in languages] == [1, 2, 1, 2]
+    assert len(deltas) - len(halves) == 2 + 4
+    assert {use.variant for use in run.plan.uses[languages[0].id]} == {"split-half", "split-half, nothing besides"}
+    wholes = {json.dumps(step.about, sort_keys=True) for step in deltas if step not in halves}
+    assert all(json.dumps({k: v for k, v in s.about.items() if k != "half"}, sort_keys=True) in wholes for s in halves)
+    assert {step.cost for step in halves} == {2}
+    for step in run.plan.steps.values():
+        if step.kind == "vector":
+            measured = step.about["settings"]["rank"] == "split-half" and step.about["settings"]["method"] == "deftx"
+            assert ({"half1", "half2"} <= step.inputs.keys()) == measured
+            assert "rank_rule" not in step.about["settings"]
+    assert prepare(recipe(folder), folder / "ids").plan.steps.keys() >= {
+        step_id for step_id, uses in run.plan.uses.items() if any(use.variant == "DeFT-X" for use in uses)
+    }
+
+
+def test_the_rule_that_auto_stood_for_is_in_the_name_of_a_step(folder: Path, monkeypatch) -> None:
+    def ids() -> set[str]:
+        auto = {"variants": {"DeFT-X": {"language": {"rank": "auto"}, "task": {"rank": "auto"}}}}
+        return set(prepare(recipe(folder, auto), folder / "ids").plan.steps)
+
+    before = ids()
+    monkeypatch.setattr("deftx.core.ranks.RECOMMENDED", "stable")
+    assert {step.split("-")[0] for step in before - ids()} == {"vector", "delta", "score"}  # of the task above them too
+
+
+def test_vectors_whose_ranks_two_halves_tell_are_those_of_the_functions(folder: Path, tmp_path: Path) -> None:
+    checked = halves_recipe(folder)
+    run_recipe(checked, tmp_path / "out")
+    mine = vectors_of(tmp_path / "out", "split-half", 0)
+    text, examples = deftx.read_text(folder / "src.txt"), deftx.read_examples(folder / "src.tsv")
+    source = deftx.fit_language(folder / "base", text, checked.language_fit("split-half", 0))
+    task = deftx.fit_task(folder / "base", examples, examples, checked.task_fit("split-half", 0), source=source)
+    for name, vector in {"src": source, "task": task}.items():
+        deftx.save(vector, tmp_path / name)
+        assert same(mine[name], tmp_path / name)
+        assert deftx.load(mine[name]).info["ranks"] == vector.info["ranks"]
+    gone = list(housekeeping.prunable(Store(tmp_path / "store"), tmp_path, deltas=True))
+    assert len([path for path in gone if list(path.glob("phase1-half*.safetensors"))]) == 8
+
+
 def test_the_vectors_are_those_of_the_functions(found: list[Score], folder: Path) -> None:
     mine, checked = vectors_of(folder / "out", "DeFT-X", 0), recipe(folder)
     text, examples = deftx.read_text(folder / "src.txt"), deftx.read_examples(folder / "src.tsv")

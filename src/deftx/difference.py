@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.denoise import KEEP, denoise
+from deftx.core.ranks import noted
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
@@ -64,7 +65,7 @@ def extract(
         for name, part in found.items()
         if len(part.indices)
     }
-    about = {"finetuned": os.fspath(finetuned), "base": os.fspath(base), "rank": rank}
+    about = {"finetuned": os.fspath(finetuned), "base": os.fspath(base), **noted(rank)}
     chosen = sum(len(part.indices) for part in found.values())
     origin = {"base_fingerprint": fingerprint_of(backbone(body), before), "k": chosen}
     top = _head(finetuned)

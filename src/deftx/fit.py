@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
 from deftx.core.denoise import Denoised, denoise
-from deftx.core.ranks import rank_rule
+from deftx.core.ranks import Rank, is_split_half, rank_rule, split_half_ranks
 from deftx.core.select import digest, parse_k, select
 from deftx.core.vector import Head, SparseVector, check_language, entries_at
 from deftx.errors import DeftxError, unknown
@@ -43,14 +43,15 @@ from deftx.tasks.language import language_of
 from deftx.tasks.supervised import supervised
 from deftx.tasks.table import settled, task_of
 from deftx.training import processes
+from deftx.training.halves import HALVES
 from deftx.training.loop import Objective
 from deftx.training.phases import Delta, Phase, full_tuning, put, selected_tuning, trained_head
 
 # What happens to θ1 − θ0 before the selection: the methods differ in nothing else.
-METHODS: dict[str, Callable[[Delta, Fit], Denoised]] = {
-    "deftx": lambda delta, settings: denoise(delta, settings.rank, settings.keep),  # Simon and Jyothi 2025
-    "lt-sft": lambda delta, settings: Denoised(delta, {}),  # Ansell et al. 2022
-    "random": lambda delta, settings: Denoised(_lots(delta, settings.seed), {}),  # any k entries: the floor
+METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], Fit], Denoised]] = {
+    "deftx": lambda delta, rank, settings: denoise(delta, rank, settings.keep),  # Simon and Jyothi 2025
+    "lt-sft": lambda delta, rank, settings: Denoised(delta, {}),  # Ansell et al. 2022
+    "random": lambda delta, rank, settings: Denoised(_lots(delta, settings.seed), {}),  # any k entries: the floor
 }
 
 
@@ -70,19 +71,22 @@ def fit(
     entries = sum(weight.numel() for weight in tunable(model).values())
     check_settings(settings, entries, head=bool(trained_head(model)))
 
+    # Ranks: as they are set, or measured by two trainings, which come first so that δ need not be held meanwhile
+    rank: Rank | Mapping[str, int] = settings.rank
+    logs: dict[str, Any] = {}
+    if takes_halves(settings):
+        rank, logs = _measured_ranks(model, objective, settings, work, title)
+
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
     learnt = full_tuning(model, objective, settings, work=work, title=title)
 
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
-    delta = METHODS[settings.method](learnt.delta, settings)
+    delta = METHODS[settings.method](learnt.delta, rank, settings)
     selection = processes.agreed(select(delta, settings.k, settings.split))
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
-    key, logs, ranks = (
-        f"{learnt.key} {digest(selection)} {settings.training.average}",
-        {"phase1": learnt.log},
-        dict(delta.ranks),
-    )
+    key, ranks = f"{learnt.key} {digest(selection)} {settings.training.average}", dict(delta.ranks)
+    logs["phase1"] = learnt.log
     if settings.phase2:
         del learnt, delta  # each as large as the model
         phi, logs["phase2"] = selected_tuning(model, objective, settings, selection, Phase(2, title, key, work))
@@ -206,9 +210,27 @@ def check_settings(settings: Fit, tunable_entries: int, *, head: bool) -> None:
         raise unknown("method", settings.method, METHODS)
     if settings.method == "random" and not settings.phase2:
         raise DeftxError("method random needs phase 2: without it the entries would stay as phase 1 left them")
-    rank_rule(settings.rank)
+    if not is_split_half(settings.rank):
+        rank_rule(settings.rank)
     if parse_k(settings.k, tunable_entries) == 0 and not head:
         raise DeftxError(f"k = {settings.k} leaves nothing to learn: give at least 1")
+
+
+def takes_halves(settings: Fit) -> bool:
+    """Whether a fit takes two trainings more, each on one half of the data, which tell its ranks."""
+    return settings.method == "deftx" and is_split_half(settings.rank)
+
+
+def _measured_ranks(
+    model: PreTrainedModel, objective: Objective, settings: Fit, work: Path | None, title: str
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """The rank of every matrix by `split_half`, and how the two trainings went that tell it."""
+    learnt = {
+        role: full_tuning(model, objective, settings, half=half, work=work, title=f"{title}, half {half}")
+        for role, half in HALVES.items()
+    }
+    ranks = split_half_ranks(*(part.delta for part in learnt.values()))
+    return ranks, {role: part.log for role, part in learnt.items()}
 
 
 def _lots(delta: Delta, seed: int) -> dict[str, Tensor]:

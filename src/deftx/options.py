@@ -51,7 +51,10 @@ Preset = Annotated[
 Method = Annotated[str | None, option("deftx (the default) or lt-sft.", metavar="NAME")]
 Rank = Annotated[
     str | None,
-    option("What denoising keeps: a share of variance (90%), a rank (100) or a rule (gavish-donoho).", metavar="RANK"),
+    option(
+        "What denoising keeps: a share of variance (90%), a rank (100) or a rule (gavish-donoho, split-half).",
+        metavar="RANK",
+    ),
 ]
 K = Annotated[str | None, option("Entries of the vector: a count (7.6M) or a share (2.8%).", "--k", metavar="K")]
 Keep = Annotated[str | None, option("Share of each matrix that is kept besides (0.05).", metavar="SHARE")]

@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
 )
 
+from deftx.core.ranks import noted
 from deftx.errors import DeftxError, unknown
 
 
@@ -109,6 +110,7 @@ class Learning(Settings):
 class Fit(Learning):
     """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance.
 
+    rank    a count, a share, or the name of a rule: see `deftx.core.ranks`
     split   within what the k entries compete: everything, each matrix, or each layer
     phase2  False: the selected entries stay as phase 1 left them (the paper's ablations, Table 5)
     """
@@ -119,6 +121,10 @@ class Fit(Learning):
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
     split: Literal["global", "matrix", "layer"] = "global"
     phase2: bool = True
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide something; beside the rank `auto` also the `rank_rule` that it stands for."""
+        return {**super().deciding(), **noted(self.rank)}
 
 
 class LanguageFit(Fit):

@@ -8,7 +8,7 @@ from typing import Any
 from deftx.core.compose import check_fit
 from deftx.core.vector import SparseVector, check_language, check_same_base
 from deftx.errors import DeftxError
-from deftx.fit import Start, fit, learnt_head, origin_of, task_start
+from deftx.fit import Start, fit, learnt_head, origin_of, takes_halves, task_start
 from deftx.models import Base, about_tokenizer, check_tokenizer, load_task_model, load_tokenizer, longest_input, place
 from deftx.settings import TaskFit, changed
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -66,6 +66,9 @@ def several_start(
         (train_set,), (valid_set,) = train_sets.values(), valid_sets.values()
         source = sources[names[0]] if sources else None
         return task_start(base, train_set, valid_set, settings, source, force=force), settings
+    if temperature > 1 and takes_halves(settings):
+        why = "above it examples come several times, and two halves of the data would share them"
+        raise DeftxError(f"rank {settings.rank} with temperature {temperature}: give temperature 1, since {why}")
     processes.join()
     given, task = [sources[name] for name in names] if sources else [], task_of(settings.task)
     for source in given:

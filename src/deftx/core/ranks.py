@@ -2,15 +2,15 @@
 
     100      the same rank for every matrix
     90%      the fewest values whose squares reach that share of all squares
-    a name   a rule that needs no number, see RANK_RULES
+    a name   a rule that needs no number, see RANK_RULES; or `auto`, the one of these that is recommended
 
 The rules by name ask how much of a spectrum is more than noise would leave, or how many directions it amounts to. Those
 that know noise compare with a matrix [m, n] of independent entries of one variance s²: its singular values fill, as the
 matrix grows, the range √n ± √m times s, spread as Marchenko and Pastur (1967) found. How large s is, is read off the
 median of the spectrum, so that it need not be known.
 
-`split_half_ranks` assumes nothing about the noise but measures it: of two differences from one start, each learnt from
-one half of the data, what both have is signal.
+`split-half` assumes nothing about the noise but measures it: of two differences from one start, each learnt from one
+half of the data, what both have is signal. It takes both of them (`split_half_ranks`) and is no function of a spectrum.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,10 @@ from deftx.errors import DeftxError, unknown
 # From the singular values [min(m, n)], descending, and the shape (m, n) to the rank that is kept. Rows of zeros do
 # not count in the shape; the singular values that they would have, zeros at the end, may be there.
 RankRule = Callable[[Tensor, tuple[int, int]], int]
+Rank = int | float | str  # as it is set
 
+AUTO, SPLIT_HALF = "auto", "split-half"
+RECOMMENDED: Rank = "90%"  # what `auto` stands for
 ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
 BLOCK = 1 << 20  # entries that are taken to float64 together
 ROUNDED = (
@@ -98,9 +101,33 @@ RANK_RULES: dict[str, RankRule] = {
 }
 
 
-def rank_rule(rank: int | float | str) -> RankRule:
-    """The rule meant by `100` or `"100"` (uniform), `"90%"` or `0.9` (share of variance), or a name of RANK_RULES."""
+def is_auto(rank: Rank | None) -> bool:
+    """Whether the rule is left to this library."""
+    return str(rank).strip() == AUTO
+
+
+def is_split_half(rank: Rank) -> bool:
+    """Whether a rank is to be told by two differences, see `split_half_ranks`."""
+    return str(RECOMMENDED if is_auto(rank) else rank).strip() == SPLIT_HALF
+
+
+def noted(rank: Rank | None) -> dict[str, Rank | None]:
+    """What is noted of a rank: itself, and beside `auto` the `rank_rule` that this stood for."""
+    return {"rank": rank, **({"rank_rule": RECOMMENDED} if is_auto(rank) else {})}
+
+
+def rank_rule(rank: Rank) -> RankRule:
+    """The rule meant by `100` or `"100"` (uniform), `"90%"` or `0.9` (share of variance), a name of RANK_RULES, `auto`.
+
+    Raises DeftxError for a rank out of range, an unknown name, and `split-half`, to which a spectrum says too little.
+    """
+    rank = RECOMMENDED if is_auto(rank) else rank
     text = str(rank).strip()
+    if is_split_half(rank):
+        raise DeftxError(
+            f"rank {SPLIT_HALF} takes two trainings on half of the data each: learn the vector by a fit, or give"
+            " denoise the ranks of deftx.split_half_ranks"
+        )
     try:
         if text.endswith("%"):
             return variance(float(text[:-1]) / 100)
@@ -112,7 +139,8 @@ def rank_rule(rank: int | float | str) -> RankRule:
     except ValueError:
         if text in RANK_RULES:
             return RANK_RULES[text]
-        raise unknown("rank", text, ["an integer such as 100", "a share such as 90%", *RANK_RULES]) from None
+        known = ["an integer such as 100", "a share such as 90%", *RANK_RULES, SPLIT_HALF, AUTO]
+        raise unknown("rank", text, known) from None
 
 
 def split_half_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, int]:
@@ -124,7 +152,8 @@ def split_half_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) 
     """
     if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in second.items()}:
         raise DeftxError("the two differences have other names or shapes: take both from one base")
-    return {name: split_half(tensor, second[name]) for name, tensor in first.items() if is_matrix(tensor)}
+    matrices = {name: tensor for name, tensor in first.items() if is_matrix(tensor)}
+    return {name: split_half(tensor, second[name].to(tensor.device)) for name, tensor in matrices.items()}
 
 
 def split_half(first: Tensor, second: Tensor) -> int:

@@ -1,13 +1,14 @@
 """What a recipe comes to: steps, each named by all that determines its result, those that variants share once.
 
-    delta    phase 1 of a fit: θ1 − θ0, shared by all methods, ranks and k
+    delta    phase 1 of a fit: θ1 − θ0, shared by all methods, ranks and k; also that of a half of the data, shared
+             by all that take their ranks from two halves
     vector   the rest of a fit: denoise, select, phase 2
     adapter  a fit of a baseline that learns something else than vectors
     score    a composed model on a language's test data
     ngrams   the baseline of character n-grams, on a language's test data
 
-A language's fit is delta -> vector; a task's fit too, above the vectors of its sources; a score is above the task's
-vector and the language's.
+A language's fit is delta -> vector (several deltas, where halves tell its ranks); a task's fit too, above the vectors
+of its sources; a score is above the task's vector and the language's.
 """
 
 import hashlib
@@ -20,8 +21,10 @@ from typing import Any
 from deftx.experiments.data import Data
 from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
-from deftx.settings import Learning, parse
+from deftx.fit import takes_halves
+from deftx.settings import Fit, Learning, parse
 from deftx.tasks.data import joined
+from deftx.training.halves import HALVES
 
 # Versions of the code of each kind of step. Raise one when a change alters what the step gives: results of the old
 # code are not taken then.
@@ -175,6 +178,11 @@ class _Planner:
             return plan.add(adapter, use)
         training = {name: value for name, value in deciding["training"].items() if name != "average"}  # of phase 2
         first = {"seed": settings.seed, "training": training}
-        delta = Step("delta", {**about, "settings": first}, inputs, base, settings, title, cost or 1)
-        inputs = {**inputs, "delta": plan.add(delta, use)}
-        return plan.add(Step("vector", {**about, "settings": deciding}, inputs, base, settings, title, cost or 1), use)
+        about_delta = {**about, "settings": first}
+        deltas = {"delta": plan.add(Step("delta", about_delta, inputs, base, settings, title, cost or 1), use)}
+        for role, half in HALVES.items() if isinstance(settings, Fit) and takes_halves(settings) else ():
+            named, part = f"{title}, half {half}", {**about_delta, "half": half}
+            step = Step("delta", part, inputs, base, settings, named, max(1, (cost or 1) // 2))
+            deltas[role] = plan.add(step, use)
+        about, inputs = {**about, "settings": deciding}, {**inputs, **deltas}
+        return plan.add(Step("vector", about, inputs, base, settings, title, cost or 1), use)

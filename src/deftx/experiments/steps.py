@@ -23,7 +23,8 @@ from deftx.storage.files import load, save
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.supervised import Task, answers, output_names, scores
-from deftx.training.phases import PHASE_1, full_tuning
+from deftx.training.halves import HALVES
+from deftx.training.phases import full_tuning, learnt_file
 
 # How it went, and what is wrong where it failed.
 Outcome = tuple[Literal["done", "in use", "failed"], str]
@@ -59,22 +60,24 @@ def attempt(store: Store, step: Step) -> Outcome:
 
 
 def _delta(store: Store, step: Step, work: Path, folder: Path) -> None:
-    """Phase 1 of a fit: phase1.safetensors."""
-    settings = step.settings
+    """Phase 1 of a fit: phase1.safetensors, or of one half of the data, such as phase1-half1.safetensors."""
+    settings, half = step.settings, step.about.get("half")
     if isinstance(settings, TaskFit):
         train, valid, above = _of_sources(store, step)
         start, settings = several_start(step.base, train, valid, settings, **above)
     else:
         assert isinstance(settings, LanguageFit)
         start = language_start(step.base, store.texts(step.about["text"]), settings)
-    full_tuning(start.model, start.objective, settings, work=work, title=step.title)
-    _link(work / PHASE_1, folder / PHASE_1)
+    full_tuning(start.model, start.objective, settings, half=half, work=work, title=step.title)
+    _link(work / learnt_file(half), folder / learnt_file(half))
 
 
 def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
     """The rest of a fit: the folder `vector`."""
     settings, title = step.settings, step.title
-    _link(store.folder(step.inputs["delta"]) / PHASE_1, work / PHASE_1)
+    for role, half in {"delta": None, **HALVES}.items():
+        if role in step.inputs:
+            _link(store.folder(step.inputs[role]) / learnt_file(half), work / learnt_file(half))
     if isinstance(settings, TaskFit):
         train, valid, above = _of_sources(store, step)
         vector = fit_task_several(step.base, train, valid, settings, **above, work=work, title=title)

@@ -126,7 +126,7 @@ def train(
     best = Best(objective.metric, objective.greater_is_better, every, steps, parameters, average)
     checkpoint = Checkpoint(kept, parameters, best, moving.placed) if kept else None
     progress = ProgressBar(title, steps)
-    with TemporaryDirectory() as folder, progress.bar:
+    with TemporaryDirectory() as folder, progress.bar, _config_kept(model):
         with _reporting(training):
             trainer = _Trainer(
                 objective,
@@ -223,6 +223,19 @@ def _pull(gradient: Tensor, weight: Tensor, start: Tensor, strength: float) -> N
 
 def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
+
+
+@contextmanager
+def _config_kept(model: PreTrainedModel) -> Iterator[None]:
+    """On leaving, the config is as before: the Trainer sets its `use_cache`, and the config names what is learnt."""
+    there, before = "use_cache" in vars(model.config), getattr(model.config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if there:
+            model.config.use_cache = before
+        elif "use_cache" in vars(model.config):
+            del model.config.use_cache
 
 
 @contextmanager

@@ -22,12 +22,12 @@ from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import fingerprint
 from deftx.training import processes
 from deftx.training.checkpoint import Kept
+from deftx.training.halves import halved
 from deftx.training.loop import Moving, Objective, train
 from deftx.training.rows import rows_apart
 from deftx.training.sparse import sparse_tuning
 
 Delta = Mapping[str, Tensor]
-PHASE_1 = "phase1.safetensors"  # in a folder of work: what phase 1 learnt
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +43,14 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Phase:
-    """Which phase of which fit, a name of all that determines its result, and the folder of work, if there is one."""
+    """Which phase of which fit, a name of all that determines its result, and the folder of work, if there is one; of
+    phase 1 also on which half of the data, if not on all."""
 
     number: int
     title: str
     key: str
     work: Path | None
+    half: int | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -59,18 +61,34 @@ class Phase:
     def state(self) -> Path:
         """The file of a training that is under way."""
         assert self.work is not None
-        return self.work / f"phase{self.number}.state.safetensors"
+        return self.work / _file(self.number, self.half, ".state")
+
+
+def learnt_file(half: int | None = None) -> str:
+    """The name of the file in a folder of work with what phase 1 learnt, from all of the data or a half (1 or 2)."""
+    return _file(1, half)
 
 
 def full_tuning(
-    model: PreTrainedModel, objective: Objective, settings: Fit, *, work: Path | None = None, title: str = ""
+    model: PreTrainedModel,
+    objective: Objective,
+    settings: Fit,
+    *,
+    half: int | None = None,
+    work: Path | None = None,
+    title: str = "",
 ) -> Learnt:
-    """Phase 1 of `fit`, or what an earlier one left in `work`. Leaves the model at θ0, its head at its start."""
+    """Phase 1 of `fit`, or what an earlier one left in `work`. Leaves the model at θ0, its head at its start.
+
+    half  1 or 2: from one half of the training data alone, see `halved`
+    """
+    if half:
+        objective, settings = halved(objective, settings, half)
     body, top = tunable(model), trained_head(model)
     for name, weight in backbone(model).items():
         weight.requires_grad_(name in body)
-    phase = Phase(1, title, _key(model, objective, settings), work)
-    done = load_delta(work / PHASE_1, phase.key) if work else None
+    phase = Phase(1, title, _key(model, objective, settings), work, half)
+    done = load_delta(work / learnt_file(half), phase.key) if work else None
     processes.see_alike(work, done is not None)
     if done is not None:
         tensors, log = done[0], done[1]["log"]  # tensors in the model's order, which decides ties
@@ -86,7 +104,7 @@ def full_tuning(
     learnt = Learnt(difference(), _copies(top), log, phase.key)
     if keep := phase.folder:
         heads = dict(zip(_heads(top), learnt.head, strict=True))
-        save_delta(keep / PHASE_1, {**learnt.delta, **heads}, {"key": phase.key, "log": log})
+        save_delta(keep / learnt_file(half), {**learnt.delta, **heads}, {"key": phase.key, "log": log})
         phase.state.unlink(missing_ok=True)
     put([*body.values(), *top], [*theta0, *top0])
     return learnt
@@ -141,6 +159,11 @@ def put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Set parameters to values, one by one."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
+
+
+def _file(number: int, half: int | None, what: str = "") -> str:
+    """The name of a phase's file, such as phase1.safetensors, phase1-half2.safetensors, phase2.state.safetensors."""
+    return f"phase{number}{f'-half{half}' if half else ''}{what}.safetensors"
 
 
 def _heads(top: Sequence[Tensor]) -> list[str]:
