@@ -19,7 +19,8 @@ if [ ! -e "$root/made" ]; then
 	touch "$root/made"
 fi
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-cp -rL /etc/ssl/certs/. "$root/etc/ssl/certs/"
+rm -rf "$root/etc/ssl/certs" # links, some of which would lead out of the folder
+cp -rL /etc/ssl/certs "$root/etc/ssl/certs"
 rm -rf "$root/deftx"
 mkdir "$root/deftx"
 git ls-files -z | xargs -0 cp --parents --target-directory "$root/deftx"
