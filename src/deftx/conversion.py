@@ -14,7 +14,17 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from deftx.core.compose import apply, check_fit
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, compose, kind_of, load_encoder, load_language_model, load_tokenizer, save_model, skeleton
+from deftx.models import (
+    Base,
+    compose,
+    kind_of,
+    load_encoder,
+    load_language_model,
+    load_tokenizer,
+    save_model,
+    save_untied,
+    skeleton,
+)
 from deftx.storage import files, manifest
 from deftx.storage.checkpoints import local
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -208,7 +218,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     if tied:
         model.tie_weights()
     elif (decoder := model.get_output_embeddings()) is not None:
-        model.config.tie_word_embeddings = False
+        save_untied(model)
         if decoder.bias is not None:  # it is tied as well, and would not be saved
             decoder.bias = nn.Parameter(decoder.bias.detach().clone())
     return cast(PreTrainedModel, model)
