@@ -9,7 +9,7 @@ write every missing span after its sentinel; else the mask token for BART and it
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby, pairwise, repeat, takewhile
+from itertools import accumulate, count, groupby, pairwise, repeat, takewhile
 
 import torch
 from torch import Tensor, nn
@@ -137,40 +137,34 @@ def corrupted(ids: Sequence[int], noise: Noise, generator: torch.Generator | Non
 
 
 def sentinel_spans(tokens: int, share: float, generator: torch.Generator | None = None) -> Spans:
-    """Spans of span corruption in so many tokens: as many as make their mean length 3.
+    """Spans of span corruption in so many tokens: as many as make their mean length 3, and no two side by side.
 
-    What is hidden and what is kept are both cut into as many pieces, none of them empty, all cuts being equally
-    probable; they take turns, and the first is kept (Raffel et al.'s `random_spans_noise_mask`).
+    All lengths of that sum and all places are equally probable. (Raffel et al.'s code lets a span end where the text
+    does, always: in a short text it would be the only one.)
     """
     if not tokens:
         return []
     hidden = min(max(round(share * tokens), 1), max(tokens - 1, 1))
     number = max(1, min(round(hidden / SPAN), tokens - hidden))
-    spans, done = [], 0
-    kept_lengths, lengths = (_cut(total, number, generator) for total in (tokens - hidden, hidden))
-    for kept, length in zip(kept_lengths, lengths, strict=True):
-        spans.append((done + kept, done + kept + length))
-        done += kept + length
-    return spans
+    cuts = _some(hidden - 1, number - 1, generator) + 1
+    lengths = [stop - start for start, stop in pairwise([0, *cuts.tolist(), hidden])]
+    return _placed(lengths, _some(tokens - hidden + 1, number, generator))
 
 
 def infilled_spans(tokens: int, share: float, generator: torch.Generator | None = None) -> Spans:
     """Spans of text infilling in so many tokens: their lengths are Poisson(3), 0 too, which inserts a mask.
 
-    Lengths are drawn until the share of tokens is hidden, the last one cut to that; all orders of spans and kept tokens
-    are equally probable.
+    Lengths are drawn until the share of tokens is hidden, the last one cut to that, and those of 0 left out that would
+    make the text longer; all places among the kept tokens are equally probable.
     """
     hidden = min(max(round(share * tokens), 1), tokens)
     lengths: list[int] = []
     while left := hidden - sum(lengths):
-        lengths.append(min(int(torch.poisson(torch.tensor(float(SPAN)), generator=generator)), left))
-    kept = torch.randperm(tokens - hidden + len(lengths), generator=generator)[: len(lengths)].sort().values.tolist()
-    spans, done = [], 0
-    for number, (place, length) in enumerate(zip(kept, lengths, strict=True)):
-        start = place - number + done
-        spans.append((start, start + length))
-        done += length
-    return spans
+        length = min(int(torch.poisson(torch.tensor(float(SPAN)), generator=generator)), left)
+        if length or len(lengths) < sum(lengths):
+            lengths.append(length)
+    number = len(lengths)
+    return _placed(lengths, _some(tokens - hidden + number, number, generator) - torch.arange(number))
 
 
 def padded(rows: Sequence[Pair], pad: int) -> Batch:
@@ -190,11 +184,16 @@ def written_loss(model: nn.Module, batch: Batch) -> Tensor:
     return loss.float()
 
 
-def _cut(total: int, pieces: int, generator: torch.Generator | None) -> list[int]:
-    """Random lengths of so many pieces, none of them empty unless `total` is 0."""
-    cuts = torch.randperm(max(total - 1, 0), generator=generator)[: pieces - 1].sort().values + 1
-    edges = [0, *cuts.tolist(), total]
-    return [stop - start for start, stop in pairwise(edges)]
+def _some(total: int, number: int, generator: torch.Generator | None) -> Tensor:
+    """So many different numbers below `total`, sorted."""
+    return torch.randperm(total, generator=generator)[:number].sort().values
+
+
+def _placed(lengths: list[int], kept: Tensor) -> Spans:
+    """Spans of these lengths, so many `kept` tokens being before each [spans]."""
+    before = accumulate(lengths, initial=0)
+    starts = [one + other for one, other in zip(kept.tolist(), before, strict=False)]
+    return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
 
 
 def _runs(places: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int]]:
