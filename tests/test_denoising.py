@@ -183,7 +183,8 @@ def test_sentinels_are_found_as_mt5_spells_them():
     vocabulary = {f"▁<extra_id_{number}>": 102 - number for number in range(3)} | {"a": 5, "</s>": 1}
     about = {"mask_token_id": None, "pad_token_id": 0, "eos_token_id": 1, "all_special_ids": [0, 1, 2]}
     noise = noise_of(SimpleNamespace(get_vocab=lambda: vocabulary, **about), 0.15)
-    assert noise.sentinels == (102, 101, 100)
+    assert noise.sentinels
+    assert noise.marks == (102, 101, 100)
     assert noise.special >= {0, 1, 2, 100, 101, 102}
 
 

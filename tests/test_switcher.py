@@ -53,6 +53,16 @@ def test_after_any_switches_the_model_is_the_composed_one_bit_for_bit(made, name
             assert same(model, composed[name])
 
 
+@pytest.mark.parametrize("shape", ["mt5", "bart"])
+def test_an_encoder_decoder_takes_on_languages_too(bases, shape):
+    model = load_task_model(bases(shape), ["bad", "good"])
+    task, languages = random_vector(model, 0, ("bad", "good")), {"min": random_vector(model, 1)}
+    switcher = deftx.Switcher(bases(shape), task, languages)
+    for name in ("min", None, "min"):
+        with switcher.language(name) as model:
+            assert same(model, deftx.compose(bases(shape), task, languages[name] if name else ()))
+
+
 def test_what_a_switch_writes_is_the_entries_of_two_languages(made, monkeypatch):
     switcher, _ = made
     written = []

@@ -147,10 +147,10 @@ def _load_writer(base: Base) -> PreTrainedModel:
         raise DeftxError(f"{base} cannot write texts, as a base for generation has to: give one such as Qwen or mT5")
     save_untied(model)
     if model.config.is_encoder_decoder:  # what it was to write otherwise, such as languages' codes, is not learnt here
-        about, end = model.config, model.config.eos_token_id
+        pad, end = model.config.pad_token_id, model.config.eos_token_id
         start = int(model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([[end]]))[0, 0])
-        named = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": about.pad_token_id}
-        model.generation_config = GenerationConfig(**named)
+        about = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": pad}
+        model.generation_config = GenerationConfig(**about)  # type: ignore[no-untyped-call]
     return cast(PreTrainedModel, model)
 
 

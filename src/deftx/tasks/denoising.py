@@ -9,7 +9,7 @@ write every missing span after its sentinel; else the mask token for BART and it
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count, groupby, pairwise, repeat, takewhile
+from itertools import accumulate, count, cycle, groupby, pairwise, takewhile
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +34,16 @@ class Noise:
 
     share      of the tokens that are hidden
     special    ids that are never hidden
-    sentinels  what stands for the spans, in order; none where the mask does
-    mask_id    the mask, if there are no sentinels
+    marks      what stands for the spans: the sentinels, one for each in their order, or the mask for all
+    sentinels  whether they are sentinels
     end        what is written last, after spans
     pad        fills rows of a batch
     """
 
     share: float
     special: frozenset[int]
-    sentinels: tuple[int, ...]
-    mask_id: int | None
+    marks: tuple[int, ...]
+    sentinels: bool
     end: tuple[int, ...]
     pad: int
 
@@ -69,7 +69,7 @@ class Denoising:
     @property
     def tokens(self) -> Tensor:
         """All ids that the encoder can read in a training batch [n], but for padding."""
-        return torch.tensor(sorted({*self.train.unique().tolist(), *self.noise.sentinels, self.noise.mask_id} - {None}))
+        return torch.cat([self.train.unique(), torch.tensor(self.noise.marks)]).unique()  # type: ignore[no-any-return]
 
     def collate(self, blocks: list[Tensor]) -> Batch:
         """Corrupt [length] blocks -> inputs [batch, longest] with their attention mask, labels [batch, longest]."""
@@ -108,12 +108,13 @@ def noise_of(tokenizer: PreTrainedTokenizerBase, share: float) -> Noise:
     vocabulary = tokenizer.get_vocab()
     spelt = (takewhile(vocabulary.__contains__, map(form.format, count())) for form in SENTINELS)
     sentinels = next(filter(None, (tuple(map(vocabulary.__getitem__, names)) for names in spelt)), ())
-    mask_id, pad = tokenizer.mask_token_id, tokenizer.pad_token_id
-    if pad is None or (not sentinels and mask_id is None):
+    mask, pad = tokenizer.mask_token_id, tokenizer.pad_token_id
+    marks = sentinels or (() if mask is None else (mask,))
+    if pad is None or not marks:
         raise DeftxError("the base's tokenizer has neither sentinels nor a mask token: give a base such as mT5 or BART")
     end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     special = frozenset((*tokenizer.all_special_ids, *sentinels))
-    return Noise(share, special, sentinels, None if sentinels else mask_id, end, pad)
+    return Noise(share, special, marks, bool(sentinels), end, pad)
 
 
 def corrupted(ids: Sequence[int], noise: Noise, generator: torch.Generator | None = None) -> Pair:
@@ -128,7 +129,7 @@ def corrupted(ids: Sequence[int], noise: Noise, generator: torch.Generator | Non
     read: list[int] = []
     written: list[int] = []
     done = 0
-    for token, (start, stop) in zip(noise.sentinels or repeat(noise.mask_id), spans, strict=False):
+    for token, (start, stop) in zip(noise.marks if noise.sentinels else cycle(noise.marks), spans, strict=False):
         read += [*ids[done:start], token]
         written += [token, *ids[start:stop]]
         done = stop
