@@ -19,7 +19,7 @@ from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs
 from deftx.tasks.denoising import written_loss
-from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, padding, tokenised
+from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, inner, padding, tokenised
 
 SEPARATOR = "\n"  # between what a decoder reads and what it writes
 ORDER, BETA = 6, 2  # of chrF
@@ -65,7 +65,7 @@ def ragged(targets: list[list[int]], batch: Batch) -> Tensor:
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of the tokens to write, each given what is read and those before it."""
-    if _inner(model).config.is_encoder_decoder:
+    if inner(model).config.is_encoder_decoder:
         return written_loss(model, batch)
     read, written = batch["input_ids"], batch["labels"]
     ids = torch.cat([read, written.clamp_min(0)], dim=1)
@@ -81,7 +81,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
     """What the model writes for every example, the most probable token at each step."""
     writing: Writing = encoded.places
-    model, tokenizer = _inner(model), writing.tokenizer
+    model, tokenizer = inner(model), writing.tokenizer
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=writing.most,
         do_sample=False,
@@ -102,11 +102,6 @@ def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         found |= {row: (text.strip(),) for row, text in zip(rows, texts, strict=True)}
     return [found[row] for row in range(len(order))]
-
-
-def _inner(model: nn.Module) -> Any:
-    """The model itself where it is wrapped for several processes."""
-    return getattr(model, "module", model)
 
 
 def exact_match(true: Sequence[str], predicted: Sequence[str]) -> float:
