@@ -129,6 +129,23 @@ def test_a_fit_says_in_one_line_what_it_wrote(here, run):
     assert done.out == f"min: language vector, k = {deftx.load('min').k:,}, held-out loss {best:.4f}\n"
 
 
+def test_an_encoder_decoder_goes_the_same_way(here, run):
+    save_base(here / "mt5", "mt5")
+    fitted = ["--base", "mt5", "--train", "home/train.tsv", "--valid", "home/valid.tsv", *QUICK]
+    for done in [
+        run("fit", "language", "--base", "mt5", "--text", "home/min.txt", "--out", "min", *LANGUAGE),
+        run("fit", "task", *fitted, "--source", "min", "--out", "task"),
+        run("compose", "--base", "mt5", "--task", "task", "--language", "min", "--out", "model"),
+    ]:
+        assert (done.code, done.out.splitlines()[1:]) == (0, [])
+    done = run("evaluate", "--base", "mt5", "--task", "task", "--language", "min", "--test", "home/test.tsv", "--json")
+    data = deftx.read_examples("home/test.tsv")
+    model = load_composed("model")
+    assert type(model).__name__ == "MT5ForSequenceClassification"
+    scores = evaluate(CLASSIFICATION, model, load_tokenizer("model"), data, 16)
+    assert scores.items() <= json.loads(done.out)[0].items()
+
+
 def test_the_same_command_makes_the_same_vector(here, home, run):
     run("fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "again", *LANGUAGE)
     first, second = deftx.load(home / "min"), deftx.load("again")

@@ -1,5 +1,6 @@
 """Vectors from and to others' formats: LT-SFT's files, PEFT's SHiRA, whole models, mergekit's input."""
 
+import json
 import os
 import zipfile
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from test_storage import assert_same
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 import deftx
 from deftx.cli import main
@@ -350,6 +351,24 @@ def test_a_task_vector_as_a_model_is_the_composed_classifier(tmp_path, bases):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     tokenizer = load_tokenizer(tmp_path / "model")
     assert logits(loaded, tokenizer).equal(logits(compose(bases(), vector), tokenizer))
+
+
+@pytest.mark.filterwarnings("ignore:the adapter leaves out")
+@pytest.mark.parametrize("shape", ["t5", "bart"])
+def test_an_encoder_decoders_language_vector_goes_out_as_model_and_as_adapter(tmp_path, bases, shape):
+    deftx.save(vector := vector_of(bases(shape), seed=1), tmp_path / "vector")
+    convert(tmp_path / "vector", tmp_path / "model", "model")
+    ours, loaded = load_language_model(bases(shape)), AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model")
+    apply(ours, vector)
+    given = {name: torch.tensor([[5, 6, 9, 2]]) for name in ("input_ids", "labels")}
+    assert loaded.eval()(**given).logits.equal(ours.eval()(**given).logits)
+    convert(tmp_path / "vector", tmp_path / "adapter", "peft")
+    modules = dict(loaded.named_modules())
+    layers = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert all(isinstance(modules[name], torch.nn.Linear) for name in layers)
+    back = convert(tmp_path / "adapter", tmp_path / "back", base=bases(shape))
+    kept = linear_only(vector, ours)
+    assert_same(replace(back, info={}), replace(kept, tensors=dict(sorted(kept.tensors.items())), info={}))
 
 
 def test_task_arithmetic_by_the_file_for_mergekit_is_the_base_with_the_vector(tmp_path, bases):

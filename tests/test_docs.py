@@ -69,6 +69,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the pages speak of and what their fits make; the base is a tiny one."""
     folder = tmp_path_factory.mktemp("docs")
     save_base(folder / BASE)
+    save_base(folder / "google/mt5-base", "mt5")
     for number, name in enumerate(["ind", "min"]):
         (folder / f"{name}.txt").write_text("\n".join(sentences(120, number)))
     for number, name in enumerate(["train", "valid", "test"]):

@@ -12,7 +12,10 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    ViTConfig,
     XLMRobertaModel,
     pipeline,
 )
@@ -27,10 +30,12 @@ from deftx.storage.fingerprint import fingerprint
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.supervised import predict
+from deftx.tasks.table import task_of
 
 LABELS = ("bad", "fair", "good")
 TEXTS = tiny.sentences(6, seed=5)
 every_shape = pytest.mark.parametrize("shape", tiny.SHAPES)
+also_encoder_decoders = pytest.mark.parametrize("shape", [*tiny.SHAPES, *tiny.ENCODER_DECODERS])
 
 
 def error(load, *args):
@@ -111,7 +116,7 @@ def test_the_masked_language_model_is_the_checkpoints_with_a_frozen_and_untied_h
     assert decoder.grad is None
 
 
-@every_shape
+@also_encoder_decoders
 def test_a_classifiers_head_is_drawn_from_its_seed_and_nothing_else_is(bases, shape):
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -160,9 +165,43 @@ def test_a_base_without_a_language_modelling_head_is_an_error_that_says_so(bases
     assert backbone(load_task_model(tmp_path, LABELS))
 
 
-def test_a_base_with_an_encoder_and_a_decoder_is_an_error_that_says_what_is_needed(bases):
-    message = error(load_language_model, bases("mt5"))
-    assert message.startswith("a base of the kind 'mt5' is no masked language model or causal language model: give one")
+def test_a_base_that_is_no_language_model_is_an_error_that_says_what_is_needed(tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    message = error(load_language_model, tmp_path)
+    assert message.startswith("a base of the kind 'vit' is no encoder-decoder model or masked language model or causal")
+    assert message.endswith("language model: give one such as XLM-R, Qwen or mT5")
+
+
+@pytest.mark.parametrize("shape", tiny.ENCODER_DECODERS)
+def test_an_encoder_decoder_has_one_backbone_in_every_model_its_embeddings_once_and_its_head_untied(bases, shape):
+    base, model = bases(shape), load_language_model(bases(shape)).eval()
+    plain, kinds = AutoModelForSeq2SeqLM.from_pretrained(base).eval(), [AutoModel, AutoModelForQuestionAnswering]
+    for other in [plain, load_task_model(base, LABELS), *(kind.from_pretrained(base) for kind in kinds)]:
+        assert same(backbone(model), backbone(other))
+        assert fingerprint(model) == fingerprint(other)
+    ids = torch.tensor([[7, 4, 9, 2]])
+    assert torch.equal(model(input_ids=ids, labels=ids).logits, plain(input_ids=ids, labels=ids).logits)
+    assert list(head(model)) == ["lm_head.weight"]
+    assert not model.lm_head.weight.requires_grad
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+    assert [name for name in backbone(model) if "shared" in name or "embed_tokens" in name] == ["shared.weight"]
+    assert {name.split(".")[0] for name in backbone(model)} == {"shared", "encoder", "decoder"}
+    frozen = backbone(model).keys() - tunable(model).keys()
+    assert frozen == {name for name in backbone(model) if "norm" in name}
+    assert len(frozen) >= 12
+    assert [name.split(".")[0] for name in head(load_task_model(base, LABELS))] == ["classification_head"] * 4
+
+
+@pytest.mark.parametrize("shape", tiny.ENCODER_DECODERS)
+@torch.no_grad()
+def test_a_writer_with_changed_embeddings_is_the_same_when_saved_and_loaded(bases, tmp_path, shape):
+    """Also where the model's output embeddings were its input embeddings."""
+    model = load_task_model(bases(shape), (), task=task_of("generation")).eval()
+    model.get_input_embeddings().weight[5] += 1
+    save_model(model, load_tokenizer(bases(shape)), tmp_path / "model")
+    ids, loaded = torch.tensor([[5, 6, 9, 2]]), AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model").eval()
+    assert torch.equal(loaded(input_ids=ids, labels=ids).logits, model(input_ids=ids, labels=ids).logits)
+    assert loaded.generate(ids, max_new_tokens=8).tolist() == model.generate(ids, max_new_tokens=8).tolist()
 
 
 @pytest.mark.parametrize("shape", tiny.DECODERS)
@@ -279,7 +318,7 @@ def vector(base, seed, with_head=False, named=True):
     return SparseVector(tensors, top, info)
 
 
-@every_shape
+@also_encoder_decoders
 def test_a_composed_model_is_the_base_plus_both_vectors_with_the_tasks_head(bases, shape):
     task, language = vector(bases(shape), 1, with_head=True), vector(bases(shape), 2)
     model = compose(bases(shape), task, language)
@@ -291,7 +330,7 @@ def test_a_composed_model_is_the_base_plus_both_vectors_with_the_tasks_head(base
     assert same(head(model), dict(task.head.tensors))
 
 
-@every_shape
+@also_encoder_decoders
 def test_a_saved_composed_model_runs_in_an_ordinary_pipeline(bases, tmp_path, shape):
     model = compose(bases(shape), vector(bases(shape), 1, with_head=True), vector(bases(shape), 2))
     save_model(model, load_tokenizer(bases(shape)), tmp_path / "model")

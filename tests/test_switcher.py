@@ -105,6 +105,16 @@ def test_what_is_kept_for_a_language_is_what_it_changes_in_the_task_alone(parts,
         assert sum(len(part.indices) for part in switcher._entries[name]) == changed > 0
 
 
+@pytest.mark.parametrize("shape", ["mt5", "bart"])
+def test_an_encoder_decoder_takes_on_languages_too(bases, shape):
+    model = load_task_model(bases(shape), ["bad", "good"])
+    task, languages = random_vector(model, 0, ("bad", "good")), {"min": random_vector(model, 1)}
+    switcher = deftx.Switcher(bases(shape), task, languages)
+    for name in ("min", None, "min"):
+        with switcher.language(name) as model:
+            assert same(model, deftx.compose(bases(shape), task, languages[name] if name else ()))
+
+
 def test_what_a_switch_writes_is_the_entries_of_two_languages(made, monkeypatch):
     switcher, _ = made
     written = []

@@ -74,6 +74,11 @@ CASES = [(task, shape) for shape in ("xlmr", "modernbert") for task in TASKS if 
 CASES += [
     (task, shape) for shape in tiny.DECODERS for task in ("classification", "tagging", "regression", "generation")
 ]
+CASES += [
+    (task, shape)
+    for shape in ("mt5", "bart")
+    for task in ("classification", "regression", "question-answering", "generation")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +129,18 @@ def test_a_task_that_transformers_does_not_know_for_a_base_is_an_error_of_one_li
     examples = EXAMPLES["multiple-choice"]
     with pytest.raises(DeftxError, match=r"cannot load the model .*Qwen3Config.*AutoModelForMultipleChoice"):
         fit_task(bases("qwen"), examples, examples, TaskFit(task="multiple-choice"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "task"), [("mt5", "tagging"), ("t5", "ner"), ("bart", "tagging"), ("mbart", "multiple-choice")]
+)
+def test_a_task_that_cannot_be_had_on_an_encoder_decoder_is_an_error_of_one_line(bases, shape, task):
+    examples = EXAMPLES[task]
+    with pytest.raises(
+        DeftxError, match=r"leaves out the decoder of .*: give an encoder|cannot load .*Unrecog"
+    ) as told:
+        fit_task(bases(shape), examples, examples, TaskFit(task=task))
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "generation"])
@@ -434,19 +451,43 @@ def test_answers_are_written_greedily_in_batches_as_alone(writer):
         assert written == tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", tiny.ENCODER_DECODERS)
+def test_an_encoder_decoder_writes_what_is_most_probable_for_what_its_encoder_reads(bases, shape):
+    """In batches as alone, whatever the base was to write first, and its loss is that of the tokens to write."""
+    kind, examples = TASKS["generation"], EXAMPLES["generation"]
+    model, tokenizer = load_task_model(bases(shape), (), task=kind).eval(), load_tokenizer(bases(shape))
+    objective = supervised(kind, examples, examples, (), tokenizer, 30, "")
+    total, count, end = 0.0, 0, tokenizer.eos_token_id
+    written = predict(kind, model, tokenizer, Examples(TEXTS), 30)
+    for text, label, (found,) in zip(TEXTS, examples.labels, written, strict=True):
+        read = torch.tensor([tokenizer(text)["input_ids"]])
+        ids = torch.tensor([[*tokenizer(label, add_special_tokens=False)["input_ids"], end]])
+        before = model.prepare_decoder_input_ids_from_labels(labels=ids)
+        chances = model(input_ids=read, decoder_input_ids=before).logits[0].log_softmax(-1)
+        total, count = total - float(chances.gather(1, ids.T).sum()), count + ids.shape[1]
+        ids = before[:, :1]
+        while ids.shape[1] <= 15 and (ids.shape[1] == 1 or ids[0, -1] != end):
+            ids = torch.cat([ids, model(input_ids=read, decoder_input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+        assert found == tokenizer.decode(ids[0, 1:], skip_special_tokens=True).strip()
+    batch = objective.collate(objective.train)
+    assert float(objective.loss(model, batch)) == pytest.approx(total / count, rel=1e-5)
+
+
 def test_a_base_that_does_not_continue_texts_cannot_write(bases):
     examples = EXAMPLES["generation"]
     with pytest.raises(DeftxError, match="cannot write texts, as a base for generation has to: give one such as Qwen"):
         fit_task(bases(), examples, examples, TaskFit(task="generation"))
 
 
-def test_a_writer_learns_to_say_what_its_examples_say(bases):
+@pytest.mark.parametrize("shape", ["qwen", "bart"])
+def test_a_writer_learns_to_say_what_its_examples_say(bases, shape):
     """Texts are answered by what their last vowel is; k is large, since the base is tiny."""
     texts = tiny.sentences(120, seed=1)
     examples = Examples(texts, labels=["ba" if text[-1] in "ei" else "zu" for text in texts])
     training = TaskTraining(learning_rate=1e-2, batch_size=16, length=24, max_steps=80, evaluate_every=40)
     settings = TaskFit(task="generation", k="50%", method="lt-sft", training=training)
-    phi = fit_task(bases("qwen"), examples, examples, settings)
+    phi = fit_task(bases(shape), examples, examples, settings)
     assert phi.head.tensors == {}
     assert phi.info["log"]["phase2"]["best_score"] > 0.8
 

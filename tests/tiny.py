@@ -4,7 +4,10 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     DebertaV2Config,
@@ -13,6 +16,8 @@ from transformers import (
     DistilBertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MBartConfig,
+    MBartForConditionalGeneration,
     ModernBertConfig,
     ModernBertForMaskedLM,
     MT5Config,
@@ -21,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
@@ -28,6 +35,7 @@ from transformers import (
 from deftx.core.backbone import backbone, head
 from deftx.core.vector import Entries, Head, SparseVector
 
+SENTINELS = [f"<extra_id_{number}>" for number in range(10)]
 WORDS = [f"{onset}{vowel}" for onset in "b d f g k l m n p r s t v z".split() for vowel in "a e i o u".split()]
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -73,26 +81,61 @@ def llama() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**DECODER, bos_token_id=0))
 
 
+T5 = {
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "vocab_size": 85,
+    "initializer_factor": 0.5,
+}
+T5 |= {"pad_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": 2}
+BART = {"d_model": 16, "max_position_embeddings": 32, "init_std": 0.3, **COMMON}
+BART |= {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+BART |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+
+
+def t5() -> PreTrainedModel:
+    """All its embeddings are one weight, and what its decoder says is scaled."""
+    return T5ForConditionalGeneration(T5Config(**T5))
+
+
 def mt5() -> PreTrainedModel:
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 75}
-    return MT5ForConditionalGeneration(MT5Config(**sizes, pad_token_id=1, decoder_start_token_id=1, eos_token_id=2))
+    """As published, its output embeddings are apart from the others."""
+    model = MT5ForConditionalGeneration(MT5Config(**T5))
+    model.lm_head.weight = nn.Parameter(torch.randn(85, 16))
+    return model
+
+
+def bart() -> PreTrainedModel:
+    return BartForConditionalGeneration(BartConfig(**BART, decoder_start_token_id=2, forced_bos_token_id=0))
+
+
+def mbart() -> PreTrainedModel:
+    """Its decoder starts with what ends the text that it writes."""
+    return MBartForConditionalGeneration(MBartConfig(**BART))
 
 
 SHAPES = {"xlmr": xlmr, "bert": bert, "distilbert": distilbert, "modernbert": modernbert, "deberta": deberta}
 DECODERS = {"qwen": qwen, "llama": llama}
-OTHERS = {"mt5": mt5}
+ENCODER_DECODERS = {"t5": t5, "mt5": mt5, "bart": bart, "mbart": mbart}
 
 
-def tokenizer(*, decoder: bool = False) -> PreTrainedTokenizerFast:
-    """One token a word; unknown words become <unk>. A decoder's puts <s> before a text, and knows no padding."""
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *WORDS])}
+def tokenizer(*, decoder: bool = False, sentinels: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word; unknown words become <unk>. A decoder's puts <s> before a text, and knows no padding. One with
+    sentinels, as T5's, puts </s> after a text, and knows no mask."""
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *WORDS, *(SENTINELS if sentinels else [])])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("<s>", 0), ("</s>", 2)]
     single, pair = ("<s> $A", "<s> $A $B") if decoder else ("<s> $A </s>", "<s> $A </s> </s> $B </s>")
+    single, pair = ("$A </s>", "$A </s> $B </s>") if sentinels else (single, pair)
     inner.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
     names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
-    if not decoder:
+    if sentinels:
+        names = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+    elif not decoder:
         names |= {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "mask": "<mask>"}
     tokens = {f"{name}_token": token for name, token in names.items()}
     return PreTrainedTokenizerFast(
@@ -104,8 +147,8 @@ def save_base(folder: Path, shape: str = "xlmr", dtype: torch.dtype = torch.floa
     """A checkpoint of a tiny random language model with its tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        (SHAPES | DECODERS | OTHERS)[shape]().to(dtype).save_pretrained(folder)
-    tokenizer(decoder=shape in DECODERS).save_pretrained(folder)
+        (SHAPES | DECODERS | ENCODER_DECODERS)[shape]().to(dtype).save_pretrained(folder)
+    tokenizer(decoder=shape in DECODERS, sentinels=shape in ("t5", "mt5")).save_pretrained(folder)
     return folder
 
 

@@ -14,7 +14,17 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from deftx.core.compose import apply, check_fit
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, compose, kind_of, load_encoder, load_language_model, load_tokenizer, save_model, skeleton
+from deftx.models import (
+    Base,
+    compose,
+    kind_of,
+    load_encoder,
+    load_language_model,
+    load_tokenizer,
+    save_model,
+    save_untied,
+    skeleton,
+)
 from deftx.storage import files, manifest
 from deftx.storage.checkpoints import local
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -112,7 +122,8 @@ def _read_shira(folder: Path, base: Base | None, labels: Sequence[str]) -> Spars
         raise DeftxError(f"{folder} is an adapter, which does not tell the shapes of its base: give the --base")
     model = load_encoder(base)
     prefix = f"{model.base_model_prefix}."
-    layers, dense = shira.read(folder, {prefix + n: tuple(m.weight.shape) for n, m in _linear(model).items()})
+    shapes = {name: tuple(module.weight.shape) for name, module in _linear(model).items()}
+    layers, dense = shira.read(folder, shapes | {prefix + name: shape for name, shape in shapes.items()})
     tensors = {f"{name.removeprefix(prefix)}.weight": entries for name, entries in layers.items()}
     top = _head(dense, labels) if dense else None
     origin = {"kind": "task" if top else "language", "converted": {"from": "peft"}}
@@ -149,7 +160,7 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
         raise DeftxError(f"an adapter would leave out {what}: SHiRA has linear layers only, and nothing would be left")
     if lost:
         warnings.warn(f"the adapter leaves out {what}: SHiRA has linear layers only", stacklevel=2)
-    prefix = f"{model.base_model_prefix}."
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."  # T5's language model is its own base
     layers = {prefix + linear[name]: entries for name, entries in kept.items()}
     dense = vector.head.tensors if vector.head else {}
     about = {
@@ -208,7 +219,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     if tied:
         model.tie_weights()
     elif (decoder := model.get_output_embeddings()) is not None:
-        model.config.tie_word_embeddings = False
+        save_untied(model)
         if decoder.bias is not None:  # it is tied as well, and would not be saved
             decoder.bias = nn.Parameter(decoder.bias.detach().clone())
     return cast(PreTrainedModel, model)

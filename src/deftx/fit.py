@@ -106,7 +106,7 @@ class Start:
 
 
 def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> Start:
-    """`base` about to be trained on the lines of a language's plain text, as it models language: masked or causal."""
+    """`base` about to be trained on the lines of a language's plain text, as its kind of base learns it."""
     processes.join()
     model, tokenizer = load_language_model(base, settings.training.head), load_tokenizer(base)
     place(model)
@@ -150,7 +150,7 @@ def fit_language(
 ) -> SparseVector:
     """φ_language = fit(text, language modelling, θ0), from the lines of a language's plain text.
 
-    Masked language modelling, where the base is such a model, else causal: the base says it itself.
+    The base says itself how it is learnt: denoising for encoder-decoders, masked or causal language modelling.
     """
     start = language_start(base, text, settings)
     vector = fit(start.model, start.objective, settings, work=work, title=title)

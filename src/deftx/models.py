@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -84,7 +85,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
 
 
 def load_language_model(base: Base, head_of: Base | None = None) -> PreTrainedModel:
-    """`base` with its language modelling head, masked or causal, for language training.
+    """`base` with its language modelling head, for language training.
 
     The head is frozen, and its decoder untied from the embeddings, so that training moves the backbone
     only. What the checkpoint lacks of its head is that of `head_of`, a model of the same kind. Raises DeftxError where
@@ -128,6 +129,8 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
         model, missing = _load_checked(task.auto, base, **(named if labels else {}), **task.config)
     if lost := sorted(set(missing) - head(model).keys()):
         raise DeftxError(f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task")
+    if _load(AutoConfig, base).is_encoder_decoder and not hasattr(model.base_model, "decoder"):
+        raise DeftxError(f"{type(model).__name__} leaves out the decoder of {base}: give an encoder such as XLM-R")
     if type(model).__name__.endswith("ForMultipleChoice") and getattr(model.base_model, "pooler", True) is None:
         raise DeftxError(
             f"{type(model).__name__} lacks its pooler in this release of transformers: upgrade transformers"
@@ -138,12 +141,27 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
 
 
 def _load_writer(base: Base) -> PreTrainedModel:
-    """`base` as it continues texts; its output embeddings stay what they are, whatever its input embeddings become."""
+    """`base` as it writes texts; its output embeddings stay what they are, whatever its input embeddings become."""
     model: Any = load_language_model(base)
     if not model.can_generate():
-        raise DeftxError(f"{base} cannot write texts, as a base for generation has to: give one such as Qwen")
-    model.config.tie_word_embeddings = False
+        raise DeftxError(f"{base} cannot write texts, as a base for generation has to: give one such as Qwen or mT5")
+    save_untied(model)
+    if model.config.is_encoder_decoder:  # what it was to write otherwise, such as languages' codes, is not learnt here
+        pad, end = model.config.pad_token_id, model.config.eos_token_id
+        start = int(model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([[end]]))[0, 0])
+        about = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": pad}
+        model.generation_config = GenerationConfig(**about)  # type: ignore[no-untyped-call]
     return cast(PreTrainedModel, model)
+
+
+def save_untied(model: Any) -> None:
+    """Note in the model's config, for when it is saved, that its output embeddings are not its input embeddings.
+
+    Not so in encoder-decoders, whose input embeddings would be parted from each other too: in them transformers ties
+    no weights that are saved with different values.
+    """
+    if not model.config.is_encoder_decoder:
+        model.config.tie_word_embeddings = False
 
 
 def load_composed(folder: Base) -> PreTrainedModel:

@@ -66,7 +66,7 @@ class Training(Settings):
 class LanguageTraining(Training):
     """Language modelling on plain text; the defaults are the paper's (Appendix C).
 
-    mask      share of the tokens that masked language modelling chooses
+    mask      share of the tokens that masked language modelling chooses, and that denoising hides
     held_out  share of the lines that the best step is chosen on
     head      model of the same kind whose language modelling head stands in where the base has none, as mE5 has none
     """

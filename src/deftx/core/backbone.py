@@ -5,18 +5,21 @@ from typing import Any
 
 from torch import nn
 
+# What counts as a head even where it stands beside the rest: masked language models have no pooler, and some models of
+# T5's kind no `base_model` around encoder and decoder.
+HEADS = ("pooler.", "lm_head.", "qa_outputs.")
+
 
 def backbone(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters below the model's head: the part that every task and language shares.
 
     Names are relative to `model.base_model` (the module itself where there is none), so that the same
-    names hold in the bare encoder, the masked language model and the classifier. Tied parameters come
-    once, under their first name. A top-level `pooler` is left out: masked language models have none,
-    so it counts as part of a task's head.
+    names hold in the bare model, the language model and the classifier. Tied parameters come once, under
+    their first name. What HEADS names is left out.
     """
     inner: Any = getattr(model, "base_model", model)
     named = inner.named_parameters()
-    return {name: parameter for name, parameter in named if not name.startswith("pooler.")}
+    return {name: parameter for name, parameter in named if not name.startswith(HEADS)}
 
 
 def head(model: nn.Module) -> dict[str, nn.Parameter]:

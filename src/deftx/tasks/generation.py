@@ -1,7 +1,7 @@
-"""Generation: a text for a text, such as its translation or summary, by a base that continues texts.
+"""Generation: a text for a text, such as its translation or summary, by a decoder or an encoder-decoder.
 
-The model reads the text and a line break, and writes the other text and the token that ends texts. The loss is that
-of what it writes alone; answers are written greedily.
+The model reads the text, and a line break where it is a decoder; it writes the other text and the token that ends
+texts. The loss is that of what it writes alone; answers are written greedily.
 """
 
 from collections import Counter
@@ -18,9 +18,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, padding, tokenised
+from deftx.tasks.denoising import written_loss
+from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, inner, padding, tokenised
 
-SEPARATOR = "\n"  # between what is read and what is written
+SEPARATOR = "\n"  # between what a decoder reads and what it writes
 ORDER, BETA = 6, 2  # of chrF
 
 
@@ -47,7 +48,8 @@ def encode(
     end, most = tokenizer.eos_token_id, length // 2
     if end is None or most < 1:
         raise DeftxError(f"generation needs a token that ends texts, and a length of 2 or more, not {length}")
-    lines = Examples([text + SEPARATOR for text in examples.texts], labels=examples.labels)
+    after = "" if tokenizer("a")["input_ids"][-1] == end else SEPARATOR  # an encoder's text says itself where it ends
+    lines = Examples([text + after for text in examples.texts], labels=examples.labels)
     _, inputs = tokenised(lines, tokenizer, length - most, labelled)
     written = list(examples.labels or []) if labelled else []
     ids = tokenizer(written, add_special_tokens=False)["input_ids"] if written else []
@@ -63,6 +65,8 @@ def ragged(targets: list[list[int]], batch: Batch) -> Tensor:
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of the tokens to write, each given what is read and those before it."""
+    if inner(model).config.is_encoder_decoder:
+        return written_loss(model, batch)
     read, written = batch["input_ids"], batch["labels"]
     ids = torch.cat([read, written.clamp_min(0)], dim=1)
     there = torch.cat([batch["attention_mask"].bool(), written != IGNORED], dim=1)
@@ -77,7 +81,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
     """What the model writes for every example, the most probable token at each step."""
     writing: Writing = encoded.places
-    model, tokenizer = getattr(model, "module", model), writing.tokenizer
+    model, tokenizer = inner(model), writing.tokenizer
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=writing.most,
         do_sample=False,
@@ -89,11 +93,12 @@ def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = encoded.pad([encoded.inputs[i] for i in rows])
-        left = batch["attention_mask"].argsort(
-            dim=1, stable=True
-        )  # padding to the left: the model goes on from the end
-        given = {key: batch[key].gather(1, left).to(model.device) for key in ("input_ids", "attention_mask")}
-        written = model.generate(**given, generation_config=settings)[:, left.shape[1] :].tolist()
+        given = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
+        known = 0  # tokens that are given back before what is written
+        if not model.config.is_encoder_decoder:  # padding to the left: the model goes on from the end
+            left = given["attention_mask"].argsort(dim=1, stable=True)
+            given, known = {key: ids.gather(1, left) for key, ids in given.items()}, left.shape[1]
+        written = model.generate(**given, generation_config=settings)[:, known:].tolist()
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         found |= {row: (text.strip(),) for row, text in zip(rows, texts, strict=True)}
     return [found[row] for row in range(len(order))]

@@ -7,14 +7,17 @@ from typing import Any
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     PreTrainedTokenizerBase,
 )
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.causal_lm import causal_lm
+from deftx.tasks.denoising import denoising
 from deftx.tasks.masked_lm import masked_lm
 
 
@@ -34,8 +37,9 @@ class Language:
     objective: Callable[[Sequence[str], PreTrainedTokenizerBase, LanguageTraining, int, int], Any]
 
 
-# The first one that transformers knows of a base: encoders may be loaded as decoders too.
+# The first one that transformers knows of a base: encoders may be loaded as decoders too, and BART as any of the three.
 LANGUAGES = (
+    Language("encoder-decoder model", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM, denoising),
     Language("masked language model", MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, masked_lm),
     Language("causal language model", MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, causal_lm),
 )
@@ -47,4 +51,4 @@ def language_of(config: Any) -> Language:
         if type(config) in language.configs:
             return language
     known = " or ".join(language.called for language in LANGUAGES)
-    raise DeftxError(f"a base of the kind {config.model_type!r} is no {known}: give one such as XLM-R or Qwen")
+    raise DeftxError(f"a base of the kind {config.model_type!r} is no {known}: give one such as XLM-R, Qwen or mT5")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks
+from deftx.tasks.supervised import inner
 
 IGNORED = -100  # the label of a position that is not predicted
 
@@ -125,13 +126,8 @@ def _only(model: nn.Module, places: Tensor) -> Iterator[None]:
         output["last_hidden_state"] = hidden
         return output
 
-    hook = _inner(model).base_model.register_forward_hook(narrow)
+    hook = inner(model).base_model.register_forward_hook(narrow)
     try:
         yield
     finally:
         hook.remove()
-
-
-def _inner(model: nn.Module) -> Any:
-    """The model itself where it is wrapped for several processes."""
-    return getattr(model, "module", model)

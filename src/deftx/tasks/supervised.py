@@ -234,6 +234,11 @@ def inputs_of(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
+def inner(model: nn.Module) -> Any:
+    """The model itself where it is wrapped for several processes."""
+    return getattr(model, "module", model)
+
+
 def by_token(targets: list[list[int]], batch: Batch) -> Tensor:
     """Targets of tokens as a tensor beside the tokens, wherever the padding stands."""
     tokens = batch["attention_mask"].bool()
