@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
@@ -106,6 +106,7 @@ def matches(read, text):
 
 
 @given(TEXTS, SHARES, st.integers(0, 9))
+@example([5, 6, 7, END] * 5, 0.5, 598)  # a span around an END becomes two, beside an empty one
 def test_the_whole_text_is_written_and_masks_stand_for_its_spans(ids, share, seed):
     ids = [START, *ids, END]
     read, written = corrupted(ids, noise_of(BART, share), drawn(seed))

@@ -125,7 +125,7 @@ def corrupted(ids: Sequence[int], noise: Noise, generator: torch.Generator | Non
     """
     places = [place for place, token in enumerate(ids) if token not in noise.special]
     drawn = (sentinel_spans if noise.sentinels else infilled_spans)(len(places), noise.share, generator)
-    spans = [run for start, stop in drawn for run in _runs(places, start, stop)]
+    spans = _no_longer([run for start, stop in drawn for run in _runs(places, start, stop)])
     read: list[int] = []
     written: list[int] = []
     done = 0
@@ -195,6 +195,14 @@ def _placed(lengths: list[int], kept: Tensor) -> Spans:
     before = accumulate(lengths, initial=0)
     starts = [one + other for one, other in zip(kept.tolist(), before, strict=False)]
     return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+
+
+def _no_longer(spans: Spans) -> Spans:
+    """Without the last empty spans, as far as their masks would be more than the tokens that all spans hide."""
+    empty = [number for number, (start, stop) in enumerate(spans) if start == stop]
+    hidden = sum(stop - start for start, stop in spans)
+    kept = hidden - (len(spans) - len(empty))  # at least 0: each of the others hides one or more
+    return [span for number, span in enumerate(spans) if number not in empty[kept:]]
 
 
 def _runs(places: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int]]:
