@@ -10,6 +10,7 @@ mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 skip() { echo "skipped: $1"; exit 0; }
 [ "$(id -u)" = 0 ] || skip "a system of its own needs root"
 command -v debootstrap >/dev/null || skip "there is no debootstrap"
+unshare --mount mount -t tmpfs none /mnt 2>/dev/null || skip "nothing may be mounted here"
 
 if [ ! -e "$root/made" ]; then
 	rm -rf "$root"
@@ -26,7 +27,8 @@ mkdir "$root/deftx"
 git ls-files -z | xargs -0 cp --parents --target-directory "$root/deftx"
 
 # a namespace of mounts of its own, which ends with the tests
-unshare --mount bash -s "$root" <<'INSIDE'
+status=0
+unshare --mount bash -s "$root" <<'INSIDE' || status=$?
 set -euo pipefail
 mount -t proc proc "$1/proc"
 mount --rbind /dev "$1/dev"
@@ -34,7 +36,9 @@ exec chroot "$1" /usr/bin/env -i HOME=/root PATH=/usr/bin:/bin:/usr/sbin LANG=C.
 	PIP_DEFAULT_TIMEOUT=180 PIP_DISABLE_PIP_VERSION_CHECK=1 bash -euo pipefail -c '
 	cd /deftx
 	[ -d /venv ] || python3 -m venv --system-site-packages /venv
-	/venv/bin/pip install --quiet --editable ".[data,plot,report,serve]" hypothesis pytest pytest-xdist
+	/venv/bin/pip install --quiet --editable ".[data,plot,report,serve]" hypothesis pytest pytest-xdist || exit 75
 	/venv/bin/python -c "import platform, torch, transformers; print(platform.python_version(), torch.__version__, transformers.__version__)"
 	/venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow" -W default -q'
 INSIDE
+[ "$status" != 75 ] || skip "the other packages could not be had"
+exit "$status"
