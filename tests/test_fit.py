@@ -16,7 +16,7 @@ from deftx.core.denoise import denoise
 from deftx.core.select import select
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, Diverged
-from deftx.fit import fit, fit_language, fit_task, language_start, transfer
+from deftx.fit import METHODS, fit, fit_language, fit_task, language_start, transfer
 from deftx.models import compose, load_language_model, load_task_model, load_tokenizer
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
 from deftx.storage.delta import load_delta
@@ -525,3 +525,17 @@ def test_a_task_vector_learns_its_task(taught):
     vector = fit_task(taught, labelled(300, 1), labelled(60, 2), settings)
     scores = evaluate(CLASSIFICATION, compose(taught, vector), load_tokenizer(taught), labelled(200, 5), 16)
     assert scores["macro_f1"] > 0.9
+
+
+def test_random_entries_are_others_for_each_difference_and_always_the_same_for_one():
+    """With the seed alone a language's places and the task's would be the same k: the worst sum there is."""
+    drawn = torch.Generator().manual_seed(0)
+    language, task = ({"a": torch.randn(40, 50, generator=drawn), "b": torch.randn(60, generator=drawn)} for _ in "12")
+
+    def places(delta, seed=0):
+        chosen = select(METHODS["random"](delta, "90%", LanguageFit(method="random", seed=seed)).tensors, 206)
+        return {(name, place) for name, some in chosen.items() for place in some.indices.tolist()}
+
+    assert places(language) == places({name: tensor.clone() for name, tensor in language.items()})
+    for other in (places(task), places(language, seed=1)):
+        assert len(places(language) & other) < 60  # of 206; by chance about 21

@@ -7,6 +7,7 @@
 it, and note where the vector came from.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -234,8 +235,10 @@ def _measured_ranks(
 
 
 def _lots(delta: Delta, seed: int) -> dict[str, Tensor]:
-    """Random numbers in the place of a delta."""
-    generator = torch.Generator().manual_seed(seed)
+    """Random numbers in the place of a delta: others for each, lest a language's places be all those of the task."""
+    sums = torch.stack([tensor.double().sum().cpu() for tensor in delta.values()])
+    lot = hashlib.sha256(f"{seed}".encode() + sums.numpy().tobytes()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(lot[:8], "little") >> 1)
     return {name: torch.rand(tensor.shape, generator=generator).to(tensor.device) for name, tensor in delta.items()}
 
 
