@@ -428,3 +428,18 @@ def test_attention_beside_bf16_is_computed_in_fp32_on_processors(masked):
 def test_no_autocast_leaves_everything_in_fp32():
     with autocast(torch.device("cpu"), False):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (7, 3), (2, 3, 4)])
+def test_the_penaltys_gradient_in_parts_is_that_of_the_whole_to_the_bit(monkeypatch, shape):
+    monkeypatch.setattr(loop, "CHUNK", 4)
+    drawn = torch.Generator().manual_seed(0)
+    gradient, weight, start = (torch.randn(shape, generator=drawn) for _ in range(3))
+    expected = gradient + 0.1 * torch.sign(weight - start)
+    loop._pull(gradient, weight, start, 0.1)
+    assert torch.equal(gradient, expected)
+    wide = torch.randn(6, 8, generator=drawn)
+    gradient, weight, start = wide.mT.clone().mT[:, ::2], torch.randn(6, 4, generator=drawn), torch.zeros(6, 4)
+    expected = gradient + 0.1 * torch.sign(weight)
+    loop._pull(gradient, weight, start, 0.1)
+    assert torch.equal(gradient, expected)

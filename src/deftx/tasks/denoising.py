@@ -69,7 +69,8 @@ class Denoising:
     @property
     def tokens(self) -> Tensor:
         """All ids that the encoder can read in a training batch [n], but for padding."""
-        return torch.cat([self.train.unique(), torch.tensor(self.noise.marks)]).unique()  # type: ignore[no-any-return]
+        ids: Tensor = torch.cat([self.train.unique(), torch.tensor(self.noise.marks)]).unique()
+        return ids
 
     def collate(self, blocks: list[Tensor]) -> Batch:
         """Corrupt [length] blocks -> inputs [batch, longest] with their attention mask, labels [batch, longest]."""

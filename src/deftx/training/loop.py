@@ -216,6 +216,7 @@ class _Trainer(Trainer):
 
 def _pull(gradient: Tensor, weight: Tensor, start: Tensor, strength: float) -> None:
     """Add the gradient of strength · ‖weight − start‖₁, a few rows at a time, which stay in the processor's cache."""
+    gradient, weight, start = torch.atleast_1d(gradient, weight, start)  # views
     rows = max(1, len(weight) * CHUNK // max(1, weight.numel()))
     for part, here, there in zip(gradient.split(rows), weight.split(rows), start.split(rows), strict=True):
         part.add_(torch.sign(here - there), alpha=strength)
