@@ -128,12 +128,17 @@ def entries_at(delta: Mapping[str, Tensor], selection: Selection) -> SparseVecto
 def overlap(first: SparseVector, second: SparseVector) -> float:
     """The share of the smaller vector's places that the other holds too (paper, Figures 2 and 3)."""
     common = sum(
-        int(torch.isin(entries.indices, second.tensors[name].indices, assume_unique=True).sum())
-        for name, entries in first.tensors.items()
-        if name in second.tensors
+        _common(entries, second.tensors[name]) for name, entries in first.tensors.items() if name in second.tensors
     )
     smaller = min(first.k, second.k)
     return common / smaller if smaller else 0.0
+
+
+def _common(one: Entries, other: Entries) -> int:
+    """How many places both have: a mark for each entry of the tensor is faster than sorting the places together."""
+    marked = torch.zeros(max(one.numel, other.numel), dtype=torch.bool)
+    marked[one.indices] = True
+    return int(marked[other.indices].sum())
 
 
 def check_same_base(*vectors: SparseVector) -> None:
