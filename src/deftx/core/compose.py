@@ -16,6 +16,8 @@ from deftx.core.entries import read_entries, write_entries
 from deftx.core.vector import Entries, SparseVector
 from deftx.errors import DeftxError
 
+PIECE = 1 << 16  # entries changed together: few enough that what is read of the weights is in the cache to be written
+
 
 def apply(model: nn.Module, *vectors: SparseVector) -> None:
     """Add `vectors` to the weights of `model`, in place.
@@ -60,14 +62,15 @@ class _Change:
 
 
 def _changes(model: nn.Module, vectors: tuple[SparseVector, ...]) -> Iterator[_Change]:
-    """Apply the vectors tensor by tensor; each change is yielded just before it is made."""
+    """Apply the vectors piece by piece; each change is yielded just before it is made."""
     bodies = [_fit_body(model, vector) for vector in vectors]
     heads = [_fit_head(model, vector) for vector in vectors]
     for parameter, entries in chain.from_iterable(bodies):
-        indices = entries.indices.to(parameter.device)
-        before = read_entries(parameter.detach(), indices)
-        yield _Change(parameter, indices, before)
-        _put(parameter, indices, before.float() + entries.values.to(parameter.device, torch.float32))
+        whole = entries.indices.to(parameter.device), entries.values.to(parameter.device, torch.float32)
+        for indices, values in zip(*(part.split(PIECE) for part in whole), strict=True):
+            before = read_entries(parameter.detach(), indices)
+            yield _Change(parameter, indices, before)
+            _put(parameter, indices, before.float() + values)
     for parameter, values in chain.from_iterable(heads):
         yield _Change(parameter, None, parameter.detach().clone())
         _put(parameter, None, values)
