@@ -1,4 +1,7 @@
-"""The whole method on the demo's artificial languages, beside the plain way: `python benchmarks/recipe.py`.
+"""The whole method beside the plain way: `python benchmarks/recipe.py`.
+
+On the demo's artificial languages, and on those of `recipes/nusax-nano.yaml` where its base and data are at hand, both
+with DeFT-X alone, one seed and fewer steps.
 
 A vector for the source language, one for the task and one for each target, composed and scored. The plain way is
 Algorithm 1 with the operations that come first to mind: logits of all positions, the penalty through autograd, dense
@@ -8,9 +11,9 @@ scores differ as those of two seeds do. One thread: the matrices are too small t
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -33,19 +36,31 @@ from deftx.tasks.masked_lm import masked_lm
 from deftx.tasks.supervised import evaluate, supervised
 from deftx.tasks.table import read_examples
 
-SHAPES = {"small": {"max_steps": 10, "evaluate_every": 5}, "base": {"max_steps": 100, "evaluate_every": 50}}
+SHAPES = {"small": 10, "base": 60}  # steps of each phase
+NUSAX = Path(__file__).parents[1] / "recipes" / "nusax-nano.yaml"
 Delta = dict[str, Tensor]
 
 
-def prepared(folder: Path, shape: str) -> Recipe:
-    """The demo's data and base in `folder`, and its recipe for DeFT-X alone, with fewer steps."""
+def demo_recipe(folder: Path, steps: int) -> Recipe:
+    """The demo's data in `folder`, and its recipe for DeFT-X alone, with so many steps."""
     demo.write_data(folder / "data", 0)
     content: dict[str, Any] = deepcopy(demo.recipe(0))
     for part in ("language", "task"):
-        content[part]["training"] |= SHAPES[shape]
+        content[part]["training"] |= {"max_steps": steps, "evaluate_every": steps // 2}
     content |= {"base": str(demo.BASE), "variants": {demo.DEFT_X: demo.VARIANTS[demo.DEFT_X]}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
     return load_recipe(folder / "recipe.yaml")
+
+
+def nusax_recipe(folder: Path, steps: int) -> Recipe:
+    """`recipes/nusax-nano.yaml` for DeFT-X alone, with so many steps."""
+    training = {"max_steps": steps, "evaluate_every": steps // 2}
+    recipe = load_recipe(NUSAX, {part: {"training": training} for part in ("language", "task")})
+    name = "DeFT-X 90/90"
+    return recipe.model_copy(update={"seeds": (0,), "ngrams": False, "variants": {name: recipe.variants[name]}})
+
+
+RECIPES = {"the demo's recipe": demo_recipe, "the recipe nusax-nano": nusax_recipe}
 
 
 def ours(recipe: Recipe) -> float:
@@ -59,6 +74,7 @@ def plain(recipe: Recipe) -> float:
     tokenizer, language, task = load_tokenizer(recipe.base), recipe.language, recipe.task
     torch.manual_seed(0)
 
+    @cache
     def vector_of(name: str) -> Delta:
         length = language.training.length
         objective = masked_lm(read_text(*recipe.languages[name]), tokenizer, language.training, length, 0)
@@ -156,21 +172,29 @@ def one_thread(way: Callable[[Recipe], float], recipe: Recipe) -> float:
         torch.set_num_threads(threads)
 
 
+def measured(name: str, shape: str, repeat: int) -> Measured:
+    """A recipe's row."""
+    if name == "the recipe nusax-nano" and not (NUSAX.parents[2] / "shared").is_dir():
+        return Measured(name, None, note="its base and data are not here")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = RECIPES[name](Path(folder), SHAPES[shape])
+        times, found = alternate([partial(one_thread, way, recipe) for way in WAYS.values()], repeat)
+    peaks = [peak_in_subprocess("--shape", shape, "--peak", name, way) for way in WAYS]
+    note = f"{SHAPES[shape]} steps a phase; "
+    note += "macro-F1 (%): ours {:.1f}, plain {:.1f}".format(*(100 * value for value in found))
+    return Measured(name, *times, gigabytes=(peaks[0], peaks[1]), note=note)
+
+
 def main() -> None:
     """Parse, compare, report."""
     options = options_of(__doc__, SHAPES, 1).parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = prepared(Path(folder), options.shape)
-        if options.peak:
-            return print_peak(partial(one_thread, WAYS[options.peak[1]], recipe))
-
-        def rows() -> Iterator[Measured]:
-            times, found = alternate([partial(one_thread, way, recipe) for way in WAYS.values()], options.repeat)
-            peaks = [peak_in_subprocess("--shape", options.shape, "--peak", "recipe", way) for way in WAYS]
-            note = "macro-F1 (%): ours {:.1f}, plain {:.1f}".format(*(100 * value for value in found))
-            yield Measured("the demo's recipe", *times, gigabytes=(peaks[0], peaks[1]), note=note)
-
-        report(rows(), options)
+    if options.peak:
+        name, way = options.peak
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = RECIPES[name](Path(folder), SHAPES[options.shape])
+            return print_peak(partial(one_thread, WAYS[way], recipe))
+    names = [name for name in RECIPES if options.only in (None, name)]
+    report((measured(name, options.shape, options.repeat) for name in names), options)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
 
 The plain way computes what LT-SFT describes with the operations that come first to mind: the logits of all positions,
 the penalty through autograd, a dense gradient for every weight, masked in phase 2, and AdamW over all of them. Both
-see the same masked batches and start from the same random weights. On the GPU if there is one; without, it needs Linux,
-for the peak memory. The floor is the multiplications of a forward and a backward pass, at the speed at which this
-machine multiplies matrices in that precision.
+see the same masked batches and start from the same random weights. One row has forward and backward pass alone in the
+place of the plain way: what comes on top of them is what sparse tuning costs. On the GPU if there is one; without, it
+needs Linux, for the peak memory. The floor is the multiplications of a forward and a backward pass, at the speed at
+which this machine multiplies matrices in that precision.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,13 +57,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured: phase 1 or 2 of language ("mlm") or task training, in which precision, with which dropout."""
+    """What is measured: phase 1 or 2 of language ("mlm") or task training, in which precision, with which dropout, and
+    beside which of WAYS."""
 
     name: str
     kind: str = "mlm"
     phase: int = 1
     bf16: bool = False
     dropout: float = 0.0
+    beside: str = "plain"
 
 
 ROWS = (
@@ -70,6 +73,7 @@ ROWS = (
     Row("MLM phase 1, dropout 0.1", dropout=0.1),
     Row("MLM phase 1, bf16", bf16=True),
     Row("MLM phase 2", phase=2),
+    Row("MLM phase 2, beside forward and backward alone", phase=2, beside="bare"),
     Row("MLM phase 2, bf16", phase=2, bf16=True),
     Row("task phase 1", kind="task"),
     Row("task phase 2", kind="task", phase=2),
@@ -217,7 +221,23 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     return Step(step, optimiser)
 
 
-WAYS = {"plain": plain, "ours": ours}
+def bare(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
+    """Forward and backward pass with our loss, a dense gradient for every weight, and nothing done with them."""
+    body = tunable(model)
+    for name, weight in backbone(model).items():
+        weight.requires_grad_(name in body)
+
+    def step(ids: Tensor, labels: Tensor) -> float:
+        with autocast(DEVICE, row.bf16):
+            loss = masked_loss(model, ids, labels) if row.kind == "mlm" else model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        model.zero_grad()
+        return loss.item()
+
+    return Step(step, torch.optim.SGD(model.parameters(), RATE))  # never asked to step
+
+
+WAYS = {"plain": plain, "bare": bare, "ours": ours}
 
 
 def compare(size: Size, row: Row, repeat: int, chosen: list[str]) -> tuple[dict[str, float], dict[str, float], str]:
@@ -236,7 +256,7 @@ def compare(size: Size, row: Row, repeat: int, chosen: list[str]) -> tuple[dict[
                 seconds[way].append(now() - began)
         kept = {way: step.floats() / 1e6 for way, step in steps.items()}
     took = {way: median(times[1:]) for way, times in seconds.items()}
-    if len(chosen) == 1 or row.dropout:
+    if "plain" not in chosen or row.dropout:
         return took, kept, "random" if row.dropout else ""
     moved = {way: {n: w.detach() - before[n] for n, w in backbone(model).items()} for way, model in models.items()}
     apart = sum((moved["ours"][n] - moved["plain"][n]).square().sum() for n in before).sqrt()
@@ -260,7 +280,7 @@ def measured(row: Row, shape: str, repeat: int, plain_too: bool) -> Iterator[Mea
         return
     size, needed = SHAPES[shape], GIGABYTES[row.kind] if shape == "base" else 0.0
     fits = DEVICE.type == "cuda" or needed < available()
-    ways = ["ours", "plain"] if plain_too and fits else ["ours"]
+    ways = ["ours", row.beside] if plain_too and fits else ["ours"]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # its memory is free again for the next row
         took, kept, same = fresh.submit(compare, size, row, repeat, ways).result()
     arguments = ["--shape", shape, "--peak", row.name]
@@ -268,9 +288,9 @@ def measured(row: Row, shape: str, repeat: int, plain_too: bool) -> Iterator[Mea
     texts, length = size.batch if row.kind == "mlm" else size.task_batch
     note = f"{texts} × {length}, {texts * length / took['ours']:,.0f} tokens/s" + (f"; {same}" if same else "")
     note += "" if fits else "; not the memory for the plain way"
-    both = peaks["ours"], peaks.get("plain")
-    yield Measured(row.name, took["ours"], took.get("plain"), floor(size, row), gigabytes=both, note=note)
-    if not (row.bf16 or row.dropout):
+    both = peaks["ours"], peaks.get(row.beside)
+    yield Measured(row.name, took["ours"], took.get(row.beside), floor(size, row), gigabytes=both, note=note)
+    if row.beside == "plain" and not (row.bf16 or row.dropout):
         yield Measured(f"{row.name}: optimiser", kept["ours"], kept.get("plain"), unit="M floats")
 
 
