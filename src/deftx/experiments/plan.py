@@ -26,9 +26,9 @@ from deftx.settings import Fit, Learning, parse
 from deftx.tasks.data import joined
 from deftx.training.halves import HALVES
 
-# Versions of the code of each kind of step. Raise one when a change alters what the step gives: results of the old
-# code are not taken then.
-VERSIONS = {"delta": 2, "vector": 2, "adapter": 2, "score": 1, "ngrams": 1}
+# Versions of the code of each kind of step, and of what all fits of a task share. Raise one when a change alters what
+# the step gives: results of the old code are not taken then.
+VERSIONS = {"delta": 2, "vector": 2, "adapter": 2, "score": 1, "ngrams": 1, TASK: 1}
 
 NGRAMS = "character n-grams"
 
@@ -151,7 +151,7 @@ class _Planner:
             return
         labelled, roles = self._labelled(variant)
         above = {role: vectors[name] for role, name in roles.items()} if chosen.source else {}
-        about = {**shared, "what": TASK, **labelled}
+        about = {**shared, "what": TASK, "version": VERSIONS[TASK], **labelled}
         task = self._fit(plan, about, recipe.task_fit(variant, seed), above, Use(variant, seed, TASK))
         for name in self.data.test:
             inputs = {"task": task, **({"language": vectors[name]} if chosen.target else {})}

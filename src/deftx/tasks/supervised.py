@@ -84,7 +84,9 @@ class Supervised:
     metric: str
     digest: str
 
-    sampling = "group_by_length"
+    # Batches of like length have less padding, but where length goes with the label (short reviews are praise) they are
+    # of one label each, and the Trainer takes them from the longest to the shortest: much is learnt late or not at all.
+    sampling = "random"
 
     @property
     def greater_is_better(self) -> bool:
