@@ -138,7 +138,7 @@ def largest(chunks: Callable[[], Iterable[Chunk]], sample: Iterable[Tensor], k: 
 def _bar(magnitudes: Tensor, share: float) -> float:
     """The magnitude that about `share` of the sample reaches; 0 where that is all of it."""
     rank = int(share * len(magnitudes))
-    return float(magnitudes.topk(rank + 1).values[-1]) if rank < len(magnitudes) else 0.0
+    return float(magnitudes.kthvalue(len(magnitudes) - rank).values) if rank < len(magnitudes) else 0.0
 
 
 def _reaching(chunks: Iterable[Chunk], bar: float, room: Tensor) -> tuple[dict[str, tuple[int, int]], Tensor, Tensor]:
