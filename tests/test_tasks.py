@@ -485,7 +485,7 @@ def test_a_writer_learns_to_say_what_its_examples_say(bases, shape):
     """Texts are answered by what their last vowel is; k is large, since the base is tiny."""
     texts = tiny.sentences(120, seed=1)
     examples = Examples(texts, labels=["ba" if text[-1] in "ei" else "zu" for text in texts])
-    training = TaskTraining(learning_rate=1e-2, batch_size=16, length=24, max_steps=80, evaluate_every=40)
+    training = TaskTraining(learning_rate=1e-2, batch_size=16, length=24, epochs=30, max_steps=240, evaluate_every=80)
     settings = TaskFit(task="generation", k="50%", method="lt-sft", training=training)
     phi = fit_task(bases(shape), examples, examples, settings)
     assert phi.head.tensors == {}
