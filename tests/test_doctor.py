@@ -81,7 +81,7 @@ def test_an_extra_that_is_lacking_comes_with_what_to_type(monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "pays", "says"),
     [
-        (False, False, "fp32, for the processor has neither amx_bf16 nor avx512_bf16"),
+        (False, False, "fp32, for the processor has no amx_bf16"),
         (True, False, "fp32, for this GPU has no bf16"),
         (True, True, "bf16, which this device multiplies faster than fp32"),
     ],

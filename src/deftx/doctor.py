@@ -87,7 +87,7 @@ def _precision(device: torch.device) -> str:
     """What `training.precision=auto` takes, and why."""
     if bf16_pays(device):
         return "bf16, which this device multiplies faster than fp32"
-    why = "this GPU has no bf16" if device.type == "cuda" else "the processor has neither amx_bf16 nor avx512_bf16"
+    why = "this GPU has no bf16" if device.type == "cuda" else "the processor has no amx_bf16"
     return f"fp32, for {why}"
 
 
