@@ -4,7 +4,8 @@
 
 The plain way computes what LT-SFT describes with the operations that come first to mind: the logits of all positions,
 the penalty through autograd, a dense gradient for every weight, masked in phase 2, and AdamW over all of them. Both
-see the same masked batches and start from the same random weights. One row has forward and backward pass alone in the
+see the same masked batches and start from the same random weights. Texts of a task are of lengths as reviews have them,
+padded to the longest of a batch. One row has forward and backward pass alone in the
 place of the plain way: what comes on top of them is what sparse tuning costs. On the GPU if there is one; without, it
 needs Linux, for the peak memory. The floor is the multiplications of a forward and a backward pass, at the speed at
 which this machine multiplies matrices in that precision.
@@ -15,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
-from statistics import median
+from statistics import mean, median
 
 import torch
 from measure import (
@@ -34,12 +35,15 @@ from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForS
 
 from deftx.core.backbone import backbone, tunable
 from deftx.core.select import Selection, select
+from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.masked_lm import mask, masked_loss
+from deftx.tasks.supervised import mean_loss
 from deftx.training.precision import autocast, bf16_pays
 from deftx.training.rows import rows_apart
 from deftx.training.sparse import sparse_tuning
 
 RATE, L1, MASKED = 5e-5, 0.1, 0.15
+PADDING = 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its batches; `used` of its vocabulary is what the corpus has."""
+    """A model and its batches, texts × tokens (of a task: at most); `used` of its vocabulary is what the corpus has."""
 
     width: int
     layers: int
@@ -93,9 +97,9 @@ class Size:
 
 
 SHAPES = {
-    "small": Size(256, 4, 30_000, 5_000, (8, 128), (16, 48)),
-    "base": Size(768, 12, 250_002, 20_000, (8, 256), (16, 64)),
-    "large": Size(1024, 24, 250_002, 20_000, (8, 256), (16, 64)),
+    "small": Size(256, 4, 30_000, 5_000, (8, 128), (16, 128)),
+    "base": Size(768, 12, 250_002, 20_000, (8, 256), (16, 128)),
+    "large": Size(1024, 24, 250_002, 20_000, (8, 256), (16, 128)),
 }
 
 
@@ -103,12 +107,18 @@ GIGABYTES = {"mlm": 21.0, "task": 10.0}  # that both ways take together at XLM-R
 
 
 def floor(size: Size, row: Row) -> float:
-    """The seconds that the multiplications take: of every layer and of attention, forward and backward, and of the
-    decoder at masked positions, which is frozen."""
-    texts, length = size.batch if row.kind == "mlm" else size.task_batch
-    layers = 3 * 2 * texts * length * size.layers * (12 * size.width**2 + 2 * length * size.width)
-    decoder = 2 * 2 * MASKED * texts * length * size.width * size.vocabulary if row.kind == "mlm" else 0
+    """The seconds that the multiplications take: of every layer and of attention, forward and backward, for every token
+    but padding, and of the decoder at masked positions, which is frozen."""
+    tokens = held(size, row)
+    length = tokens / (size.batch if row.kind == "mlm" else size.task_batch)[0]
+    layers = 3 * 2 * tokens * size.layers * (12 * size.width**2 + 2 * length * size.width)
+    decoder = 2 * 2 * MASKED * tokens * size.width * size.vocabulary if row.kind == "mlm" else 0
     return (layers + decoder) / flops_per_second(torch.bfloat16 if row.bf16 else torch.float32)
+
+
+def held(size: Size, row: Row) -> float:
+    """How many tokens a batch has without padding, on average."""
+    return mean(int((ids != PADDING).sum()) for (ids, _), _ in zip(batches(size, row), range(20), strict=False))
 
 
 def build(size: Size, row: Row) -> nn.Module:
@@ -145,6 +155,10 @@ def batches(size: Size, row: Row) -> Iterator[tuple[Tensor, Tensor]]:
             ids, labels = mask(ids, MASKED, special, 4, used, generator)
         else:
             labels = torch.randint(3, (len(ids),), generator=generator)
+            # log-normal, 37 in the middle, 45 on average: as the tokens of the reviews of SMSA
+            lengths = (3.6 + 0.6 * torch.randn(len(ids), generator=generator)).exp().clamp(8, ids.shape[1]).int()
+            ids = ids[:, : lengths.max()]
+            ids[torch.arange(ids.shape[1]) >= lengths[:, None]] = PADDING
         yield ids.to(DEVICE), labels.to(DEVICE)
 
 
@@ -174,7 +188,7 @@ def plain(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
 
     def step(ids: Tensor, labels: Tensor) -> float:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=row.bf16):
-            loss = model(input_ids=ids, labels=labels).loss
+            loss = model(input_ids=ids, attention_mask=(ids != PADDING).long(), labels=labels).loss
         total = loss
         if pull:
             total = loss + pull * sum((weight - start[name]).abs().sum() for name, weight in body.items())
@@ -187,6 +201,15 @@ def plain(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
         return loss.item()
 
     return Step(step, optimiser)
+
+
+def loss_of(model: nn.Module, row: Row, ids: Tensor, labels: Tensor) -> Tensor:
+    """Our loss of a batch."""
+    if row.kind == "mlm":
+        return masked_loss(model, ids, labels)
+    return mean_loss(
+        CLASSIFICATION, model, {"input_ids": ids, "attention_mask": (ids != PADDING).long(), "labels": labels}
+    )
 
 
 def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
@@ -208,7 +231,7 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
 
     def step(ids: Tensor, labels: Tensor) -> float:
         with autocast(DEVICE, row.bf16):
-            loss = masked_loss(model, ids, labels) if row.kind == "mlm" else model(input_ids=ids, labels=labels).loss
+            loss = loss_of(model, row, ids, labels)
         loss.backward()
         if pull:
             for weight, before in zip(moving, start, strict=True):
@@ -229,7 +252,7 @@ def bare(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
 
     def step(ids: Tensor, labels: Tensor) -> float:
         with autocast(DEVICE, row.bf16):
-            loss = masked_loss(model, ids, labels) if row.kind == "mlm" else model(input_ids=ids, labels=labels).loss
+            loss = loss_of(model, row, ids, labels)
         loss.backward()
         model.zero_grad()
         return loss.item()
@@ -286,7 +309,8 @@ def measured(row: Row, shape: str, repeat: int, plain_too: bool) -> Iterator[Mea
     arguments = ["--shape", shape, "--peak", row.name]
     peaks = {way: peak_in_subprocess(*arguments, way) for way in took}
     texts, length = size.batch if row.kind == "mlm" else size.task_batch
-    note = f"{texts} × {length}, {texts * length / took['ours']:,.0f} tokens/s" + (f"; {same}" if same else "")
+    upto = "" if row.kind == "mlm" else "up to "
+    note = f"{texts} × {upto}{length}, {held(size, row) / took['ours']:,.0f} tokens/s" + (f"; {same}" if same else "")
     note += "" if fits else "; not the memory for the plain way"
     both = peaks["ours"], peaks.get(row.beside)
     yield Measured(row.name, took["ours"], took.get(row.beside), floor(size, row), gigabytes=both, note=note)

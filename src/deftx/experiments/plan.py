@@ -28,7 +28,7 @@ from deftx.training.halves import HALVES
 
 # Versions of the code of each kind of step, and of what all fits of a task share. Raise one when a change alters what
 # the step gives: results of the old code are not taken then.
-VERSIONS = {"delta": 2, "vector": 2, "adapter": 2, "score": 1, "ngrams": 1, TASK: 1}
+VERSIONS = {"delta": 2, "vector": 2, "adapter": 2, "score": 1, "ngrams": 1, TASK: 2}
 
 NGRAMS = "character n-grams"
 
@@ -145,7 +145,7 @@ class _Planner:
         shared = {"base": self.data.base, **({} if chosen.family == VECTORS else {"family": chosen.family})}
         vectors = {}
         for name in recipe.needed_languages(variant):
-            about = {**shared, "what": "language", "text": self.texts[name]}
+            about: dict[str, Any] = {**shared, "what": "language", "text": self.texts[name]}
             vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, Use(variant, seed, name))
         if not recipe.needs_task:
             return

@@ -85,6 +85,7 @@ CLASSIFICATION = Task(
     names=lambda examples: label_names(examples.labels or []),
     encode=encode,
     loss=loss,
+    mean_over=len,
     answer=answer,
     shown=("label", "probability"),
     metrics=METRICS,

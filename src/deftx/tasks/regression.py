@@ -64,6 +64,7 @@ REGRESSION = Task(
     names=lambda examples: (),
     encode=encode,
     loss=loss,
+    mean_over=len,
     answer=answer,
     shown=("value",),
     metrics={"pearson": pearson, "spearman": spearman, "mse": mse},

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.tasks.data import Columns, Examples
+from deftx.tasks.parts import by_length
 
 IGNORED = -100  # the target of a token that is not to be labelled
 SMALLER = {"mse"}  # the metrics that are better the smaller they are
@@ -52,6 +53,8 @@ class Task:
     names      the names of the head's outputs, of the training data; none where outputs have no names
     encode     (examples, tokenizer, longest input in tokens, names, whether they are to have labels)
     loss       mean loss of a batch, which has the targets as `labels`
+    mean_over  of how many things the loss of a batch with these targets is the mean, whichever way the batch is padded;
+               None: a batch cannot be parted
     answer     for every example, its predicted label and what else `shown` names
     shown      what the parts of an answer are called
     metrics    of true and predicted labels; the first one decides between steps, if nothing else is said
@@ -72,6 +75,7 @@ class Task:
     config: Mapping[str, Any] = field(default_factory=dict)
     stack: Callable[[list[Any], Batch], Tensor] = lambda targets, batch: torch.tensor(targets)
     tokens: tuple[str, ...] = ("input_ids",)
+    mean_over: Callable[[Tensor], int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +111,20 @@ class Supervised:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
-        return self.task.loss(model, batch)
+        return mean_loss(self.task, model, batch)
 
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
         """All metrics of the task on the validation examples."""
         return scores(self.task, self.valid.examples, answers(self.task, model, self.valid, batch_size))
+
+
+def mean_loss(task: Task, model: nn.Module, batch: Batch) -> Tensor:
+    """The mean loss of a batch. On a processor the batch goes through the model in parts, to leave out padding."""
+    if task.mean_over is None or batch["labels"].device.type != "cpu":
+        return task.loss(model, batch)
+    whole = max(task.mean_over(batch["labels"]), 1)
+    parts = [(part, task.mean_over(part["labels"]) / whole) for part in by_length(batch)]
+    return torch.stack([task.loss(model, part) * share for part, share in parts]).sum()
 
 
 def supervised(

@@ -139,6 +139,7 @@ TAGGING = Task(
     names=lambda examples: label_names(list(chain(*examples.labels or []))),
     encode=encode,
     loss=loss,
+    mean_over=lambda targets: int((targets != IGNORED).sum()),
     answer=answer,
     shown=("tags",),
     metrics={name: over_words(metric) for name, metric in METRICS.items()},
