@@ -54,7 +54,8 @@ WHY = """## How far from the floor, and why
   multiplications alone are nearly a quarter of it (4.0 of 16.9 s with AVX512): we are at a third. In bf16 with AMX
   multiplications cost little, and what is bound by memory is most of a step; the floor there is that of large square
   matrices, which the shapes of a model do not reach. Texts of a task are of many lengths: on a processor a batch goes
-  through the model in parts of like length, so that most of its padding, otherwise half of the batch, is never computed.
+  through the model in parts of like length, so that most of its padding, half of a batch otherwise, is left
+  out.
 - **Five languages**: all but a little is the texts themselves.
 - **The demo's recipe**: matrices of so small a model cost less than the calls that ask for them, and a run that can be
   resumed notes its state: nothing is gained there.
@@ -67,8 +68,8 @@ recipe stands for it.
 
 At XLM-R base's shape the rows of training and of denoising were measured before some changes: batches of a task in
 parts of like length (3.8 and 4.4 times as fast as the plain way on a machine without AMX, `docs/log.md`; the rows have
-texts of one length), attention beside bf16 in fp32 (little difference at this shape), the penalty's gradient a few rows at a time,
-and candidates in one array, with which denoising at rank 100 takes 6.1 s (`docs/log.md`). Selection and the small shape
+texts of one length), attention beside bf16 in fp32 (little difference at this shape), the penalty's gradient a few rows
+at a time, and candidates in one array, with which denoising at rank 100 takes 6.1 s (`docs/log.md`). Selection and the small shape
 are of the code after them, but for tasks.
 """
 
