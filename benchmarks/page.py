@@ -54,8 +54,8 @@ WHY = """## How far from the floor, and why
   multiplications alone are nearly a quarter of it (4.0 of 16.9 s with AVX512): we are at a third. In bf16 with AMX
   multiplications cost little, and what is bound by memory is most of a step; the floor there is that of large square
   matrices, which the shapes of a model do not reach. Texts of a task are of many lengths: on a processor a batch goes
-  through the model in parts of like length, so that most of its padding, half of a batch otherwise, is left
-  out.
+  through the model in parts of like length, so that most of its padding, half of a batch otherwise, is
+  left out.
 - **Five languages**: all but a little is the texts themselves.
 - **The demo's recipe**: matrices of so small a model cost less than the calls that ask for them, and a run that can be
   resumed notes its state: nothing is gained there.
