@@ -69,8 +69,8 @@ recipe stands for it.
 At XLM-R base's shape the rows of training and of denoising were measured before some changes: batches of a task in
 parts of like length (3.8 and 4.4 times as fast as the plain way on a machine without AMX, `docs/log.md`; the rows have
 texts of one length), attention beside bf16 in fp32 (little difference at this shape), the penalty's gradient a few rows
-at a time, and candidates in one array, with which denoising at rank 100 takes 6.1 s (`docs/log.md`). Selection and the small shape
-are of the code after them, but for tasks.
+at a time, and candidates in one array, with which denoising at rank 100 takes 6.1 s (`docs/log.md`). Selection and the
+small shape are of the code after them, but for tasks.
 """
 
 
