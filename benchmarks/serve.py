@@ -27,13 +27,14 @@ from measure import machine
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from deftx.composed import compose, trained_length
 from deftx.console import print_table
 from deftx.core.backbone import head, tunable
 from deftx.core.select import parse_k
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.experiments.demo.languages import SOURCE, plain_text
 from deftx.experiments.demo.run import BASE
-from deftx.models import compose, load_task_model, load_tokenizer, trained_length
+from deftx.models import load_task_model, load_tokenizer
 from deftx.serving.app import make_app
 from deftx.switcher import Switcher
 from deftx.tasks.classification import probabilities

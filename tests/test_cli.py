@@ -27,10 +27,11 @@ from transformers import AutoModel, AutoModelForMaskedLM, pipeline
 import deftx
 from deftx import commands, console
 from deftx.cli import main
+from deftx.composed import compose, without_vectors
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
 from deftx.experiments.demo.run import recipe as demo_recipe
-from deftx.models import compose, load_composed, load_tokenizer, without_vectors
+from deftx.models import load_composed, load_tokenizer
 from deftx.settings import LANGUAGE_PRESETS, LanguageFit, changed
 from deftx.storage.folders import claimed
 from deftx.tasks import masked_lm

@@ -16,12 +16,13 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM,
 
 import deftx
 from deftx.cli import main
+from deftx.composed import compose
 from deftx.conversion import convert, read
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import apply
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import compose, load_language_model, load_task_model, load_tokenizer
+from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.storage.fingerprint import fingerprint
 from deftx.storage.formats import lt_sft
 

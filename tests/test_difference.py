@@ -12,12 +12,13 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 import deftx
 from deftx.cli import main
+from deftx.composed import compose
 from deftx.core.backbone import backbone, tunable
 from deftx.core.denoise import denoise
 from deftx.core.select import select
 from deftx.difference import extract
 from deftx.errors import DeftxError
-from deftx.models import compose, load_language_model, load_task_model, load_tokenizer
+from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.storage.checkpoints import Checkpoint
 from deftx.storage.fingerprint import fingerprint
 

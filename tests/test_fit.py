@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM
 
 import deftx.training.phases as phases_module
+from deftx.composed import compose
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import apply
 from deftx.core.denoise import denoise
@@ -17,7 +18,7 @@ from deftx.core.select import select
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import METHODS, fit, fit_language, fit_task, language_start, transfer
-from deftx.models import compose, load_language_model, load_task_model, load_tokenizer
+from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
 from deftx.storage.delta import load_delta
 from deftx.tasks.classification import CLASSIFICATION

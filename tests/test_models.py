@@ -20,12 +20,13 @@ from transformers import (
     pipeline,
 )
 
+from deftx.composed import compose
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import applied
 from deftx.core.merge import merge
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import compose, load_language_model, load_task_model, load_tokenizer, longest_input, save_model
+from deftx.models import load_language_model, load_task_model, load_tokenizer, longest_input, save_model
 from deftx.storage.fingerprint import fingerprint
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples

@@ -11,10 +11,11 @@ from test_conversion import LABELS, vector_of
 
 import deftx
 from deftx import commands
+from deftx.composed import compose
 from deftx.conversion import convert
 from deftx.core.compose import apply
 from deftx.errors import DeftxError
-from deftx.models import about_tokenizer, check_tokenizer, compose, load_encoder, load_tokenizer
+from deftx.models import about_tokenizer, check_tokenizer, load_encoder, load_tokenizer
 from deftx.settings import LanguageFit
 
 TEXTS = tiny.sentences(6, seed=5)

@@ -5,8 +5,9 @@ import tiny
 from test_models import LABELS, vector
 
 from deftx import scales as module
+from deftx.composed import compose
 from deftx.errors import DeftxError
-from deftx.models import compose, load_tokenizer
+from deftx.models import load_tokenizer
 from deftx.scales import tune_scales
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples

@@ -11,19 +11,12 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from transformers import AutoModelForMultipleChoice
 
+from deftx.composed import compose, without_vectors
 from deftx.core.backbone import tunable
 from deftx.core.compose import applied
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
-from deftx.models import (
-    compose,
-    load_composed,
-    load_task_model,
-    load_tokenizer,
-    save_model,
-    task_noted,
-    without_vectors,
-)
+from deftx.models import load_composed, load_task_model, load_tokenizer, save_model, task_noted
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
 from deftx.storage.files import load, save
 from deftx.tasks.data import Columns, Examples

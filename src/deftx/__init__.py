@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from deftx.errors import DeftxError
 
 if TYPE_CHECKING:
+    from deftx.composed import compose
     from deftx.conversion import convert
     from deftx.core.compose import applied, apply
     from deftx.core.denoise import denoise
@@ -14,9 +15,8 @@ if TYPE_CHECKING:
     from deftx.core.ranks import split_half_ranks
     from deftx.core.select import select
     from deftx.core.vector import SparseVector, overlap
-    from deftx.difference import extract
+    from deftx.difference import delta, extract
     from deftx.fit import fit_language, fit_task, transfer
-    from deftx.models import compose, delta
     from deftx.scales import Scales, tune_scales
     from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
     from deftx.several import fit_task_several
@@ -65,6 +65,7 @@ __all__ = [
 
 # Where the public names live; they are imported when they are first used, since torch takes a second.
 _HOMES = {
+    "composed": ["compose"],
     "conversion": ["convert"],
     "core.compose": ["applied", "apply"],
     "core.denoise": ["denoise"],
@@ -72,10 +73,9 @@ _HOMES = {
     "core.ranks": ["split_half_ranks"],
     "core.select": ["select"],
     "core.vector": ["SparseVector", "overlap"],
-    "difference": ["extract"],
+    "difference": ["delta", "extract"],
     "fit": ["fit_language", "fit_task", "transfer"],
     "several": ["fit_task_several"],
-    "models": ["compose", "delta"],
     "scales": ["Scales", "tune_scales"],
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
     "storage.files": ["load", "save"],

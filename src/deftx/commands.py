@@ -10,23 +10,12 @@ from typing import Any, TypeVar
 
 import yaml
 
+from deftx.composed import compose, kind_of, trained_length, without_vectors
 from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import (
-    check_tokenizer,
-    compose,
-    kind_of,
-    load_composed,
-    load_tokenizer,
-    longest_input,
-    place,
-    save_model,
-    task_noted,
-    trained_length,
-    without_vectors,
-)
+from deftx.models import check_tokenizer, load_composed, load_tokenizer, longest_input, place, save_model, task_noted
 from deftx.settings import Fit, changed, merged
 from deftx.several import check_same_languages
 from deftx.storage.files import load, save

@@ -11,20 +11,11 @@ import yaml
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from deftx.composed import compose, kind_of
 from deftx.core.compose import apply, check_fit
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import (
-    Base,
-    compose,
-    kind_of,
-    load_encoder,
-    load_language_model,
-    load_tokenizer,
-    save_model,
-    save_untied,
-    skeleton,
-)
+from deftx.models import Base, load_encoder, load_language_model, load_tokenizer, save_model, save_untied, skeleton
 from deftx.storage import files, manifest
 from deftx.storage.checkpoints import local
 from deftx.storage.fingerprint import check_base, fingerprint

@@ -1,4 +1,4 @@
-"""The difference of two checkpoints as a vector, tensor by tensor: neither model is ever loaded whole."""
+"""The difference of two models: as a vector, tensor by tensor and neither loaded whole; or dense."""
 
 import os
 import warnings
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.backbone import backbone, head, tunable
@@ -16,7 +16,7 @@ from deftx.core.ranks import noted
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import Base, skeleton
+from deftx.models import Base, load_encoder, skeleton
 from deftx.storage.checkpoints import Checkpoint, open_checkpoint
 from deftx.storage.fingerprint import fingerprint_of
 
@@ -70,6 +70,23 @@ def extract(
     origin = {"base_fingerprint": fingerprint_of(backbone(body), before), "k": chosen}
     top = _head(finetuned)
     return SparseVector(tensors, top, {"kind": "task" if top else "difference", **about, **origin})
+
+
+def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | Base) -> dict[str, Tensor]:
+    """δ = θ1 − θ0 of the tunable backbone, dense, float32: for those who have a training loop of their own.
+
+    Either is a model, or the folder or hub id of one; `base` may also be a state dict, copied before the training.
+    Raises DeftxError where the base lacks a tensor or has another shape of it. `extract` makes a vector of two
+    checkpoints without loading either.
+    """
+    learnt = _weights(finetuned)
+    before = {
+        name.removeprefix(f"{getattr(finetuned, 'base_model_prefix', '')}."): w for name, w in _weights(base).items()
+    }
+    for name, weight in learnt.items():
+        if name not in before or before[name].shape != weight.shape:
+            raise DeftxError(f"{name!r} is missing in the base, or of another shape: give the base of this fine-tuning")
+    return {name: weight.detach().float() - before[name].detach().float() for name, weight in learnt.items()}
 
 
 def _reader(checkpoint: Checkpoint, model: Base, body: PreTrainedModel) -> Callable[[str], Tensor]:
@@ -133,3 +150,10 @@ def _head(finetuned: Base) -> Head | None:
         raise DeftxError(f"the checkpoint {finetuned} calls itself a classifier and lacks {missing[0]!r}")
     labels = tuple(str(config.id2label[number]) for number in range(config.num_labels))
     return Head({name: checkpoint.tensor(name).float() for name in names}, labels)
+
+
+def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Tensor]:
+    """The tunable weights of a model, by their names in the backbone; a state dict as it is."""
+    if isinstance(model, Mapping):
+        return model
+    return tunable(model if isinstance(model, nn.Module) else load_encoder(model))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from deftx.composed import compose
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply
 from deftx.core.denoise import Denoised, denoise
@@ -30,7 +31,6 @@ from deftx.models import (
     Base,
     about_tokenizer,
     check_tokenizer,
-    compose,
     load_language_model,
     load_task_model,
     load_tokenizer,

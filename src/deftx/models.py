@@ -1,15 +1,15 @@
-"""Bases and composed models: loading by transformers' auto classes, always in float32, composing, saving."""
+"""Models: loading by transformers' auto classes, always in float32; saving."""
 
 import hashlib
 import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,12 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from deftx.core.backbone import head, tunable
-from deftx.core.compose import apply
-from deftx.core.merge import rule_of, to_add, with_head
-from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base
+from deftx.core.backbone import head
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
-from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import MODEL, check_target, new_folder
 from deftx.storage.manifest import FILE
 from deftx.tasks.classification import CLASSIFICATION
@@ -38,14 +35,6 @@ TASK, DEFAULT_TASK = "deftx_task", "classification"  # in the config of a compos
 
 # what transformers raises for a base it cannot load
 BAD_BASE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-
-
-class Noted(Protocol):
-    """What notes where it comes from, as vectors do."""
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """JSON-like data."""
 
 
 def place(model: PreTrainedModel) -> None:
@@ -178,11 +167,6 @@ def task_noted(folder: Base) -> Task:
     return task_of(str(getattr(_load(AutoConfig, folder), TASK, DEFAULT_TASK)))
 
 
-def kind_of(vector: Noted) -> Task:
-    """The kind of task that a task vector is for; one that notes none is a classifier's."""
-    return task_of(str(vector.info.get("task", DEFAULT_TASK)))
-
-
 def load_encoder(base: Base) -> PreTrainedModel:
     """The backbone of `base`, without a head, in eval mode; without a pooler too where the checkpoint has none."""
     encoder, missing = _load_checked(AutoModel, base)
@@ -207,84 +191,6 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return min(positions - offset, int(tokenizer.model_max_length))
 
 
-def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Noted) -> int:
-    """The tokens that a task's inputs are cut to: as many as in its training."""
-    longest = longest_input(model, tokenizer)
-    return min(int(task.info.get("training", {}).get("length", longest)), longest)
-
-
-def compose(
-    base: Base,
-    task: SparseVector | Sequence[SparseVector],
-    language: SparseVector | Sequence[SparseVector] = (),
-    *,
-    rule: str = "sum",
-    head: int | None = None,
-    force: bool = False,
-) -> PreTrainedModel:
-    """θ0 + φ_task + φ_language with the task's head: an ordinary transformers model, in eval mode.
-
-    base      folder or hub id of the base that all vectors were made on
-    task      the task vector, or several
-    language  one language vector, several (added in order), or none
-    rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
-    head      of several task vectors with heads, whose is used: 0 is the first
-    force     go on, with a warning, where the base has other weights than the vectors' base
-    """
-    tasks = [task] if isinstance(task, SparseVector) else list(task)
-    languages = [language] if isinstance(language, SparseVector) else list(language)
-    rule_of(rule)
-    check_language(*languages)
-    check_distinct(*tasks, *languages)
-    top = with_head(tasks, head) or SparseVector({})
-    model = without_vectors(base, top, languages, [other for other in tasks if other is not top], force=force)
-    apply(model, *to_add(rule, tasks, languages, head))
-    return model
-
-
-def without_vectors(
-    base: Base,
-    task: SparseVector,
-    languages: Sequence[SparseVector] = (),
-    others: Sequence[SparseVector] = (),
-    *,
-    force: bool = False,
-) -> PreTrainedModel:
-    """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against θ0.
-
-    others  further task vectors, whose heads are not used
-
-    `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
-    """
-    if task.head is None:
-        raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
-    check_language(*languages)
-    check_same_base(task, *languages, *others)
-    model = load_task_model(base, task.head.labels, task=kind_of(task))
-    setattr(model.config, TASK, task.info.get("task", DEFAULT_TASK))  # for `load_composed`
-    named = [vector for vector in (task, *languages, *others) if vector.info.get("base_fingerprint")]
-    for vector in named[:1]:  # the others name the same base
-        check_base(model, vector, force=force)
-    return model
-
-
-def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | Base) -> dict[str, Tensor]:
-    """δ = θ1 − θ0 of the tunable backbone, dense, float32: for those who have a training loop of their own.
-
-    Either is a model, or the folder or hub id of one; `base` may also be a state dict, copied before the training.
-    Raises DeftxError where the base lacks a tensor or has another shape of it. `extract` makes a vector of two
-    checkpoints without loading either.
-    """
-    learnt = _weights(finetuned)
-    before = {
-        name.removeprefix(f"{getattr(finetuned, 'base_model_prefix', '')}."): w for name, w in _weights(base).items()
-    }
-    for name, weight in learnt.items():
-        if name not in before or before[name].shape != weight.shape:
-            raise DeftxError(f"{name!r} is missing in the base, or of another shape: give the base of this fine-tuning")
-    return {name: weight.detach().float() - before[name].detach().float() for name, weight in learnt.items()}
-
-
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -303,13 +209,6 @@ def save_model(
         tokenizer.save_pretrained(new)
         for name, text in (beside or {}).items():
             (new / name).write_text(text, encoding="utf-8")
-
-
-def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Tensor]:
-    """The tunable weights of a model, by their names in the backbone; a state dict as it is."""
-    if isinstance(model, Mapping):
-        return model
-    return tunable(model if isinstance(model, nn.Module) else load_encoder(model))
 
 
 def _load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
+from deftx.composed import kind_of, trained_length, without_vectors
 from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
 from deftx.errors import unknown
-from deftx.models import Base, check_tokenizer, kind_of, load_tokenizer, place, trained_length, without_vectors
+from deftx.models import Base, check_tokenizer, load_tokenizer, place
 from deftx.tasks.data import Examples
 from deftx.tasks.supervised import SMALLER, evaluate
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from deftx.composed import kind_of, trained_length, without_vectors
 from deftx.core.backbone import backbone
 from deftx.core.compose import applied, apply, check_fit
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.merge import rule_of, to_add, with_head
 from deftx.core.vector import SparseVector, check_distinct
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, check_tokenizer, kind_of, load_tokenizer, place, trained_length, without_vectors
+from deftx.models import Base, check_tokenizer, load_tokenizer, place
 from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.data import Examples
 from deftx.tasks.supervised import predict

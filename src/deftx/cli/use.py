@@ -79,7 +79,7 @@ def evaluate(
     """Score a task vector with each of the language vectors, or with none."""
     quiet_transformers()
     from deftx import commands
-    from deftx.models import kind_of
+    from deftx.composed import kind_of
     from deftx.storage.files import load
 
     languages, tasks = commands.named_languages(language or []), [load(folder) for folder in task]
@@ -115,7 +115,8 @@ def predict(
         raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
     quiet_transformers()
     from deftx import commands
-    from deftx.models import kind_of, task_noted
+    from deftx.composed import kind_of
+    from deftx.models import task_noted
     from deftx.storage.files import load
     from deftx.storage.folders import write_text
 

@@ -3,15 +3,14 @@
 import os
 import re
 from collections.abc import Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, field_validator
 
 from deftx.core.merge import rule_of
 from deftx.errors import DeftxError, unknown
+from deftx.experiments.layers import read
 from deftx.settings import (
     LanguageFit,
     Learning,
@@ -27,9 +26,7 @@ from deftx.settings import (
 )
 from deftx.tasks.table import settled, task_of
 
-_LARGEST, _DEEPEST = 100_000, 8  # values of a recipe; recipes below it, one extending the other
 SCORED = {"macro_f1", "accuracy"}  # what a table can show of a task
-EXTENDS = "extends"
 L = TypeVar("L", bound=Learning)
 TASK = "task"  # stands beside the languages where vectors are named
 
@@ -190,7 +187,7 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     A recipe that `extends` others, files of the same folder and later ones above earlier ones, says only what is
     different; null takes away what they say.
     """
-    recipe = changed(parse(Recipe, _read(path, ())), changes or {})
+    recipe = changed(parse(Recipe, read(path)), changes or {})
     recipe = recipe.model_copy(update={"task": settled(recipe.task)})
     _check_sources(recipe)
     _check_task(recipe)
@@ -204,41 +201,6 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     if recipe.baseline is not None and recipe.baseline not in recipe.variants:
         raise unknown("variant (baseline)", recipe.baseline, recipe.variants)
     return _rooted(recipe, path.parent)
-
-
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """What a recipe and those it extends say."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DeftxError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date such as 2024-99-99
-        raise DeftxError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
-    if _too_large(data):
-        raise DeftxError(f"the recipe {path} has more than {_LARGEST:,} values: its references (*) multiply them")
-    if not isinstance(data, dict):
-        raise DeftxError(f"the recipe {path} is not a mapping of keys to values")
-    below = data.pop(EXTENDS, [])
-    files = below if isinstance(below, list) else [below]
-    if not all(isinstance(file, str) and Path(file).name == file for file in files):
-        raise DeftxError(f"the recipe {path} extends {below!r}: give the names of recipes in the same folder")
-    if path in above or len(above) > _DEEPEST:
-        raise DeftxError(f"the recipe {path} extends itself, by way of {', '.join(map(str, above))}")
-    parts = [_read(path.parent / file, (*above, path)) for file in files]
-    return reduce(_overlaid, [*parts, data], {})
-
-
-def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with what `above` says instead, mapping within mapping; without what is null there."""
-    both = dict(below)
-    for key, value in above.items():
-        if value is None and key in below:
-            del both[key]
-        elif isinstance(value, Mapping) and isinstance(below.get(key), Mapping):
-            both[key] = _overlaid(below[key], value)
-        else:
-            both[key] = value
-    return both
 
 
 def _of_kind(kind: type[L], settings: Learning, changes: Mapping[str, Any]) -> L:
@@ -276,16 +238,6 @@ def _check_task(recipe: Recipe) -> None:
         fitted = recipe.task_fit(variant, 0)
         if isinstance(fitted, TaskFit) and (other := settled(fitted).task) != name:
             raise DeftxError(f"the variant {variant!r} has the task {other}, the recipe {name}: make a recipe for each")
-
-
-def _too_large(data: Any) -> bool:
-    """Whether data holds more values than a recipe can have, each counted as often as it is referred to."""
-    rest, count = [data], 1
-    while rest and count <= _LARGEST:
-        value = rest.pop()
-        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-        rest, count = rest + inner, count + len(inner)
-    return count > _LARGEST
 
 
 def _rooted(recipe: Recipe, folder: Path) -> Recipe:

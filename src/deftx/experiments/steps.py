@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from deftx.baselines.adapters import load_adapter, save_adapter
 from deftx.baselines.ngrams import predict_ngrams, train_ngrams
+from deftx.composed import compose, kind_of, trained_length
 from deftx.console import error_line
 from deftx.errors import InUse
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
 from deftx.experiments.store import Store
 from deftx.fit import fit_language, language_start
-from deftx.models import compose, kind_of, load_tokenizer, place, trained_length
+from deftx.models import load_tokenizer, place
 from deftx.settings import LanguageFit, TaskFit
 from deftx.several import fit_task_several, several_start
 from deftx.storage.files import load, save
