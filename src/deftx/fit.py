@@ -140,7 +140,8 @@ def task_start(
         check_tokenizer(tokenizer, source, force=force)
         apply(model, source)
     length = min(settings.training.length, longest_input(model, tokenizer))
-    objective = supervised(task, train_set, valid_set, labels, tokenizer, length, str(settings.training.metric))
+    metric, noise, seed = str(settings.training.metric), settings.training.noise, settings.seed
+    objective = supervised(task, train_set, valid_set, labels, tokenizer, length, metric, noise=noise, seed=seed)
     data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
     about = {"source": dict(source.info) if source else None, "labels": list(labels), "data": data}
     return Start(model, objective, {**origin, **about})

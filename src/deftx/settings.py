@@ -19,6 +19,10 @@ from pydantic import (
 from deftx.core.ranks import noted
 from deftx.errors import DeftxError, unknown
 
+# Settings of trainings that came after vectors were learnt without them, and the value with which nothing is different:
+# what was learnt before keeps its name.
+LATER = {"noise": 0.0}
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and strict about names."""
@@ -83,12 +87,14 @@ class TaskTraining(Training):
     """Labelled data; the defaults are the paper's for sentiment (Appendix C).
 
     metric  decides between steps; without it the task's own, which is macro-F1 for classification
+    noise   share of the words of the training texts that get one wrong letter: see `deftx.tasks.noise`
     """
 
     batch_size: PositiveInt = 16
     epochs: PositiveFloat = 10
     evaluate_every: PositiveInt = 250
     metric: str | None = None
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 def metric_name(metric: str) -> str:
@@ -103,8 +109,9 @@ class Learning(Settings):
     training: Training
 
     def deciding(self) -> dict[str, Any]:
-        """The settings as JSON-like data, but for where logs go, which decides nothing."""
-        return self.model_dump(mode="json", exclude={"training": {"logs", "report_to"}})
+        """The settings as JSON-like data, without where logs go, which decides nothing, and what is off of LATER."""
+        off = {name for name, value in LATER.items() if getattr(self.training, name, value) == value}
+        return self.model_dump(mode="json", exclude={"training": {"logs", "report_to"} | off})
 
 
 class Fit(Learning):

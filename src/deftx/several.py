@@ -84,11 +84,15 @@ def several_start(
     check_tokenizer(tokenizer, *given, force=force)
     length = min(settings.training.length, longest_input(model, tokenizer))
     metric, size = str(settings.training.metric), settings.training.batch_size
+    noise, seed = settings.training.noise, settings.seed
     parts = {
-        name: supervised(task, train_sets[name], valid_sets[name], labels, tokenizer, length, metric) for name in names
+        name: supervised(
+            task, train_sets[name], valid_sets[name], labels, tokenizer, length, metric, noise=noise, seed=seed
+        )
+        for name in names
     }
     vectors = {name: (sources[name] if sources else SparseVector({})).to(model.device) for name in names}
-    objective = several(parts, vectors, batch_size=size, temperature=temperature, seed=settings.seed)
+    objective = several(parts, vectors, batch_size=size, temperature=temperature, seed=seed)
     above = {name: dict(sources[name].info) if sources else None for name in names}
     about = {"source": None, "sources": above, "temperature": temperature, "labels": list(labels)}
     data = {part: sum(map(len, some.values())) for part, some in {"train": train_sets, "valid": valid_sets}.items()}

@@ -158,7 +158,7 @@ class _About(Form):
 
 def _key(method: str, start: Start, settings: MadxFit | LoraFit, source: Adapter | None) -> str:
     """Names everything that determines the result of a training."""
-    chosen = settings.model_dump(mode="json", exclude={"training": {"report_to", "logs"}})
+    chosen = settings.deciding()
     below = fingerprint_of(source.tensors, source.tensors.__getitem__) if source else None
     config = start.model.config.to_json_string()  # dropout, labels and the like
     parts = [version("deftx"), method, start.origin["base_fingerprint"], config, start.objective.digest, chosen, below]

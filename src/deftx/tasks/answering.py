@@ -162,4 +162,7 @@ ANSWERING = Task(
     answer=answer,
     shown=("answer", "probability"),
     metrics={"f1": _mean(_f1), "exact_match": _mean(_exact)},
+    respelt=lambda examples, spell: replace(
+        examples, texts=list(map(spell, examples.texts))
+    ),  # not where answers stand
 )

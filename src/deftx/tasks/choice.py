@@ -1,6 +1,7 @@
 """Multiple choice: which of a question's options is the answer. Each option is read beside the question."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: [row[key] for row in rows] for key in rows[0]}
 
 
+def respelt(examples: Examples, spell: Callable[[str], str]) -> Examples:
+    """The examples with `spell` of their questions and options."""
+    options = [list(map(spell, each)) for each in examples.parts or []]
+    return replace(examples, texts=list(map(spell, examples.texts)), parts=options)
+
+
 CHOICE = Task(
     auto=AutoModelForMultipleChoice,
     columns=Columns("question", "options", "label"),
@@ -91,4 +98,5 @@ CHOICE = Task(
     answer=answer,
     shown=("label", "probability"),
     metrics={"accuracy": lambda true, predicted: float(accuracy_score(true, predicted))},
+    respelt=respelt,
 )

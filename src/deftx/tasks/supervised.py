@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.tasks.data import Columns, Examples
+from deftx.tasks.noise import misspeller
 from deftx.tasks.parts import by_length
 
 IGNORED = -100  # the target of a token that is not to be labelled
@@ -43,6 +45,12 @@ class Encoded:
     places: Any = ()
 
 
+def respelt(examples: Examples, spell: Callable[[str], str]) -> Examples:
+    """The examples with `spell` of their texts and pairs."""
+    pairs = examples.pairs and list(map(spell, examples.pairs))
+    return replace(examples, texts=list(map(spell, examples.texts)), pairs=pairs)
+
+
 @dataclass(frozen=True)
 class Task:
     """A kind of task: how its data is read, what is learnt of it, and how answers are scored and shown.
@@ -61,6 +69,7 @@ class Task:
     config     further settings of the model
     stack      the targets of a batch as one tensor, a row an example
     tokens     what of an example holds tokens that the model reads
+    respelt    examples with their texts changed by a function, as far as labels do not point into them
     """
 
     auto: Any
@@ -76,6 +85,7 @@ class Task:
     stack: Callable[[list[Any], Batch], Tensor] = lambda targets, batch: torch.tensor(targets)
     tokens: tuple[str, ...] = ("input_ids",)
     mean_over: Callable[[Tensor], int] | None = None
+    respelt: Callable[[Examples, Callable[[str], str]], Examples] = respelt
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +145,14 @@ def supervised(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     metric: str,
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
 ) -> Supervised:
-    """Tokenise both sets. Raises DeftxError for a label that is not in `names`."""
+    """Tokenise both sets, `train` with noise by `seed`. Raises DeftxError for a label that is not in `names`."""
+    if noise:
+        written = chain(train.texts, train.pairs or [], *(train.parts or []))
+        train = task.respelt(train, misspeller(written, noise, seed))
     learnt, held_out = (task.encode(examples, tokenizer, length, names, True) for examples in (train, valid))
     examples = [{**inputs, "labels": target} for inputs, target in zip(learnt.inputs, learnt.targets, strict=True)]
     parts = [examples, held_out.inputs, held_out.targets, list(names)]

@@ -4,7 +4,7 @@ The first token of a word stands for the word. A text that is longer than the mo
 after the other, so that every word is tagged.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -132,6 +132,12 @@ def span_f1(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -
     return 2 * right / max(sum(len(one) + len(other) for one, other in pairs), 1)
 
 
+def respelt(examples: Examples, spell: Callable[[str], str]) -> Examples:
+    """The examples with `spell` of each word, by which a word can neither go nor become two."""
+    words = [list(map(spell, each)) for each in examples.parts or []]
+    return replace(examples, texts=[" ".join(each) for each in words], parts=words)
+
+
 TAGGING = Task(
     auto=AutoModelForTokenClassification,
     columns=Columns("words", None, "tags"),
@@ -144,5 +150,6 @@ TAGGING = Task(
     shown=("tags",),
     metrics={name: over_words(metric) for name, metric in METRICS.items()},
     stack=by_token,
+    respelt=respelt,
 )
 NER = replace(TAGGING, metrics={"span_f1": span_f1, **TAGGING.metrics})

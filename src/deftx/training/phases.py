@@ -177,7 +177,7 @@ def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
     """Names everything that determines the result of phase 1."""
-    training = settings.training.model_dump(mode="json", exclude={"report_to", "logs", "average"})
+    training = {name: value for name, value in settings.deciding()["training"].items() if name != "average"}
     config = model.config.to_json_string()  # dropout and the like
     parts = [version("deftx"), fingerprint(model), config, objective.digest, training, settings.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
