@@ -235,6 +235,6 @@ def test_auto_may_stand_for_split_half(bases, monkeypatch, trainings):
 
 def test_settings_that_decide_are_as_they_were_where_neither_is_asked_for():
     for settings in (LANGUAGE, TASK, SPLIT_HALF, changed(LANGUAGE, {"rank": "90%"})):
-        off = {"logs", "report_to", "noise"}
+        off = {"logs", "report_to", "noise"}  # noise came later, and is off here
         assert settings.deciding() == settings.model_dump(mode="json", exclude={"training": off})
     assert changed(LANGUAGE, {"rank": "auto"}).deciding().keys() - LANGUAGE.deciding().keys() == {"rank_rule"}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import pack
+from deftx.tasks.causal_lm import causal_lm
 from deftx.tasks.masked_lm import IGNORED, mask, masked_lm, masked_loss
 
 TOKENIZER = tiny.tokenizer()
@@ -179,6 +180,33 @@ def test_what_is_held_out_is_no_part_of_what_is_learnt_from():
     assert not pairs(train) & pairs(held_out)
     assert len(held_out) == pytest.approx(0.25 * 2 * len(texts), abs=32)
     assert len(train) + len(held_out) > 2 * len(texts) - 2 * 32
+
+
+@pytest.mark.parametrize("learn", [masked_lm, causal_lm])
+def test_no_more_is_held_out_than_the_blocks_asked_for_and_the_rest_is_learnt_from(learn):
+    texts = tiny.sentences(400)
+
+    def made(most):
+        objective = learn(texts, TOKENIZER, LanguageTraining(held_out=0.5, held_out_blocks=most), 16, seed=3)
+        return objective.train, objective.held_out if learn is causal_lm else held_out_tokens(objective)
+
+    train, held_out = made(None)
+    few_train, few = made(5)
+    assert len(few) == 5 < len(held_out)
+    assert torch.equal(few, held_out[:5])
+    assert len(few_train) + len(few) >= len(train) + len(held_out) - 2
+    assert len(made(len(held_out) - 1)[1]) == len(held_out) - 1
+    assert all(map(torch.equal, made(len(held_out) + 1), (train, held_out)))
+
+
+def test_what_is_held_out_is_found_in_a_text_of_many_lines_too():
+    texts = [f"{a} {b}" for a in tiny.WORDS for b in tiny.WORDS for _ in range(60)][:6000]
+    one, other = (
+        masked_lm(texts, TOKENIZER, LanguageTraining(held_out=0.5, held_out_blocks=n), 16, 3) for n in (None, 280)
+    )
+    assert len(one.held_out[0]) > len(other.held_out[0]) == 280
+    assert torch.equal(held_out_tokens(other), held_out_tokens(one)[:280])
+    assert len(other.train) > len(one.train)
 
 
 def test_the_same_seed_gives_the_same_split_and_mask_and_another_does_not():

@@ -107,7 +107,7 @@ def test_a_share_that_is_none_is_an_error(share):
 
 
 def test_vectors_note_the_noise_and_those_without_are_named_as_before_there_was_any():
-    assert LATER == {"noise": 0.0}
+    assert LATER["noise"] == 0.0
     assert "noise" not in TASK.deciding()["training"]
     assert NOISY.deciding()["training"]["noise"] == 0.5
     assert changed(NOISY, {"training": {"noise": 0.0}}).deciding() == TASK.deciding()

@@ -21,7 +21,7 @@ from deftx.errors import DeftxError, unknown
 
 # Settings of trainings that came after vectors were learnt without them, and the value with which nothing is different:
 # what was learnt before keeps its name.
-LATER = {"noise": 0.0}
+LATER = {"noise": 0.0, "held_out_blocks": None}
 
 
 class Settings(BaseModel):
@@ -68,10 +68,11 @@ class Training(Settings):
 
 
 class LanguageTraining(Training):
-    """Language modelling on plain text; the defaults are the paper's (Appendix C).
+    """Language modelling on plain text; the defaults are the paper's (Appendix C), but for `held_out_blocks`.
 
     mask      share of the tokens that masked language modelling chooses, and that denoising hides
     held_out  share of the lines that the best step is chosen on
+    held_out_blocks  the most blocks of `length` tokens of them; None: all, as in the paper
     head      model of the same kind whose language modelling head stands in where the base has none, as mE5 has none
     """
 
@@ -80,6 +81,7 @@ class LanguageTraining(Training):
     l1: NonNegativeFloat = 0.1
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    held_out_blocks: PositiveInt | None = 1000
     head: str | None = None
 
 

@@ -7,30 +7,47 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
+from deftx.settings import LanguageTraining
 
 
 def blocks(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    held_out: float,
+    training: LanguageTraining,
     length: int,
     generator: torch.Generator,
     *,
     closed: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Shuffle the lines of `texts`, hold a share of them out, and `pack` both parts: those to train on come first.
+    """Shuffle the lines of `texts`, hold some of them out, and `pack` both parts: those to train on come first.
 
+    Held out is the share `training.held_out` of the lines, or as many as make `training.held_out_blocks`.
     Raises DeftxError where there are fewer than two lines, or no token that is not special.
     """
     if len(texts) < 2:
         raise DeftxError(f"the text has {len(texts)} usable line(s); give at least 2, to learn from and to hold out")
     lines = [texts[i] for i in torch.randperm(len(texts), generator=generator).tolist()]
-    count = min(max(1, round(held_out * len(lines))), len(lines) - 1)
+    count, most = min(max(1, round(training.held_out * len(lines))), len(lines) - 1), training.held_out_blocks
+    if most is not None:
+        count = _enough(lines[:count], tokenizer, most * length)
     train, valid = (pack(part, tokenizer, length, closed=closed) for part in (lines[count:], lines[:count]))
+    valid = valid[:most]
     special = torch.tensor(sorted(tokenizer.all_special_ids))
     if any(torch.isin(part, special).all() for part in (train, valid)):
         raise DeftxError("the text has no token that the base's tokenizer knows: is it in the base's script?")
     return train, valid
+
+
+def _enough(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> int:
+    """How many of the first lines have so many tokens, separators among them; all, where there are fewer tokens."""
+    total = 0
+    for start in range(0, len(lines), 1000):  # not all at once: a share of a large text is large
+        part = tokenizer(list(lines[start : start + 1000]), add_special_tokens=False, verbose=False)["input_ids"]
+        for number, ids in enumerate(part, start + 1):
+            total += len(ids) + 1
+            if total >= tokens:
+                return number
+    return len(lines)
 
 
 def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, *, closed: bool = True) -> Tensor:

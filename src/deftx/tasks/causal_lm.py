@@ -57,7 +57,7 @@ def causal_lm(
 ) -> CausalLM:
     """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(texts, tokenizer, training.held_out, length, generator, closed=False)
+    train, valid = blocks(texts, tokenizer, training, length, generator, closed=False)
     digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
     return CausalLM(train, valid, digest)
 

@@ -98,7 +98,7 @@ def denoising(
     """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
     noise = noise_of(tokenizer, training.mask)
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(texts, tokenizer, training.held_out, length, generator)
+    train, valid = blocks(texts, tokenizer, training, length, generator)
     held_out = [corrupted(block, noise, generator) for block in valid.tolist()]
     digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
     return Denoising(train, held_out, noise, digest)

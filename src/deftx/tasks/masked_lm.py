@@ -75,7 +75,7 @@ def masked_lm(
     if tokenizer.mask_token_id is None:
         raise DeftxError("the base's tokenizer has no mask token: a language vector needs a masked language model")
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(texts, tokenizer, training.held_out, length, generator)
+    train, valid = blocks(texts, tokenizer, training, length, generator)
     special = torch.tensor(sorted(tokenizer.all_special_ids))
     share, mask_id = training.mask, tokenizer.mask_token_id
     used = train.unique()
