@@ -1,18 +1,24 @@
 """A fit that is killed (SIGKILL) at any moment is gone on with by the same command, and ends with the same vector."""
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 from test_fit import same
+from test_storage import assert_same, example
 
 from deftx.cli import main
+from deftx.commands import learn
+from deftx.errors import DeftxError
 from deftx.storage.files import load
 from deftx.tasks.masked_lm import MaskedLM
 from deftx.tasks.supervised import Supervised
@@ -113,6 +119,45 @@ def kill_again_and_again(kind):
         s[1:] for s in stages
     }
     print(kind, kills, "kills", number + 1, "vectors", sorted(stages))
+
+
+def fit(work):
+    """As a training does: leave a file of work, and give what was learnt."""
+    (work / "phase1.safetensors").touch()
+    return replace(example(), head=None, info={"data": {}})
+
+
+def killed_in_learn(out, fatal):
+    """Whether a process that saves a vector at `out` was killed at the event `fatal`, before its end."""
+    child = os.fork()
+    if child == 0:
+        seen = [0]
+
+        def event(name, args):
+            if name in EVENTS and str(out.parent) in str(args[0]):
+                seen[0] += 1
+                if seen[0] == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(event)
+        try:
+            learn(out, fit, [], force=False)
+        finally:
+            os._exit(0)
+    return ended(child) == -signal.SIGKILL
+
+
+def test_after_a_kill_at_any_file_touched_the_same_command_leaves_the_vector_and_no_other_file(tmp_path):
+    for fatal in itertools.count(1):
+        out = tmp_path / str(fatal) / "v"
+        killed, saved = killed_in_learn(out, fatal), out.exists()
+        with suppress(DeftxError) if saved else nullcontext():  # refused where it was killed when all was done
+            learn(out, fit, [], force=False)
+        assert_same(load(out), replace(example(), head=None, info={"data": {"sources": []}}))
+        assert [path for path in out.parent.rglob("*") if path.is_file() and path.parent != out] == [], fatal
+        if not killed:
+            break
+    assert fatal > 12
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from deftx.models import check_tokenizer, load_composed, load_tokenizer, longest
 from deftx.settings import Fit, changed, merged
 from deftx.several import check_same_languages
 from deftx.storage.files import load, save
-from deftx.storage.folders import MODEL, check_target, claimed, write_text
+from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
 from deftx.tasks.data import Columns, Examples
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.sources import Table, named, open_source, rows_for
@@ -27,7 +27,7 @@ from deftx.tasks.supervised import Task, evaluate, predict
 from deftx.training import processes
 
 F = TypeVar("F", bound=Fit)
-SAVING = "saving"  # in a folder of work: what is learnt is being saved, or has been
+SAVING = "saving"  # in the lock of a folder of work: what is learnt is being saved, or has been
 TEXT_COLUMNS = ("text", "premise", "hypothesis")
 
 
@@ -102,14 +102,14 @@ def learn(out: Path, fit: Callable[[Path], SparseVector], sources: Sequence[str]
         if not force and _saved(out):  # killed after the vector was saved, before the end
             vector = load(target)
         else:
-            (work / SAVING).unlink(missing_ok=True)
+            (work / LOCK).write_text("")
             vector = fit(work)
             data = {**vector.info["data"], "sources": [named(source) for source in sources]}
             vector = replace(vector, info={**vector.info, "data": data})
             if not force:  # what is at OUT from here on is this vector
-                (work / SAVING).touch()
+                (work / LOCK).write_text(SAVING)
             save(vector, target, force=force)
-        for file in [*work.glob("*.safetensors"), *work.glob(".*.tmp"), work / SAVING]:
+        for file in [*work.glob("*.safetensors"), *work.glob(".*.tmp")]:
             file.unlink(missing_ok=True)
     return vector
 
@@ -122,7 +122,8 @@ def _work(out: Path) -> Path:
 
 def _saved(out: Path) -> bool:
     """Whether OUT was saved by a fit that was killed before it had cleared its folder of work."""
-    return os.path.isfile(_work(out) / SAVING) and os.path.exists(out)
+    lock = _work(out) / LOCK  # the last file to go
+    return os.path.exists(out) and lock.is_file() and lock.read_text() == SAVING
 
 
 def compose_to(
