@@ -25,7 +25,7 @@ from tiny import save_base, sentences
 from transformers import AutoModel, AutoModelForMaskedLM, pipeline
 
 import deftx
-from deftx import commands, console
+from deftx import console, given
 from deftx.cli import main
 from deftx.composed import compose, without_vectors
 from deftx.core.vector import Head
@@ -167,7 +167,7 @@ def test_a_task_is_learnt_on_several_languages_each_with_its_vector(here, home, 
     assert (done.code, "without --source" in done.out) == (0, False)
     train = {name: deftx.read_examples(home / f"{part}.tsv") for name, part in {"a": "train", "b": "test"}.items()}
     valid = dict.fromkeys(train, deftx.read_examples(home / "valid.tsv"))
-    settings = changed(deftx.TaskFit(), commands.assigned(["k=5%", *QUICK[3::2]]))
+    settings = changed(deftx.TaskFit(), given.assigned(["k=5%", *QUICK[3::2]]))
     vectors = {"a": deftx.load("home/ind"), "b": deftx.load("home/min")}
     expected = deftx.fit_task_several("home/base", train, valid, settings, sources=vectors, temperature=3)
     found = deftx.load("new")
@@ -449,7 +449,7 @@ def test_a_fit_that_was_killed_after_its_vector_was_saved_is_done(here, home, ru
     assert first.code == 0
     assert run(*command).code == 2
     Path("min.work").mkdir()
-    Path("min.work/saving").touch()
+    Path("min.work/.lock").write_text("saving")
     again = run(*command)
     assert (again.code, again.out) == (0, first.out)
     assert sorted(os.listdir(here)) == ["home", "min"]
@@ -795,11 +795,11 @@ def test_warnings_of_deftx_are_one_line_and_those_of_others_are_not_shown(capsys
 def test_later_settings_win_and_a_preset_comes_first():
     flags = {"k": "5%", "rank": "100", "method": None}
     changes = ["k=3", "training.batch_size=4", "training.report_to=[wandb]"]
-    chosen = commands.settings_from(LanguageFit(), LANGUAGE_PRESETS, "quick", flags, changes)
+    chosen = given.settings_from(LanguageFit(), LANGUAGE_PRESETS, "quick", flags, changes)
     quick = LANGUAGE_PRESETS["quick"]
     training = quick.training.model_copy(update={"batch_size": 4, "report_to": ("wandb",)})
     assert chosen == quick.model_copy(update={"k": 3, "rank": 100, "training": training})
-    assert commands.settings_from(LanguageFit(), LANGUAGE_PRESETS, None, {}, []) == LanguageFit()
+    assert given.settings_from(LanguageFit(), LANGUAGE_PRESETS, None, {}, []) == LanguageFit()
 
 
 # The program and the package

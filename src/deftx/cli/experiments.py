@@ -44,10 +44,10 @@ def run(
 ) -> None:
     """Carry out a recipe, or go on with it: every fit, every score, and the table."""
     quiet_transformers()
-    from deftx.commands import assigned
     from deftx.experiments import executors
     from deftx.experiments.recipe import load_recipe
     from deftx.experiments.run import prepare, run_recipe, table
+    from deftx.given import assigned
 
     checked, folder = load_recipe(recipe, assigned(set_ or [])), out or Path("runs") / recipe.stem
     where = store or folder.parent / "store"

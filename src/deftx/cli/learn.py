@@ -50,11 +50,11 @@ def fit_language(
 ) -> None:
     """Learn a language vector from plain text. Presets: paper, quick."""
     quiet_transformers()
-    from deftx import commands, fit, settings
+    from deftx import commands, fit, given, settings
     from deftx.tasks.data import read_text
 
     flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
-    chosen = commands.settings_from(settings.LanguageFit(), settings.LANGUAGE_PRESETS, preset, flags, set_ or [])
+    chosen = given.settings_from(settings.LanguageFit(), settings.LANGUAGE_PRESETS, preset, flags, set_ or [])
     commands.check_free(out, force=force)
     lines = read_text(*text, column=column)
 
@@ -104,19 +104,19 @@ def fit_task(
 ) -> None:
     """Learn a task vector from labelled data of any kind of task. Presets: paper-sentiment, paper-nli, quick."""
     quiet_transformers()
-    from deftx import commands, settings
+    from deftx import commands, given, settings
     from deftx.several import fit_task_several
     from deftx.storage.files import load
     from deftx.tasks.table import settled, task_of
 
     flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
-    chosen = commands.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
+    chosen = given.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
     commands.check_free(out, force=force)
     task = task_of(settled(chosen).task)
-    columns = commands.Given(text_column, pair_column, label_column).of(task)
-    *files, vectors = commands.of_sources(train, valid, source or [])
+    columns = given.ColumnOptions(text_column, pair_column, label_column).of(task)
+    *files, vectors = given.of_sources(train, valid, source or [])
     train_sets, valid_sets = ({name: task.read(file, columns, True) for name, file in some.items()} for some in files)
-    commands.check_sizes(train_sets, valid_sets)
+    given.check_sizes(train_sets, valid_sets)
     above = {name: load(folder) for name, folder in vectors.items()} or None
 
     def learn(work: Path) -> "SparseVector":

@@ -49,10 +49,10 @@ def compose(
 ) -> None:
     """Save base + language vector + task vector as an ordinary model."""
     quiet_transformers()
-    from deftx import commands
+    from deftx import commands, given
     from deftx.storage.files import load
 
-    tasks, languages = [load(folder) for folder in task], list(commands.named_languages(language or []).values())
+    tasks, languages = [load(folder) for folder in task], list(given.named_languages(language or []).values())
     commands.compose_to(out, base, tasks, languages, rule=rule, force=force, any_base=any_base)
     print(f"{out}: a model that transformers loads, composed of {', '.join([*task, *(language or [])])}")
 
@@ -78,13 +78,13 @@ def evaluate(
 ) -> None:
     """Score a task vector with each of the language vectors, or with none."""
     quiet_transformers()
-    from deftx import commands
+    from deftx import commands, given
     from deftx.composed import kind_of
     from deftx.storage.files import load
 
-    languages, tasks = commands.named_languages(language or []), [load(folder) for folder in task]
-    columns = commands.Given(text_column, pair_column, label_column)
-    tests = commands.tests_of(test, list(languages), kind_of(tasks[0]), columns)
+    languages, tasks = given.named_languages(language or []), [load(folder) for folder in task]
+    columns = given.ColumnOptions(text_column, pair_column, label_column)
+    tests = given.tests_of(test, list(languages), kind_of(tasks[0]), columns)
     rows = commands.evaluations(base, tasks, languages, tests, rule=rule, any_base=any_base)
     print_json(rows) if as_json else print_scores(rows)
 
@@ -114,7 +114,7 @@ def predict(
     if out and out.exists() and not force:
         raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
     quiet_transformers()
-    from deftx import commands
+    from deftx import commands, given
     from deftx.composed import kind_of
     from deftx.models import task_noted
     from deftx.storage.files import load
@@ -122,11 +122,11 @@ def predict(
 
     phi = load(task) if task else None
     kind = kind_of(phi) if phi else task_noted(str(model))
-    examples = kind.read(data, commands.Given(text_column, pair_column).of(kind), False)
+    examples = kind.read(data, given.ColumnOptions(text_column, pair_column).of(kind), False)
     if phi is None:
         found = commands.predictions_of_model(str(model), examples)
     else:
-        languages = list(commands.named_languages(language or []).values())
+        languages = list(given.named_languages(language or []).values())
         found = commands.predictions_of_vectors(str(base), phi, languages, examples, rule=rule, any_base=any_base)
     if as_json:
         lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
@@ -161,10 +161,10 @@ def serve(
         from deftx.serving.app import serve as answer
     except ModuleNotFoundError as error:
         raise not_installed(error, "serve") from error
-    from deftx import commands
+    from deftx import given
     from deftx.storage.files import load
     from deftx.switcher import Switcher
 
     limits = Limits(max_batch, max_chars, max_body, max_waiting)
-    tasks, languages = [load(folder) for folder in task], commands.named_languages(language or [])
+    tasks, languages = [load(folder) for folder in task], given.named_languages(language or [])
     answer(Switcher(base, tasks, languages, rule=rule, head=0, force=any_base), limits, host, port)

@@ -1,0 +1,140 @@
+"""What a user has typed, as what it stands for: settings, and vectors and files by language."""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from deftx.core.vector import SparseVector
+from deftx.errors import DeftxError, unknown
+from deftx.settings import Fit, changed, merged
+from deftx.several import check_same_languages
+from deftx.storage.files import load
+from deftx.tasks.data import Columns, Examples
+from deftx.tasks.supervised import Task
+
+F = TypeVar("F", bound=Fit)
+
+
+@dataclass(frozen=True)
+class ColumnOptions:
+    """The columns that a command was told of; None: the usual one of the task."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+    def of(self, task: Task) -> Columns:
+        """The columns of a task's data."""
+        return replace(task.columns, **{name: column for name, column in asdict(self).items() if column is not None})
+
+
+def settings_from(
+    plain: F, presets: Mapping[str, F], preset: str | None, flags: Mapping[str, str | None], changes: Iterable[str]
+) -> F:
+    """The settings of a preset (None: `plain`) with those `flags` that were given, and further changes."""
+    if preset is not None and preset not in presets:
+        raise unknown("preset", preset, presets)
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    return changed(plain if preset is None else presets[preset], assigned([*given, *changes]))
+
+
+def assigned(changes: Iterable[str]) -> dict[str, Any]:
+    """What `KEY.KEY=VALUE` texts, VALUE being YAML, say together, as nested mappings. Later ones win."""
+    return reduce(merged, map(_assignment, changes), {})
+
+
+def _assignment(change: str) -> dict[str, Any]:
+    key, _, text = change.partition("=")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2024-99-99
+        value = None
+    if not key or value is None:
+        raise DeftxError(f"{change!r} sets nothing: write KEY=VALUE, such as training.batch_size=4, VALUE in YAML")
+    *path, last = key.strip().split(".")
+    return reduce(lambda inner, part: {part: inner}, reversed(path), {last: value})
+
+
+def check_sizes(train_sets: Mapping[str, Examples], valid_sets: Mapping[str, Examples]) -> None:
+    """Warn where there is more to choose a step on than to learn from."""
+    for name, valid_set in valid_sets.items():
+        if len(valid_set) > len(train_sets[name]):
+            sizes = f"--valid has {len(valid_set):,} rows and --train {len(train_sets[name]):,}"
+            of = f" of {name}" if len(valid_sets) > 1 else ""
+            warnings.warn(f"{sizes}{of}: are they the wrong way round?", stacklevel=2)
+
+
+def named_languages(texts: Sequence[str]) -> dict[str, SparseVector]:
+    """Language vectors by the name in `NAME=VECTOR`, or that of the vector's folder or repository."""
+    pairs = [_named(text) for text in texts]
+    names = [name or _name(folder) for name, folder in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise DeftxError(f"two language vectors are named {name!r}: give them names, --language NAME=VECTOR")
+    return {name: load(folder) for name, (_, folder) in zip(names, pairs, strict=True)}
+
+
+def by_language(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Files, or vectors, by the language in `NAME=FILE`; a lone one needs no name: it is "" then."""
+    found: dict[str, str] = {}
+    for name, file in map(_named, texts):
+        if name is None and len(texts) > 1:
+            raise DeftxError(f"{option} {file} is of which language? there are several, so write NAME={file}")
+        if name in found:
+            raise DeftxError(f"{option} {name}={file} is the second one of {name!r}: give one each")
+        found[name or ""] = file
+    return found
+
+
+def of_sources(train: Sequence[str], valid: Sequence[str], source: Sequence[str]) -> list[dict[str, str]]:
+    """What `fit task` is given, by language: training data, validation data, and vectors, which may be none at all.
+
+    Where there is one of each, a name counts for all of them.
+    """
+    options = {"--train": train, "--valid": valid, "--source": source}
+    given = [by_language(option, texts) for option, texts in options.items()]
+    names = {name for some in given for name in some if name}
+    if len(names) < 2:
+        given = [{next(iter(names), ""): file for file in some.values()} for some in given]
+    check_same_languages(given[0], given[1], given[2] or None)
+    return given
+
+
+def tests_of(
+    texts: Sequence[str], languages: Sequence[str], task: Task, columns: ColumnOptions
+) -> dict[str | None, Examples]:
+    """Test data by language; None stands for no language. A lone file needs no name."""
+    tests: dict[str | None, Examples] = {}
+    for name, file in map(_named, texts):
+        if name is None and len(languages) > 1:
+            raise DeftxError(f"--test {file} is for which language? write NAME={file}; names: {', '.join(languages)}")
+        if name is not None and name not in languages:
+            named = ", ".join(languages) or "none is given"
+            raise DeftxError(f"--test {name}={file} needs a --language {name}=VECTOR; languages: {named}")
+        language = name or next(iter(languages), None)
+        if language in tests:
+            raise DeftxError(f"--test {file} is the second one for {language or 'the task alone'}: give one each")
+        tests[language] = task.read(file, columns.of(task), True)
+    for language in languages:
+        if language not in tests:
+            raise DeftxError(f"there is no test data for language {language!r}: add --test {language}=FILE")
+    return tests
+
+
+def _name(vector: str) -> str:
+    """What a vector is called where it has been given no name: the last part of its path or hub id."""
+    return Path(vector if os.path.exists(vector) else vector.partition("@")[0]).name
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """`NAME=PATH` as its parts; a path alone, also one with an =, has no name."""
+    name, equals, path = text.partition("=")
+    if not (name and equals) or os.path.exists(text):
+        return None, os.path.expanduser(text)
+    return name, os.path.expanduser(path)
