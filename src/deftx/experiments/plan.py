@@ -23,7 +23,9 @@ from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
 from deftx.fit import takes_halves
 from deftx.settings import Fit, Learning, parse
+from deftx.tasks.cognates import cognates, respeller, texts_of
 from deftx.tasks.data import joined
+from deftx.tasks.table import task_of
 from deftx.training.halves import HALVES
 
 # Versions of the code of each kind of step, and of what all fits of a task share. Raise one when a change alters what
@@ -132,7 +134,8 @@ class _Planner:
     """A recipe's data by name of content, and the steps that its variants need."""
 
     def __init__(self, recipe: Recipe, data: Data, store: Store) -> None:
-        self.recipe, self.data = recipe, data
+        self.recipe, self.data, self.store = recipe, data, store
+        self.tables: dict[str, list[dict[str, str]]] = {}  # by source: its words' cognates in each target
         self.texts = {name: store.put(texts) for name, texts in data.texts.items()}
         self.train = {name: store.put(examples) for name, examples in data.train.items()}
         self.valid = {name: store.put(examples) for name, examples in data.valid.items()}
@@ -149,7 +152,7 @@ class _Planner:
             vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, Use(variant, seed, name))
         if not recipe.needs_task:
             return
-        labelled, roles = self._labelled(variant)
+        labelled, roles = self._labelled(variant, seed)
         above = {role: vectors[name] for role, name in roles.items()} if chosen.source else {}
         about = {**shared, "what": TASK, "version": VERSIONS[TASK], **labelled}
         task = self._fit(plan, about, recipe.task_fit(variant, seed), above, Use(variant, seed, TASK))
@@ -159,15 +162,25 @@ class _Planner:
             title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
             plan.add(Step("score", about, inputs, recipe.base, None, title, cost), Use(variant, seed, name))
 
-    def _labelled(self, variant: str) -> tuple[dict[str, Any], dict[str, str]]:
+    def _labelled(self, variant: str, seed: int) -> tuple[dict[str, Any], dict[str, str]]:
         """The labelled data of a variant, and the languages of its source vectors by their role as inputs: `source`, of
         several `source/LANGUAGE`."""
-        names = self.recipe.sources_of(variant)
+        names, share = self.recipe.sources_of(variant), self.recipe.variants[variant].cognates
+        train = {n: self._with_cognates(n, share, seed) for n in names} if share else self.train
         if len(names) == 1:
-            return {"train": self.train[names[0]], "valid": self.valid[names[0]]}, {"source": names[0]}
-        by_language = {"train": {n: self.train[n] for n in names}, "valid": {n: self.valid[n] for n in names}}
+            return {"train": train[names[0]], "valid": self.valid[names[0]]}, {"source": names[0]}
+        by_language = {"train": {n: train[n] for n in names}, "valid": {n: self.valid[n] for n in names}}
         about = {**by_language, "temperature": self.recipe.variants[variant].temperature}
         return about, {f"source/{name}": name for name in names}
+
+    def _with_cognates(self, source: str, share: float, seed: int) -> str:
+        """The name of a source's labelled data with words in the spelling of the targets."""
+        examples, text = self.data.train[source], self.data.texts[source]
+        if source not in self.tables:
+            targets = [self.data.texts[name] for name in self.data.test if name != source]
+            self.tables[source] = [cognates(texts_of(examples), target, text) for target in targets]
+        spell = respeller(self.tables[source], share, seed)
+        return self.store.put(task_of(self.recipe.task.task).respelt(examples, spell))
 
     def _fit(self, plan: Plan, about: dict[str, Any], settings: Learning, inputs: dict[str, str], use: Use) -> str:
         """The id of the vector, or the adapter, that a fit ends with."""

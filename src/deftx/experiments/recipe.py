@@ -63,6 +63,8 @@ class Variant(Settings):
     sources  the languages of whose labelled data the task is learnt; None: all that the recipe has
     temperature  how even several sources are made: see `deftx.fit_task_several`
     target   the target's language vector is applied (False: the task vector alone)
+    cognates  share of the words of the labelled texts that are put into the spelling of the languages of `test`, by the
+              recipe's plain texts: see `deftx.with_cognates`
     compose  how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
     """
 
@@ -71,6 +73,7 @@ class Variant(Settings):
     sources: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     temperature: Annotated[float, Field(ge=1)] = 1.0
     target: bool = True
+    cognates: Annotated[float, Field(ge=0, le=1)] = 0.0
     compose: str = "sum"
     language: dict[str, Any] = Field(default_factory=dict)
     task: dict[str, Any] = Field(default_factory=dict)
@@ -180,6 +183,11 @@ class Recipe(Settings):
         below = [name for name in sources if chosen.source or name in targets]
         return list(dict.fromkeys([*below, *targets]))
 
+    def texts_of(self, variant: str) -> list[str]:
+        """The languages whose plain text a variant uses."""
+        read = [*self.sources_of(variant), *self.test] if self.variants[variant].cognates else []
+        return list(dict.fromkeys([*self.needed_languages(variant), *read]))
+
 
 def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file, with nested `changes` made to it; everything in it is checked.
@@ -195,7 +203,7 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
         if recipe.variants[variant].family != VECTORS and recipe.variants[variant].compose != "sum":
             raise DeftxError(f"the variant {variant!r} has no vectors to compose by a rule: leave compose out")
-        missing = [name for name in recipe.needed_languages(variant) if name not in recipe.languages]
+        missing = [name for name in recipe.texts_of(variant) if name not in recipe.languages]
         if missing:
             raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; give it under `languages`")
     if recipe.baseline is not None and recipe.baseline not in recipe.variants:
