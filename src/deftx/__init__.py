@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deftx.storage.files import load, save
     from deftx.storage.share import pull, push
     from deftx.switcher import Switcher
+    from deftx.tasks.cognates import with_cognates
     from deftx.tasks.data import Columns, Examples, read_text
     from deftx.tasks.table import read_examples
     from deftx.training.sparse import sparse_tuning
@@ -61,6 +62,7 @@ __all__ = [
     "split_half_ranks",
     "transfer",
     "tune_scales",
+    "with_cognates",
 ]
 
 # Where the public names live; they are imported when they are first used, since torch takes a second.
@@ -80,6 +82,7 @@ _HOMES = {
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
     "storage.files": ["load", "save"],
     "storage.share": ["pull", "push"],
+    "tasks.cognates": ["with_cognates"],
     "tasks.data": ["Columns", "Examples", "read_text"],
     "tasks.table": ["read_examples"],
     "switcher": ["Switcher"],

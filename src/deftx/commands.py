@@ -14,7 +14,8 @@ from deftx.errors import DeftxError
 from deftx.models import check_tokenizer, load_composed, load_tokenizer, longest_input, place, save_model, task_noted
 from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
-from deftx.tasks.data import Examples
+from deftx.tasks.cognates import check_share, cognates, respeller
+from deftx.tasks.data import Examples, read_text
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.sources import Table, named, open_source, rows_for
 from deftx.tasks.supervised import Task, evaluate, predict
@@ -158,9 +159,54 @@ def trim(
     return [{"row": ours[h.training][0], "of": theirs[h.evaluation][0], "kind": h.kind} for h in rows.values()]
 
 
-def _cells(table: Table, columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Place and text of every cell that is to be compared, column by column."""
+def write_cognates(
+    source: str,
+    targets: Sequence[str],
+    own: Sequence[str],
+    columns: Sequence[str],
+    out: Path,
+    *,
+    share: float,
+    seed: int,
+    force: bool,
+) -> dict[str, dict[str, str]]:
+    """Write a source with its texts in the spelling of other languages to OUT; by target, words and their cognates.
+
+    targets  plain text of each language; own: further text of the source's language
+    columns  those to change; without any, those of TEXT_COLUMNS that the source has. A cell may be a list of words
+    """
+    if out.exists() and not force:
+        raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
+    check_share(share)
+    table = open_source(source)
+    cells = {name: [_words(v) for _, v in table.values(name)] for name in _columns(table, columns)}
+    ours = [
+        text for column in cells.values() for cell in column for text in ([cell] if isinstance(cell, str) else cell)
+    ]
+    others = read_text(*own) if own else []
+    found = {target: cognates(ours, read_text(target), others) for target in targets}
+    spell = respeller(list(found.values()), share, seed)
+    changed = {
+        name: [spell(cell) if isinstance(cell, str) else [spell(word) for word in cell] for cell in column]
+        for name, column in cells.items()
+    }
+    spelt = replace(table, column=lambda name: changed[name] if name in changed else table.column(name))
+    write_text(out, rows_for(out, spelt, range(len(table.lines))))
+    return found
+
+
+def _words(cell: object) -> str | list[str]:
+    return [str(word) for word in cell] if isinstance(cell, list) else str(cell or "")
+
+
+def _columns(table: Table, columns: Sequence[str]) -> Sequence[str]:
+    """The columns that were asked for; without any, those of TEXT_COLUMNS that a table has."""
     names = columns or [name for name in TEXT_COLUMNS if name in table.names]
     if not names:
         raise DeftxError(f"{table.source} has no column {' or '.join(TEXT_COLUMNS)}: say which with --column")
-    return [(place, str(value or "")) for name in names for place, value in table.values(name)]
+    return names
+
+
+def _cells(table: Table, columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Place and text of every cell that is to be compared, column by column."""
+    return [(place, str(value or "")) for name in _columns(table, columns) for place, value in table.values(name)]

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from deftx.cli.app import app, data_app
 from deftx.console import print_json, print_plan, print_table, quiet_transformers, say
 from deftx.options import (
     FILE,
@@ -16,10 +17,6 @@ from deftx.options import (
     option,
     path,
 )
-
-if TYPE_CHECKING:
-    pass
-from deftx.cli.app import app, data_app
 
 
 @app.command(epilog="Example: deftx run recipes/nusax-nano.yaml --out runs/nusax --set seeds=[0]")
@@ -135,3 +132,34 @@ def data_trim(
     for row in found:
         print(f"{row['row']}: {row['kind']}, {row['of']}")
     print(f"{len(found)} rows of {data} hold evaluation text" + (f"; the others are in {out}" if out else ""))
+
+
+@data_app.command(
+    "cognates", epilog="Example: deftx data cognates smsa.tsv --target ace.txt --text ind.txt --out new.tsv"
+)
+def data_cognates(
+    data: Annotated[str, typer.Argument(help=f"Labelled data ({FORMATS}).", **FILE)],
+    target: Annotated[list[str], option(f"Plain text of a language ({FORMATS}); may be repeated.", **FILE)],
+    out: Annotated[Path, option("File to write.", metavar="FILE", parser=path)],
+    text: Annotated[
+        list[str] | None, option("Text of the data's own language: its words are not the target's.", **FILE)
+    ] = None,
+    column: Annotated[
+        list[str] | None, option("Column to change; without it text, premise and hypothesis.", metavar="NAME")
+    ] = None,
+    share: Annotated[float, option("Share of the words with a cognate that are replaced.")] = 0.8,
+    seed: Annotated[int, option("Draws which.", min=0)] = 0,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Put words of labelled texts into the spelling of related languages, by plain text of these."""
+    from deftx import commands
+
+    found = commands.write_cognates(data, target, text or [], column or [], out, share=share, seed=seed, force=force)
+    if as_json:
+        print_json(found)
+        return
+    for file, words in found.items():
+        some = ", ".join(f"{word} {other}" for word, other in list(words.items())[:6])
+        print(f"{file}: {len(words):,} words" + (f", such as {some}" if some else ""))
+    print(f"{out}: the texts of {data}, each in the spelling of one of them or as it was")

@@ -23,6 +23,7 @@ SHARE = 0.8  # of the words that have a cognate, how many are replaced
 SIMILARITY = 0.7  # of two spellings, at least: 1 − letters to change / letters of the longer one
 SHORTEST = 4  # letters: shorter words are like too many others
 OFTEN = 2  # times that a word occurs, at least: what occurs once is often a slip
+MOST = 30_000  # words of the other language that are looked at, those that occur most
 ROWS = 256  # words compared at once with all of the other language
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -40,7 +41,7 @@ def cognates(texts: Iterable[str], target: Iterable[str], others: Iterable[str] 
     known = ours + _counts(others)
     words = [word for word, count in ours.items() if count >= OFTEN and len(word) >= SHORTEST]
     new = [word for word, count in theirs.items() if count >= OFTEN and len(word) >= SHORTEST and known[word] < OFTEN]
-    new.sort(key=lambda word: (-theirs[word], word))  # the first of the best is what `argmax` finds
+    new = sorted(new, key=lambda word: (-theirs[word], word))[:MOST]  # of the best, `argmax` finds the first
     found = {}
     for start in range(0, len(words) if new else 0, ROWS):
         some = words[start : start + ROWS]
