@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -288,18 +290,61 @@ def test_children_end_with_the_process_that_started_them(folder, tmp_path) -> No
             pytest.fail(f"{work} is still in use")
 
 
-def test_a_step_that_another_process_is_at_is_waited_for(folder, tmp_path, monkeypatch) -> None:
-    checked = recipe(folder, {"ngrams": True, "variants": {"LT-SFT": {}}})
-    run = prepare(checked, tmp_path / "store")
-    step = next(step for step in run.plan.steps.values() if step.kind == "ngrams")
+def test_a_step_that_another_process_is_at_comes_after_the_others_and_is_waited_for(folder, tmp_path, monkeypatch):
+    run = prepare(recipe(folder, {"ngrams": True, "variants": {"LT-SFT": {}}}), tmp_path / "store")
+    first, second = (step for step in run.plan.steps.values() if step.kind == "ngrams")
     heard: list[tuple[str, str]] = []
-    busy = claimed(run.store.work(step.id))
+    busy, pauses = claimed(run.store.work(first.id)), [0.0]
     busy.__enter__()
-    monkeypatch.setattr(executors.time, "sleep", lambda seconds: busy.__exit__(None, None, None))
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 5:
+            busy.__exit__(None, None, None)
+
+    monkeypatch.setattr(executors.time, "sleep", sleep)
+    monkeypatch.setattr(executors.time, "monotonic", lambda: sum(pauses))
     with executors.here(run.store) as submit:
-        only = replace(run.plan, steps={step.id: step})
-        executors.work_off(only, run.store, submit, 1, lambda step, became: heard.append((step.kind, became)))
-    assert heard == [("ngrams", became) for became in ("begun", "in use", "begun", "done")]
+        only = replace(run.plan, steps={step.id: step for step in (first, second)})
+        executors.work_off(only, run.store, submit, 1, lambda step, became: heard.append((step.id, became)))
+    assert heard == [
+        (first.id, "begun"),
+        (first.id, "in use"),
+        (second.id, "begun"),
+        (second.id, "done"),
+        (first.id, "done"),
+    ]
+
+
+def test_while_other_steps_run_one_that_another_process_is_at_is_not_asked_for_without_pause(
+    folder, tmp_path, monkeypatch
+):
+    run = prepare(recipe(folder, {"ngrams": True, "variants": {"LT-SFT": {}}}), tmp_path / "store")
+    first, second = (step for step in run.plan.steps.values() if step.kind == "ngrams")
+    monkeypatch.setattr(executors, "PAUSE", 0.2)
+    asked: list[str] = []
+    ended = Event()
+
+    def slow(step: Step):
+        asked.append(step.id)
+        if step is second:
+            ended.wait(60)
+        return steps.attempt(run.store, step)
+
+    with ThreadPoolExecutor(3) as pool:
+        with claimed(run.store.work(first.id)):
+            only = replace(run.plan, steps={second.id: second, first.id: first})
+            done = pool.submit(
+                executors.work_off, only, run.store, lambda step: pool.submit(slow, step), 2, lambda *_: None
+            )
+            begun = time.monotonic()
+            while asked.count(first.id) < 3:
+                assert time.monotonic() < begun + 60
+                time.sleep(0.01)
+            assert asked.count(first.id) <= 2 + (time.monotonic() - begun) / 0.2
+            ended.set()
+        done.result(timeout=60)
+    assert run.store.done(first.id)
 
 
 def test_a_step_that_fails_stops_only_what_needs_it(folder, tmp_path, monkeypatch) -> None:

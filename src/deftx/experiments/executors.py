@@ -34,26 +34,33 @@ Report = Callable[[Step, str], None]  # a step, and what became of it: "begun", 
 def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report) -> None:
     """Carry out all steps that are not done, at most `room` at once, each as soon as its inputs are there.
 
-    A step that fails stops only those that need it. Raises DeftxError at the end that names the first one.
+    A step that another process is at is tried again every PAUSE seconds, after all others. One that fails stops only
+    those that need it. Raises DeftxError at the end that names the first one.
     """
     left = {step.id: step for step in plan.left(store.done)}
     running: dict[Future[Outcome], Step] = {}
     failed: list[tuple[Step, str]] = []
+    busy: dict[str, float] = {}  # steps that another process is at, and when to try them again
     while left:
         taken = {step.id for step in running.values()} | {step.id for step, _ in failed}
         ready = [step for step in left.values() if step.id not in taken and all(map(store.done, step.inputs.values()))]
-        for step in ready[: room - len(running)]:
-            report(step, "begun")
-            running[submit(step)] = step
-        if not running:  # what is left needs what failed
+        if not ready and not running:  # what is left needs what failed
             break
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        due = [step for step in ready if busy.get(step.id, 0) <= time.monotonic()]
+        for step in sorted(due, key=lambda step: step.id in busy)[: room - len(running)]:
+            if step.id not in busy:
+                report(step, "begun")
+            running[submit(step)] = step
+        if not running:
+            time.sleep(PAUSE)
+        for future in wait(running, PAUSE if busy else None, FIRST_COMPLETED).done:
             step, (became, why) = running.pop(future), future.result()
-            report(step, became)
+            if became != "in use" or step.id not in busy:
+                report(step, became)
             if became == "failed":
                 failed.append((step, why))
-            elif became == "in use" and not running:
-                time.sleep(PAUSE)
+            elif became == "in use":
+                busy[step.id] = time.monotonic() + PAUSE
         left = {step.id: step for step in left.values() if not store.done(step.id)}
     if failed:
         (first, why), more = failed[0], len(left) - 1
