@@ -11,6 +11,8 @@ from synthetic_run import LABELS, make_run
 from deftx.errors import DeftxError
 from deftx.experiments.report.read import Predictions, RunData, read_run
 from deftx.experiments.report.statistics import (
+    Comparison,
+    Difference,
     accuracy,
     compare,
     confusions,
@@ -21,6 +23,7 @@ from deftx.experiments.report.statistics import (
     pairs,
     resampled,
 )
+from deftx.experiments.report.tables import comparison_table
 
 RESAMPLES = 400
 
@@ -195,3 +198,23 @@ def test_predictions_that_do_not_give_the_score_are_left_out_with_a_word(small):
         found = resampled(small, 10)
     assert ("DeFT-X 90%", 2, "ind") not in found
     assert ("DeFT-X 90%", 1, "ind") in found
+
+
+def test_what_is_better_taken_alone_is_not_called_better_among_several():
+    sure, alone, unsure = (
+        Difference(0.1, 0.05, 0.15, 0.001),
+        Difference(0.1, 0.01, 0.2, 0.03),
+        Difference(0.1, -0.1, 0.3, 0.4),
+    )
+    turned = Difference(-0.1, -0.15, -0.05, 0.001)
+    names = {"A": sure, "B": alone, "C": unsure, "D": turned}
+    asked = [Comparison(name, "base", (0,), {}, gap) for name, gap in names.items()]
+
+    def said(comparisons):
+        return {
+            line.name[0]: (line.cells[-1].text, line.cells[-1].best) for line in comparison_table(comparisons).lines
+        }
+
+    together = {"A": ("A is better", True), "C": ("may be chance", False), "D": ("base is better", True)}
+    assert said(asked) == {**together, "B": ("B is better, taken alone", False)}
+    assert said(asked[1:2]) == {"B": ("B is better", True)}

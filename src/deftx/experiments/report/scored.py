@@ -69,7 +69,8 @@ def comparison(found: Findings) -> Section | None:
     notes = [
         f"Paired bootstrap over seeds and examples, {found.resamples:,} draws; the interval holds 95% of them, and p "
         "is twice the share of them in which the difference is gone or the other way round. p (Holm) allows for there "
-        "being several comparisons. Nothing here says anything about other languages or other test data.",
+        "being several comparisons; where it is not below 0.05, what is better is so taken alone. Nothing here says "
+        "anything about other languages or other test data.",
     ]
     fewest = min(len(one.seeds) for one in pairs)
     if fewest == 1:

@@ -25,10 +25,9 @@ def headline(found: Findings) -> list[str]:
         return []
     best = max(averages, key=lambda name: mean(averages[name]))
     said = [f"Best on average over the target languages: {best}, with a {metric} of {tables.spread(averages[best])} %."]
-    whole = [(one, one.average) for one in found.comparisons if one.average]
-    for one, gap in whole:
+    for one, gap, p in tables.averaged(found.comparisons):
         if best in (one.first, one.second) and found.baseline in (one.first, one.second):
-            follows = f"{'the difference ' if gap.low <= 0 <= gap.high else ''}{tables.verdict(one, gap)}"
+            follows = f"{'' if tables.leaves_out_0(gap) else 'the difference '}{tables.verdict(one, gap, p)}"
             measured = f"{tables.signed(gap.value)} points, 95% interval {tables.interval(gap)}"
             said.append(f"{one.first} minus {one.second}: {measured}, so {follows}.")
     return said

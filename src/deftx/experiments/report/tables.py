@@ -11,6 +11,7 @@ from deftx.experiments.report.vectors import Place
 
 BETTER, SURELY_BETTER = "△", "▲"
 NOTHING = "–"
+ERR = 0.05  # how often a difference may be taken for one where there is none
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,15 @@ def _paper_lines(run: RunData, columns: Sequence[str]) -> list[Line]:
     return lines
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """A line for each pair that has an average."""
+def averaged(comparisons: Sequence[Comparison]) -> list[tuple[Comparison, Difference, float]]:
+    """The pairs that have an average, it, and its p allowing for how many they are."""
     whole = [(one, one.average) for one in comparisons if one.average]
     adjusted = holm([average.p for _, average in whole])
+    return [(one, average, p) for (one, average), p in zip(whole, adjusted, strict=True)]
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """A line for each pair that has an average."""
     lines = [
         Line(
             f"{one.first} against {one.second}",
@@ -116,10 +122,10 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
                 Cell(probability(average.p)),
                 Cell(probability(p)),
                 Cell(str(len(one.seeds))),
-                Cell(verdict(one, average), best=bool(average.low > 0 or average.high < 0)),
+                Cell(verdict(one, average, p), best=leaves_out_0(average) and p < ERR),
             ],
         )
-        for (one, average), p in zip(whole, adjusted, strict=True)
+        for one, average, p in averaged(comparisons)
     ]
     columns = ["", "difference", "95% interval", "p", "p (Holm)", "seeds", "what follows"]
     return Table("Average of the target languages, first minus second, in points.", columns, lines)
@@ -138,13 +144,20 @@ def language_comparisons(run: RunData, comparisons: Sequence[Comparison]) -> Tab
 def _gap(gap: Difference | None) -> Cell:
     if gap is None:
         return Cell(NOTHING)
-    return Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.low > 0 or gap.high < 0)
+    return Cell(f"{signed(gap.value)} {interval(gap)}", best=leaves_out_0(gap))
 
 
-def verdict(one: Comparison, gap: Difference) -> str:
-    """What a difference allows to say."""
-    better = one.first if gap.low > 0 else one.second if gap.high < 0 else None
-    return f"{better} is better" if better else "may be chance"
+def leaves_out_0(gap: Difference) -> bool:
+    """Whether the interval of a difference does."""
+    return bool(gap.low > 0 or gap.high < 0)
+
+
+def verdict(one: Comparison, gap: Difference, p: float) -> str:
+    """What a difference allows to say; p allows for there being several."""
+    if not leaves_out_0(gap):
+        return "may be chance"
+    better = one.first if gap.low > 0 else one.second
+    return f"{better} is better" if p < ERR else f"{better} is better, taken alone"
 
 
 def signed(value: float) -> str:
