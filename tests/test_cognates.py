@@ -18,6 +18,7 @@ from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
 from deftx.tasks import cognates as module
 from deftx.tasks.cognates import cognates, respeller
+from deftx.tasks.data import written
 from deftx.tasks.table import TASKS
 
 WORD = st.text("abc", min_size=2, max_size=7)
@@ -87,7 +88,7 @@ def test_nothing_but_words_of_the_table_changes_and_the_seed_decides(texts, seed
 @pytest.mark.parametrize("task", TASKS)
 def test_examples_of_every_task_keep_their_labels(task):
     examples = EXAMPLES[task]
-    target = [re.sub(r"[aeiou]", "y", text) for text in module.texts_of(examples) * 2]
+    target = [re.sub(r"[aeiou]", "y", text) for text in written(examples) * 2]
     found = deftx.with_cognates(examples, [target] * 3, share=1.0, task=task)
     assert found.labels == examples.labels
     assert len(found) == len(examples)

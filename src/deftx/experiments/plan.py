@@ -23,8 +23,8 @@ from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
 from deftx.fit import takes_halves
 from deftx.settings import Fit, Learning, parse
-from deftx.tasks.cognates import cognates, respeller, texts_of
-from deftx.tasks.data import joined
+from deftx.tasks.cognates import cognates, respeller
+from deftx.tasks.data import joined, written
 from deftx.tasks.table import task_of
 from deftx.training.halves import HALVES
 
@@ -178,7 +178,7 @@ class _Planner:
         examples, text = self.data.train[source], self.data.texts[source]
         if source not in self.tables:
             targets = [self.data.texts[name] for name in self.data.test if name != source]
-            self.tables[source] = [cognates(texts_of(examples), target, text) for target in targets]
+            self.tables[source] = [cognates(written(examples), target, text) for target in targets]
         spell = respeller(self.tables[source], share, seed)
         return self.store.put(task_of(self.recipe.task.task).respelt(examples, spell))
 

@@ -9,14 +9,13 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
 from deftx.errors import DeftxError
-from deftx.tasks.data import Examples
+from deftx.tasks.data import Examples, written
 from deftx.tasks.table import task_of
 
 SHARE = 0.8  # of the words that have a cognate, how many are replaced
@@ -91,7 +90,7 @@ def with_cognates(
     Raises DeftxError for a share that is not in (0, 1], and an unknown task.
     """
     check_share(share)
-    texts = texts_of(examples)
+    texts = written(examples)
     spell = respeller([cognates(texts, target, others) for target in targets], share, seed)
     return task_of(task).respelt(examples, spell)
 
@@ -100,11 +99,6 @@ def check_share(share: float) -> None:
     """Raise DeftxError for a share of words that is none."""
     if not 0 < share <= 1:
         raise DeftxError(f"cognates for a share of {share}: give one above 0 and up to 1, such as {SHARE}")
-
-
-def texts_of(examples: Examples) -> list[str]:
-    """All texts of examples, parts and pairs too."""
-    return [*examples.texts, *(examples.pairs or []), *chain(*(examples.parts or []))]
 
 
 def _counts(texts: Iterable[str]) -> Counter[str]:

@@ -51,6 +51,11 @@ class Examples:
         return Examples(**{name: column and [column[row] for row in rows] for name, column in columns.items()})
 
 
+def written(examples: Examples) -> list[str]:
+    """All that is written in examples: texts, pairs and parts."""
+    return [*examples.texts, *(examples.pairs or []), *chain(*(examples.parts or []))]
+
+
 def joined(parts: Sequence[Examples]) -> Examples:
     """The examples of all parts, one after the other; without a column that one of them lacks."""
     columns: dict[str, Any] = {each.name: [getattr(part, each.name) for part in parts] for each in fields(Examples)}

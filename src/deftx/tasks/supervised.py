@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
-from deftx.tasks.data import Columns, Examples
+from deftx.tasks.data import Columns, Examples, written
 from deftx.tasks.noise import misspeller
 from deftx.tasks.parts import by_length
 
@@ -151,8 +150,7 @@ def supervised(
 ) -> Supervised:
     """Tokenise both sets, `train` with noise by `seed`. Raises DeftxError for a label that is not in `names`."""
     if noise:
-        written = chain(train.texts, train.pairs or [], *(train.parts or []))
-        train = task.respelt(train, misspeller(written, noise, seed))
+        train = task.respelt(train, misspeller(written(train), noise, seed))
     learnt, held_out = (task.encode(examples, tokenizer, length, names, True) for examples in (train, valid))
     examples = [{**inputs, "labels": target} for inputs, target in zip(learnt.inputs, learnt.targets, strict=True)]
     parts = [examples, held_out.inputs, held_out.targets, list(names)]
