@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from deftx.storage.files import load, save
     from deftx.storage.share import pull, push
     from deftx.switcher import Switcher
-    from deftx.tasks.cognates import with_cognates
     from deftx.tasks.data import Columns, Examples, read_text
+    from deftx.tasks.respelling import respelt
     from deftx.tasks.table import read_examples
     from deftx.training.sparse import sparse_tuning
 
@@ -56,13 +56,13 @@ __all__ = [
     "push",
     "read_examples",
     "read_text",
+    "respelt",
     "save",
     "select",
     "sparse_tuning",
     "split_half_ranks",
     "transfer",
     "tune_scales",
-    "with_cognates",
 ]
 
 # Where the public names live; they are imported when they are first used, since torch takes a second.
@@ -82,8 +82,8 @@ _HOMES = {
     "settings": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
     "storage.files": ["load", "save"],
     "storage.share": ["pull", "push"],
-    "tasks.cognates": ["with_cognates"],
     "tasks.data": ["Columns", "Examples", "read_text"],
+    "tasks.respelling": ["respelt"],
     "tasks.table": ["read_examples"],
     "switcher": ["Switcher"],
     "training.sparse": ["sparse_tuning"],

@@ -1,6 +1,7 @@
 """What the commands of `deftx.cli` do, between parsing and printing."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ from deftx.errors import DeftxError
 from deftx.models import check_tokenizer, load_composed, load_tokenizer, longest_input, place, save_model, task_noted
 from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
-from deftx.tasks.cognates import check_share, cognates, respeller
-from deftx.tasks.data import Examples, read_text
+from deftx.tasks.data import Examples, lower_case, read_text, written
 from deftx.tasks.leakage import by_row, leaks
+from deftx.tasks.respelling import Spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for
 from deftx.tasks.supervised import Task, evaluate, predict
 from deftx.training import processes
@@ -110,6 +111,7 @@ def evaluations(
     place(model)
     length, rows = trained_length(model, tokenizer, first), []
     for name, examples in tests.items():
+        _warn_of_capitals(first, examples)
         vectors = [languages[name]] if name is not None else []
         with applied(model, *to_add(rule, tasks, vectors, head=0)):
             scores = evaluate(kind_of(first), model, tokenizer, examples, length)
@@ -122,6 +124,7 @@ def predictions_of_vectors(
 ) -> list[dict[str, Any]]:
     """The answer to each example by the composed model, its parts as the task names them."""
     kind = kind_of(task)
+    _warn_of_capitals(task, examples)
     model, tokenizer = compose(base, task, languages, rule=rule, force=any_base), load_tokenizer(base)
     check_tokenizer(tokenizer, task, *languages, force=any_base)
     place(model)
@@ -134,6 +137,15 @@ def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]
     model, tokenizer = load_composed(folder), load_tokenizer(folder)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))
+
+
+def _warn_of_capitals(task: SparseVector, examples: Examples) -> None:
+    """Warn where a task was learnt from texts without capitals, and is to read others."""
+    learnt, texts = task.info.get("data"), written(examples)
+    without = isinstance(learnt, Mapping) and learnt.get("lower_case") is True
+    if without and not lower_case(texts) and any(text != text.lower() for text in texts):
+        fix = "`deftx data respell --case-only` writes texts as those were"
+        warnings.warn(f"the task was learnt from texts without capitals, and these have some: {fix}", stacklevel=2)
 
 
 def _shown(task: Task, answers: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
@@ -159,40 +171,28 @@ def trim(
     return [{"row": ours[h.training][0], "of": theirs[h.evaluation][0], "kind": h.kind} for h in rows.values()]
 
 
-def write_cognates(
-    source: str,
-    targets: Sequence[str],
-    own: Sequence[str],
-    columns: Sequence[str],
-    out: Path,
-    *,
-    share: float,
-    seed: int,
-    force: bool,
-) -> dict[str, dict[str, str]]:
-    """Write a source with its texts in the spelling of other languages to OUT; by target, words and their cognates.
+def write_respelt(
+    data: str, like: Sequence[str], text: Sequence[str], columns: Sequence[str], out: Path, *, words: bool, force: bool
+) -> Spelling:
+    """Write texts to OUT in the spelling of the source, see `deftx.respelt`, and tell in which.
 
-    targets  plain text of each language; own: further text of the source's language
-    columns  those to change; without any, those of TEXT_COLUMNS that the source has. A cell may be a list of words
+    columns  those to change; without any, those of TEXT_COLUMNS that the data has. A cell may be a list of words
     """
     if out.exists() and not force:
         raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
-    check_share(share)
-    table = open_source(source)
+    table = open_source(data)
     cells = {name: [_words(v) for _, v in table.values(name)] for name in _columns(table, columns)}
     ours = [
-        text for column in cells.values() for cell in column for text in ([cell] if isinstance(cell, str) else cell)
+        line for column in cells.values() for cell in column for line in ([cell] if isinstance(cell, str) else cell)
     ]
-    others = read_text(*own) if own else []
-    found = {target: cognates(ours, read_text(target), others) for target in targets}
-    spell = respeller(list(found.values()), share, seed)
+    spelling = spelling_for(ours, read_text(*like), read_text(*text) if text else [], words=words)
     changed = {
-        name: [spell(cell) if isinstance(cell, str) else [spell(word) for word in cell] for cell in column]
+        name: [respell(c, spelling) if isinstance(c, str) else [respell(word, spelling) for word in c] for c in column]
         for name, column in cells.items()
     }
     spelt = replace(table, column=lambda name: changed[name] if name in changed else table.column(name))
     write_text(out, rows_for(out, spelt, range(len(table.lines))))
-    return found
+    return spelling
 
 
 def _words(cell: object) -> str | list[str]:

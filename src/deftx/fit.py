@@ -39,7 +39,7 @@ from deftx.models import (
 )
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import Examples
+from deftx.tasks.data import Examples, lower_case, written
 from deftx.tasks.language import language_of
 from deftx.tasks.supervised import supervised
 from deftx.tasks.table import settled, task_of
@@ -142,7 +142,8 @@ def task_start(
     length = min(settings.training.length, longest_input(model, tokenizer))
     metric, noise, seed = str(settings.training.metric), settings.training.noise, settings.seed
     objective = supervised(task, train_set, valid_set, labels, tokenizer, length, metric, noise=noise, seed=seed)
-    data = {"train": len(train_set.texts), "valid": len(valid_set.texts), "digest": objective.digest}
+    sizes = {"train": len(train_set.texts), "valid": len(valid_set.texts)}
+    data = {**sizes, "lower_case": lower_case(written(train_set)), "digest": objective.digest}
     about = {"source": dict(source.info) if source else None, "labels": list(labels), "data": data}
     return Start(model, objective, {**origin, **about})
 

@@ -12,7 +12,7 @@ from deftx.fit import Start, fit, learnt_head, origin_of, takes_halves, task_sta
 from deftx.models import Base, about_tokenizer, check_tokenizer, load_task_model, load_tokenizer, longest_input, place
 from deftx.settings import TaskFit, changed
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import Examples, joined
+from deftx.tasks.data import Examples, joined, lower_case, written
 from deftx.tasks.supervised import supervised
 from deftx.tasks.table import settled, task_of
 from deftx.training import processes
@@ -96,7 +96,8 @@ def several_start(
     above = {name: dict(sources[name].info) if sources else None for name in names}
     about = {"source": None, "sources": above, "temperature": temperature, "labels": list(labels)}
     data = {part: sum(map(len, some.values())) for part, some in {"train": train_sets, "valid": valid_sets}.items()}
-    origin = {**origin, **about, "data": {**data, "digest": objective.digest}}
+    lower = lower_case([text for some in train_sets.values() for text in written(some)])
+    origin = {**origin, **about, "data": {**data, "lower_case": lower, "digest": objective.digest}}
     return Start(model, objective, origin), changed(settings, {"training": {"batch_size": 1}})  # its items are batches
 
 

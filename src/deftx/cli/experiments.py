@@ -135,31 +135,29 @@ def data_trim(
 
 
 @data_app.command(
-    "cognates", epilog="Example: deftx data cognates smsa.tsv --target ace.txt --text ind.txt --out new.tsv"
+    "respell", epilog="Example: deftx data respell reviews.txt --like smsa.tsv --text ind.txt --out spelt.txt"
 )
-def data_cognates(
-    data: Annotated[str, typer.Argument(help=f"Labelled data ({FORMATS}).", **FILE)],
-    target: Annotated[list[str], option(f"Plain text of a language ({FORMATS}); may be repeated.", **FILE)],
+def data_respell(
+    data: Annotated[str, typer.Argument(help=f"Texts in a target language, labelled or not ({FORMATS}).", **FILE)],
+    like: Annotated[list[str], option(f"What the task was learnt from ({FORMATS}); may be repeated.", **FILE)],
     out: Annotated[Path, option("File to write.", metavar="FILE", parser=path)],
     text: Annotated[
-        list[str] | None, option("Text of the data's own language: its words are not the target's.", **FILE)
+        list[str] | None, option(f"Further text of the same language ({FORMATS}); may be repeated.", **FILE)
     ] = None,
+    case_only: Annotated[bool, option("Leave words as they are, but for capitals.", "--case-only")] = False,
     column: Annotated[
         list[str] | None, option("Column to change; without it text, premise and hypothesis.", metavar="NAME")
     ] = None,
-    share: Annotated[float, option("Share of the words with a cognate that are replaced.")] = 0.8,
-    seed: Annotated[int, option("Draws which.", min=0)] = 0,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Put words of labelled texts into the spelling of related languages, by plain text of these."""
+    """Put a target's texts into the spelling of a related language that a task was learnt in."""
     from deftx import commands
 
-    found = commands.write_cognates(data, target, text or [], column or [], out, share=share, seed=seed, force=force)
+    found = commands.write_respelt(data, like, text or [], column or [], out, words=not case_only, force=force)
     if as_json:
-        print_json(found)
+        print_json({"lower_case": found.lower, "words": dict(found.words)})
         return
-    for file, words in found.items():
-        some = ", ".join(f"{word} {other}" for word, other in list(words.items())[:6])
-        print(f"{file}: {len(words):,} words" + (f", such as {some}" if some else ""))
-    print(f"{out}: the texts of {data}, each in the spelling of one of them or as it was")
+    some = ", ".join(f"{word} {other}" for word, other in list(found.words.items())[:6])
+    such, how = f", such as {some}" if some else "", ", all in lower case" if found.lower else ""
+    print(f"{out}: the texts of {data}{how}, {len(found.words):,} words in another spelling{such}")

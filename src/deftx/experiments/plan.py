@@ -23,9 +23,8 @@ from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
 from deftx.fit import takes_halves
 from deftx.settings import Fit, Learning, parse
-from deftx.tasks.cognates import cognates, respeller
 from deftx.tasks.data import joined, written
-from deftx.tasks.table import task_of
+from deftx.tasks.respelling import respelt
 from deftx.training.halves import HALVES
 
 # Versions of the code of each kind of step, and of what all fits of a task share. Raise one when a change alters what
@@ -135,12 +134,12 @@ class _Planner:
 
     def __init__(self, recipe: Recipe, data: Data, store: Store) -> None:
         self.recipe, self.data, self.store = recipe, data, store
-        self.tables: dict[str, list[dict[str, str]]] = {}  # by source: its words' cognates in each target
         self.texts = {name: store.put(texts) for name, texts in data.texts.items()}
         self.train = {name: store.put(examples) for name, examples in data.train.items()}
         self.valid = {name: store.put(examples) for name, examples in data.valid.items()}
         self.pooled = store.put(joined([data.train[name] for name in sorted(data.train)]))
         self.test = {name: store.put(examples) for name, examples in data.test.items()}
+        self.spelt: dict[tuple[str, ...], dict[str, str]] = {}  # by sources, and how: `test` in their spelling
 
     def add_variant(self, plan: Plan, variant: str, seed: int) -> None:
         """All steps of a variant with a seed."""
@@ -152,35 +151,37 @@ class _Planner:
             vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, Use(variant, seed, name))
         if not recipe.needs_task:
             return
-        labelled, roles = self._labelled(variant, seed)
+        labelled, roles = self._labelled(variant)
         above = {role: vectors[name] for role, name in roles.items()} if chosen.source else {}
         about = {**shared, "what": TASK, "version": VERSIONS[TASK], **labelled}
         task = self._fit(plan, about, recipe.task_fit(variant, seed), above, Use(variant, seed, TASK))
-        for name in self.data.test:
+        for name, test in (self._respelt(variant) if chosen.respell else self.test).items():
             inputs = {"task": task, **({"language": vectors[name]} if chosen.target else {})}
-            about = {**shared, "test": self.test[name], "rule": chosen.compose}
+            about = {**shared, "test": test, "rule": chosen.compose}
             title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
             plan.add(Step("score", about, inputs, recipe.base, None, title, cost), Use(variant, seed, name))
 
-    def _labelled(self, variant: str, seed: int) -> tuple[dict[str, Any], dict[str, str]]:
+    def _labelled(self, variant: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The labelled data of a variant, and the languages of its source vectors by their role as inputs: `source`, of
         several `source/LANGUAGE`."""
-        names, share = self.recipe.sources_of(variant), self.recipe.variants[variant].cognates
-        train = {n: self._with_cognates(n, share, seed) for n in names} if share else self.train
+        names = self.recipe.sources_of(variant)
         if len(names) == 1:
-            return {"train": train[names[0]], "valid": self.valid[names[0]]}, {"source": names[0]}
-        by_language = {"train": {n: train[n] for n in names}, "valid": {n: self.valid[n] for n in names}}
+            return {"train": self.train[names[0]], "valid": self.valid[names[0]]}, {"source": names[0]}
+        by_language = {"train": {n: self.train[n] for n in names}, "valid": {n: self.valid[n] for n in names}}
         about = {**by_language, "temperature": self.recipe.variants[variant].temperature}
         return about, {f"source/{name}": name for name in names}
 
-    def _with_cognates(self, source: str, share: float, seed: int) -> str:
-        """The name of a source's labelled data with words in the spelling of the targets."""
-        examples, text = self.data.train[source], self.data.texts[source]
-        if source not in self.tables:
-            targets = [self.data.texts[name] for name in self.data.test if name != source]
-            self.tables[source] = [cognates(written(examples), target, text) for target in targets]
-        spell = respeller(self.tables[source], share, seed)
-        return self.store.put(task_of(self.recipe.task.task).respelt(examples, spell))
+    def _respelt(self, variant: str) -> dict[str, str]:
+        """The names of the test data in the spelling of a variant's sources; of a source, as they are."""
+        sources, chosen = self.recipe.sources_of(variant), self.recipe.variants[variant]
+        if (key := (str(chosen.respell), *sources)) not in self.spelt:
+            like = [line for name in sources for line in written(self.data.train[name])]
+            words = chosen.respell == "words"
+            text = [line for name in sources for line in self.data.texts[name]] if words else []
+            others = {n: examples for n, examples in self.data.test.items() if n not in sources}
+            spelt = {n: respelt(e, like, text, words=words, task=self.recipe.task.task) for n, e in others.items()}
+            self.spelt[key] = {**self.test, **{name: self.store.put(examples) for name, examples in spelt.items()}}
+        return self.spelt[key]
 
     def _fit(self, plan: Plan, about: dict[str, Any], settings: Learning, inputs: dict[str, str], use: Use) -> str:
         """The id of the vector, or the adapter, that a fit ends with."""

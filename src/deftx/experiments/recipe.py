@@ -63,8 +63,8 @@ class Variant(Settings):
     sources  the languages of whose labelled data the task is learnt; None: all that the recipe has
     temperature  how even several sources are made: see `deftx.fit_task_several`
     target   the target's language vector is applied (False: the task vector alone)
-    cognates  share of the words of the labelled texts that are put into the spelling of the languages of `test`, by the
-              recipe's plain texts: see `deftx.with_cognates`
+    respell  test texts are put into the spelling of the task's sources, by these languages' labelled texts (`case`), or
+             plain text too (`words`): see `deftx.respelt`
     compose  how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
     """
 
@@ -73,7 +73,7 @@ class Variant(Settings):
     sources: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     temperature: Annotated[float, Field(ge=1)] = 1.0
     target: bool = True
-    cognates: Annotated[float, Field(ge=0, le=1)] = 0.0
+    respell: Literal["case", "words"] | None = None
     compose: str = "sum"
     language: dict[str, Any] = Field(default_factory=dict)
     task: dict[str, Any] = Field(default_factory=dict)
@@ -185,7 +185,7 @@ class Recipe(Settings):
 
     def texts_of(self, variant: str) -> list[str]:
         """The languages whose plain text a variant uses."""
-        read = [*self.sources_of(variant), *self.test] if self.variants[variant].cognates else []
+        read = self.sources_of(variant) if self.variants[variant].respell == "words" else []
         return list(dict.fromkeys([*self.needed_languages(variant), *read]))
 
 

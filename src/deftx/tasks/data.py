@@ -11,6 +11,7 @@ from deftx.errors import DeftxError
 from deftx.tasks.sources import Table, open_source
 
 NLI = {"premise", "hypothesis"}
+FEW = 0.01  # of texts that are taken to be in lower case: those with a capital
 T = TypeVar("T")
 Cell = Callable[[str, str, object], T]  # what a cell holds, by its place in words, its column and its content
 
@@ -54,6 +55,12 @@ class Examples:
 def written(examples: Examples) -> list[str]:
     """All that is written in examples: texts, pairs and parts."""
     return [*examples.texts, *(examples.pairs or []), *chain(*(examples.parts or []))]
+
+
+def lower_case(texts: Sequence[str]) -> bool:
+    """Whether hardly any of the texts has a capital, though their letters have two cases."""
+    cased = [text for text in texts if text.lower() != text.upper()]
+    return bool(cased) and sum(text != text.lower() for text in cased) <= FEW * len(cased)
 
 
 def joined(parts: Sequence[Examples]) -> Examples:

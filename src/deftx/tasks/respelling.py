@@ -1,0 +1,104 @@
+"""A target's texts in the spelling of the language that the task was learnt in.
+
+A task learnt from texts without capitals reads those with capitals worse. And related languages write many words nearly
+alike: Acehnese `kareuna` and Banjarese `karana` are Indonesian `karena`. Text of the source is enough to find the word
+that is meant, without a dictionary. Nothing is trained for it. (The idea is ours; bringing a text nearer to what a
+model knows is called lexical normalisation.)
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import regex
+from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cdist
+
+from deftx.tasks.data import Examples, lower_case, written
+from deftx.tasks.table import task_of
+
+SIMILARITY = 0.7  # of two spellings, at least: 1 − letters to change / letters of the longer one
+SHORTEST = 4  # letters: shorter words are like too many others
+OFTEN = 2  # times that the source has a word, at least: what occurs once is often a slip, or another language's
+MOST = 50_000  # words of the source that are looked at, those that occur most
+ROWS = 256  # words compared at once with all of the source
+
+_WORD = regex.compile(r"[\p{L}\p{M}]+")  # many scripts write vowels as marks
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How texts are written anew.
+
+    words  word in lower case -> what stands in its place
+    lower  whether capitals go
+    """
+
+    words: Mapping[str, str]
+    lower: bool
+
+
+def respelt(
+    examples: Examples,
+    like: Sequence[str],
+    text: Sequence[str] = (),
+    *,
+    words: bool = True,
+    task: str = "classification",
+) -> Examples:
+    """The examples as the source is written: without capitals where `like` has hardly any, with cognates for words.
+
+    like   the texts that the task was learnt from; text: further text of their language
+    words  whether words are replaced by the source's: see `cognates`
+    task   what the examples are for: what labels point into stays as it is
+
+    Raises DeftxError for an unknown task.
+    """
+    kind, spelling = task_of(task), spelling_for(written(examples), like, text, words=words)
+    return kind.respelt(examples, lambda line: respell(line, spelling))
+
+
+def spelling_for(texts: Sequence[str], like: Sequence[str], text: Sequence[str], *, words: bool) -> Spelling:
+    """How `texts` are put into the spelling of the source: see `respelt`."""
+    return Spelling(cognates(texts, [*like, *text]) if words else {}, lower_case(like))
+
+
+def cognates(texts: Iterable[str], source: Iterable[str]) -> dict[str, str]:
+    """For the words of `texts` that the source does not have, the most similarly spelt word that it has, if any.
+
+    Words are in lower case. Of equally similar ones that which the source has more often is taken, then the first in
+    the alphabet. Each word's is found by itself, whatever else `texts` hold.
+    """
+    counts = _counts(source)
+    known = [word for word, count in counts.items() if count >= OFTEN and len(word) >= SHORTEST]
+    known = sorted(known, key=lambda word: (-counts[word], word))[:MOST]  # of the best, `argmax` finds the first
+    new = [word for word in _counts(texts) if counts[word] < OFTEN and len(word) >= SHORTEST]
+    found = {}
+    for start in range(0, len(new) if known else 0, ROWS):
+        some = new[start : start + ROWS]
+        alike = cdist(
+            some, known, scorer=Levenshtein.normalized_similarity, score_cutoff=SIMILARITY, dtype=np.float32, workers=-1
+        )
+        best = alike.argmax(axis=1)
+        found.update({word: known[at] for word, row, at in zip(some, alike, best, strict=True) if row[at]})
+    return found
+
+
+def respell(text: str, spelling: Spelling) -> str:
+    """The text in a spelling; where capitals do not go, words keep them."""
+    words = spelling.words
+    spelt = _WORD.sub(lambda found: _as_capital_as(found.group(), words.get(found.group().lower(), "")), text)
+    return spelt.lower() if spelling.lower else spelt
+
+
+def _counts(texts: Iterable[str]) -> Counter[str]:
+    return Counter(word for text in texts for word in _WORD.findall(text.lower()))
+
+
+def _as_capital_as(word: str, other: str) -> str:
+    if not other:
+        return word
+    if word.isupper() and len(word) > 1:
+        return other.upper()
+    return other.capitalize() if word[:1].isupper() else other

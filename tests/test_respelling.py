@@ -1,0 +1,255 @@
+"""Words put into the spelling of a related language: which are found, how many are replaced, what stays as it is."""
+
+import json
+import re
+from collections import Counter
+from itertools import product
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from test_run import RECIPE, labelled
+from test_tasks import EXAMPLES
+
+import deftx
+from deftx import cli
+from deftx.errors import DeftxError
+from deftx.experiments.recipe import load_recipe
+from deftx.experiments.run import prepare
+from deftx.tasks import respelling as module
+from deftx.tasks.data import lower_case, written
+from deftx.tasks.respelling import Spelling, cognates, respell
+from deftx.tasks.table import TASKS
+
+WORD = st.text("abc", min_size=2, max_size=7)
+WORDS = st.lists(WORD, max_size=25)
+
+
+def distance(one, other):
+    """The fewest letters to put in, leave out or replace."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(other, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
+@given(WORDS, WORDS)
+def test_the_words_found_are_those_that_a_search_of_all_pairs_finds(texts, source):
+    count = Counter(source)
+    known = [word for word in count if count[word] >= 2 and len(word) >= 4]
+    expected = {}
+    for word in {word for word in texts if count[word] < 2 and len(word) >= 4}:
+        alike = {other: 1 - distance(word, other) / max(len(word), len(other)) for other in known}
+        near = [other for other in known if alike[other] >= 0.7 - 1e-9]
+        if near:
+            expected[word] = min(near, key=lambda other: (-round(alike[other], 6), -count[other], other))
+    assert cognates([" ".join(texts)], [" ".join(source)]) == expected
+
+
+@given(WORDS, WORDS)
+def test_each_word_is_found_by_itself(texts, source):
+    known = [" ".join(source)]
+    alone = {word: other for text in texts for word, other in cognates([text], known).items()}
+    assert cognates(texts, known) == alone
+
+
+def test_more_words_than_are_compared_at_once():
+    words = ["".join(letters) for letters in product("aeiou", "kst", "aeiou", "kst", "aeiou")]
+    found = cognates([" ".join(words)], [" ".join(f"{word}xy" for word in words)] * 2)
+    assert len(words) > 2 * module.ROWS
+    assert found == {word: f"{word}xy" for word in words}
+
+
+def test_only_the_words_that_occur_most_are_looked_at(monkeypatch):
+    source, texts = ["karena makanan karena"] * 2, ["kareuna", "makananna kareuna"]
+    assert cognates(texts, source) == {"kareuna": "karena", "makananna": "makanan"}
+    monkeypatch.setattr(module, "MOST", 1)
+    assert cognates(texts, source) == {"kareuna": "karena"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "source"), [([], ["abcd"] * 2), (["abcd"], []), ([""], [""]), (["1234"], ["1235 1235"])]
+)
+def test_without_words_there_are_none(texts, source):
+    assert cognates(texts, source) == {}
+
+
+def test_vowels_that_are_written_as_marks_are_parts_of_words():
+    assert cognates(["प्रतीक्षा"], ["प्रतिक्षा "] * 2) == {"प्रतीक्षा": "प्रतिक्षा"}
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_capitals_stay_or_go_and_so_does_all_that_is_no_word_of_the_table(lower):
+    table, spelt = {"nang": "yang", "dangan": "dengan"}, "Yang, DENGAN 5 yang-x! Nangka dengan_yang"
+    found = respell("Nang, DANGAN 5 nang-x! Nangka dangan_nang", Spelling(table, lower))
+    assert found == (spelt.lower() if lower else spelt)
+
+
+@given(st.text(max_size=40))
+def test_a_text_without_words_of_the_table_stays(text):
+    if "ab" not in text.lower():
+        assert respell(text, Spelling({"ab": "cd"}, False)) == text
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_examples_of_every_task_keep_their_labels(task):
+    examples = EXAMPLES[task]
+    source = [re.sub(r"[aeiou]", "y", text) for text in written(examples) * 2]
+    found = deftx.respelt(examples, source, task=task)
+    assert found.labels == examples.labels
+    assert len(found) == len(examples)
+
+
+def test_words_are_those_of_the_source_and_those_that_it_has_stay():
+    examples = deftx.Examples(["Kareuna enak", "karana maha"], pairs=["lamak", "karena"], labels=["a", "b"])
+    spelt = deftx.Examples(["Karena enak", "karena mahal"], pairs=["lamak", "karena"], labels=["a", "b"])
+    assert deftx.respelt(examples, ["Karena mahal"] * 2) == spelt
+    assert deftx.respelt(examples, ["Karena"], ["karena mahal", "mahal"]) == spelt
+    assert deftx.respelt(examples, ["Karena mahal"] * 2, words=False) == examples
+
+
+@pytest.mark.parametrize(("with_capitals", "lower"), [(0, True), (2, True), (3, False), (200, False)])
+def test_capitals_go_where_the_task_has_seen_hardly_any(with_capitals, lower):
+    like = ["Karena enak"] * with_capitals + ["karena enak"] * (200 - with_capitals)
+    examples = deftx.Examples(["Kareuna ENAK"], labels=["a"])
+    assert deftx.respelt(examples, like).texts == ["karena enak" if lower else "Karena ENAK"]
+    assert deftx.respelt(examples, like, words=False).texts == ["kareuna enak" if lower else "Kareuna ENAK"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "lower"),
+    [
+        ([], False),
+        (["karena enak", "5"], True),
+        (["Karena enak", "karena"], False),
+        (["karena"] * 99 + ["Karena"], True),
+        (["karena"] * 98 + ["Karena"], False),
+        (["प्रतीक्षा", "5"], False),  # letters without cases
+        (["प्रतीक्षा", "karena"], True),
+    ],
+)
+def test_texts_are_in_lower_case_where_hardly_any_has_a_capital_but_could(texts, lower):
+    assert lower_case(texts) == lower
+
+
+def in_longer_words(text):
+    """Syllables put together by twos."""
+    return re.sub(r"\b(\w\w) (\w\w)\b", r"\1\2", text)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Data of a recipe, languages that differ in a vowel and capitals, and variants that put them into one spelling."""
+    monkeypatch.chdir(tmp_path)
+    tiny.save_base(tmp_path / "base")
+    labelled(tmp_path / "src.tsv", 0)
+    files = {"txt": "\n".join(tiny.sentences(60)), "tsv": (tmp_path / "src.tsv").read_text()}
+    for name, vowel in {"src": "o", "tar": "U", "far": "y"}.items():
+        for suffix, text in files.items():
+            (tmp_path / f"{name}.{suffix}").write_text(in_longer_words(text).replace("o", vowel))
+    languages = {name: f"{name}.txt" for name in ("src", "tar", "far")}
+    tests = {name: f"{name}.tsv" for name in languages}
+    variants = {
+        "DeFT-X": {},
+        "case": {"respell": "case"},
+        "words": {"respell": "words"},
+        "again": {"respell": "words", "task": {"rank": 2}},
+    }
+    changed = {**RECIPE, "variants": variants, "languages": languages, "test": tests, "leakage": "ignore"}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(changed))
+    return tmp_path
+
+
+def test_a_variant_is_scored_on_texts_in_another_spelling_and_shares_the_rest(folder):
+    ready = prepare(load_recipe(folder / "recipe.yaml"), folder / "store")
+    steps = {(u.variant, u.name, ready.plan.steps[s].kind): s for s, uses in ready.plan.uses.items() for u in uses}
+    for name in ("src", "tar", "far", "task"):
+        assert steps["DeFT-X", name, "vector"] == steps["case", name, "vector"] == steps["words", name, "vector"]
+    tests = {key[:2]: ready.plan.steps[step].about["test"] for key, step in steps.items() if key[2] == "score"}
+    like, text = deftx.read_text("src.tsv"), deftx.read_text("src.txt")
+    for name in ("tar", "far"):
+        plain = deftx.read_examples(f"{name}.tsv")
+        expected = {
+            "DeFT-X": plain,
+            "case": deftx.respelt(plain, like, words=False),
+            "words": deftx.respelt(plain, like, text),
+        }
+        for variant, examples in expected.items():
+            assert ready.store.examples(tests[variant, name]) == examples
+        assert expected["words"].texts != expected["case"].texts
+        assert (expected["case"] != plain) == (name == "tar")
+        assert tests["again", name] == tests["words", name]
+    assert tests["DeFT-X", "src"] == tests["case", "src"] == tests["words", "src"]
+
+
+def test_a_recipe_that_respells_words_needs_the_text_of_its_source(folder):
+    changes = {"variants": {"none": {"target": False, "source": False, "respell": "words"}}, "languages": {}}
+    told = {**json.loads((folder / "recipe.yaml").read_text()), **changes}
+    (folder / "recipe.yaml").write_text(json.dumps(told))
+    with pytest.raises(DeftxError, match="no text for 'src'"):
+        load_recipe(folder / "recipe.yaml")
+    told["variants"]["none"]["respell"] = "case"
+    (folder / "recipe.yaml").write_text(json.dumps(told))
+    prepare(load_recipe(folder / "recipe.yaml"), folder / "store")
+
+
+@pytest.fixture
+def typed(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["data", "respell", *map(str, arguments)])
+        return ended.value.code or 0, capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".jsonl", ".csv"])
+@pytest.mark.parametrize("options", [[], ["--case-only"], ["--text", "src.txt"]])
+def test_the_command_writes_the_same_rows_in_the_spelling_of_the_source(folder, typed, suffix, options):
+    code, printed = typed("tar.tsv", "--like", "src.tsv", *options, "--out", f"new{suffix}")
+    assert code == 0, printed.err
+    assert printed.out.startswith(f"new{suffix}: the texts of tar.tsv, all in lower case, ")
+    found, plain = deftx.read_examples(f"new{suffix}"), deftx.read_examples("tar.tsv")
+    text = deftx.read_text("src.txt") if "--text" in options else ()
+    assert found == deftx.respelt(plain, deftx.read_text("src.tsv"), text, words="--case-only" not in options)
+    assert found.texts != plain.texts
+
+
+def test_the_command_changes_lists_of_words_and_tells_what_it_found(folder, typed):
+    (folder / "tags.jsonl").write_text('{"words": ["Karana", "enak"], "tags": ["C", "A"]}\n' * 2)
+    (folder / "ind.txt").write_text("Karena makan\n" * 2)
+    code, printed = typed("tags.jsonl", "--like", "ind.txt", "--column", "words", "--out", "new.jsonl", "--json")
+    assert code == 0, printed.err
+    assert json.loads(printed.out) == {"lower_case": False, "words": {"karana": "karena"}}
+    rows = [json.loads(line) for line in (folder / "new.jsonl").read_text().splitlines()]
+    assert rows == [{"words": ["Karena", "enak"], "tags": ["C", "A"]}] * 2
+
+
+def test_the_command_changes_lines_of_text(folder, typed):
+    (folder / "new.txt").write_text("Karana enak.\n\nmaha\n")
+    (folder / "ind.txt").write_text("karena mahal\n" * 2)
+    code, printed = typed("new.txt", "--like", "ind.txt", "--out", "spelt.txt")
+    assert code == 0, printed.err
+    assert (folder / "spelt.txt").read_text() == "karena enak.\n\nmahal\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tar.tsv", "--like", "src.txt", "--out", "tar.tsv"], "exists"),
+        (["tar.tsv", "--like", "src.txt", "--out", "new.tsv", "--column", "review"], "has no column 'review'"),
+        (["tar.tsv", "--like", "none.txt", "--out", "new.tsv"], "does not exist"),
+        (["tar.tsv", "--like", "src.txt", "--text", "none.txt", "--out", "new.tsv"], "does not exist"),
+        (["tar.tsv", "--like", "src.txt", "--out", "new.docx"], "unknown kind of file to write"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(folder, typed, arguments, said):
+    before = sorted(folder.iterdir())
+    code, printed = typed(*arguments)
+    assert code == 2
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
