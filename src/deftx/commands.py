@@ -15,7 +15,7 @@ from deftx.errors import DeftxError
 from deftx.models import check_tokenizer, load_composed, load_tokenizer, longest_input, place, save_model, task_noted
 from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
-from deftx.tasks.data import Examples, lower_case, read_text, written
+from deftx.tasks.data import Examples, capitals, read_text, written
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.respelling import Spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for
@@ -141,9 +141,8 @@ def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]
 
 def _warn_of_capitals(task: SparseVector, examples: Examples) -> None:
     """Warn where a task was learnt from texts without capitals, and is to read others."""
-    learnt, texts = task.info.get("data"), written(examples)
-    without = isinstance(learnt, Mapping) and learnt.get("lower_case") is True
-    if without and not lower_case(texts) and any(text != text.lower() for text in texts):
+    learnt = task.info.get("data")
+    if isinstance(learnt, Mapping) and learnt.get("lower_case") is True and capitals(written(examples)):
         fix = "`deftx data respell --case-only` writes texts as those were"
         warnings.warn(f"the task was learnt from texts without capitals, and these have some: {fix}", stacklevel=2)
 

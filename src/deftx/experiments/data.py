@@ -3,6 +3,7 @@ the first training."""
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from deftx.fit import check_settings
 from deftx.models import about_tokenizer, load_language_model, load_tokenizer
 from deftx.settings import Fit
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
-from deftx.tasks.data import Examples, read_text
+from deftx.tasks.data import Examples, capitals, lower_case, read_text, written
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
 from deftx.tasks.table import task_of
 
@@ -59,7 +60,17 @@ def read(recipe: Recipe) -> Data:
         _identity(recipe.base, model),
         {},
     )
+    _warn_of_capitals(recipe, data)
     return data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
+
+
+def _warn_of_capitals(recipe: Recipe, data: Data) -> None:
+    """Warn where the labelled texts have no capitals, test texts have some, and some variant leaves them so."""
+    learnt = [text for examples in data.train.values() for text in written(examples)]
+    unlike = [name for name, examples in data.test.items() if capitals(written(examples))]
+    if lower_case(learnt) and unlike and not all(variant.respell for variant in recipe.variants.values()):
+        where = f"the labelled texts have no capitals, and the test texts of {', '.join(unlike)} have some"
+        warnings.warn(f"{where}: `respell: case` of a variant takes them away", stacklevel=2)
 
 
 def _identity(base: str, model: PreTrainedModel) -> str:

@@ -57,10 +57,15 @@ def written(examples: Examples) -> list[str]:
     return [*examples.texts, *(examples.pairs or []), *chain(*(examples.parts or []))]
 
 
+def capitals(texts: Sequence[str]) -> bool:
+    """Whether more than a few of the texts have a capital."""
+    return sum(text != text.lower() for text in texts) > FEW * len(texts)
+
+
 def lower_case(texts: Sequence[str]) -> bool:
     """Whether hardly any of the texts has a capital, though their letters have two cases."""
     cased = [text for text in texts if text.lower() != text.upper()]
-    return bool(cased) and sum(text != text.lower() for text in cased) <= FEW * len(cased)
+    return bool(cased) and not capitals(cased)
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
