@@ -13,6 +13,7 @@ import torch
 import transformers
 from hypothesis import settings
 
+from deftx import cli
 from deftx.baselines import adapters
 
 transformers.utils.logging.set_verbosity_error()
@@ -27,6 +28,18 @@ def _quick_collections():
     """The Trainer collects garbage at each start: not among all that the libraries hold for good."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command in this process: its exit code, and what it printed."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        return ended.value.code or 0, capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_base
 
-from deftx import cli
 from deftx.errors import DeftxError
 from deftx.experiments.data import read
 from deftx.experiments.recipe import load_recipe
@@ -165,13 +165,8 @@ def test_a_run_ignores_it_where_it_is_told_to(folder):
 
 
 @pytest.fixture
-def trim(folder, capsys):
-    def typed(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["data", "trim", *map(str, arguments)])
-        return ended.value.code or 0, capsys.readouterr()
-
-    return typed
+def trim(folder, command):
+    return partial(command, "data", "trim")
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])

@@ -1,8 +1,9 @@
-"""Words put into the spelling of a related language: which are found, how many are replaced, what stays as it is."""
+"""Words put into the spelling of a related language: which are found, where capitals go, what stays as it is."""
 
 import json
 import re
 from collections import Counter
+from functools import partial
 from itertools import product
 
 import pytest
@@ -13,7 +14,6 @@ from test_run import RECIPE, labelled
 from test_tasks import EXAMPLES
 
 import deftx
-from deftx import cli
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
@@ -198,13 +198,8 @@ def test_a_recipe_that_respells_words_needs_the_text_of_its_source(folder):
 
 
 @pytest.fixture
-def typed(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["data", "respell", *map(str, arguments)])
-        return ended.value.code or 0, capsys.readouterr()
-
-    return run
+def typed(command):
+    return partial(command, "data", "respell")
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".jsonl", ".csv"])
