@@ -20,6 +20,7 @@ from deftx.cli import main
 from deftx.commands import learn
 from deftx.errors import DeftxError
 from deftx.storage.files import load
+from deftx.storage.folders import new_file
 from deftx.tasks.masked_lm import MaskedLM
 from deftx.tasks.supervised import Supervised
 from deftx.training import checkpoint
@@ -122,8 +123,11 @@ def kill_again_and_again(kind):
 
 
 def fit(work):
-    """As a training does: leave a file of work, and give what was learnt."""
-    (work / "phase1.safetensors").touch()
+    """As a training does: leave a file of work, written by a library that makes another; give what was learnt."""
+    with new_file(work / "phase1.safetensors") as half:
+        other = half.with_name(".tmpAbCdEf")
+        other.touch()
+        other.rename(half)
     return replace(example(), head=None, info={"data": {}})
 
 

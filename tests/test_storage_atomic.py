@@ -19,8 +19,9 @@ from test_storage import assert_same, example
 
 from deftx.errors import DeftxError
 from deftx.storage import files
+from deftx.storage.delta import save_delta
 from deftx.storage.files import load, save
-from deftx.storage.folders import check_target, claimed
+from deftx.storage.folders import check_target, claimed, new_file
 
 
 class Crash(BaseException):
@@ -145,6 +146,33 @@ def test_leftovers_of_other_vectors_are_left_alone(tmp_path):
     (tmp_path / ".v.0123abcd.tmp").mkdir()
     save(example(), tmp_path / "v")
     assert sorted(path.name for path in tmp_path.iterdir()) == [neighbour.name, "v"]
+
+
+def test_what_a_killed_writer_left_beside_its_file_goes_with_the_next_attempt(tmp_path):
+    """As safetensors does, which writes to a file of its own and renames it."""
+    child = os.fork()
+    if child == 0:
+        with new_file(tmp_path / "file") as half:
+            half.with_name(".tmpAbCdEf").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".tmpAbCdEf"]
+    with new_file(tmp_path / "file") as half:
+        half.write_text("whole")
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_may_be_read_by_those_who_may_read_their_folder(tmp_path, mask):
+    """Also those that safetensors writes for their owner alone."""
+    before = os.umask(mask)
+    try:
+        save(example(), tmp_path / "v")
+        save_delta(tmp_path / "delta.safetensors", {"a": torch.zeros(2)}, {})
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~mask}
 
 
 def kill_at_random_moments(parent, rounds):

@@ -1,6 +1,7 @@
 """What the commands of `deftx.cli` do, between parsing and printing."""
 
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -55,8 +56,10 @@ def learn(out: Path, fit: Callable[[Path], SparseVector], sources: Sequence[str]
             if not force:  # what is at OUT from here on is this vector
                 (work / LOCK).write_text(SAVING)
             save(vector, target, force=force)
-        for file in [*work.glob("*.safetensors"), *work.glob(".*.tmp")]:
+        for file in work.glob("*.safetensors"):
             file.unlink(missing_ok=True)
+        for leftover in work.glob(".*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
     return vector
 
 

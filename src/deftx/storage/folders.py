@@ -3,7 +3,7 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -77,40 +77,56 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     the old folder as `.NAME.old`: `find` looks for it there, and the next replacement cleans up. An exception in
     the block leaves everything as it was.
     """
-    new = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        new.mkdir()
+    with _scratch(target) as new:
         yield new
-        for path in [*new.rglob("*"), new]:
+        files = [*new.rglob("*")]
+        _share(files, new)
+        for path in [*files, new]:
             _sync(path)
         if force:
             _set_aside(target)
         os.rename(new, target)
         _sync(target.parent)
         shutil.rmtree(_aside(target), ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what is there at the end of the block becomes `path`, once the disk holds it.
+    """A name to write to; what is there at the end of the block becomes `path`, once the disk holds it.
 
-    The folder is made where it is missing. What a crash left of an earlier attempt is removed.
+    The folder of `path` is made where it is missing. What a crash left of an earlier attempt is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
-        leftover.unlink(missing_ok=True)
-    half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with _scratch(path) as folder:
+        half = folder / path.name
         yield half
+        _share([half], folder)
         _sync(half)
         half.replace(path)
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A new empty folder beside `target`, which is gone at the end; so are those that crashes left.
+
+    A library that writes a file may make others beside it until that is done: in here they are nobody's.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    new.mkdir()
+    try:
+        yield new
     finally:
-        half.unlink(missing_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _share(paths: Sequence[Path], folder: Path) -> None:
+    """Let those read who may read `folder`, which is new: safetensors 0.8 writes files for their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in paths:
+        if path.is_file():
+            path.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:
