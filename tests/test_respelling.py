@@ -240,6 +240,8 @@ def test_the_command_changes_lines_of_text(folder, typed):
         (["tar.tsv", "--like", "none.txt", "--out", "new.tsv"], "does not exist"),
         (["tar.tsv", "--like", "src.txt", "--text", "none.txt", "--out", "new.tsv"], "does not exist"),
         (["tar.tsv", "--like", "src.txt", "--out", "new.docx"], "unknown kind of file to write"),
+        (["tar.tsv", "--like", "src.txt", "--spelling", "tar.tsv"], "exists"),
+        (["tar.tsv", "--like", "src.txt"], "say what to write: --out FILE for the texts, --spelling FILE"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(folder, typed, arguments, said):
@@ -249,3 +251,41 @@ def test_wrong_input_is_one_line_and_writes_nothing(folder, typed, arguments, sa
     assert said in printed.err
     assert printed.err.count("\n") == 1
     assert sorted(folder.iterdir()) == before
+
+
+def test_what_the_command_tells_is_a_spelling_for_later_texts(folder, typed):
+    code, printed = typed("tar.tsv", "--like", "src.tsv", "--text", "src.txt", "--spelling", "spelling.json")
+    assert code == 0, printed.err
+    assert printed.out.startswith("spelling.json: a spelling for tar.tsv, all in lower case, ")
+    plain, like, text = deftx.read_examples("tar.tsv"), deftx.read_text("src.tsv"), deftx.read_text("src.txt")
+    spelling = deftx.read_spelling("spelling.json")
+    assert spelling == deftx.spelling_for(plain.texts, like, text)
+    assert spelling.lower
+    assert spelling.words
+    assert [respell(line, spelling) for line in plain.texts] == deftx.respelt(plain, like, text).texts
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"3",
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"lower_case": true}',
+        b'{"lower_case": 1, "words": {}}',
+        b'{"lower_case": true, "words": ["karana"]}',
+        b'{"lower_case": true, "words": {"karana": 3}}',
+    ],
+)
+def test_another_file_is_no_spelling(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(DeftxError, match=r"file holds no spelling: write one with `deftx data respell"):
+        deftx.read_spelling(tmp_path / "file")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DeftxError, match=r"cannot read .*file: No such file"):
+        deftx.read_spelling(tmp_path / "file")

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tiny import random_vector, sentences
 
 import deftx
 from deftx.cli import main
+from deftx.commands import switcher_for
 from deftx.errors import DeftxError
 from deftx.models import load_task_model
 from deftx.serving import Limits
@@ -323,6 +325,42 @@ def test_vectors_are_combined_by_the_rule_that_is_named(command, parts, monkeypa
     expected = deftx.compose(base, task, languages["min"], rule="ties:density=0.8").state_dict()
     with served[0].language("min") as model:
         assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+
+
+def test_texts_are_read_in_the_spelling_that_is_named(command, parts, monkeypatch, tmp_path):
+    served, file = [], tmp_path / "min.json"
+    monkeypatch.setattr("deftx.serving.app.serve", lambda switcher, *_: served.append(switcher))
+    file.write_text('{"lower_case": true, "words": {"ba": "be"}}')
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--spelling", f"min={file}"])
+    assert not end.value.code
+    with serving(served[0]) as port:
+        shares = {text: ask(port, [text], "min")[1]["predictions"] for text in ("BA be", "be be")}
+        others = {text: ask(port, [text], "ace")[1]["predictions"] for text in ("BA be", "be be")}
+    assert shares["BA be"] == shares["be be"]
+    assert others["BA be"] != others["be be"]
+
+
+@pytest.mark.parametrize("name", ["", "mni="])
+def test_a_spelling_of_no_language_is_one_line(command, capsys, tmp_path, name):
+    (tmp_path / "min.json").write_text('{"lower_case": true, "words": {}}')
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--spelling", f"{name}{tmp_path / 'min.json'}"])
+    shown = capsys.readouterr().err
+    assert end.value.code == 2
+    assert shown.count("\n") == 1
+    assert f"--spelling {name}{tmp_path / 'min.json'} " in shown
+    assert "languages: ace, ban, min" in shown
+
+
+def test_a_task_that_has_seen_no_capitals_is_warned_of(parts, recwarn):
+    base, task, languages = parts
+    task = replace(task, info={**task.info, "data": {"lower_case": True}})
+    spellings = {"ace": deftx.Spelling({}, lower=True)}
+    with pytest.warns(UserWarning, match=r"without capitals, and texts in ban, min may have some; --spelling says"):
+        switcher_for(base, [task], languages, spellings, rule="sum", any_base=False)
+    switcher_for(base, [task], languages, dict.fromkeys(NAMES, spellings["ace"]), rule="sum", any_base=False)
+    assert [str(one.message) for one in recwarn if "capitals" in str(one.message)] == []
 
 
 def test_an_address_that_is_taken_is_one_line(command, capsys):

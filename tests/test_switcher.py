@@ -250,3 +250,22 @@ def test_vectors_of_another_tokenizer_are_refused(parts):
     other = SparseVector(languages["ace"].tensors, info={"tokenizer": {"name": "other", "digest": "f" * 64}})
     with pytest.raises(DeftxError, match="made with the tokenizer other"):
         deftx.Switcher(base, task, {"ace": other})
+
+
+def test_texts_are_read_in_the_spelling_of_their_language(parts):
+    base, task, languages = parts
+    spelling = deftx.Spelling({"ba": "be", "di": "do"}, lower=True)
+    texts, names = ["Ba be", "di BA", "Ba be", "di BA", "Ba be"], ["min", "ace", "ace", None, None]
+    switcher = deftx.Switcher(base, task, languages, spellings={"min": spelling, "ace": spelling})
+    found = switcher.probabilities(Examples(texts), names)
+    spelt = Examples(["be be", "do be", "be be", "di BA", "Ba be"])
+    plain = deftx.Switcher(base, task, languages)
+    assert torch.equal(found, plain.probabilities(spelt, names))
+    assert not torch.equal(found, plain.probabilities(Examples(texts), names))
+    assert switcher.predict(Examples(texts), names) == plain.predict(spelt, names)
+
+
+def test_the_spelling_of_a_language_that_is_not_there_is_refused(parts):
+    base, task, languages = parts
+    with pytest.raises(DeftxError, match=r"unknown language .mni.*known: ace, ban, min"):
+        deftx.Switcher(base, task, languages, spellings={"mni": deftx.Spelling({}, lower=True)})

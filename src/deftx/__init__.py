@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deftx.storage.share import pull, push
     from deftx.switcher import Switcher
     from deftx.tasks.data import Columns, Examples, read_text
-    from deftx.tasks.respelling import respelt
+    from deftx.tasks.respelling import Spelling, read_spelling, respelt, spelling_for
     from deftx.tasks.table import read_examples
     from deftx.training.sparse import sparse_tuning
 
@@ -36,6 +36,7 @@ __all__ = [
     "LanguageTraining",
     "Scales",
     "SparseVector",
+    "Spelling",
     "Switcher",
     "TaskFit",
     "TaskTraining",
@@ -55,11 +56,13 @@ __all__ = [
     "pull",
     "push",
     "read_examples",
+    "read_spelling",
     "read_text",
     "respelt",
     "save",
     "select",
     "sparse_tuning",
+    "spelling_for",
     "split_half_ranks",
     "transfer",
     "tune_scales",
@@ -83,7 +86,7 @@ _HOMES = {
     "storage.files": ["load", "save"],
     "storage.share": ["pull", "push"],
     "tasks.data": ["Columns", "Examples", "read_text"],
-    "tasks.respelling": ["respelt"],
+    "tasks.respelling": ["Spelling", "read_spelling", "respelt", "spelling_for"],
     "tasks.table": ["read_examples"],
     "switcher": ["Switcher"],
     "training.sparse": ["sparse_tuning"],

@@ -1,5 +1,6 @@
 """What the commands of `deftx.cli` do, between parsing and printing."""
 
+import json
 import os
 import shutil
 import warnings
@@ -16,9 +17,10 @@ from deftx.errors import DeftxError
 from deftx.models import check_tokenizer, load_composed, load_tokenizer, longest_input, place, save_model, task_noted
 from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
+from deftx.switcher import Switcher
 from deftx.tasks.data import Examples, capitals, read_text, written
 from deftx.tasks.leakage import by_row, leaks
-from deftx.tasks.respelling import Spelling, respell, spelling_for
+from deftx.tasks.respelling import Spelling, plain_spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for
 from deftx.tasks.supervised import Task, evaluate, predict
 from deftx.training import processes
@@ -142,10 +144,34 @@ def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]
     return _shown(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))
 
 
+def switcher_for(
+    base: str,
+    tasks: Sequence[SparseVector],
+    languages: Mapping[str, SparseVector],
+    spellings: Mapping[str, Spelling],
+    *,
+    rule: str,
+    any_base: bool,
+) -> Switcher:
+    """What is served: of several task vectors, the first one's head counts."""
+    switcher = Switcher(base, tasks, languages, rule=rule, head=0, spellings=spellings, force=any_base)
+    as_written = [name for name in languages if name not in spellings]
+    if as_written and _without_capitals(tasks[0]):
+        fix = "--spelling says how to read them: see `deftx data respell`"
+        some = f"texts in {', '.join(as_written)} may have some"
+        warnings.warn(f"the task was learnt from texts without capitals, and {some}; {fix}", stacklevel=2)
+    return switcher
+
+
+def _without_capitals(task: SparseVector) -> bool:
+    """Whether a task was learnt from texts without capitals."""
+    learnt = task.info.get("data")
+    return isinstance(learnt, Mapping) and learnt.get("lower_case") is True
+
+
 def _warn_of_capitals(task: SparseVector, examples: Examples) -> None:
     """Warn where a task was learnt from texts without capitals, and is to read others."""
-    learnt = task.info.get("data")
-    if isinstance(learnt, Mapping) and learnt.get("lower_case") is True and capitals(written(examples)):
+    if _without_capitals(task) and capitals(written(examples)):
         fix = "`deftx data respell --case-only` writes texts as those were"
         warnings.warn(f"the task was learnt from texts without capitals, and these have some: {fix}", stacklevel=2)
 
@@ -174,14 +200,26 @@ def trim(
 
 
 def write_respelt(
-    data: str, like: Sequence[str], text: Sequence[str], columns: Sequence[str], out: Path, *, words: bool, force: bool
+    data: str,
+    like: Sequence[str],
+    text: Sequence[str],
+    columns: Sequence[str],
+    out: Path | None,
+    *,
+    spelling_out: Path | None = None,
+    words: bool = True,
+    force: bool = False,
 ) -> Spelling:
-    """Write texts to OUT in the spelling of the source, see `deftx.respelt`, and tell in which.
+    """Write texts to OUT in the spelling of the source, see `deftx.respelt`, and tell in which; it is written to
+    `spelling_out`, where `deftx.read_spelling` reads it.
 
     columns  those to change; without any, those of TEXT_COLUMNS that the data has. A cell may be a list of words
     """
-    if out.exists() and not force:
-        raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
+    if not (out or spelling_out):
+        raise DeftxError("say what to write: --out FILE for the texts, --spelling FILE for how they are spelt, or both")
+    for file in (out, spelling_out):
+        if file and file.exists() and not force:
+            raise DeftxError(f"{file} exists: choose another file, or replace it with --force")
     table = open_source(data)
     cells = {name: [_words(v) for _, v in table.values(name)] for name in _columns(table, columns)}
     ours = [
@@ -193,7 +231,10 @@ def write_respelt(
         for name, column in cells.items()
     }
     spelt = replace(table, column=lambda name: changed[name] if name in changed else table.column(name))
-    write_text(out, rows_for(out, spelt, range(len(table.lines))))
+    if out:
+        write_text(out, rows_for(out, spelt, range(len(table.lines))))
+    if spelling_out:
+        write_text(spelling_out, json.dumps(plain_spelling(spelling), ensure_ascii=False, indent=1))
     return spelling
 
 

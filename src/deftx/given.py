@@ -16,6 +16,7 @@ from deftx.settings import Fit, changed, merged
 from deftx.several import check_same_languages
 from deftx.storage.files import load
 from deftx.tasks.data import Columns, Examples
+from deftx.tasks.respelling import Spelling, read_spelling
 from deftx.tasks.supervised import Task
 
 F = TypeVar("F", bound=Fit)
@@ -125,6 +126,18 @@ def tests_of(
         if language not in tests:
             raise DeftxError(f"there is no test data for language {language!r}: add --test {language}=FILE")
     return tests
+
+
+def spellings_of(texts: Sequence[str], languages: Sequence[str]) -> dict[str, Spelling]:
+    """Spellings by language; a lone one needs no name where there is one language."""
+    found = {}
+    for name, file in by_language("--spelling", texts).items():
+        language = name or (languages[0] if len(languages) == 1 else name)
+        if language not in languages:
+            which = f"{name}={file} needs a --language {name}=VECTOR" if name else f"{file} is for which language?"
+            raise DeftxError(f"--spelling {which}; languages: {', '.join(languages) or 'none is given'}")
+        found[language] = read_spelling(file)
+    return found
 
 
 def _name(vector: str) -> str:

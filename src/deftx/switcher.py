@@ -21,6 +21,7 @@ from deftx.errors import DeftxError, unknown
 from deftx.models import Base, check_tokenizer, load_tokenizer, place
 from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.data import Examples
+from deftx.tasks.respelling import Spelling, respell
 from deftx.tasks.supervised import predict
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Switcher:
     languages  name -> language vector, or several that are applied together
     rule       how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
     head       of several task vectors with heads, whose is used: 0 is the first
+    spellings  name -> how `predict` and `probabilities` write that language's texts anew: see `spelling_for`
     force      go on, with a warning, where the base has other weights than the vectors' base
 
     `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"], rule=rule,
@@ -53,8 +55,8 @@ class Switcher:
     entry of each language; with the sum these are the language vector's. The model is on the GPU if there is one.
 
     One thread at a time has the model, and no other language than its own can be written meanwhile. A switch that is
-    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, and for
-    vectors that were made with another tokenizer.
+    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, for vectors
+    that were made with another tokenizer, and for the spelling of a language that is not there.
     """
 
     def __init__(
@@ -65,9 +67,13 @@ class Switcher:
         *,
         rule: str = "sum",
         head: int | None = None,
+        spellings: Mapping[str, Spelling] | None = None,
         force: bool = False,
     ) -> None:
         rule_of(rule)
+        self._spellings = dict(spellings or {})
+        for name in self._spellings.keys() - languages.keys():
+            raise unknown("language", name, languages)
         tasks = [task] if isinstance(task, SparseVector) else list(task)
         named = {name: [some] if isinstance(some, SparseVector) else list(some) for name, some in languages.items()}
         every = [vector for some in named.values() for vector in some]
@@ -143,8 +149,11 @@ class Switcher:
         answers: dict[int, T] = {}
         for name in sorted(set(languages), key=lambda name: name not in self._written):  # the one at hand first
             rows = [row for row, language in enumerate(languages) if language == name]
+            some = examples.at(rows)
+            if name in self._spellings:
+                some = self._task.respelt(some, partial(respell, spelling=self._spellings[name]))
             with self.language(name) as model:
-                found = answer(model, self._tokenizer, examples.at(rows), self._length)
+                found = answer(model, self._tokenizer, some, self._length)
             answers |= dict(zip(rows, found, strict=True))
         return [answers[row] for row in range(len(examples))]
 

@@ -140,7 +140,10 @@ def data_trim(
 def data_respell(
     data: Annotated[str, typer.Argument(help=f"Texts in a target language, labelled or not ({FORMATS}).", **FILE)],
     like: Annotated[list[str], option(f"What the task was learnt from ({FORMATS}); may be repeated.", **FILE)],
-    out: Annotated[Path, option("File to write.", metavar="FILE", parser=path)],
+    out: Annotated[Path | None, option("File for the texts.", metavar="FILE", parser=path)] = None,
+    spelling: Annotated[
+        Path | None, option("File for how they are spelt, for `deftx serve`.", metavar="FILE", parser=path)
+    ] = None,
     text: Annotated[
         list[str] | None, option(f"Further text of the same language ({FORMATS}); may be repeated.", **FILE)
     ] = None,
@@ -153,11 +156,15 @@ def data_respell(
 ) -> None:
     """Put a target's texts into the spelling of a related language that a task was learnt in."""
     from deftx import commands
+    from deftx.tasks.respelling import plain_spelling
 
-    found = commands.write_respelt(data, like, text or [], column or [], out, words=not case_only, force=force)
+    found = commands.write_respelt(
+        data, like, text or [], column or [], out, spelling_out=spelling, words=not case_only, force=force
+    )
     if as_json:
-        print_json({"lower_case": found.lower, "words": dict(found.words)})
+        print_json(plain_spelling(found))
         return
     some = ", ".join(f"{word} {other}" for word, other in list(found.words.items())[:6])
     such, how = f", such as {some}" if some else "", ", all in lower case" if found.lower else ""
-    print(f"{out}: the texts of {data}{how}, {len(found.words):,} words in another spelling{such}")
+    what = f"{out}: the texts of" if out else f"{spelling}: a spelling for"
+    print(f"{what} {data}{how}, {len(found.words):,} words in another spelling{such}")

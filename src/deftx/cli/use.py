@@ -145,6 +145,10 @@ def serve(
     task: Tasks,
     language: Languages = None,
     rule: Rule = "sum",
+    spelling: Annotated[
+        list[str] | None,
+        option("How a language's texts are read: a file of `deftx data respell --spelling`.", metavar="[NAME=]FILE"),
+    ] = None,
     host: Annotated[str, option("Address to listen at; 0.0.0.0 for all of this machine's.", metavar="HOST")] = (
         "127.0.0.1"
     ),
@@ -161,10 +165,11 @@ def serve(
         from deftx.serving.app import serve as answer
     except ModuleNotFoundError as error:
         raise not_installed(error, "serve") from error
-    from deftx import given
+    from deftx import commands, given
     from deftx.storage.files import load
-    from deftx.switcher import Switcher
 
     limits = Limits(max_batch, max_chars, max_body, max_waiting)
     tasks, languages = [load(folder) for folder in task], given.named_languages(language or [])
-    answer(Switcher(base, tasks, languages, rule=rule, head=0, force=any_base), limits, host, port)
+    spellings = given.spellings_of(spelling or [], list(languages))
+    switcher = commands.switcher_for(base, tasks, languages, spellings, rule=rule, any_base=any_base)
+    answer(switcher, limits, host, port)

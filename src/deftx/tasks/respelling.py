@@ -6,15 +6,20 @@ that is meant, without a dictionary. Nothing is trained for it. (The idea is our
 model knows is called lexical normalisation.)
 """
 
+import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
+from deftx.errors import DeftxError
 from deftx.tasks.data import Examples, lower_case, written
 from deftx.tasks.table import task_of
 
@@ -59,8 +64,13 @@ def respelt(
     return kind.respelt(examples, lambda line: respell(line, spelling))
 
 
-def spelling_for(texts: Sequence[str], like: Sequence[str], text: Sequence[str], *, words: bool) -> Spelling:
-    """How `texts` are put into the spelling of the source: see `respelt`."""
+def spelling_for(
+    texts: Sequence[str], like: Sequence[str], text: Sequence[str] = (), *, words: bool = True
+) -> Spelling:
+    """How `texts` are put into the spelling of the source, and others of their language as far as they share words.
+
+    The other parameters are those of `respelt`.
+    """
     return Spelling(cognates(texts, [*like, *text]) if words else {}, lower_case(like))
 
 
@@ -90,6 +100,26 @@ def respell(text: str, spelling: Spelling) -> str:
     words = spelling.words
     spelt = _WORD.sub(lambda found: _as_capital_as(found.group(), words.get(found.group().lower(), "")), text)
     return spelt.lower() if spelling.lower else spelt
+
+
+def plain_spelling(spelling: Spelling) -> dict[str, Any]:
+    """What is written of a spelling, as JSON."""
+    return {"lower_case": spelling.lower, "words": dict(spelling.words)}
+
+
+def read_spelling(file: str | os.PathLike[str]) -> Spelling:
+    """The spelling in a file that `deftx data respell --spelling` has written. Raises DeftxError for any other."""
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        lower, words = found["lower_case"], found["words"]
+        right = isinstance(lower, bool) and all(isinstance(word, str) for word in words.values())
+    except OSError as error:
+        raise DeftxError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        right = False
+    if not right:
+        raise DeftxError(f"{file} holds no spelling: write one with `deftx data respell ... --spelling FILE`")
+    return Spelling(words, lower)
 
 
 def _counts(texts: Iterable[str]) -> Counter[str]:
