@@ -678,3 +678,14 @@ def test_a_table_shows_mean_and_spread_over_seeds() -> None:
     ]
     assert table(found).splitlines()[2] == "| A | 60.0 ± 14.1 | 70.0 ± 0.0 | 65.0 ± 7.1 |"
     assert table(found[:3]).splitlines()[2] == "| A | 60.0 ± 14.1 | 70.0 | 60.0 |"
+
+
+def test_a_table_has_the_languages_of_the_labels_last_and_not_in_the_average() -> None:
+    scores = [("x", 0.5), ("s", 0.9), ("y", 0.7)]
+    found = [Score("A", 0, name, 4, {"macro_f1": f1}) for name, f1 in scores]
+    assert table(found, labelled={"s", "t"}).splitlines()[::2] == [
+        "|  | x | y | average | s |",
+        "| A | 50.0 | 70.0 | 60.0 | 90.0 |",
+    ]
+    assert table(found[1:2], labelled=["s"]).splitlines()[::2] == ["|  | average | s |", "| A |  | 90.0 |"]
+    assert table(found[:2], labelled=["s"]).splitlines()[2] == "| A | 50.0 | 50.0 | 90.0 |"

@@ -56,7 +56,7 @@ def run(
     if as_json:
         print_json([score.row() for score in scores])
     else:
-        print(table(scores, str(checked.task.training.metric)), end="")
+        print(table(scores, str(checked.task.training.metric), checked.labelled), end="")
 
 
 @app.command(epilog="Example: deftx runs runs")

@@ -12,7 +12,7 @@ The results of the steps are in a store, which runs share: see `deftx.experiment
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -196,7 +196,7 @@ def _write_scores(run: Prepared, out: Path) -> None:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), half)
     trimmed = "; ".join(f"{name} {how_much}" for name, how_much in run.trimmed.items())
     note = f"\nLeft out of training, since it holds evaluation text: {trimmed}.\n" if trimmed else ""
-    write_text(out / TABLE, table(found, str(run.recipe.task.training.metric)) + note)
+    write_text(out / TABLE, table(found, str(run.recipe.task.training.metric), run.recipe.labelled) + note)
 
 
 def _pyarrow() -> Any:
@@ -207,22 +207,23 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def table(found: Sequence[Score], metric: str = "macro_f1") -> str:
-    """A Markdown table of a metric in percent: a row per variant, a column per language and their average.
+def table(found: Sequence[Score], metric: str = "macro_f1", labelled: Collection[str] = ()) -> str:
+    """A Markdown table of a metric in percent: a row per variant, a column per target and their average, then those of
+    languages whose labels were learnt from.
 
     Cells are mean ± sample standard deviation over the seeds; the average is taken within a seed first, over the
-    seeds that have scores in all languages. A cell without scores is empty.
+    seeds that have scores of all targets. A cell without scores is empty.
     """
     variants, languages = (list(dict.fromkeys(getattr(s, by) for s in found)) for by in ("variant", "language"))
-    rows = [["", *languages, "average"], ["---"] * (len(languages) + 2)]
+    targets, sources = ([n for n in languages if (n in labelled) == learnt] for learnt in (False, True))
+    rows = [["", *targets, "average", *sources], ["---"] * (len(languages) + 2)]
     for variant in variants:
         cells = {(s.seed, s.language): 100 * s.scores[metric] for s in found if s.variant == variant}
         seeds = sorted({seed for seed, _ in cells})
-        columns = [[cells[seed, name] for seed in seeds if (seed, name) in cells] for name in languages]
-        whole = [
-            [cells[seed, name] for name in languages] for seed in seeds if all((seed, n) in cells for n in languages)
-        ]
-        rows.append([variant, *map(_cell, columns), _cell([mean(values) for values in whole])])
+        columns = {name: [cells[seed, name] for seed in seeds if (seed, name) in cells] for name in languages}
+        whole = [seed for seed in seeds if targets and all((seed, name) in cells for name in targets)]
+        average = _cell([mean(cells[seed, name] for name in targets) for seed in whole])
+        rows.append([variant, *(_cell(columns[n]) for n in targets), average, *(_cell(columns[n]) for n in sources)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
