@@ -63,8 +63,8 @@ WHY = """## How far from the floor, and why
 ## What could not be measured
 
 There was no GPU to measure on. The scripts take one where there is one; nothing of theirs has run there yet. bf16 is
-measured where the processor has instructions for it. `recipes/nusax-nano.yaml` with ten steps a phase took 437 s by ours
-and 586 s by the plain way, once, beside other work (`docs/log.md`): its row is yet to be measured.
+measured where the processor has instructions for it. `recipes/nusax-nano.yaml` with ten steps a phase took 437 s by
+ours and 586 s by the plain way, once, beside other work (`docs/log.md`): its row is yet to be measured.
 
 The EPYC's rows at XLM-R base's shape are of the code as it is; it is half as fast as the Xeon, in all rows and by the
 plain way too. The Xeon's rows of training and of denoising at that shape were measured before some changes: batches of
