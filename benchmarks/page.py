@@ -66,17 +66,18 @@ There was no GPU to measure on. The scripts take one where there is one; nothing
 measured where the processor has instructions for it. `recipes/nusax-nano.yaml` with ten steps a phase took 437 s by
 ours and 586 s by the plain way, once, beside other work (`docs/log.md`): its row is yet to be measured.
 
-The EPYC's rows at XLM-R base's shape are of the code as it is; it is half as fast as the Xeon, in all rows and by the
-plain way too. The Xeon's rows of training and of denoising at that shape were measured before some changes: batches of
-a task in parts of like length, attention beside bf16 in fp32 (little difference at this shape), the penalty's gradient
-a few rows at a time, and candidates in one array, with which denoising at rank 100 takes 6.1 s there (`docs/log.md`).
+The EPYC's rows at XLM-R base's shape are of the code as it is, without those of dropout and bf16; where a row
+computes, it takes about twice as long as the Xeon, by the plain way too. The Xeon's rows of training and of denoising
+at that shape were measured before some changes: batches of a task in parts of like length, attention beside bf16 in
+fp32 (little difference at this shape), the penalty's gradient a few rows at a time, and candidates in one array, with
+which denoising at rank 100 takes 6.1 s there (`docs/log.md`).
 
 ## Goals that are missed
 
 They were set in seconds of one machine; the Xeon is the nearest to it that we had.
 
-- **Denoising at rank 100**: 6.1 s for 5 s. With four fifths of the embedding's rows unseen by the text, as they are for
-  most languages, 4.8 s. The embedding's Gram matrix takes 1.4 s at seven tenths of the speed of large products, the
+- **Denoising at rank 100**: 6.1 s for 5 s. Where four fifths of the embedding's rows are not in the text,
+  4.8 s. The embedding's Gram matrix takes 1.4 s at seven tenths of the speed of large products, the
   eigen-decompositions 2.1 s on both cores (`docs/log.md`).
 - **Applying and undoing**: 0.18 to 0.21 s for 0.12 s; the floor is 0.09 to 0.10 s. It reads the entries once and writes
   them twice. torch's reading alone takes 0.04 to 0.05 s for two thirds of them, and its writing as long each time.
