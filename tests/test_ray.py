@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_run import RECIPE, labelled, same
 from tiny import save_base, sentences
+from tiny_run import RECIPE, labelled, same
 
 from deftx.errors import DeftxError
 from deftx.experiments.executors import MANY, on_ray

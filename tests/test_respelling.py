@@ -10,8 +10,8 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from test_run import RECIPE, labelled
 from test_tasks import EXAMPLES
+from tiny_run import RECIPE, labelled
 
 import deftx
 from deftx.errors import DeftxError

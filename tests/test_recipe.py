@@ -1,0 +1,93 @@
+"""What a recipe may say, what it may extend, and how what is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_run import RECIPE, recipe, write_recipe
+
+from deftx.errors import DeftxError
+from deftx.experiments.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
+    assert recipe(folder).needed_languages("none") == []
+    assert recipe(folder).needed_languages("DeFT-X") == ["src", "tar"]
+
+
+def test_a_recipe_extends_another(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / "above.yaml").write_text(
+        "extends: below.yaml\ntask: {rank: 7}\nvariants: {none: null}\nlanguage: {training: {max_steps: null}}"
+    )
+    both = load_recipe(tmp_path / "above.yaml")
+    assert set(both.variants) == {"LT-SFT", "DeFT-X"}
+    assert (both.task.rank, both.task.k, both.task.training.max_steps) == (7, "5%", 4)
+    assert both.language.training.max_steps == 100_000  # its default again
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: above.yaml", "extends itself"),
+        ("extends: ../below.yaml", "same folder"),
+        ("extends: 3", "same folder"),
+        ("extends: none.yaml", "cannot read the recipe .*none.yaml"),
+    ],
+)
+def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "above.yaml").write_text(text)
+    with pytest.raises(DeftxError, match=said):
+        load_recipe(tmp_path / "above.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sourec": "src"}, "did you mean 'source'"),
+        ({"language": {"training": {"learning_rat": 1}}}, "did you mean 'language.training.learning_rate'"),
+        ({"variants": {"none": {"task": {"ranc": 1}}}}, "did you mean 'rank'"),
+        ({"seeds": "many"}, "seeds"),
+        ({"test": {"elsewhere": "tar.tsv"}}, "no text for 'elsewhere'"),
+        ({"variants": {"none": {"compose": "tise"}}}, "unknown rule 'tise'.*did you mean 'ties'"),
+        ({"variants": {"none": {"compose": "ties:density=2"}}}, "density = 2: give a share"),
+        ({"languages": {"task": "tar.txt"}}, "cannot be called 'task'"),
+        ({"languages": {"../tar": "tar.txt"}}, "cannot be called '../tar'"),
+        ({"languages": {"..": "tar.txt"}}, "cannot be called '..'"),
+        ({"baseline": "LTSFT"}, "did you mean 'LT-SFT'"),
+        ({"task": {"task": "taging"}}, "did you mean 'tagging'"),
+        ({"task": {"training": {"metric": "f1"}}}, "unknown metric of classification 'f1'"),
+        ({"task": {"task": "regression"}, "ngrams": False}, "macro_f1 and accuracy, which regression has not"),
+        ({"task": {"task": "ner"}, "ngrams": False}, "macro_f1 or accuracy, not span_f1: set task.training.metric"),
+        ({"task": {"task": "tagging"}}, "ngrams are a baseline for classification, not for tagging"),
+        ({"variants": {"none": {"task": {"task": "tagging"}}}}, "variant 'none' has the task tagging"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_named(folder: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(DeftxError, match=said):
+        recipe(folder, changes)
+
+
+@pytest.mark.parametrize("missing", ["source", "train", "valid"])
+def test_a_recipe_without_labelled_data_is_refused(folder: Path, missing: str) -> None:
+    with pytest.raises(DeftxError, match="either as source, train and valid, or as sources"):
+        recipe(folder, {missing: ""})
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("[!_]*.yaml")), ids=lambda file: file.stem)
+def test_what_is_in_recipes_is_a_recipe(file: Path) -> None:
+    assert load_recipe(file).variants
+
+
+def test_one_source_is_held_against_three() -> None:
+    found = load_recipe(RECIPES / "several-nano.yaml")
+    assert (found.leakage, found.seeds, list(found.test)) == ("trim", (0, 1, 2), ["ace", "ban", "bjn", "mad", "min"])
+    sources = {variant: found.sources_of(variant) for variant in found.variants}
+    assert sorted(sources.values()) == [["ind"]] * 2 + [["ind", "eng", "jav"]] * 2

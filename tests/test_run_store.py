@@ -1,0 +1,88 @@
+"""What runs leave: their list, their room, what can go, how long more of the same will take."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_run import recipe, write_recipe
+
+from deftx.experiments import housekeeping
+from deftx.experiments.run import Score, estimate, prepare, run_recipe
+from deftx.experiments.store import Store, size
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[Score]:
+    return run_recipe(recipe(folder), folder / "out")
+
+
+def test_plans_runs_and_room(found, folder, command) -> None:
+    run = "run", folder / "recipe.yaml", "--out", folder / "planned", "--dry-run"
+    plan = json.loads(command(*run, "--json")[1].out)
+    assert len(plan["steps"]) == 20
+    assert plan["seconds_left"] == 0
+    assert "38 steps, 18 to do: about " in command(*run, "--set", "seeds=[0,1]")[1].out
+    assert not (folder / "planned").exists()
+    assert "no such steps were timed yet" in command(*run, "--store", folder / "new")[1].out
+    about = {Path(row["folder"]).name: row for row in json.loads(command("runs", folder, "--json")[1].out)}
+    assert (about["out"]["steps"], about["out"]["done"], about["out"]["scored"]) == (20, 20, 8)
+    assert about["out"]["bytes"] > 0
+
+
+def test_pruning_keeps_what_runs_need(folder, tmp_path, command) -> None:
+    run_recipe(recipe(folder), tmp_path / "one")
+    store, before = tmp_path / "store", size(tmp_path / "store")
+    run_recipe(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 3}}}}), tmp_path / "one")
+    assert not list(housekeeping.prunable(Store(tmp_path / "none"), tmp_path, deltas=True))
+    assert "3 folders" in command("prune", store, "--dry-run")[1].out  # the vector and the scores of rank 2
+    assert command("prune", store)[0] == 0
+    assert "5 folders" in command("prune", store, "--deltas")[1].out
+    assert size(store) < before / 2
+    rest = prepare(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 3}}}}), store)
+    assert not rest.left()  # what phase 1 learnt is needed only for vectors that are not there
+    other = prepare(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 4}}}}), store)
+    assert [step.kind for step in other.left()] == ["delta", "vector", "score", "score"]
+
+
+def test_a_vector_that_is_not_finished_keeps_its_delta(folder, tmp_path) -> None:
+    run_recipe(recipe(folder), tmp_path / "one")
+    for step in (tmp_path / "store" / "steps").glob("vector-*"):
+        for file in sorted(step.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        step.rmdir()
+    gone = list(housekeeping.prunable(Store(tmp_path / "store"), tmp_path, deltas=True))
+    assert not [path for path in gone if path.name.startswith("delta-")]
+
+
+def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
+    run = prepare(recipe(folder), tmp_path / "store")
+    assert estimate(run) is None
+    for number, step in enumerate(run.plan.steps.values()):
+        with run.store.making(step.id, {"kind": step.kind, "cost": step.cost, **step.about}) as (_, made):
+            pass
+        record = json.loads((made.parent / step.id / "step.json").read_text())
+        (run.store.folder(step.id) / "step.json").write_text(json.dumps({**record, "seconds": 2.0 * step.cost}))
+        if number == 0:
+            assert estimate(run) is None
+    more = prepare(recipe(folder, {"seeds": [0, 1]}), tmp_path / "store")
+    assert estimate(more) == sum(2.0 * step.cost for step in more.left())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "recipe.yaml", "--executor", "raj"], "unknown executor 'raj' (did you mean 'ray'?)"),
+        (["run", "recipe.yaml", "--jobs", "0"], "Input should be greater than or equal to 1"),
+        (["prune", "nowhere"], "nowhere is not a store"),
+    ],
+)
+def test_wrong_options_are_one_line(folder, monkeypatch, command, arguments, said) -> None:
+    monkeypatch.chdir(folder)
+    code, printed = command(*arguments)
+    assert code == 2
+    assert said in printed.err
