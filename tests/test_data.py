@@ -108,9 +108,8 @@ def test_labels_are_not_needed_when_none_are_asked_for(written):
 def test_a_missing_column_is_named_beside_those_there_are(written):
     path = written(["review", "stars"], [("a", "1")])
     assert (
-        message(read_examples, path)
-        == f"{path} has no column 'text', only 'review', 'stars': say which column to read,"
-        " or write the columns' names as a first line if there are none"
+        message(read_examples, path) == f"{path} has no column 'text', only 'review', 'stars': say which column to read"
+        " (--column, --text-column, --label-column), or write the columns' names as a first line if there are none"
     )
     assert "no column 'label'" in message(read_examples, path, Columns(text="review"))
     assert "no column 'title'" in message(read_examples, path, Columns(text="review", pair="title", label="stars"))
@@ -152,6 +151,7 @@ def test_plain_text_serves_as_unlabelled_examples_line_by_line(file):
     [
         ("data.tsv", "text\tlabel\na\tx\nb\ty\n"),
         ("data.csv", "text,label\na,x\nb,y\n"),
+        ("data.csv", "text;label\na;x\nb;y\n"),
         ("data.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'),
     ],
 )
@@ -164,6 +164,13 @@ def test_a_csv_field_may_hold_line_ends_and_later_lines_are_still_counted(file):
     content = 'text,label\n"two\nlines",x\n\nb,y\n'
     assert read_examples(file("data.csv", content)).texts == ["two\nlines", "b"]
     assert "line 5:" in message(read_examples, file("data.csv", content.replace("b,y", "b,")))
+
+
+def test_semicolons_divide_a_csv_only_where_its_header_says_so(file):
+    content = 'text;label\n"a;b, c";x\nd, e;y\n'
+    assert read_examples(file("data.csv", content)) == Examples(["a;b, c", "d, e"], None, ["x", "y"])
+    assert read_examples(file("data.csv", "text,label\na;b,x\n")).texts == ["a;b"]
+    assert read_text(file("data.csv", 'text\na;b\n"c, d"\n')) == ["a;b", "c, d"]
 
 
 def test_integer_labels_become_strings_and_null_texts_empty(tmp_path):

@@ -30,7 +30,10 @@ class Table:
         """Each value of a column, after its place in words."""
         if name not in self.names:
             there = ", ".join(f"{name!r:.40}" for name in self.names)  # without a header these are whole texts
-            what = "say which column to read, or write the columns' names as a first line if there are none"
+            what = (
+                "say which column to read (--column, --text-column, --label-column), "
+                "or write the columns' names as a first line if there are none"
+            )
             raise DeftxError(f"{self.source} has no column {name!r}, only {there}: {what}")
         for line, value in zip(self.lines, self.column(name), strict=True):
             yield f"{self.source}, {self.unit} {line}", value
@@ -139,7 +142,12 @@ def _csv(path: Path) -> Table:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
+    """Rows after the lines they begin in; semicolons divide fields, as spreadsheets write them where the comma is a
+    decimal mark, if the header has such and no comma."""
+    text = _decoded(path)
+    header = text.lstrip("\r\n").split("\n", 1)[0]
+    separator = ";" if ";" in header and "," not in header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     start = 1
     try:
         for fields in reader:
