@@ -11,9 +11,9 @@ import pytest
 import tiny
 import torch
 import transformers
+import typed
 from hypothesis import settings
 
-from deftx import cli
 from deftx.baselines import adapters
 
 transformers.utils.logging.set_verbosity_error()
@@ -31,15 +31,29 @@ def _quick_collections():
 
 
 @pytest.fixture
-def command(capsys):
-    """Runs a command in this process: its exit code, and what it printed."""
+def run(capsys):
+    """Runs a command in this process."""
 
     def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        return ended.value.code or 0, capsys.readouterr()
+        capsys.readouterr()
+        code = typed.typed(*arguments)
+        return typed.Done(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder with data, two bases, and what the first commands of a user make of them."""
+    return typed.make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def here(home, tmp_path, monkeypatch):
+    """An empty folder to work in; `home` is beside it, as in what users type."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").symlink_to(home)
+    return tmp_path
 
 
 @pytest.fixture

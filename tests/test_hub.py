@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Fault, Repo
-from test_cli import typed
 from test_storage import assert_same, example
+from typed import typed
 
 import deftx
 from deftx.core.backbone import head, tunable

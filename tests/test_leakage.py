@@ -165,16 +165,16 @@ def test_a_run_ignores_it_where_it_is_told_to(folder):
 
 
 @pytest.fixture
-def trim(folder, command):
-    return partial(command, "data", "trim")
+def trim(folder, run):
+    return partial(run, "data", "trim")
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
 def test_trimming_writes_the_other_rows_as_they_were(folder, tmp_path, trim, suffix):
     out = tmp_path / f"out{suffix}"
-    code, printed = trim(folder / "train.tsv", "--against", folder / "test.tsv", "--out", out)
-    assert code == 0
-    assert printed.out.splitlines() == [
+    done = trim(folder / "train.tsv", "--against", folder / "test.tsv", "--out", out)
+    assert done.code == 0
+    assert done.out.splitlines() == [
         f"{folder}/train.tsv, line 2: equal, {folder}/test.tsv, line 3",
         f"1 rows of {folder}/train.tsv hold evaluation text; the others are in {out}",
     ]
@@ -188,10 +188,10 @@ def test_trimming_writes_the_other_rows_as_they_were(folder, tmp_path, trim, suf
 
 def test_trimming_plain_text_and_json(folder, tmp_path, trim):
     out = tmp_path / "out.txt"
-    code, printed = trim(folder / "tar.txt", "--against", folder / "test.tsv", "--out", out, "--json")
-    assert code == 0
+    done = trim(folder / "tar.txt", "--against", folder / "test.tsv", "--out", out, "--json")
+    assert done.code == 0
     row = {"row": f"{folder}/tar.txt, line 2", "of": f"{folder}/test.tsv, line 3", "kind": "equal"}
-    assert json.loads(printed.out) == [row]
+    assert json.loads(done.out) == [row]
     assert out.read_text() == "ba bo bu\nga ge gi\n"
 
 
@@ -207,8 +207,8 @@ def test_trimming_plain_text_and_json(folder, tmp_path, trim):
 )
 def test_wrong_input_is_one_line_and_writes_nothing(folder, trim, arguments, said):
     before = sorted(Path(folder).iterdir())
-    code, printed = trim(*[folder / a if "." in a else a for a in arguments])
-    assert code == 2
-    assert said in printed.err
-    assert printed.err.count("\n") == 1
+    done = trim(*[folder / a if "." in a else a for a in arguments])
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
     assert sorted(Path(folder).iterdir()) == before

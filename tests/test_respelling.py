@@ -198,16 +198,16 @@ def test_a_recipe_that_respells_words_needs_the_text_of_its_source(folder):
 
 
 @pytest.fixture
-def typed(command):
-    return partial(command, "data", "respell")
+def typed(run):
+    return partial(run, "data", "respell")
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".jsonl", ".csv"])
 @pytest.mark.parametrize("options", [[], ["--case-only"], ["--text", "src.txt"]])
 def test_the_command_writes_the_same_rows_in_the_spelling_of_the_source(folder, typed, suffix, options):
-    code, printed = typed("tar.tsv", "--like", "src.tsv", *options, "--out", f"new{suffix}")
-    assert code == 0, printed.err
-    assert printed.out.startswith(f"new{suffix}: the texts of tar.tsv, all in lower case, ")
+    done = typed("tar.tsv", "--like", "src.tsv", *options, "--out", f"new{suffix}")
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"new{suffix}: the texts of tar.tsv, all in lower case, ")
     found, plain = deftx.read_examples(f"new{suffix}"), deftx.read_examples("tar.tsv")
     text = deftx.read_text("src.txt") if "--text" in options else ()
     assert found == deftx.respelt(plain, deftx.read_text("src.tsv"), text, words="--case-only" not in options)
@@ -217,9 +217,9 @@ def test_the_command_writes_the_same_rows_in_the_spelling_of_the_source(folder, 
 def test_the_command_changes_lists_of_words_and_tells_what_it_found(folder, typed):
     (folder / "tags.jsonl").write_text('{"words": ["Karana", "enak"], "tags": ["C", "A"]}\n' * 2)
     (folder / "ind.txt").write_text("Karena makan\n" * 2)
-    code, printed = typed("tags.jsonl", "--like", "ind.txt", "--column", "words", "--out", "new.jsonl", "--json")
-    assert code == 0, printed.err
-    assert json.loads(printed.out) == {"lower_case": False, "words": {"karana": "karena"}}
+    done = typed("tags.jsonl", "--like", "ind.txt", "--column", "words", "--out", "new.jsonl", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"lower_case": False, "words": {"karana": "karena"}}
     rows = [json.loads(line) for line in (folder / "new.jsonl").read_text().splitlines()]
     assert rows == [{"words": ["Karena", "enak"], "tags": ["C", "A"]}] * 2
 
@@ -227,8 +227,8 @@ def test_the_command_changes_lists_of_words_and_tells_what_it_found(folder, type
 def test_the_command_changes_lines_of_text(folder, typed):
     (folder / "new.txt").write_text("Karana enak.\n\nmaha\n")
     (folder / "ind.txt").write_text("karena mahal\n" * 2)
-    code, printed = typed("new.txt", "--like", "ind.txt", "--out", "spelt.txt")
-    assert code == 0, printed.err
+    done = typed("new.txt", "--like", "ind.txt", "--out", "spelt.txt")
+    assert done.code == 0, done.err
     assert (folder / "spelt.txt").read_text() == "karena enak.\n\nmahal\n"
 
 
@@ -246,17 +246,17 @@ def test_the_command_changes_lines_of_text(folder, typed):
 )
 def test_wrong_input_is_one_line_and_writes_nothing(folder, typed, arguments, said):
     before = sorted(folder.iterdir())
-    code, printed = typed(*arguments)
-    assert code == 2
-    assert said in printed.err
-    assert printed.err.count("\n") == 1
+    done = typed(*arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
     assert sorted(folder.iterdir()) == before
 
 
 def test_what_the_command_tells_is_a_spelling_for_later_texts(folder, typed):
-    code, printed = typed("tar.tsv", "--like", "src.tsv", "--text", "src.txt", "--spelling", "spelling.json")
-    assert code == 0, printed.err
-    assert printed.out.startswith("spelling.json: a spelling for tar.tsv, all in lower case, ")
+    done = typed("tar.tsv", "--like", "src.tsv", "--text", "src.txt", "--spelling", "spelling.json")
+    assert done.code == 0, done.err
+    assert done.out.startswith("spelling.json: a spelling for tar.tsv, all in lower case, ")
     plain, like, text = deftx.read_examples("tar.tsv"), deftx.read_text("src.tsv"), deftx.read_text("src.txt")
     spelling = deftx.read_spelling("spelling.json")
     assert spelling == deftx.spelling_for(plain.texts, like, text)

@@ -21,27 +21,27 @@ def found(folder: Path) -> list[Score]:
     return run_recipe(recipe(folder), folder / "out")
 
 
-def test_plans_runs_and_room(found, folder, command) -> None:
-    run = "run", folder / "recipe.yaml", "--out", folder / "planned", "--dry-run"
-    plan = json.loads(command(*run, "--json")[1].out)
+def test_plans_runs_and_room(found, folder, run) -> None:
+    planned = "run", folder / "recipe.yaml", "--out", folder / "planned", "--dry-run"
+    plan = json.loads(run(*planned, "--json").out)
     assert len(plan["steps"]) == 20
     assert plan["seconds_left"] == 0
-    assert "38 steps, 18 to do: about " in command(*run, "--set", "seeds=[0,1]")[1].out
+    assert "38 steps, 18 to do: about " in run(*planned, "--set", "seeds=[0,1]").out
     assert not (folder / "planned").exists()
-    assert "no such steps were timed yet" in command(*run, "--store", folder / "new")[1].out
-    about = {Path(row["folder"]).name: row for row in json.loads(command("runs", folder, "--json")[1].out)}
+    assert "no such steps were timed yet" in run(*planned, "--store", folder / "new").out
+    about = {Path(row["folder"]).name: row for row in json.loads(run("runs", folder, "--json").out)}
     assert (about["out"]["steps"], about["out"]["done"], about["out"]["scored"]) == (20, 20, 8)
     assert about["out"]["bytes"] > 0
 
 
-def test_pruning_keeps_what_runs_need(folder, tmp_path, command) -> None:
+def test_pruning_keeps_what_runs_need(folder, tmp_path, run) -> None:
     run_recipe(recipe(folder), tmp_path / "one")
     store, before = tmp_path / "store", size(tmp_path / "store")
     run_recipe(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 3}}}}), tmp_path / "one")
     assert not list(housekeeping.prunable(Store(tmp_path / "none"), tmp_path, deltas=True))
-    assert "3 folders" in command("prune", store, "--dry-run")[1].out  # the vector and the scores of rank 2
-    assert command("prune", store)[0] == 0
-    assert "5 folders" in command("prune", store, "--deltas")[1].out
+    assert "3 folders" in run("prune", store, "--dry-run").out  # the vector and the scores of rank 2
+    assert run("prune", store).code == 0
+    assert "5 folders" in run("prune", store, "--deltas").out
     assert size(store) < before / 2
     rest = prepare(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 3}}}}), store)
     assert not rest.left()  # what phase 1 learnt is needed only for vectors that are not there
@@ -81,8 +81,8 @@ def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
         (["prune", "nowhere"], "nowhere is not a store"),
     ],
 )
-def test_wrong_options_are_one_line(folder, monkeypatch, command, arguments, said) -> None:
+def test_wrong_options_are_one_line(folder, monkeypatch, run, arguments, said) -> None:
     monkeypatch.chdir(folder)
-    code, printed = command(*arguments)
-    assert code == 2
-    assert said in printed.err
+    done = run(*arguments)
+    assert done.code == 2
+    assert said in done.err

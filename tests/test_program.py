@@ -1,0 +1,69 @@
+"""The program `deftx` in a process of its own, its settings and its help."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+from typed import QUICK
+
+import deftx
+from deftx import given
+from deftx.settings import LANGUAGE_PRESETS, LanguageFit
+
+
+def test_later_settings_win_and_a_preset_comes_first():
+    flags = {"k": "5%", "rank": "100", "method": None}
+    changes = ["k=3", "training.batch_size=4", "training.report_to=[wandb]"]
+    chosen = given.settings_from(LanguageFit(), LANGUAGE_PRESETS, "quick", flags, changes)
+    quick = LANGUAGE_PRESETS["quick"]
+    training = quick.training.model_copy(update={"batch_size": 4, "report_to": ("wandb",)})
+    assert chosen == quick.model_copy(update={"k": 3, "rank": 100, "training": training})
+    assert given.settings_from(LanguageFit(), LANGUAGE_PRESETS, None, {}, []) == LanguageFit()
+
+
+def program(*arguments: object) -> subprocess.CompletedProcess[str]:
+    typed = [sys.executable, *map(str, arguments)]
+    return subprocess.run(typed, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_importing_deftx_or_its_command_imports_nothing_heavy():
+    heavy = "torch transformers pydantic numpy pandas sklearn matplotlib yaml safetensors".split()
+    code = f"import sys, deftx, deftx.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert program("-c", code).stdout == "[]\n"
+
+
+def test_the_program_keeps_results_and_news_apart(home, tmp_path):
+    task = ["--base", home / "base", "--train", home / "train.tsv", "--valid", home / "valid.tsv"]
+    done = program("-m", "deftx.cli", "fit", "task", *task, "--out", tmp_path / "task", *QUICK)
+    assert done.returncode == 0
+    alone = "; without --source, so learnt on the base alone"
+    assert re.fullmatch(rf".*task: task vector, k = 278, held-out macro_f1 0\.\d+{alone}\n", done.stdout)
+    assert all("━" in line for line in done.stderr.splitlines() if line), done.stderr
+
+
+def test_the_program_refuses_with_one_line_and_code_2(home):
+    done = program("-m", "deftx.cli", "inspect", home / "min", home)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"deftx: .* is not a vector: it has no vector\.json; in it are .*\n", done.stderr)
+
+
+def test_the_command_is_installed_under_its_name(run):
+    (script,) = entry_points(group="console_scripts", name="deftx")
+    assert script.value == "deftx.cli:main"
+    assert run("--version").out == f"{deftx.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["fit language", "fit task", "compose", "evaluate", "predict", "inspect", "push", "pull", "convert", "delta"],
+        *["data trim", "demo", "report", "run", "runs", "prune", "serve", "doctor"],
+    ],
+)
+def test_every_command_explains_itself_with_an_example(run, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "200")
+    done = run(*name.split(), "--help")
+    assert done.code == 0
+    assert f"Example: deftx {name} " in done.out
