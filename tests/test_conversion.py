@@ -159,6 +159,44 @@ def test_whole_tensors_of_the_backbone_and_a_pooler_are_read_beside_their_base(t
     assert torch.allclose(ours.get_parameter(norm), whole)
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (1, 16), (1 << 20, 1 << 20)])
+def test_a_pooler_of_another_shape_is_refused_before_room_is_made_for_it(tmp_path, bases, shape):
+    load_task_model(bases("bert"), LABELS).bert.save_pretrained(tmp_path / "base")
+    pooler = Entries(torch.tensor([1]), torch.ones(1), shape)
+    head = {"classifier.weight": torch.ones(2, 16), "classifier.bias": torch.zeros(2)}
+    (tmp_path / "sft").mkdir()
+    lt_sft.write(tmp_path / "sft" / lt_sft.FILE, {"bert.pooler.dense.weight": pooler}, head)
+    with pytest.raises(DeftxError, match=r"in the file, \(16, 16\) in the base"):
+        read(tmp_path / "sft", tmp_path / "base")
+    with pytest.raises(DeftxError, match="give --base"):
+        read(tmp_path / "sft")
+
+
+def test_a_head_that_is_not_the_models_is_refused_and_the_kind_of_task_can_be_told(tmp_path, bases):
+    diffs = {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))}
+    write_sft(tmp_path / "sft", diffs, {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.ones(3)})
+    tagger = convert(tmp_path / "sft", tmp_path / "untold", base=bases(), labels=["N", "V", "X"])
+    with pytest.raises(DeftxError, match=r"'classifier\.bias', which is none of the head of .*--kind"):
+        compose(bases(), tagger)
+    told = convert(tmp_path / "untold", tmp_path / "told", labels=["N", "V", "X"], kind="tagging")
+    composed = compose(bases(), deftx.load(tmp_path / "told"))
+    assert told.info["task"] == "tagging"
+    assert torch.equal(composed.classifier.bias, torch.ones(3))
+    with pytest.raises(DeftxError, match="unknown task 'taging'"):
+        convert(tmp_path / "sft", tmp_path / "new", kind="taging")
+    write_sft(tmp_path / "language", diffs)
+    with pytest.raises(DeftxError, match="kind tagging: the vector has no head"):
+        convert(tmp_path / "language", tmp_path / "new", kind="tagging")
+
+
+@pytest.mark.parametrize("part", [["score.weight"], ["classifier.out_proj.weight", "classifier.out_proj.bias"], []])
+def test_a_head_that_would_be_random_in_part_is_refused(bases, part):
+    head = {name: torch.ones(2, 16)[: 1 if name.endswith("bias") else 2].squeeze() for name in part}
+    task = replace(vector_of(bases(), with_head=True), head=Head(head, LABELS))
+    with pytest.raises(DeftxError, match="the head of XLMRobertaForSequenceClassification"):
+        compose(bases(), task)
+
+
 @both_forms
 def test_what_lt_sft_wrote_and_what_we_write_come_back_bit_for_bit(tmp_path, bases, form):
     vector = vector_of(bases(), with_head=True)
@@ -264,6 +302,18 @@ def test_files_of_another_form_are_refused(tmp_path, content, form):
         read(tmp_path)
     assert lt_sft.FILE in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_long_shape_that_is_named_often_is_not_copied_each_time(tmp_path):
+    # protocol 2: a list of 1,000 numbers, once in the memo, then torch.Size of it again and again
+    listed = b"](" + b"K\x01" * 1000 + b"eq\x01"
+    sized = b"ctorch\nSize\nh\x01\x85R"
+    content = b"\x80\x02](" + listed + sized * 50 + b"e."
+    with zipfile.ZipFile(tmp_path / "pytorch_diff.bin", "w") as file:
+        file.writestr("archive/data.pkl", content)
+        file.writestr("archive/version", "3")
+    with pytest.raises(DeftxError, match="too many dimensions"):
+        lt_sft.read(tmp_path / "pytorch_diff.bin")
 
 
 def test_sharing_data_among_tensors_does_not_multiply_memory(tmp_path):

@@ -1,5 +1,7 @@
 """Combining vectors by a rule: each rule beside its definition on dense numbers, its laws, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -122,9 +124,9 @@ def test_scaled_adds_multiples(languages, task, scale):
 def test_layers_are_of_the_language_up_to_the_cut_and_of_the_task_above(language, task, cut):
     merged = dense(merge_some("layers", task, [language], cut=cut))
     present = {name for vector in (language, task) for name in vector.tensors}
-    layers = [name for name in SHAPES if name in present and "layer" in name]
+    depth = 1 + max((int(name.split(".")[2]) for name in present if "layer" in name), default=0)
     for number, name in enumerate(SHAPES):
-        lower = number == 0 or int(name.split(".")[2]) + 0.5 < cut * len(layers)
+        lower = number == 0 or int(name.split(".")[2]) + 0.5 < cut * depth
         close(merged[name], dense(language if lower else task)[name])
 
 
@@ -247,6 +249,32 @@ def test_a_merged_vector_is_added_as_any_other(rule):
     before = weights(model)
     apply(model, *to_add(rule, task, [language]))
     close((weights(model) - before).double(), flat(merge(rule, task=task, languages=[language])))
+
+
+def test_where_layers_are_cut_does_not_hang_on_whether_lower_ones_have_entries():
+    upper = {
+        f"encoder.layer.{number}.weight": Entries(torch.tensor([0]), torch.ones(1), (2,)) for number in range(6, 12)
+    }
+    merged = merge("layers:cut=0.75", task=SparseVector(upper), languages=[2.0 * SparseVector(upper)])
+    assert [float(entries.values) for entries in merged.tensors.values()] == [2.0] * 3 + [1.0] * 3
+
+
+def test_of_several_tasks_the_result_is_for_that_of_the_head():
+    tagging, sentiment = made(1, head=True), made(2, head=True)
+    tagging = replace(tagging, info={**tagging.info, "task": "tagging", "training": {"length": 7}})
+    for head, task in enumerate(["tagging", None]):
+        merged = merge("sum", task=[tagging, sentiment], head=head)
+        assert merged.info.get("task") == task
+        assert ("training" in merged.info) == (head == 0)
+    added = made(3) + tagging
+    assert (added.info["task"], added.info["training"]) == ("tagging", {"length": 7})
+
+
+def test_what_is_noted_of_options_gives_the_same_again():
+    task, language = made(1), made(2)
+    merged = merge("dare", task=task, languages=[language], seed=123456789, drop=0.123456789)
+    assert merged.info["operation"] == "dare:drop=0.123456789,seed=123456789,language_scale=1,task_scale=1"
+    assert torch.equal(flat(merge(merged.info["operation"], task=task, languages=[language])), flat(merged))
 
 
 def test_the_result_knows_its_base_its_head_and_how_to_feed_the_model():

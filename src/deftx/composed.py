@@ -9,7 +9,7 @@ from deftx.core.compose import apply
 from deftx.core.merge import rule_of, to_add, with_head
 from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base
 from deftx.errors import DeftxError
-from deftx.models import DEFAULT_TASK, TASK, Base, load_task_model, longest_input
+from deftx.models import DEFAULT_TASK, TASK, Base, check_head, longest_input, with_new_head
 from deftx.storage.fingerprint import check_base
 from deftx.tasks.supervised import Task
 from deftx.tasks.table import task_of
@@ -64,17 +64,20 @@ def without_vectors(
 
     others  further task vectors, whose heads are not used
 
+    Raises DeftxError where a vector does not fit θ0, or the task's head its model.
+
     `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
     """
     if task.head is None:
         raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
     check_language(*languages)
     check_same_base(task, *languages, *others)
-    model = load_task_model(base, task.head.labels, task=kind_of(task))
+    model, random = with_new_head(base, task.head.labels, task=kind_of(task))
     setattr(model.config, TASK, task.info.get("task", DEFAULT_TASK))  # for `load_composed`
     named = [vector for vector in (task, *languages, *others) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, force=force)
+    check_head(model, random, task.head.tensors)
     return model
 
 

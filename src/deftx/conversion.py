@@ -22,6 +22,7 @@ from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.storage.folders import MODEL, PEFT, SFT, check_target, new_folder
 from deftx.storage.formats import lt_sft, shira
 from deftx.tasks.language import language_of
+from deftx.tasks.table import task_of
 
 # Parts of masked language models that no vector holds.
 _LANGUAGE_HEADS = ("lm_head.", "cls.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector.")
@@ -47,6 +48,7 @@ def convert(
     *,
     base: Base | None = None,
     labels: Sequence[str] = (),
+    kind: str | None = None,
     force: bool = False,
 ) -> SparseVector:
     """Write the vector `old`, of any format that can be read, as `new` in the format `to`, and return it.
@@ -55,13 +57,14 @@ def convert(
     base    the model that the vector belongs to: it is checked, and its fingerprint noted where there is none.
             What needs a base and gets none takes the one that the vector names
     labels  the names of a head's outputs, for formats that do not have them
+    kind    the kind of task that a head is of, for formats that do not tell: without it classification
     force   replace what is at `new`
 
-    Raises DeftxError where a format is unknown or cannot be read or written, or the base does not fit.
+    Raises DeftxError where a format or kind is unknown, a format cannot be read or written, or the base does not fit.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
-    vector = read(old, base, labels)
+    vector = _of_kind(kind, read(old, base, labels)) if kind else read(old, base, labels)
     FORMATS[to].write(vector, Path(new), base, force)
     return vector
 
@@ -100,7 +103,7 @@ def _read_lt_sft(folder: Path, base: Base | None, labels: Sequence[str]) -> Spar
     for name in [n for n in dense if prefix and n.startswith(prefix) and not n.startswith(pooler)]:  # of the backbone
         tensors[name.removeprefix(prefix)] = _difference(name, dense.pop(name), model, prefix)
     for name in [name for name in tensors if name.startswith("pooler.")]:  # it counts as part of a head
-        dense[prefix + name] = tensors.pop(name).dense() + _weight(prefix + name, model, prefix)
+        dense[prefix + name] = _added(prefix + name, tensors.pop(name), model, prefix)
     top = _head(dense, labels) if dense else None
     converted = {"from": "lt-sft", "prefix": prefix.rstrip(".")}
     kind = "task" if top else "language"
@@ -216,6 +219,14 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     return cast(PreTrainedModel, model)
 
 
+def _of_kind(kind: str, vector: SparseVector) -> SparseVector:
+    """The task vector, noted to be of a kind of task."""
+    task_of(kind)
+    if not vector.head:
+        raise DeftxError(f"kind {kind}: the vector has no head, so it is of no kind of task: leave the kind out")
+    return replace(vector, info={**vector.info, "task": kind})
+
+
 def _base_of(vector: SparseVector, base: Base | None) -> Base:
     found: Base | None = base or vector.info.get("base")
     if found is None:
@@ -240,20 +251,25 @@ def _linear(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _weight(name: str, model: nn.Module | None, prefix: str) -> Tensor:
-    """A tensor of the base, by its name in the task model."""
+def _weight(name: str, model: nn.Module | None, prefix: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of the base, by its name in the task model. Raises DeftxError unless it is there, of this shape."""
     if model is None:
         raise DeftxError(f"the file has {name!r}, which can only be read beside its base: give --base")
     weights = dict(model.named_parameters())
     if name.removeprefix(prefix) not in weights:
         raise DeftxError(f"the base has no {name!r}: give the vector's own base")
-    return weights[name.removeprefix(prefix)].detach()
+    weight = weights[name.removeprefix(prefix)].detach()
+    if weight.shape != shape:
+        raise DeftxError(f"{name!r} is {shape} in the file, {tuple(weight.shape)} in the base: give the vector's base")
+    return weight
+
+
+def _added(name: str, change: Entries, model: nn.Module | None, prefix: str) -> Tensor:
+    return _weight(name, model, prefix, change.shape) + change.dense()
 
 
 def _difference(name: str, whole: Tensor, model: nn.Module | None, prefix: str) -> Entries:
-    before = _weight(name, model, prefix)
-    if before.shape != whole.shape:
-        raise DeftxError(f"{name!r} is {tuple(whole.shape)} in the file, {tuple(before.shape)} in the base")
+    before = _weight(name, model, prefix, tuple(whole.shape))
     flat = (whole.float() - before).view(-1)
     indices = flat.nonzero().view(-1)
     return Entries(indices, flat[indices], tuple(whole.shape))

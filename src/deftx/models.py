@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -109,8 +109,15 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
 
     Raises DeftxError where transformers has no such model of the base, or does not find the base's weights for it.
     """
+    return with_new_head(base, labels, seed, task)[0]
+
+
+def with_new_head(
+    base: Base, labels: Sequence[str], seed: int = 0, task: Task = CLASSIFICATION
+) -> tuple[PreTrainedModel, list[str]]:
+    """`load_task_model`, and the names of what is random in its head."""
     if task.auto is None:
-        return _load_writer(base)
+        return _load_writer(base), []
     numbered = dict(enumerate(labels))
     named = {"num_labels": len(labels), "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +133,16 @@ def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task
         )
     if model.config.pad_token_id is None:  # by which a decoder knows where a text ends
         model.config.pad_token_id = load_tokenizer(base).pad_token_id
-    return cast(PreTrainedModel, model)
+    return cast(PreTrainedModel, model), missing
+
+
+def check_head(model: PreTrainedModel, random: Collection[str], learnt: Collection[str]) -> None:
+    """Raise DeftxError where a task's head would be left `random` in part, or is not one of the model's."""
+    strange, bare = set(learnt) - head(model).keys(), set(random) - set(learnt)
+    if strange or bare:
+        has = f"{min(strange)!r}, which is none of the head of" if strange else f"no {min(bare)!r} for the head of"
+        why = "is it of another kind of task (deftx convert --kind) or base?"
+        raise DeftxError(f"the task vector has {has} {type(model).__name__}: {why}")
 
 
 def _load_writer(base: Base) -> PreTrainedModel:

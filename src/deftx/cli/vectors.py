@@ -112,13 +112,16 @@ def convert(
     label: Annotated[
         list[str] | None, option("Name of an output of the head, in order, where OLD has none.", metavar="NAME")
     ] = None,
+    kind: Annotated[
+        str | None, option("Kind of task of the head, if not classification, where OLD does not tell.", metavar="NAME")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Convert a vector from LT-SFT's format or PEFT's SHiRA, or to them, a whole model, or input for mergekit."""
     quiet_transformers()
     from deftx import conversion
 
-    vector = conversion.convert(old, new, to, base=base, labels=label or [], force=force)
+    vector = conversion.convert(old, new, to, base=base, labels=label or [], kind=kind, force=force)
     bound = "" if vector.info.get("base_fingerprint") else "; not bound to a base: give --base to check and note it"
     print(f"{new}: {to}, from a vector of k = {vector.k:,}{bound}")
 

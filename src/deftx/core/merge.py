@@ -23,7 +23,6 @@ from deftx.core.vector import Entries, SparseVector, check_distinct, check_same_
 from deftx.errors import DeftxError, unknown
 
 LANGUAGE, TASK = "language", "task"
-KEPT_FROM_TASK = ("training", "labels", "tokenizer")  # of the task whose head is used: how to feed the model
 
 Options = Mapping[str, float]
 
@@ -95,9 +94,8 @@ def merge(
     names = dict.fromkeys(name for term in terms for name in term.tensors)
     tensors = {name: _joined(name, terms, chosen.join) for name in names}
     top = with_head(tasks, head)
-    about = {key: top.info[key] for key in KEPT_FROM_TASK if key in top.info} if top else {}
-    written = ",".join(f"{name}={value:g}" for name, value in given.items())
-    info = {**about, **derived(f"{rule.partition(':')[0]}:{written}".rstrip(":"), *vectors)}
+    written = ",".join(f"{name}={int(value) if value == int(value) else value}" for name, value in given.items())
+    info = derived(f"{rule.partition(':')[0]}:{written}".rstrip(":"), *vectors, top=top)
     return SparseVector(tensors, top.head if top else None, info)
 
 
@@ -188,14 +186,17 @@ def _thinned_out(terms: list[Term], options: Options) -> list[Term]:
 
 
 def _by_depth(terms: list[Term], options: Options) -> list[Term]:
-    """Languages below, tasks above: the embeddings and the share `cut` of the layers, counted from the input, are of
-    the languages alone, the others of the tasks. Where one of the two is missing, nothing is cut."""
-    layers = {layer_of(name) for term in terms for name in term.tensors}
-    stacks = [layer.rpartition(".")[0] for layer in layers if layer.rpartition(".")[2].isdigit()]
+    """Languages below, tasks above: the embeddings and the share `cut` of the layers, counted from the input up to the
+    last that a vector has, are of the languages alone, the others of the tasks. Where one of the two is missing,
+    nothing is cut."""
+    depths: dict[str, int] = {}
+    for stack, _, number in (layer_of(name).rpartition(".") for term in terms for name in term.tensors):
+        if number.isdigit():
+            depths[stack] = max(depths.get(stack, 0), int(number) + 1)
 
     def lower(name: str) -> bool:
         stack, _, number = layer_of(name).rpartition(".")
-        return not number.isdigit() or int(number) + 0.5 < options["cut"] * stacks.count(stack)
+        return not number.isdigit() or int(number) + 0.5 < options["cut"] * depths[stack]
 
     if len({term.kind for term in terms}) == 1:
         return terms

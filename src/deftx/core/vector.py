@@ -13,6 +13,8 @@ from deftx.core.entries import read_entries
 from deftx.core.select import Selection
 from deftx.errors import DeftxError
 
+KEPT_WITH_HEAD = ("task", "training", "labels", "tokenizer")  # of what is noted: how a model with the head is fed
+
 
 @dataclass(frozen=True, eq=False)
 class Entries:
@@ -60,7 +62,7 @@ class SparseVector:
 
     Vectors of one base add, subtract, scale and negate as the dense differences would; the places
     of a sum are the union of the places of its terms. Heads do not add: at most one term may have
-    one, and only addition keeps it.
+    one, and only addition keeps it, with how it is to be fed.
     """
 
     tensors: Mapping[str, Entries]
@@ -78,7 +80,8 @@ class SparseVector:
             raise DeftxError("cannot add two vectors that both have a head: heads of tasks do not add up")
         names = [*self.tensors, *(name for name in other.tensors if name not in self.tensors)]
         tensors = {name: _sum(name, self.tensors.get(name), other.tensors.get(name)) for name in names}
-        return SparseVector(tensors, self.head or other.head, derived("sum", self, other))
+        top = next((vector for vector in (self, other) if vector.head), None)
+        return SparseVector(tensors, top and top.head, derived("sum", self, other, top=top))
 
     def __mul__(self, scale: float) -> "SparseVector":
         tensors = {name: entries.map(lambda values: values * scale) for name, entries in self.tensors.items()}
@@ -190,14 +193,10 @@ def _sum(name: str, first: Entries | None, second: Entries | None) -> Entries:
     return Entries(indices, values, first.shape)
 
 
-def derived(operation: str, *vectors: SparseVector) -> dict[str, Any]:
-    """Provenance of a computed vector: the base it belongs to, its task if any, and what it was computed from."""
+def derived(operation: str, *vectors: SparseVector, top: SparseVector | None = None) -> dict[str, Any]:
+    """Provenance of a computed vector: the base it belongs to, what it was computed from, and KEPT_WITH_HEAD of the
+    vector `top`, whose head it has."""
     named = [vector.info for vector in vectors if vector.info.get("base_fingerprint")]
     base = {key: named[0][key] for key in ("base", "base_fingerprint") if key in named[0]} if named else {}
-    tasks = [{"task": vector.info["task"]} for vector in vectors if vector.head and "task" in vector.info]
-    return {
-        **base,
-        **(tasks[0] if tasks else {}),
-        "operation": operation,
-        "of": [dict(vector.info) for vector in vectors],
-    }
+    about = {key: top.info[key] for key in KEPT_WITH_HEAD if key in top.info} if top else {}
+    return {**about, **base, "operation": operation, "of": [dict(vector.info) for vector in vectors]}

@@ -21,6 +21,7 @@ from torch import Tensor
 from deftx.errors import DeftxError
 
 _FLOATS = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16}
+DIMENSIONS = 8  # of a tensor, at the most
 _WIDTHS = {"i1": 1, "i2": 2, "i4": 4, "i8": 8}  # bytes of NumPy's signed integers, by their codes
 _OLD_PARTS = 5  # pickles at the start of a file of the older form: the content is the fourth
 
@@ -151,7 +152,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name; made anew each time, so that a file can change nothing that stays."""
         stand_ins: dict[str, Callable[..., Any]] = {
-            "Size": lambda numbers: tuple(numbers),
+            "Size": _size,
             "OrderedDict": lambda: {},
             "encode": lambda text, code: text.encode("latin1"),  # bytes, in protocol 2
             "dtype": lambda code, *_: _Type(code),
@@ -170,9 +171,16 @@ class _Unpickler(pickle.Unpickler):
         return self.data, key, dtype
 
 
+def _size(numbers: Any) -> tuple[Any, ...]:
+    """A shape; no longer one, which a file could name often and have copied each time."""
+    if len(numbers) > DIMENSIONS:
+        raise ValueError("it holds a tensor of too many dimensions")
+    return tuple(numbers)
+
+
 def _stored(storage: tuple[_Data, str, torch.dtype], start: int, shape: Any, strides: Any) -> Stored:
     """A tensor whose strides are those of row-major order, as in all that LT-SFT writes."""
-    if not whole([start, *shape]) or len(shape) > 8:
+    if not whole([start, *shape]) or len(shape) > DIMENSIONS:
         raise ValueError("it holds a tensor without a size")
     expected = [max(1, prod(shape[place + 1 :])) for place in range(len(shape))]
     if any(size > 1 and stride != wanted for size, stride, wanted in zip(shape, strides, expected, strict=True)):
