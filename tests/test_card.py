@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
+import tiny
 from huggingface_hub import ModelCard
 from test_storage import example
 
@@ -135,6 +137,7 @@ def test_what_the_hub_would_refuse_is_refused_before(about, reason):
 # Privacy
 
 PLACES = [
+    "customers/anna/x",
     "/home/anna/x",
     "../anna/x",
     "./anna/x",
@@ -150,9 +153,11 @@ PLACES = [
 def test_no_place_on_a_disk_is_published(place):
     info = {
         "base": place,
+        "finetuned": place,
         "base_fingerprint": "ab",
-        "data": {"sources": [place, f"hub:{place}"]},
-        "other": [{"deep": place}],
+        "tokenizer": {"name": place, "digest": "ab"},
+        "data": {"sources": [place, f"hub:{place}"]} if place != PLACES[0] else {"sources": ["x", "x"]},
+        "other": [{"deep": place}] if place != PLACES[0] else [],
         "k": 3,
     }
     vector = published(replace(LANGUAGE, info={**info, "source": info, "of": [info]}))
@@ -217,3 +222,14 @@ def test_a_rank_left_to_the_library_is_shown_with_the_rule_that_it_stood_for():
     auto = replace(LANGUAGE, info={**INFO, "rank": "auto", "rank_rule": "90%"})
     assert "| rank | auto |\n| rank_rule | 90% |" in str(read(auto))
     assert "rank_rule" not in str(read(LANGUAGE))
+
+
+def test_vectors_learnt_on_a_folder_name_it_so_that_nobody_takes_it_for_an_id(bases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bases(), "anna/base")
+    settings = deftx.LanguageFit(k=10, training=deftx.LanguageTraining(max_steps=1, min_steps=0, length=8))
+    language = deftx.fit_language("anna/base", tiny.sentences(20), settings)
+    difference = deftx.extract("anna/base", "anna/base")
+    monkeypatch.chdir("/")
+    for vector in (language, difference):
+        assert "anna" not in json.dumps(published(vector).info)

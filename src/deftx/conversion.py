@@ -15,7 +15,16 @@ from deftx.composed import compose, kind_of
 from deftx.core.compose import apply, check_fit
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, load_encoder, load_language_model, load_tokenizer, save_model, save_untied, skeleton
+from deftx.models import (
+    Base,
+    load_encoder,
+    load_language_model,
+    load_tokenizer,
+    noted_name,
+    save_model,
+    save_untied,
+    skeleton,
+)
 from deftx.storage import files, manifest
 from deftx.storage.checkpoints import local
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -237,7 +246,7 @@ def _base_of(vector: SparseVector, base: Base | None) -> Base:
 def _of_base(vector: SparseVector, base: Base, model: nn.Module) -> SparseVector:
     """The vector with the base's name and fingerprint, once it fits."""
     check_fit(model, replace(vector, head=None))
-    named = {"base": os.fspath(base), "base_fingerprint": fingerprint(model)}
+    named = {"base": noted_name(base), "base_fingerprint": fingerprint(model)}
     return replace(vector, info={**vector.info, **named, "k": vector.k})
 
 

@@ -1,6 +1,5 @@
 """The difference of two models: as a vector, tensor by tensor and neither loaded whole; or dense."""
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from deftx.core.ranks import noted
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import Base, load_encoder, skeleton
+from deftx.models import Base, load_encoder, noted_name, skeleton
 from deftx.storage.checkpoints import Checkpoint, open_checkpoint
 from deftx.storage.fingerprint import fingerprint_of
 
@@ -65,7 +64,7 @@ def extract(
         for name, part in found.items()
         if len(part.indices)
     }
-    about = {"finetuned": os.fspath(finetuned), "base": os.fspath(base), **noted(rank)}
+    about = {"finetuned": noted_name(finetuned), "base": noted_name(base), **noted(rank)}
     chosen = sum(len(part.indices) for part in found.values())
     origin = {"base_fingerprint": fingerprint_of(backbone(body), before), "k": chosen}
     top = _head(finetuned)

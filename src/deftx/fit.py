@@ -8,7 +8,6 @@ it, and note where the vector came from.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -35,6 +34,7 @@ from deftx.models import (
     load_task_model,
     load_tokenizer,
     longest_input,
+    noted_name,
     place,
 )
 from deftx.settings import Fit, LanguageFit, TaskFit
@@ -247,8 +247,5 @@ def _lots(delta: Delta, seed: int) -> dict[str, Tensor]:
 def origin_of(kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]) -> dict[str, Any]:
     """What a vector notes of where it comes from: its kind, the base, the tokenizer, the versions."""
     versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
-    name = os.fspath(base)
-    if os.path.isdir(name) and not (os.path.isabs(name) or name.startswith(".")):
-        name = f"./{name}"  # lest a folder be taken for a hub id where it is not at hand
-    made_on = {"base": name, "base_fingerprint": base_fingerprint, "tokenizer": tokenizer}
+    made_on = {"base": noted_name(base), "base_fingerprint": base_fingerprint, "tokenizer": tokenizer}
     return {"kind": kind, **made_on, "versions": versions}

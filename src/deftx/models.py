@@ -50,10 +50,18 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def noted_name(base: Base) -> str:
+    """What a vector notes of which base or model it is of: a folder in the working folder as `./NAME`, lest it be taken
+    for a hub id where it is not at hand."""
+    name = os.fspath(base)
+    return f"./{name}" if os.path.isdir(name) and not (os.path.isabs(name) or name.startswith(".")) else name
+
+
 def about_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """What a vector notes of the tokenizer it was made with: its name, and a digest of its pieces and their numbers."""
     pieces = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
-    return {"name": str(tokenizer.name_or_path), "digest": hashlib.sha256(pieces.encode(errors="replace")).hexdigest()}
+    digest = hashlib.sha256(pieces.encode(errors="replace")).hexdigest()
+    return {"name": noted_name(str(tokenizer.name_or_path)), "digest": digest}
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, force: bool = False) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 from deftx.core.vector import SparseVector
 from deftx.storage.hub import is_model_id
 
-LOCAL = "a local folder"  # in place of a base that is not on the hub; it has the form of no hub id
+LOCAL = "a local folder"  # in place of a model that is not on the hub; it has the form of no hub id
+_MODELS = ("base", "finetuned", "tokenizer")  # what models stand under, the last one's in its "name"
 _PATH = re.compile(r"(hub:)?(~[^/\\]*|\.\.?|[A-Za-z]:)?[/\\]")  # how a path begins that is no name alone
 
 
 def published(vector: SparseVector, base: str | None = None) -> SparseVector:
-    """`vector` without the paths in its info: bases are hub ids or `a local folder`, other paths their last part.
+    """`vector` without the paths in its info: models are hub ids or `a local folder`, other paths their last part.
 
     base  the hub id of the vector's base, where its info names a folder
 
@@ -27,11 +28,14 @@ def published(vector: SparseVector, base: str | None = None) -> SparseVector:
 def without_paths(key: str, value: Any) -> Any:
     """What is in `value`, which stands under `key`, with the names of files for their paths."""
     if isinstance(value, Mapping):
-        return {inner: without_paths(inner, part) for inner, part in value.items()}
+        return {
+            inner: without_paths(key if (key, inner) == ("tokenizer", "name") else inner, part)
+            for inner, part in value.items()
+        }
     if isinstance(value, list | tuple) and key != "labels":  # labels are data, whatever they look like
         return [without_paths(key, part) for part in value]
     if not isinstance(value, str):
         return value
-    if key == "base":
+    if key in _MODELS:
         return value if is_model_id(value) and not os.path.exists(value) else LOCAL
     return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if _PATH.match(value) else value
