@@ -79,6 +79,8 @@ def test_the_median_of_the_noise_is_what_noise_shows(narrow, wide):
     [
         ("effective", [2.0, 2.0, 2.0], 3),
         ("effective", [1.0, 0.0, 0.0], 1),
+        ("effective", [1.0, *[1e-8] * 300], 1),  # rounding of a Gram matrix
+        ("effective", [], 0),
         ("effective", [2.0, 1.0, 1.0], 3),  # exp of the entropy of 1/2, 1/4, 1/4 is 2.83
         ("stable", [2.0, 2.0, 2.0], 3),
         ("stable", [1.0, 0.0, 0.0], 1),

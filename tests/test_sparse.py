@@ -356,3 +356,11 @@ def test_other_optimisers_do_not_write_the_values():
         other.grad = torch.ones(1)
         torch.optim.SGD([other], 0.1).step()
         assert all(torch.equal(weight, before[name]) for name, weight in backbone(model).items())
+
+
+@pytest.mark.parametrize("shape", ["xlmr", "t5", "qwen"])
+def test_what_is_tuned_counts_once_as_part_of_the_backbone(shape):
+    model = getattr(tiny, shape)()
+    before = backbone(model).keys()
+    with sparse_tuning(model, select(tunable(model), "5%")):
+        assert backbone(model).keys() == before

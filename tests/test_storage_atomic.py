@@ -242,3 +242,25 @@ def test_where_there_are_no_locks_nothing_is_refused(tmp_path, monkeypatch):
         monkeypatch.setattr(fcntl, "flock", unknown)
         with claimed(tmp_path / "x"):
             pass
+
+
+CLAIM = """
+import sys, time
+from contextlib import suppress
+from pathlib import Path
+from deftx.errors import InUse
+from deftx.storage.folders import claimed, new_file
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    with suppress(InUse), claimed(Path(sys.argv[1], "work")):
+        pass
+    with new_file(Path(sys.argv[1], "file")) as half:
+        half.write_text("x")
+"""
+
+
+def test_processes_at_the_same_folder_and_file_do_not_get_into_each_others_way(tmp_path):
+    command = [sys.executable, "-c", CLAIM, str(tmp_path)]
+    several = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(process.communicate()[1], process.returncode) for process in several] == [("", 0)] * 3
+    assert os.listdir(tmp_path) in (["file"], ["file", "work"], ["work", "file"])

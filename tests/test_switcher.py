@@ -269,3 +269,9 @@ def test_the_spelling_of_a_language_that_is_not_there_is_refused(parts):
     base, task, languages = parts
     with pytest.raises(DeftxError, match=r"unknown language .mni.*known: ace, ban, min"):
         deftx.Switcher(base, task, languages, spellings={"mni": deftx.Spelling({}, lower=True)})
+
+
+def test_no_texts_have_no_answers(parts):
+    switcher = deftx.Switcher(*parts[:2], parts[2])
+    assert switcher.predict(Examples([]), []) == []
+    assert switcher.probabilities(Examples([]), []).shape == (0, len(switcher.labels))

@@ -198,3 +198,12 @@ def test_a_sum_is_for_the_task_of_the_term_that_has_the_head():
     task, language = vector(0, head=head, info={"task": "tagging"}), vector(1)
     assert (language + task).info["task"] == "tagging"
     assert "task" not in (language + language).info
+
+
+def test_overlap_needs_room_for_entries_alone():
+    """A file may say that a tensor is larger than any memory."""
+    shape = (1 << 48, 1 << 10)
+    one, other = (SparseVector({"w": Entries(torch.tensor(at), torch.ones(3), shape)}) for at in ([0, 5, 9], [5, 8, 9]))
+    assert overlap(one, other) == 2 / 3
+    empty = SparseVector({"layer.0.w": Entries(torch.empty(0, dtype=torch.long), torch.empty(0), (0, 4))})
+    assert (empty.density(), empty.density_by_layer()) == ({"layer.0.w": 0.0}, {"layer.0": 0.0})

@@ -73,7 +73,7 @@ def without_vectors(
     check_language(*languages)
     check_same_base(task, *languages, *others)
     model, random = with_new_head(base, task.head.labels, task=kind_of(task))
-    setattr(model.config, TASK, task.info.get("task", DEFAULT_TASK))  # for `load_composed`
+    setattr(model.config, TASK, task.info.get("task") or DEFAULT_TASK)  # for `load_composed`
     named = [vector for vector in (task, *languages, *others) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, force=force)
@@ -83,10 +83,10 @@ def without_vectors(
 
 def kind_of(vector: Noted) -> Task:
     """The kind of task that a task vector is for; one that notes none is a classifier's."""
-    return task_of(str(vector.info.get("task", DEFAULT_TASK)))
+    return task_of(str(vector.info.get("task") or DEFAULT_TASK))
 
 
 def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Noted) -> int:
     """The tokens that a task's inputs are cut to: as many as in its training."""
     longest = longest_input(model, tokenizer)
-    return min(int(task.info.get("training", {}).get("length", longest)), longest)
+    return min(task.info.get("training", {}).get("length") or longest, longest)

@@ -121,7 +121,7 @@ class Fit(Learning):
 
     rank    a count, a share, or the name of a rule: see `deftx.core.ranks`
     split   within what the k entries compete: everything, each matrix, or each layer
-    phase2  False: the selected entries stay as phase 1 left them (the paper's ablations, Table 5)
+    phase2  False: the selected entries have what phase 1 learnt, as denoising left it (the paper's ablations, Table 5)
     """
 
     method: str = "deftx"

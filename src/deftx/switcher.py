@@ -137,7 +137,8 @@ class Switcher:
         """
         if self._task is not CLASSIFICATION:
             raise DeftxError("only classifiers have probabilities of labels: use predict")
-        return torch.stack(self._answers(lambda *given: list(probabilities(*given)), examples, languages))
+        rows = self._answers(lambda *given: list(probabilities(*given)), examples, languages)
+        return torch.stack(rows) if rows else torch.empty(0, len(self.labels))
 
     def _answers(self, answer: Callable[..., list[T]], examples: Examples, languages: Sequence[str | None]) -> list[T]:
         """What `answer` gives for every example, in its own language.

@@ -9,6 +9,9 @@ from torch import nn
 # T5's kind no `base_model` around encoder and decoder.
 HEADS = ("pooler.", "lm_head.", "qa_outputs.")
 
+# What training registers on a model beside its own parameters, for clipping and `zero_grad()` to see.
+SPARSE_VALUES, EMBEDDING_ROWS = "sparse_values", "embedding_rows"
+
 
 def backbone(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters below the model's head: the part that every task and language shares.
@@ -19,7 +22,8 @@ def backbone(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     inner: Any = getattr(model, "base_model", model)
     named = inner.named_parameters()
-    return {name: parameter for name, parameter in named if not name.startswith(HEADS)}
+    left_out = (*HEADS, SPARSE_VALUES, EMBEDDING_ROWS)
+    return {name: parameter for name, parameter in named if not name.startswith(left_out)}
 
 
 def head(model: nn.Module) -> dict[str, nn.Parameter]:

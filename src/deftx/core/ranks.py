@@ -31,9 +31,7 @@ AUTO, SPLIT_HALF = "auto", "split-half"
 RECOMMENDED: Rank = "90%"  # what `auto` stands for
 ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
 BLOCK = 1 << 20  # entries that are taken to float64 together
-ROUNDED = (
-    1e-6  # singular values smaller than this, beside the largest, may be rounding: a Gram matrix halves the digits
-)
+ROUNDED = 1e-6  # singular values this small beside the largest may be rounding: a Gram matrix halves the digits
 
 
 def uniform(rank: int) -> RankRule:
@@ -78,10 +76,11 @@ def bulk_edge(singular: Tensor, shape: tuple[int, int]) -> int:
 def effective_rank(singular: Tensor, shape: tuple[int, int]) -> int:
     """The exponential of the entropy of the singular values as shares of their sum (Roy and Vetterli 2007), rounded
     up: how many equal values would be as spread."""
-    total = float(singular.double().sum())
-    if total <= 0:
+    values = singular.double()
+    values = values[values > ROUNDED * values.max()] if len(values) else values
+    if not len(values):
         return 0
-    shares = singular.double() / total
+    shares = values / values.sum()
     entropy = -float(torch.special.xlogy(shares, shares).sum())
     return ceil(round(exp(entropy), 6))
 

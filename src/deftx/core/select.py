@@ -106,7 +106,7 @@ def shares_of(k: int, sizes: Sequence[int]) -> list[int]:
 def _selected(delta: Mapping[str, Tensor], count: int) -> Selection:
     """The `count` entries of `delta` largest in magnitude."""
     total = sum(tensor.numel() for tensor in delta.values())
-    flat = {name: tensor.reshape(-1) for name, tensor in delta.items()}
+    flat = {name: tensor.detach().reshape(-1) for name, tensor in delta.items()}
     step = total // SAMPLE | 1  # odd, to meet all columns of a matrix
     chosen = largest(lambda: _chunks(flat), [entries[::step] for entries in flat.values()], count, total)
     empty = torch.empty(0, dtype=torch.int64)

@@ -13,6 +13,7 @@ from deftx.core.entries import read_entries
 from deftx.core.select import Selection
 from deftx.errors import DeftxError
 
+DENSE = 1 << 10  # entries of a tensor for each of a vector, up to which they are counted by marks
 KEPT_WITH_HEAD = ("task", "training", "labels", "tokenizer")  # of what is noted: how a model with the head is fed
 
 
@@ -105,14 +106,15 @@ class SparseVector:
 
     def density(self) -> dict[str, float]:
         """The share of each tensor's entries that the vector holds, in the order of the tensors."""
-        return {name: len(entries.indices) / entries.numel for name, entries in self.tensors.items()}
+        return {name: len(entries.indices) / max(1, entries.numel) for name, entries in self.tensors.items()}
 
     def density_by_layer(self) -> dict[str, float]:
         """As `density`, the tensors of a numbered layer together; others go by the first part of their name."""
         layers: dict[str, list[Entries]] = {}
         for name, entries in self.tensors.items():
             layers.setdefault(layer_of(name), []).append(entries)
-        return {layer: sum(len(e.indices) for e in of) / sum(e.numel for e in of) for layer, of in layers.items()}
+        sizes = {layer: max(1, sum(e.numel for e in of)) for layer, of in layers.items()}
+        return {layer: sum(len(e.indices) for e in of) / sizes[layer] for layer, of in layers.items()}
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
         """Put the vector into the hub's repository USER/NAME: `deftx.push(vector, repo, **options)`."""
@@ -138,7 +140,10 @@ def overlap(first: SparseVector, second: SparseVector) -> float:
 
 
 def _common(one: Entries, other: Entries) -> int:
-    """How many places both have: a mark for each entry of the tensor is faster than sorting the places together."""
+    """How many places both have: a mark for each entry of the tensor is faster than sorting the places together, but
+    needs room for the tensor, which a file may say is larger than any memory."""
+    if max(one.numel, other.numel) > DENSE * (len(one.indices) + len(other.indices) + 1):
+        return int(torch.isin(one.indices, other.indices, assume_unique=True).sum())
     marked = torch.zeros(max(one.numel, other.numel), dtype=torch.bool)
     marked[one.indices] = True
     return int(marked[other.indices].sum())

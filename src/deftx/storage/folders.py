@@ -14,6 +14,7 @@ from deftx.storage.manifest import FILE
 
 VECTOR, MODEL, SFT, PEFT = "vector", "model", "vector of LT-SFT", "PEFT adapter"
 LOCK = ".lock"
+ATTEMPTS = 100  # where another process removes a folder just then
 # the file that tells what a folder holds
 MARKS = {VECTOR: FILE, MODEL: "config.json", SFT: "pytorch_diff.bin", PEFT: "adapter_config.json"}
 
@@ -40,10 +41,9 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises InUse that names the folder where another process has it. Where the system or the disk knows no such
     locks (Windows, some network disks), nothing is refused. A folder that is empty at the end is removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
-    with lock.open("a") as file:
-        if not _locked(file, lock):
+    with _opened(lock) as file:
+        if not _locked(file.fileno(), lock):
             raise InUse(f"{folder} is in use by another deftx: wait until it is done, or choose another folder")
         try:
             yield
@@ -53,15 +53,26 @@ def claimed(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _locked(file: IO[str], path: Path) -> bool:
-    """Whether the open file at `path` is this process's alone now."""
+def _opened(lock: Path) -> IO[str]:
+    """The file `lock`, it and its folder made where they are missing; anew where another process, which is done with
+    the folder, removes it meanwhile."""
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            return lock.open("a")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    return lock.open("a")
+
+
+def _locked(file: int, path: Path) -> bool:
+    """Whether the open file or folder at `path`, with this descriptor, is this process's alone now."""
     try:
         import fcntl
     except ImportError:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file))
     except BlockingIOError:
         return False
     except OSError:
@@ -106,19 +117,54 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """A new empty folder beside `target`, which is gone at the end; so are those that crashes left.
+    """A new empty folder beside `target`, which is gone at the end; so are those that crashes left, but not those that
+    other processes write in.
 
     A library that writes a file may make others beside it until that is done: in here they are nobody's.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f".{escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    new.mkdir()
+        with suppress(OSError):  # another user's
+            if (held := _held(leftover)) is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(held)
+    new, held = _held_anew(target)
     try:
         yield new
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        try:
+            shutil.rmtree(new, ignore_errors=True)
+        finally:
+            os.close(held)
+
+
+def _held_anew(target: Path) -> tuple[Path, int]:
+    """A new folder beside `target`, and the descriptor that holds it; again where another process takes it for a
+    leftover before it is held."""
+    for _ in range(ATTEMPTS):
+        new = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+        new.mkdir()
+        try:
+            held = _held(new)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        if held is not None:
+            return new, held
+    raise DeftxError(f"{target.parent}: what is written there is removed by another program: choose another folder")
+
+
+def _held(folder: Path) -> int | None:
+    """A descriptor that keeps a folder to this process until it is closed; None where another one has it or it is
+    gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    if _locked(descriptor, folder):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _share(paths: Sequence[Path], folder: Path) -> None:

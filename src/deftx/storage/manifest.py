@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from deftx.errors import DeftxError
 
@@ -39,6 +39,37 @@ class HeadForm(Form):
     shapes: dict[Name, Shape]
 
 
+class TrainingForm(BaseModel):
+    """Of the settings that a vector was trained with, those that are read back."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    length: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    metric: str | None = None
+
+
+class OriginForm(BaseModel):
+    """Of where a vector came from, what is read back; there may be more beside it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    base: str | None = None
+    base_fingerprint: str | None = None
+    kind: str | None = None
+    operation: str | None = None
+    task: str | None = None
+    method: str | None = None
+    rank_rule: str | None = None
+    ranks: dict[str, int] = {}
+    training: TrainingForm = TrainingForm()
+
+
+class InfoForm(BaseModel):
+    """The part of vector.json whose other content is free."""
+
+    info: OriginForm
+
+
 class Manifest(Form):
     """The whole file; `sha256` is the checksum of vector.safetensors, `info` is the vector's own."""
 
@@ -47,14 +78,6 @@ class Manifest(Form):
     head: HeadForm | None
     info: dict[str, Any]
     tensors: dict[Name, TensorForm]
-
-    @field_validator("info")
-    @classmethod
-    def _base_is_named_by_text(cls, info: dict[str, Any]) -> dict[str, Any]:
-        for key in ("base", "base_fingerprint"):
-            if not isinstance(info.get(key), str | None):
-                raise ValueError(f"{key} must be text")
-        return info
 
 
 def write_manifest(content: dict[str, Any], path: Path) -> None:
@@ -73,6 +96,7 @@ def read_manifest(path: Path) -> Manifest:
         raise DeftxError(f"{path.parent} is not a vector: it has no {FILE}{_inside(path.parent)}")
     try:
         content = json.loads(path.read_bytes().decode(), parse_constant=_refuse)
+        json.dumps(content, ensure_ascii=False).encode()  # halves of characters, which nothing could print
     except (ValueError, RecursionError, OSError) as error:
         raise DeftxError(f"{path} is not valid JSON: {error}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -93,7 +117,9 @@ def _inside(folder: Path) -> str:
 def _check(content: object) -> Manifest:
     """`content` in its form; the error names the first place that is wrong."""
     try:
-        return Manifest.model_validate(content)
+        found = Manifest.model_validate(content)
+        InfoForm.model_validate({"info": found.info})
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from deftx.core.backbone import EMBEDDING_ROWS
+
 
 class Rows:
     """Some rows of an embedding, as a parameter of their own; made by `rows_apart`.
@@ -62,7 +64,7 @@ def rows_apart(model: Any, ids: Tensor) -> Iterator[Rows | None]:
     rows = Rows(module, ids.unique())
     trained, module.weight.requires_grad = module.weight.requires_grad, False
     hook = module.register_forward_hook(rows.look_up)
-    model.register_parameter("embedding_rows", rows.values)
+    model.register_parameter(EMBEDDING_ROWS, rows.values)
     model.rows_that_are_apart = rows  # for those who change entries of the embeddings meanwhile
     try:
         yield rows

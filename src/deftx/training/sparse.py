@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from deftx.core.backbone import backbone
+from deftx.core.backbone import SPARSE_VALUES, backbone
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.select import Places, Selection
 from deftx.core.vector import Entries, SparseVector
@@ -122,8 +122,8 @@ def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuni
         tuning = SparseTuning(model, selection, rows)
         for hook in tuning._hooks():
             stack.callback(hook.remove)
-        model.register_parameter("sparse_values", tuning.values)
-        stack.callback(delattr, model, "sparse_values")
+        model.register_parameter(SPARSE_VALUES, tuning.values)
+        stack.callback(delattr, model, SPARSE_VALUES)
         stack.callback(tuning.write)
         yield tuning
 
