@@ -1,14 +1,23 @@
 """What runs leave: their list, their room, what can go, how long more of the same will take."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tiny_run import recipe, write_recipe
 
+from deftx.errors import DeftxError
 from deftx.experiments import housekeeping
+from deftx.experiments.recipe import Recipe
 from deftx.experiments.run import Score, estimate, prepare, run_recipe
 from deftx.experiments.store import Store, size
+
+
+def one(folder: Path) -> Recipe:
+    """The variant that takes the fewest steps alone."""
+    whole = recipe(folder, {"ngrams": False})
+    return whole.model_copy(update={"variants": {"none": whole.variants["none"]}})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,7 @@ def test_pruning_keeps_what_runs_need(folder, tmp_path, run) -> None:
     run_recipe(recipe(folder), tmp_path / "one")
     store, before = tmp_path / "store", size(tmp_path / "store")
     run_recipe(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 3}}}}), tmp_path / "one")
-    assert not list(housekeeping.prunable(Store(tmp_path / "none"), tmp_path, deltas=True))
+    assert not housekeeping.prunable(Store(tmp_path / "none"), tmp_path, deltas=True)
     assert "3 folders" in run("prune", store, "--dry-run").out  # the vector and the scores of rank 2
     assert run("prune", store).code == 0
     assert "5 folders" in run("prune", store, "--deltas").out
@@ -49,13 +58,56 @@ def test_pruning_keeps_what_runs_need(folder, tmp_path, run) -> None:
     assert [step.kind for step in other.left()] == ["delta", "vector", "score", "score"]
 
 
+def test_pruning_knows_the_runs_of_a_store_that_is_elsewhere_or_linked(folder, tmp_path, run) -> None:
+    (tmp_path / "disk" / "store").mkdir(parents=True)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "store").symlink_to(tmp_path / "disk" / "store")
+    run_recipe(one(folder), tmp_path / "runs" / "one")
+    run_recipe(one(folder), tmp_path / "elsewhere" / "two", tmp_path / "disk" / "store")
+    for store in ("runs/store", "disk/store"):
+        assert ": 0 folders" in run("prune", tmp_path / store).out
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert ": 0 folders" in run("prune", tmp_path / "disk" / "store").out
+    moved = (tmp_path / "runs").rename(tmp_path / "moved")
+    refused = run("prune", tmp_path / "disk" / "store")
+    assert (refused.code, "so all of it would go: say where its --runs are" in refused.err) == (2, True)
+    assert ": 0 folders" in run("prune", tmp_path / "disk" / "store", "--runs", moved).out
+    assert list((tmp_path / "disk" / "store" / "steps").iterdir())
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"store": "x", "steps": [{}]}', "{"])
+def test_a_damaged_list_of_steps_is_one_line(tmp_path, run, content) -> None:
+    (tmp_path / "store" / "steps").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "steps.json").write_text(content)
+    for command in (["runs", tmp_path], ["prune", tmp_path / "store"]):
+        done = run(*command)
+        assert (done.code, "steps.json is damaged" in done.complaint) == (2, True)
+
+
+def test_a_damaged_file_of_the_store_is_named_with_what_to_do(folder, tmp_path) -> None:
+    ready = prepare(one(folder), tmp_path / "store")
+    found = run_recipe(one(folder), tmp_path / "run")
+    uses = {
+        "scores.json": lambda: run_recipe(one(folder), tmp_path / "run"),
+        "step.json": lambda: estimate(ready),
+    }
+    for file, use in uses.items():
+        damaged = sorted((tmp_path / "store" / "steps").glob(f"score-*/{file}"))[0]
+        damaged.write_text("{")
+        with pytest.raises(DeftxError, match=f"{file} is damaged .*: remove .*{damaged.parent.name}, and it is made"):
+            use()
+        shutil.rmtree(damaged.parent)
+        assert run_recipe(one(folder), tmp_path / "run") == found
+
+
 def test_a_vector_that_is_not_finished_keeps_its_delta(folder, tmp_path) -> None:
     run_recipe(recipe(folder), tmp_path / "one")
     for step in (tmp_path / "store" / "steps").glob("vector-*"):
         for file in sorted(step.rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
         step.rmdir()
-    gone = list(housekeeping.prunable(Store(tmp_path / "store"), tmp_path, deltas=True))
+    gone = housekeeping.prunable(Store(tmp_path / "store"), tmp_path, deltas=True)
     assert not [path for path in gone if path.name.startswith("delta-")]
 
 
@@ -79,6 +131,7 @@ def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
         (["run", "recipe.yaml", "--executor", "raj"], "unknown executor 'raj' (did you mean 'ray'?)"),
         (["run", "recipe.yaml", "--jobs", "0"], "Input should be greater than or equal to 1"),
         (["prune", "nowhere"], "nowhere is not a store"),
+        (["runs", "nowhere"], "there is no folder nowhere"),
     ],
 )
 def test_wrong_options_are_one_line(folder, monkeypatch, run, arguments, said) -> None:

@@ -89,7 +89,7 @@ def prune(
     from deftx.experiments.store import size
 
     place = housekeeping.store_at(store)
-    folders = list(housekeeping.prunable(place, runs or place.root.parent, deltas=deltas))
+    folders = housekeeping.prunable(place, runs or place.root.absolute().parent, deltas=deltas)
     freed = sum(map(size, folders)) if dry_run else housekeeping.prune(place, folders)
     print(f"{store}: {len(folders)} folders, {freed / 1e9:.2f} GB {'would be' if dry_run else 'are'} freed")
 

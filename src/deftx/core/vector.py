@@ -82,7 +82,7 @@ class SparseVector:
         names = [*self.tensors, *(name for name in other.tensors if name not in self.tensors)]
         tensors = {name: _sum(name, self.tensors.get(name), other.tensors.get(name)) for name in names}
         top = next((vector for vector in (self, other) if vector.head), None)
-        return SparseVector(tensors, top and top.head, derived("sum", self, other, top=top))
+        return SparseVector(tensors, top.head if top else None, derived("sum", self, other, top=top))
 
     def __mul__(self, scale: float) -> "SparseVector":
         tensors = {name: entries.map(lambda values: values * scale) for name, entries in self.tensors.items()}

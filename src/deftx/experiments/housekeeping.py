@@ -4,10 +4,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from deftx.errors import DeftxError, InUse
-from deftx.experiments.run import SCORED, STEPS, read_steps
+from deftx.experiments.report.read import STEPS, Step, read_steps
+from deftx.experiments.run import SCORED
 from deftx.experiments.store import Store, size
 from deftx.storage.folders import claimed
 
@@ -25,36 +27,53 @@ class About:
 
 
 def runs(folder: Path) -> list[About]:
-    """The runs whose folders are in `folder`, by name."""
+    """The runs whose folders are in `folder`, by name. Raises DeftxError where there is no such folder."""
+    if not folder.is_dir():
+        raise DeftxError(f"there is no folder {folder}: give the one that runs are in")
     return [_about(file.parent) for file in sorted(folder.glob(f"*/{STEPS}"))]
 
 
 def _about(run: Path) -> About:
     about = read_steps(run)
-    store, kinds = run / about["store"], {step["id"]: step["kind"] for step in about["steps"]}
+    store, kinds = run / about.store, {step.id: step.kind for step in about.steps}
     done = [step for step in kinds if (store / step / "step.json").is_file()]
     scores = [step for step, kind in kinds.items() if kind in SCORED]
     taken = sum(size(store / step) for step in done)
     return About(run, len(kinds), len(done), len(scores), len([step for step in scores if step in done]), taken)
 
 
-def prunable(store: Store, runs: Path, *, deltas: bool) -> Iterator[Path]:
-    """The folders in a store that can go: steps that no run in the folder `runs` comes to, what stopped steps of no run
-    left behind, and with `deltas` what phase 1 learnt of all vectors that are finished (to be learnt again for
-    another method, rank or k)."""
+def prunable(store: Store, runs: Path, *, deltas: bool) -> list[Path]:
+    """The folders in a store that can go: steps that no run comes to, what stopped steps of no run left behind, and
+    with `deltas` what phase 1 learnt of all vectors that are finished (to be learnt again for another method, rank or
+    k). Runs are those in the folder `runs`, and those that the store has noted, which are still there and use it.
+
+    Raises DeftxError where there are none, so that all would go.
+    """
     wanted, needed = set[str](), set[str]()
-    for file in runs.glob(f"*/{STEPS}"):
-        for step in read_steps(file.parent)["steps"]:
-            wanted.add(step["id"])
-            if step["kind"] == "vector" and not store.done(step["id"]):
-                needed.update(step["inputs"])
-    for folder in [*store.steps.glob("[!.]*-*"), *store.root.glob("work/*-*")]:
+    for step in chain.from_iterable(_using(store, runs)):
+        wanted.add(step.id)
+        if step.kind == "vector" and not store.done(step.id):
+            needed.update(step.inputs)
+
+    def superfluous(folder: Path) -> bool:
         if folder.parent == store.steps:
-            superfluous = deltas and folder.name.startswith("delta-") and folder.name not in needed
-        else:
-            superfluous = store.done(folder.name)
-        if superfluous or folder.name not in wanted:
-            yield folder
+            return deltas and folder.name.startswith("delta-") and folder.name not in needed
+        return store.done(folder.name)
+
+    there = [*store.steps.glob("[!.]*-*"), *store.root.glob("work/*-*")]
+    if there and not wanted:
+        why = "so all of it would go: say where its --runs are"
+        raise DeftxError(f"no run in {runs} uses the store {store.root}, {why}")
+    return [folder for folder in there if superfluous(folder) or folder.name not in wanted]
+
+
+def _using(store: Store, runs: Path) -> Iterator[tuple[Step, ...]]:
+    """The steps of each run that uses a store."""
+    noted = [run for run in store.noted_runs() if (run / STEPS).is_file()]
+    for run in {folder.resolve() for folder in [*noted, *(file.parent for file in runs.glob(f"*/{STEPS}"))]}:
+        about = read_steps(run)
+        if (run / about.store).resolve() == store.steps.resolve():
+            yield about.steps
 
 
 def prune(store: Store, folders: list[Path]) -> int:
@@ -71,4 +90,4 @@ def store_at(path: Path) -> Store:
     """The store in a folder. Raises DeftxError where there is none."""
     if not (path / "steps").is_dir():
         raise DeftxError(f"{path} is not a store: give the folder with `steps` in it, such as runs/store")
-    return Store(path.resolve())
+    return Store(path)

@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from deftx.errors import DeftxError
 from deftx.experiments.data import read
 from deftx.experiments.executors import Executor, here, work_off
 from deftx.experiments.plan import Plan, Step, make_plan
 from deftx.experiments.recipe import Recipe
+from deftx.experiments.report.read import read_steps
 from deftx.experiments.steps import SCORES, VECTOR
-from deftx.experiments.store import Store
+from deftx.experiments.store import Store, read_json
 from deftx.storage.folders import claimed, new_file, write_text
 from deftx.training import processes
 
@@ -113,7 +113,7 @@ def scores_of(run: Prepared) -> list[Score]:
     for use, step_id in run.plan.of(*SCORED):
         if run.store.done(step_id):
             folder, cost = run.store.folder(step_id), run.plan.steps[step_id].cost
-            scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+            scores = read_json(folder / SCORES)
             found.append(Score(use.variant, use.seed, use.name, cost, scores, step_id))
     return found
 
@@ -121,18 +121,9 @@ def scores_of(run: Prepared) -> list[Score]:
 def vectors_of(out: Path, variant: str, seed: int) -> dict[str, Path]:
     """The folders of a variant's finished vectors in a run, by language, and "task"."""
     about = read_steps(out)
-    wanted = [step for step in about["steps"] if step["kind"] == "vector" and step["seed"] == seed]
-    folders = {step["name"]: out / about["store"] / step["id"] for step in wanted if variant in step["variant"]}
+    wanted = [step for step in about.steps if step.kind == "vector" and step.seed == seed]
+    folders = {str(step.name): out / about.store / step.id for step in wanted if variant in step.variant}
     return {name: folder / VECTOR for name, folder in folders.items() if (folder / VECTOR).is_dir()}
-
-
-def read_steps(out: Path) -> dict[str, Any]:
-    """What steps.json of a run says. Raises DeftxError where `out` is no run."""
-    try:
-        about: dict[str, Any] = json.loads((out / STEPS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise DeftxError(f"{out} is not the folder of a run: it has no {STEPS} that can be read") from None
-    return about
 
 
 def estimate(run: Prepared) -> float | None:
@@ -140,7 +131,7 @@ def estimate(run: Prepared) -> float | None:
     None where there were none."""
     rates: dict[tuple[Any, ...], list[float]] = {}
     for record in run.store.records():
-        if record["seconds"]:
+        if record.get("seconds"):
             rates.setdefault(_alike(record["kind"], record), []).append(record["seconds"] / record["cost"])
     left = [(step.cost, rates.get(_alike(step.kind, step.about))) for step in run.left()]
     return None if any(seen is None for _, seen in left) else sum(cost * median(seen) for cost, seen in left if seen)
@@ -181,6 +172,7 @@ def _describe(run: Prepared, out: Path) -> None:
             about = {"id": step.id, "kind": step.kind, "variant": variants, "seed": seed, "name": name}
             steps.append({**about, "inputs": list(step.inputs.values())})
     recipe = {"name": out.name, **run.recipe.model_dump(mode="json"), "metric": run.recipe.task.training.metric}
+    run.store.note_run(out)
     store = os.path.relpath(run.store.steps, out.resolve())
     for name, data in {RECIPE: recipe, STEPS: {"store": store, "steps": steps}, TRIMMED: run.trimmed}.items():
         write_text(out / name, json.dumps(data, indent=1, ensure_ascii=False))

@@ -3,11 +3,13 @@
 STORE/steps/ID/          a finished step, whole or not there: step.json, log.txt, and what its kind of step makes
 STORE/work/ID/           one that is under way or was stopped, and goes on from there
 STORE/data/DIGEST.json   texts and labelled data, named by their content
+STORE/runs/DIGEST.txt    the folder of a run that uses it
 """
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from deftx.errors import InUse
+from deftx.errors import DeftxError, InUse
 from deftx.storage.folders import LOCK, claimed, new_folder, write_text
 from deftx.tasks.data import Examples
 
@@ -51,7 +53,16 @@ class Store:
     def records(self) -> Iterator[dict[str, Any]]:
         """What is noted of all finished steps."""
         for file in self.steps.glob(f"[!.]*/{RECORD}"):
-            yield json.loads(file.read_text(encoding="utf-8"))
+            yield read_json(file)
+
+    def note_run(self, run: Path) -> None:
+        """Note that the run in a folder uses this store."""
+        folder = str(run.resolve())
+        write_text(self.root / "runs" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.txt", folder)
+
+    def noted_runs(self) -> list[Path]:
+        """The folders that were noted, whether there are runs still or not."""
+        return [Path(file.read_text(encoding="utf-8")) for file in sorted(self.root.glob("runs/*.txt"))]
 
     def put(self, texts: Sequence[str] | Examples) -> str:
         """Keep texts or labelled data; the name of their content."""
@@ -63,12 +74,12 @@ class Store:
 
     def texts(self, digest: str) -> list[str]:
         """Texts that were put here."""
-        texts: list[str] = json.loads(self._data(digest).read_text(encoding="utf-8"))
+        texts: list[str] = read_json(self._data(digest))
         return texts
 
     def examples(self, digest: str) -> Examples:
         """Labelled data that were put here."""
-        return Examples(**json.loads(self._data(digest).read_text(encoding="utf-8")))
+        return Examples(**read_json(self._data(digest)))
 
     def _data(self, digest: str) -> Path:
         return self.root / "data" / f"{digest}.json"
@@ -102,6 +113,15 @@ class Store:
             if work.is_dir():
                 with suppress(InUse), claimed(work):
                     _emptied(work)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of a store holds. Raises DeftxError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        where = path if path.parent.name == "data" else path.parent
+        raise DeftxError(f"{path} is damaged ({error}): remove {where}, and it is made anew") from None
 
 
 def _emptied(work: Path) -> None:

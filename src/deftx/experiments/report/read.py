@@ -8,6 +8,7 @@ STORE/ID/          a finished step: step.json, and `vector/`, `predictions.json`
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,8 +186,11 @@ def read_run(folder: Path) -> RunData:
     """The run in a folder. Raises DeftxError that names the file where it is none, or where something is damaged."""
     if not (folder / RECIPE).is_file():
         raise DeftxError(f"{folder} is no run: it has no {RECIPE}; give the folder of `deftx run`")
-    listed = _read(folder / STEPS, Steps) if (folder / STEPS).exists() else Steps(store=".", steps=())
+    listed = read_steps(folder) if (folder / STEPS).exists() else Steps(store=".", steps=())
     store = folder / listed.store
+    if listed.steps and not store.is_dir():
+        what = "where the run's vectors and predictions are, is not there: they are left out"
+        warnings.warn(f"{store}, {what}", stacklevel=2)
     about = {step.id: store / step.id / ABOUT for step in listed.steps}
     run = RunData(
         folder,
@@ -200,6 +204,13 @@ def read_run(folder: Path) -> RunData:
     if not run.variants:
         raise DeftxError(f"{folder} has no score and no vector yet: let `deftx run` finish something first")
     return run
+
+
+def read_steps(folder: Path) -> Steps:
+    """The steps of the run in a folder. Raises DeftxError where it is none, or damaged."""
+    if not (folder / STEPS).is_file():
+        raise DeftxError(f"{folder} is not the folder of a run: it has no {STEPS}")
+    return _read(folder / STEPS, Steps)
 
 
 def _rows(path: Path) -> tuple[Row, ...]:
