@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+from datetime import date
 
 import datasets
 import pyarrow
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from deftx.errors import DeftxError
 from deftx.tasks.data import Columns, Examples, read_text
+from deftx.tasks.sources import Table, named, open_source, rows_for
 from deftx.tasks.table import read_examples
 
 NAMES = ["text", "label"]
@@ -173,6 +176,27 @@ def test_semicolons_divide_a_csv_only_where_its_header_says_so(file):
     assert read_text(file("data.csv", 'text\na;b\n"c, d"\n')) == ["a;b", "c, d"]
 
 
+def test_a_whole_character_written_as_two_halves_is_read(file):
+    assert read_examples(file("a.jsonl", '{"text": "\\uD83D\\uDE00", "label": "x"}')).texts == ["😀"]
+
+
+def test_what_a_kind_of_file_cannot_hold_is_refused_before_anything_is_written(file, tmp_path):
+    lists = open_source(file("a.jsonl", '{"words": ["a"], "n": 1}\n'))
+    assert rows_for(tmp_path / "b.jsonl", lists, [0]) == '{"words": ["a"], "n": 1}\n'
+    for name in ("b.tsv", "b.csv"):
+        assert "cannot hold a list, such as ['a']: write .jsonl" in message(rows_for, tmp_path / name, lists, [0])
+    ragged = open_source(file("c.jsonl", '{"text": "a", "id": 1}\n{"text": "b", "id": 2, "label": "x"}\n'))
+    assert read_text(tmp_path / "c.jsonl") == ["a", "b"]
+    assert "c.jsonl, line 1: no 'label', which other lines have" in message(rows_for, tmp_path / "d.jsonl", ragged, [1])
+    days = Table("a", ["day"], [1], lambda _: [date(2026, 1, 2)])
+    assert "date is not JSON serializable): write .csv" in message(rows_for, tmp_path / "d.jsonl", days, [0])
+    assert rows_for(tmp_path / "d.csv", days, [0]) == "day\n2026-01-02\n"
+
+
+def test_the_name_of_a_file_is_noted_as_text(tmp_path):
+    assert named(os.fsdecode(b"/x/caf\xe9.txt")) == "caf?.txt"
+
+
 def test_integer_labels_become_strings_and_null_texts_empty(tmp_path):
     for suffix in (".jsonl", ".parquet"):
         path = tmp_path / f"data{suffix}"
@@ -217,7 +241,9 @@ def test_a_null_label_is_an_empty_one(file):
             ", line 2: not a JSON object: write one {...} on each line",
         ),
         ("a.jsonl", '{"text": "a", "label": "x"}\n\n["b"]\n', ", line 3: not a JSON object"),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}\n', ", line 2: no 'label', which the first line has"),
+        ("a.jsonl", "[" * 100_000, ", line 1: not a JSON object"),
+        ("a.jsonl", '{"text": "a \\ud83d", "label": "x"}\n', r", line 1: half a character (\ud83d), as is left"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}\n', ", line 2: no 'label', which other lines have"),
         ("a.parquet", "PAR1 and no more", "is not a readable Parquet file: write it again"),
     ],
 )

@@ -224,6 +224,16 @@ def test_the_command_changes_lists_of_words_and_tells_what_it_found(folder, type
     assert rows == [{"words": ["Karena", "enak"], "tags": ["C", "A"]}] * 2
 
 
+def test_what_it_is_like_is_read_from_the_same_columns_or_the_usual_ones(folder, typed):
+    (folder / "review.tsv").write_text("review\tlabel\nkarana enak\tx\n")
+    (folder / "same.tsv").write_text("review\tlabel\nkarena makan\tx\nkarena makan\tx\n")
+    (folder / "nli.tsv").write_text("premise\thypothesis\tlabel\nkarena makan\tkarena makan\tx\n")
+    for like in ("same.tsv", "nli.tsv"):
+        done = typed("review.tsv", "--like", like, "--column", "review", "--out", "new.tsv", "--force")
+        assert done.code == 0, done.err
+        assert (folder / "new.tsv").read_text() == "review\tlabel\nkarena enak\tx\n"
+
+
 def test_the_command_changes_lines_of_text(folder, typed):
     (folder / "new.txt").write_text("Karana enak.\n\nmaha\n")
     (folder / "ind.txt").write_text("karena mahal\n" * 2)
@@ -236,6 +246,7 @@ def test_the_command_changes_lines_of_text(folder, typed):
     ("arguments", "said"),
     [
         (["tar.tsv", "--like", "src.txt", "--out", "tar.tsv"], "exists"),
+        (["tar.tsv", "--like", "src.txt", "--out", "new", "--spelling", "./new"], "cannot hold both the texts and how"),
         (["tar.tsv", "--like", "src.txt", "--out", "new.tsv", "--column", "review"], "has no column 'review'"),
         (["tar.tsv", "--like", "none.txt", "--out", "new.tsv"], "does not exist"),
         (["tar.tsv", "--like", "src.txt", "--text", "none.txt", "--out", "new.tsv"], "does not exist"),

@@ -341,6 +341,14 @@ def test_texts_are_read_in_the_spelling_that_is_named(command, parts, monkeypatc
     assert others["BA be"] != others["be be"]
 
 
+def test_another_task_than_classification_is_one_line(command, parts, capsys, tmp_path):
+    deftx.save(replace(parts[1], info={**parts[1].info, "task": "tagging"}), tmp_path / "tagger")
+    with pytest.raises(SystemExit) as end:
+        main(["serve", "--base", parts[0], "--task", str(tmp_path / "tagger")])
+    assert end.value.code == 2
+    assert "deftx serve answers for classifiers, not for tagging: use deftx predict" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["", "mni="])
 def test_a_spelling_of_no_language_is_one_line(command, capsys, tmp_path, name):
     (tmp_path / "min.json").write_text('{"lower_case": true, "words": {}}')

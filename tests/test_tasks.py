@@ -506,3 +506,16 @@ def test_chrf_is_that_of_a_plain_count(pairs):
     expected = 5 * precision * recall / (4 * precision + recall) if precision + recall else 0
     assert chrf(true, predicted) == pytest.approx(expected)
     assert exact_match(true, true) == 1
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_an_empty_text_is_read_where_the_tokenizer_puts_nothing_around_it(bases, task):
+    tokenizer = tiny.tokenizer(decoder=True)
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.pad_token = tokenizer.eos_token
+    assert tokenizer("")["input_ids"] == []
+    kind, texts = TASKS[task], ["", "ba be", " "]
+    model = load_task_model(bases("qwen"), () if task == "regression" else ("a", "b"), task=kind)
+    first, _, last = predict(kind, model, tokenizer, Examples(texts), 16)
+    assert first == last
+    assert first[-1] == pytest.approx(predict(kind, model, tokenizer, Examples(["<s>"]), 16)[0][-1], abs=1e-5)

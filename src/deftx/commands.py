@@ -18,7 +18,8 @@ from deftx.models import check_tokenizer, load_composed, load_tokenizer, longest
 from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
 from deftx.switcher import Switcher
-from deftx.tasks.data import Examples, capitals, read_text, written
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.data import Examples, capitals, written
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.respelling import Spelling, plain_spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for
@@ -153,7 +154,10 @@ def switcher_for(
     rule: str,
     any_base: bool,
 ) -> Switcher:
-    """What is served: of several task vectors, the first one's head counts."""
+    """What is served: of several task vectors, the first one's head counts. Raises DeftxError for other tasks than
+    classification."""
+    if kind_of(tasks[0]) is not CLASSIFICATION:
+        raise DeftxError(f"deftx serve answers for classifiers, not for {tasks[0].info['task']}: use deftx predict")
     switcher = Switcher(base, tasks, languages, rule=rule, head=0, spellings=spellings, force=any_base)
     as_written = [name for name in languages if name not in spellings]
     if as_written and _without_capitals(tasks[0]):
@@ -217,15 +221,16 @@ def write_respelt(
     """
     if not (out or spelling_out):
         raise DeftxError("say what to write: --out FILE for the texts, --spelling FILE for how they are spelt, or both")
+    if out and spelling_out and out.resolve() == spelling_out.resolve():
+        raise DeftxError(f"{out} cannot hold both the texts and how they are spelt: give two files")
     for file in (out, spelling_out):
         if file and file.exists() and not force:
             raise DeftxError(f"{file} exists: choose another file, or replace it with --force")
     table = open_source(data)
     cells = {name: [_words(v) for _, v in table.values(name)] for name in _columns(table, columns)}
-    ours = [
-        line for column in cells.values() for cell in column for line in ([cell] if isinstance(cell, str) else cell)
-    ]
-    spelling = spelling_for(ours, read_text(*like), read_text(*text) if text else [], words=words)
+    ours = [line for column in cells.values() for cell in column for line in _lines(cell)]
+    learnt, more = ([line for file in files for line in _written(file, columns)] for files in (like, text))
+    spelling = spelling_for(ours, learnt, more, words=words)
     changed = {
         name: [respell(c, spelling) if isinstance(c, str) else [respell(word, spelling) for word in c] for c in column]
         for name, column in cells.items()
@@ -240,6 +245,17 @@ def write_respelt(
 
 def _words(cell: object) -> str | list[str]:
     return [str(word) for word in cell] if isinstance(cell, list) else str(cell or "")
+
+
+def _lines(cell: str | list[str]) -> list[str]:
+    return [cell] if isinstance(cell, str) else cell
+
+
+def _written(source: str, columns: Sequence[str]) -> list[str]:
+    """What a source says in those of the columns that it has; else in those of TEXT_COLUMNS."""
+    table = open_source(source)
+    names = [name for name in columns if name in table.names] or _columns(table, ())
+    return [line for name in names for _, value in table.values(name) for line in _lines(_words(value))]
 
 
 def _columns(table: Table, columns: Sequence[str]) -> Sequence[str]:

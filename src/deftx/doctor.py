@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
+from deftx.composed import kind_of
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import check_fit
 from deftx.core.select import parse_k
@@ -157,12 +158,15 @@ def _tried(name: str, fits: Callable[[SparseVector], None]) -> Finding:
 
 
 def _check_head(base: str, vector: SparseVector) -> None:
-    """Raise DeftxError where the base's classifier is of another form than a vector's head."""
+    """Raise DeftxError where the base's model for a vector's task is of another form than its head."""
     assert vector.head is not None
-    classifier = skeleton(base, AutoModelForSequenceClassification, num_labels=len(vector.head.labels))
-    if strange := sorted(vector.head.tensors.keys() - head(classifier).keys()):
-        raise DeftxError(f"its head has {strange[0]!r}, which {type(classifier).__name__} does not have")
-    check_fit(classifier, vector)
+    task, labels = kind_of(vector), vector.head.labels
+    if task.auto is None:  # the base's own language model, whose head is no vector's
+        return
+    model = skeleton(base, task.auto, **({"num_labels": len(labels)} if labels else {}), **task.config)
+    if strange := sorted(vector.head.tensors.keys() - head(model).keys()):
+        raise DeftxError(f"its head has {strange[0]!r}, which {type(model).__name__} does not have")
+    check_fit(model, vector)
 
 
 def _needed(model: PreTrainedModel) -> Iterator[Finding]:

@@ -24,10 +24,13 @@ from deftx.errors import DeftxError, unknown
 LATER = {"noise": 0.0, "held_out_blocks": None}
 
 
-class Settings(BaseModel):
-    """Base of all settings: frozen, and strict about names."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and strict about names; numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Training(Settings):
@@ -107,7 +110,7 @@ def metric_name(metric: str) -> str:
 class Learning(Settings):
     """What is trained, and the seed that decides everything random."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     training: Training
 
     def deciding(self) -> dict[str, Any]:

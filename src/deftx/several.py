@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ def several_start(
 ) -> tuple[Start, TaskFit]:
     """θ0 about to be trained as `fit_task_several` does, and the settings to do it with."""
     check_same_languages(train_sets, valid_sets, sources)
-    if not temperature >= 1:
-        raise DeftxError(f"temperature {temperature} is below 1; give 1 (as the data are) or more (more even)")
+    if not 1 <= temperature < inf:
+        what = "is below 1" if temperature < 1 else "is no number"
+        raise DeftxError(f"temperature {temperature} {what}; give 1 (as the data are) or more (more even)")
     settings, names = settled(settings), sorted(train_sets)  # in whatever order they are given
     if len(names) == 1:
         (train_set,), (valid_set,) = train_sets.values(), valid_sets.values()

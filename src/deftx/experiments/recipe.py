@@ -18,6 +18,7 @@ from deftx.settings import (
     LoraTaskFit,
     MadxLanguageFit,
     MadxTaskFit,
+    Seed,
     Settings,
     TaskFit,
     changed,
@@ -117,7 +118,7 @@ class Recipe(Settings):
 
     title: str = ""
     base: str
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     languages: dict[str, str | tuple[str, ...]]
     source: str = ""
     train: str = ""
@@ -133,6 +134,14 @@ class Recipe(Settings):
     overlap: Literal["language-task", "languages"] | None = None
     paper: Published | None = None
     leakage: Literal["stop", "trim", "ignore"] = "stop"
+
+    @field_validator("languages", "sources", "test", "source", mode="before")
+    @classmethod
+    def _called_by_text(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else [value]:
+            if isinstance(name, bool):
+                raise ValueError(f"a language is called {name}: YAML reads no, yes, on and off so; put it in quotes")
+        return value
 
     @field_validator("languages")
     @classmethod

@@ -72,7 +72,8 @@ def rows_for(path: Path, table: Table, kept: Sequence[int]) -> str:
 
 def named(source: str | Path) -> str:
     """How a vector names a source, for strangers to read: a hub dataset as it was given, a file without its folder."""
-    return str(source) if str(source).startswith(HUB) else Path(source).name
+    name = str(source) if str(source).startswith(HUB) else Path(source).name
+    return name.encode(errors="replace").decode()  # of a file, it may be no text
 
 
 def _file(path: Path, readers: Mapping[str, Reader]) -> Table:
@@ -117,20 +118,30 @@ def _jsonl(path: Path) -> Table:
     def column(name: str) -> list[object]:
         for number, row in rows.items():
             if name not in row:
-                raise DeftxError(f"{path}, line {number}: no {name!r}, which the first line has: add it")
+                raise DeftxError(f"{path}, line {number}: no {name!r}, which other lines have: add it")
         return [row[name] for row in rows.values()]
 
-    return Table(str(path), list(next(iter(rows.values()))), list(rows), column)
+    return Table(str(path), list(dict.fromkeys(name for row in rows.values() for name in row)), list(rows), column)
 
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, object]:
     try:
         value = json.loads(line)
-    except ValueError:
+        if "\\ud" in line.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        what = f"half a character ({_escaped(error)}), as is left where a text was cut within an emoji"
+        raise DeftxError(f"{path}, line {number}: {what}: remove it") from None
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise DeftxError(f"{path}, line {number}: not a JSON object: write one {{...}} on each line")
     return value
+
+
+def _escaped(error: UnicodeEncodeError) -> str:
+    """How JSON writes what cannot be encoded, such as \\ud83d."""
+    return f"\\u{ord(error.object[error.start]):04x}"
 
 
 def _tsv(path: Path) -> Table:
@@ -238,21 +249,30 @@ def _as_tsv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _separated(path: Path, rows: Iterable[Sequence[object]], separator: str) -> str:
-    lines = [["" if value is None else str(value) for value in row] for row in rows]
+    lines = [[_cell(path, value) for value in row] for row in rows]
     if any(mark in value for line in lines for value in line for mark in ("\n", separator or "\n")):
         raise DeftxError(f"{path} cannot hold texts with tabs or line breaks in them: write .jsonl or .csv")
     return "".join(separator.join(line) + "\n" for line in lines)
 
 
+def _cell(path: Path, value: object) -> str:
+    if isinstance(value, list | dict | bytes):
+        raise DeftxError(f"{path} cannot hold a {type(value).__name__}, such as {value!r:.40}: write .jsonl")
+    return "" if value is None else str(value)
+
+
 def _as_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows([names, *rows])
+    csv.writer(file, lineterminator="\n").writerows([names, *([_cell(path, value) for value in row] for row in rows)])
     return file.getvalue()
 
 
 def _as_jsonl(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     objects = (dict(zip(names, row, strict=True)) for row in rows)
-    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
+    try:
+        return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
+    except TypeError as error:
+        raise DeftxError(f"{path} cannot hold all values ({error}): write .csv") from None
 
 
 # What a file with these columns and rows is to hold.

@@ -201,7 +201,16 @@ def tokenised(
     texts, pairs = list(examples.texts), list(examples.pairs) if examples.pairs else None
     tokens = tokenizer(texts, pairs, **{"truncation": True, "max_length": length, **options})
     keys = [key for key in tokens if key in tokenizer.model_input_names]
-    return tokens, [{key: tokens[key][i] for key in keys} for i in range(len(tokens["input_ids"]))]
+    inputs = [{key: tokens[key][i] for key in keys} for i in range(len(tokens["input_ids"]))]
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if first is not None and not options.get("is_split_into_words"):
+        inputs = [each if each["input_ids"] else _of_one(first, each) for each in inputs]
+    return tokens, inputs
+
+
+def _of_one(token: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """An input of one token for one of none, which no model can read: an empty text, where nothing is put around it."""
+    return {key: [{"input_ids": token, "attention_mask": 1}.get(key, 0)] for key in inputs}
 
 
 def check(examples: Examples, tokenizer: PreTrainedTokenizerBase, labelled: bool) -> None:
