@@ -63,8 +63,8 @@ WHY = """## How far from the floor, and why
 ## What could not be measured
 
 There was no GPU to measure on. The scripts take one where there is one; nothing of theirs has run there yet. bf16 is
-measured where the processor has instructions for it. `recipes/nusax-nano.yaml` with ten steps a phase took 437 s by
-ours and 586 s by the plain way, once, beside other work (`docs/log.md`): its row is yet to be measured.
+measured where the processor has instructions for it. The recipe nusax-nano was timed once, with ten steps a phase
+instead of 200 and 600, beside a training on the other core.
 
 The EPYC's rows at XLM-R base's shape are of the code as it is, without those of dropout and bf16; where a row
 computes, it takes about twice as long as the Xeon, by the plain way too. The Xeon's rows of training and of denoising
