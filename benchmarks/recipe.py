@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 from core import list_select, plain_denoise
-from measure import Measured, alternate, options_of, peak_in_subprocess, print_peak, report
+from measure import DEVICE, Measured, alternate, options_of, peak_in_subprocess, print_peak, report
 from torch import Tensor, nn
 
 from deftx.core.backbone import backbone, head, tunable
@@ -88,7 +88,7 @@ def plain(recipe: Recipe) -> float:
     learnt, top = plain_fit(lambda: composed(recipe, labels, [source]), objective, task)
     found = []
     for name, file in recipe.test.items():
-        model = composed(recipe, labels, [vector_of(name), learnt])
+        model = composed(recipe, labels, [vector_of(name), learnt]).to(DEVICE)
         for place, weight in head(model).items():
             weight.data.copy_(top[place])
         found.append(evaluate(CLASSIFICATION, model, tokenizer, read_examples(file), length)["macro_f1"])
@@ -106,7 +106,7 @@ def composed(recipe: Recipe, labels: tuple[str, ...], deltas: list[Delta]) -> An
 
 def plain_fit(make: Callable[[], Any], objective: Any, fit: Fit) -> tuple[Delta, Delta]:
     """Algorithm 1: the difference that phase 2 makes, dense, and the head that it leaves."""
-    model = make()
+    model = make().to(DEVICE)
     start = {name: weight.detach().clone() for name, weight in tunable(model).items()}
     plain_train(model, objective, fit, start, {})
     delta = {name: weight.detach() - start[name] for name, weight in tunable(model).items()}
@@ -114,10 +114,11 @@ def plain_fit(make: Callable[[], Any], objective: Any, fit: Fit) -> tuple[Delta,
     masks = {name: torch.zeros_like(values) for name, values in delta.items()}
     for name, places in list_select(dict(denoised), fit.k).items():
         masks[name].view(-1)[places] = 1
-    model = make()
+    model = make().to(DEVICE)
     plain_train(model, objective, fit, start, masks)
     difference = {name: weight.detach() - start[name] for name, weight in tunable(model).items()}
-    return difference, {name: weight.detach() for name, weight in head(model).items()}
+    top = {name: weight.detach().cpu() for name, weight in head(model).items()}
+    return {name: values.cpu() for name, values in difference.items()}, top
 
 
 def plain_train(model: Any, objective: Any, fit: Fit, start: Delta, masks: Delta) -> None:
@@ -134,7 +135,8 @@ def plain_train(model: Any, objective: Any, fit: Fit, start: Delta, masks: Delta
     for step in range(1, steps + 1):
         chosen = torch.randint(len(objective.train), (settings.batch_size,)).tolist()
         model.train()
-        loss = model(**objective.collate([objective.train[i] for i in chosen])).loss
+        batch = objective.collate([objective.train[i] for i in chosen])
+        loss = model(**{name: values.to(DEVICE) for name, values in batch.items()}).loss
         if pull:
             loss = loss + pull * sum((weight - start[name]).abs().sum() for name, weight in body.items())
         loss.backward()
@@ -155,7 +157,7 @@ def score(model: Any, objective: Any) -> float:
     model.eval()
     if objective.metric != "loss":
         return float(objective.validate(model, 32)[objective.metric])
-    inputs, labels = objective.held_out
+    inputs, labels = (part.to(DEVICE) for part in objective.held_out)
     return -float(model(input_ids=inputs, labels=labels).loss)
 
 

@@ -34,7 +34,7 @@ from deftx.core.select import parse_k
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.experiments.demo.languages import SOURCE, plain_text
 from deftx.experiments.demo.run import BASE
-from deftx.models import load_task_model, load_tokenizer
+from deftx.models import load_task_model, load_tokenizer, place
 from deftx.serving.app import make_app
 from deftx.switcher import Switcher
 from deftx.tasks.classification import probabilities
@@ -63,6 +63,8 @@ class Dedicated:
 
     def __init__(self, base: Path, task: SparseVector, languages: Mapping[str, SparseVector]) -> None:
         self.models = {name: compose(base, task, vector) for name, vector in languages.items()}
+        for model in self.models.values():
+            place(model)
         self.tokenizer, self.languages, self.labels = load_tokenizer(base), tuple(languages), LABELS
         self.length = trained_length(next(iter(self.models.values())), self.tokenizer, task)
 

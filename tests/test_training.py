@@ -403,7 +403,7 @@ def test_bf16_pays_is_told_by_the_device(monkeypatch):
         has = {"amx_bf16": pays, "avx512_bf16": True}
         monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=lambda has=has: has)
         assert bf16_pays(torch.device("cpu")) is pays
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda pays=pays: pays)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, pays=pays: pays)
         assert bf16_pays(torch.device("cuda")) is pays
     monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=dict)
     assert bf16_pays(torch.device("cpu")) is False
@@ -444,3 +444,12 @@ def test_the_penaltys_gradient_in_parts_is_that_of_the_whole_to_the_bit(monkeypa
     expected = gradient + 0.1 * torch.sign(weight)
     loop._pull(gradient, weight, start, 0.1)
     assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 4])
+def test_a_training_stays_on_one_device_however_many_gpus_there_are(monkeypatch, tmp_path, gpus):
+    monkeypatch.setattr("deftx.training.loop.TrainingArguments.n_gpu", property(lambda self: gpus))
+    given = loop._arguments(QUICK, Scripted(), 4, 0, str(tmp_path), torch.device("cpu"))
+    assert given.n_gpu == min(gpus, 1)
+    assert given.train_batch_size == QUICK.batch_size
+    assert given.device.type == "cpu"

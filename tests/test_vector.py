@@ -207,3 +207,9 @@ def test_overlap_needs_room_for_entries_alone():
     assert overlap(one, other) == 2 / 3
     empty = SparseVector({"layer.0.w": Entries(torch.empty(0, dtype=torch.long), torch.empty(0), (0, 4))})
     assert (empty.density(), empty.density_by_layer()) == ({"layer.0.w": 0.0}, {"layer.0": 0.0})
+
+
+def test_vectors_elsewhere_are_added_and_made_dense_there():
+    """On the device `meta`, which has no values, as it would be on a GPU."""
+    there = SparseVector({"w": Entries(torch.tensor([0, 2]), torch.ones(2), (2, 2))}).to("meta").tensors["w"]
+    assert there.dense().device.type == "meta"

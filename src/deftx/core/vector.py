@@ -37,7 +37,7 @@ class Entries:
 
     def dense(self) -> Tensor:
         """The dense tensor, zero outside the entries."""
-        flat = torch.zeros(self.numel, dtype=self.values.dtype)
+        flat = torch.zeros(self.numel, dtype=self.values.dtype, device=self.values.device)
         return flat.index_copy_(0, self.indices, self.values).view(self.shape)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Entries":
@@ -144,7 +144,7 @@ def _common(one: Entries, other: Entries) -> int:
     needs room for the tensor, which a file may say is larger than any memory."""
     if max(one.numel, other.numel) > DENSE * (len(one.indices) + len(other.indices) + 1):
         return int(torch.isin(one.indices, other.indices, assume_unique=True).sum())
-    marked = torch.zeros(max(one.numel, other.numel), dtype=torch.bool)
+    marked = torch.zeros(max(one.numel, other.numel), dtype=torch.bool, device=one.indices.device)
     marked[one.indices] = True
     return int(marked[other.indices].sum())
 
@@ -193,7 +193,7 @@ def _sum(name: str, first: Entries | None, second: Entries | None) -> Entries:
         raise DeftxError(f"tensor {name!r} has shape {first.shape} in one vector and {second.shape} in the other")
     indices, places = torch.cat([first.indices, second.indices]).unique(return_inverse=True)
     dtype = torch.promote_types(first.values.dtype, second.values.dtype)
-    values = torch.zeros(len(indices), dtype=dtype)
+    values = torch.zeros(len(indices), dtype=dtype, device=indices.device)
     values.index_add_(0, places, torch.cat([first.values.to(dtype), second.values.to(dtype)]))
     return Entries(indices, values, first.shape)
 

@@ -97,7 +97,10 @@ def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[S
     among them. They share out its GPUs too."""
     import torch
 
-    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = map(str, range(torch.cuda.device_count())) if visible is None else visible.split(",")
+    gpus = [name for name in named if name]
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     command = [sys.executable, "-m", "deftx.experiments.executors", str(store.root)]
     idle: SimpleQueue[_Worker] = SimpleQueue()
 
@@ -112,7 +115,7 @@ def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[S
         workers = []
         for place in range(jobs):
             own = {"OMP_NUM_THREADS": str(threads or max(1, (cores or 1) // jobs))}
-            own |= {"CUDA_VISIBLE_DEVICES": str(place % gpus)} if gpus else {}
+            own |= {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
             said = files.enter_context(TemporaryFile("w+"))
             workers.append(worker := _Worker(command, {**os.environ, **own}, said))
             files.callback(worker.close)

@@ -134,7 +134,7 @@ def train(
                 moving,
                 best,
                 model=model,
-                args=_arguments(training, objective, steps, seed, _logs(training, title) or folder),
+                args=_arguments(training, objective, steps, seed, _logs(training, title) or folder, model.device),
                 data_collator=checkpoint.collating(objective.collate) if checkpoint else objective.collate,
                 train_dataset=objective.train,
                 callbacks=[best, progress, *([checkpoint] if checkpoint else [])],
@@ -185,9 +185,10 @@ class _Trainer(Trainer):
         with self.objective.within(model, inputs) if hasattr(self.objective, "within") else nullcontext():
             loss: Tensor = super().training_step(model, inputs, *args, **options)
         processes.add_up([loss])
-        if not torch.isfinite(loss):
-            raise Diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
-        self.best.losses += loss.cpu()
+        value = loss.detach().cpu()  # the one wait for a GPU
+        if not value.isfinite():
+            raise Diverged(f"the loss became {value.item()} at step {self.state.global_step + 1}")
+        self.best.losses += value
         if not self.accelerator.sync_gradients:
             return loss
         self.batches = 0
@@ -215,9 +216,9 @@ class _Trainer(Trainer):
 
 
 def _pull(gradient: Tensor, weight: Tensor, start: Tensor, strength: float) -> None:
-    """Add the gradient of strength · ‖weight − start‖₁, a few rows at a time, which stay in the processor's cache."""
+    """Add the gradient of strength · ‖weight − start‖₁; on a processor some rows at a time, which stay in its cache."""
     gradient, weight, start = torch.atleast_1d(gradient, weight, start)  # views
-    rows = max(1, len(weight) * CHUNK // max(1, weight.numel()))
+    rows = max(1, len(weight) * CHUNK // max(1, weight.numel()) if weight.device.type == "cpu" else len(weight))
     for part, here, there in zip(gradient.split(rows), weight.split(rows), start.split(rows), strict=True):
         part.add_(torch.sign(here - there), alpha=strength)
 
@@ -256,8 +257,19 @@ def _logs(training: Training, title: str) -> str | None:
     return str(Path(training.logs, name)) if "tensorboard" in training.report_to else None
 
 
-def _arguments(training: Training, objective: Objective, steps: int, seed: int, folder: str) -> TrainingArguments:
-    return TrainingArguments(
+class _OneDevice(TrainingArguments):
+    """Trains where the model is. The Trainer would copy it to every GPU that it sees."""
+
+    @property
+    def n_gpu(self) -> int:
+        """The GPUs that are used."""
+        return min(int(super().n_gpu), 1)
+
+
+def _arguments(
+    training: Training, objective: Objective, steps: int, seed: int, folder: str, device: torch.device
+) -> TrainingArguments:
+    return _OneDevice(
         output_dir=folder,
         max_steps=steps,
         per_device_train_batch_size=training.batch_size,
@@ -270,7 +282,8 @@ def _arguments(training: Training, objective: Objective, steps: int, seed: int, 
         logging_steps=min(training.evaluate_every, max(1, steps // 20)),
         logging_nan_inf_filter=False,
         report_to=list(training.report_to),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
         save_strategy="no",
         eval_strategy="no",
         disable_tqdm=True,

@@ -11,12 +11,12 @@ from torch.overrides import TorchFunctionMode
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs that have bf16, and CPUs with AMX.
+    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs made for it (Ampere on), and CPUs with AMX.
 
     avx512_bf16 alone is not enough: there products of matrices took twice as long as in fp32 on an Intel Xeon.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     told: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # releases before 2.13 do not tell
     return told.get("amx_bf16", False)
 

@@ -10,12 +10,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deftx.core.select import Places, Selection
+from deftx.core.select import Selection
 from deftx.errors import DeftxError
 
 # By these the libraries below would tell that there are several processes, and wrap the model.
@@ -33,7 +34,8 @@ def join() -> None:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     local, visible = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = list(map(str, range(local + 1))) if visible is None else [name for name in visible.split(",") if name]
+    everything = map(str, range(torch.cuda.device_count()))  # counted without use of any
+    gpus = list(everything) if visible is None else [name for name in visible.split(",") if name]
     if gpus:
         if local >= len(gpus):
             raise DeftxError(
@@ -105,7 +107,7 @@ def agreed(selection: Selection) -> Selection:
         for tensor in (counts, indices):
             dist.broadcast(tensor, 0)
     parts = zip(selection.items(), indices.split(counts.tolist()), strict=True)
-    return {name: Places(part, places.shape) for (name, places), part in parts}
+    return {name: replace(places, indices=part.to(places.indices.device)) for (name, places), part in parts}
 
 
 def alone(what: str) -> None:
