@@ -53,6 +53,12 @@ def test_a_short_text_that_stands_whole_in_another_is_found_on_either_side(train
     assert kinds == (["contained"] if found else [])
 
 
+def test_all_of_several_equal_texts_are_found():
+    text = "makanan di sini enak sekali"
+    found = leaks([text, "lain saja", text.upper() + "!", text], [text + " dan murah"])
+    assert [(leak.training, leak.kind) for leak in found] == [(0, "contained"), (2, "contained"), (3, "contained")]
+
+
 def test_a_mark_on_a_letter_does_not_part_a_word():
     assert normalised("  Ção,\u2028n\u0303a—x_y 2\u0e33 ") == "ção n\u0303a x y 2\u0e33"
 

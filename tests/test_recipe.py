@@ -7,7 +7,9 @@ import yaml
 from tiny_run import RECIPE, recipe, write_recipe
 
 from deftx.errors import DeftxError
+from deftx.experiments import layers
 from deftx.experiments.recipe import load_recipe
+from deftx.experiments.run import prepare
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -20,6 +22,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
     assert recipe(folder).needed_languages("none") == []
     assert recipe(folder).needed_languages("DeFT-X") == ["src", "tar"]
+
+
+def test_a_label_that_is_not_learnt_is_named_before_anything_is(folder: Path, tmp_path: Path) -> None:
+    (folder / "mixed.tsv").write_text((folder / "tar.tsv").read_text() + "ba be\tmixed\n")
+    with pytest.raises(DeftxError, match="label 'mixed' is not among the labels of the training data: back, front"):
+        prepare(recipe(folder, {"test": {"tar": "mixed.tsv"}}), tmp_path / "store")
+
+
+def test_null_leaves_out_what_was_set_and_stays_null_over_null(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("a: 1\nb: null\n")
+    (tmp_path / "above.yaml").write_text("extends: below.yaml\na: null\nb: null\nc: null\n")
+    assert layers.read(tmp_path / "above.yaml") == {"b": None, "c": None}
 
 
 def test_a_recipe_extends_another(folder: Path, tmp_path: Path) -> None:
@@ -71,6 +85,10 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
         ({"task": {"task": "ner"}, "ngrams": False}, "macro_f1 or accuracy, not span_f1: set task.training.metric"),
         ({"task": {"task": "tagging"}}, "ngrams are a baseline for classification, not for tagging"),
         ({"variants": {"none": {"task": {"task": "tagging"}}}}, "variant 'none' has the task tagging"),
+        (
+            {"variants": {"M": {"family": "madx"}}, "task": {"task": "tagging"}, "ngrams": False},
+            r"variant 'M' \(madx\) is for classification, not for tagging",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_named(folder: Path, changes: dict[str, object], said: str) -> None:

@@ -414,3 +414,31 @@ def test_the_page_stands_in_a_browser_at_desktop_and_phone_width(run, browser, w
     bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
     assert abs(bright[0] - bright[1]) > 400  # the figures' text is light on dark, or dark on light
     page_.close()
+
+
+def test_no_path_of_the_disk_is_in_a_report(tmp_path):
+    own = {"language": {"training": {"logs": "/home/anna/logs"}}}
+    folder = make_run(tmp_path / "run", {"LT-SFT": own}, (0,), ("ace",), vectors=False, base="/home/anna/xlmr")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe |= {
+        "test": {"ace": "recipes/../../anna/ace.tsv"},
+        "languages": {"ace": ["../anna/ace.txt"]},
+        "train": "anna/x",
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert typed("report", folder, *QUICK) == 0
+    told = (folder / "report" / "report.md").read_text()
+    assert "anna" not in told.replace(str(folder), "")
+    assert "ace.tsv" in told
+
+
+def test_the_layers_of_encoder_and_decoder_are_other_places():
+    assert place_of("encoder.layers.0.fc1.weight") == (0, "fc1")
+    assert place_of("decoder.layers.0.fc1.weight") == (0, "decoder: fc1")
+    assert place_of("layers.0.fc1.weight") == (0, "fc1")
+
+
+def test_seeds_are_those_of_the_recipes_variants_and_sources_alone_are_whole(tmp_path):
+    run = read_run(make_run(tmp_path / "run", seeds=(1, 2), languages=(), vectors=False, ngrams=True))
+    assert run.seeds == [1, 2]
+    assert not [line.name for line in score_table(run, None, []).lines if "seeds)" in line.name]

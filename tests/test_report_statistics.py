@@ -191,6 +191,32 @@ def test_scores_on_other_test_data_are_not_compared(small):
         resampled(small, 10)
 
 
+def test_labels_that_a_variant_numbers_otherwise_are_compared_by_their_names(small):
+    expected = resampled(small, 10)
+    last = small.predictions(small.rows[-1])
+    number = {label: place for place, label in enumerate(["more", *reversed(LABELS)])}
+    turned = {key: [number[LABELS[i]] for i in getattr(last, key)] for key in ("true", "predicted")}
+    change_answers(small, **turned, labels=list(number))
+    found = resampled(small, 10)
+    assert found.keys() == expected.keys()
+    assert all(np.allclose(found[key], expected[key]) for key in found)
+
+
+def test_a_run_that_is_not_finished_is_compared_on_what_there_is(tmp_path):
+    folder = make_run(tmp_path / "run", vectors=False)
+    whole = read_run(folder)
+    expected = compare(whole, resampled(whole, 50), "DeFT-X 90%", "LT-SFT")
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    there = [row for row in rows if row["seed"] < 2 or row["language"] == "ace"]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in there))
+    run = read_run(folder)
+    found = compare(run, resampled(run, 50), "DeFT-X 90%", "LT-SFT")
+    assert (expected.seeds, found.seeds) == ((0, 1, 2), (0, 1))
+    assert found.by_language.keys() == expected.by_language.keys()
+    assert found.by_language["ace"] == expected.by_language["ace"]
+    assert found.average is not None
+
+
 def test_predictions_that_do_not_give_the_score_are_left_out_with_a_word(small):
     last = small.predictions(small.rows[-1])
     change_answers(small, predicted=[(label + 1) % len(LABELS) for label in last.predicted])

@@ -139,3 +139,27 @@ def test_wrong_options_are_one_line(folder, monkeypatch, run, arguments, said) -
     done = run(*arguments)
     assert done.code == 2
     assert said in done.err
+
+
+def test_what_a_crash_left_in_a_folder_of_work_goes_with_it(tmp_path) -> None:
+    store = Store(tmp_path)
+    left = store.work("vector-1") / ".phase2.state.safetensors.0123abcd.tmp"
+    left.mkdir(parents=True)
+    (left / "half").write_text("x")
+    with store.making("vector-1", {}):
+        pass
+    assert store.done("vector-1")
+    assert not store.work("vector-1").exists()
+
+
+def test_a_base_whose_tokenizer_reads_otherwise_now_needs_another_store(folder, tmp_path) -> None:
+    shutil.copytree(folder / "base", tmp_path / "base")
+    moved = one(folder).model_copy(update={"base": str(tmp_path / "base")})
+    before = prepare(moved, tmp_path / "store").plan
+    assert prepare(moved, tmp_path / "store").plan.steps.keys() == before.steps.keys()
+    told = json.loads((tmp_path / "base" / "tokenizer.json").read_text())
+    told["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "base" / "tokenizer.json").write_text(json.dumps(told))
+    with pytest.raises(DeftxError, match="tokenizer reads texts otherwise now than when the steps in"):
+        prepare(moved, tmp_path / "store")
+    prepare(moved, tmp_path / "new")

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForMultipleChoice
 
 from deftx.composed import compose, without_vectors
@@ -519,3 +520,28 @@ def test_an_empty_text_is_read_where_the_tokenizer_puts_nothing_around_it(bases,
     first, _, last = predict(kind, model, tokenizer, Examples(texts), 16)
     assert first == last
     assert first[-1] == pytest.approx(predict(kind, model, tokenizer, Examples(["<s>"]), 16)[0][-1], abs=1e-5)
+
+
+def test_places_of_answers_are_counted_after_the_padding_on_whichever_side_it_is():
+    kind, tokenizer = TASKS["question-answering"], tiny.tokenizer()
+    examples = Examples(["ba", "ba"], ["be bi bo", "be bi bo bu da de"], [[(3, "bi")], [(3, "bi")]])
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        objective = supervised(kind, examples, examples, (), tokenizer, 24, "")
+        batch = objective.collate(list(objective.train))
+        found = batch["input_ids"].gather(1, batch["labels"])
+        tokens = [[tokenizer.decode(token) for token in row] for row in found]
+        assert tokens == [["bi", "bi"]] * 2
+
+
+def test_a_text_that_is_cut_still_ends_as_the_model_was_taught():
+    tokenizer = tiny.tokenizer(decoder=True)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer.backend_tokenizer.post_processor = None
+    kind, end = TASKS["generation"], tokenizer("\n", add_special_tokens=False)["input_ids"]
+    assert len(end) == 1
+    encoded = kind.encode(Examples(["ba be", "ba be bi bo bu da de di"]), tokenizer, 8, (), False)
+    short, cut = (each["input_ids"] for each in encoded.inputs)
+    assert (len(cut), cut[-1:]) == (4, end)
+    assert len(short) < 4

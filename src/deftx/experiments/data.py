@@ -17,8 +17,10 @@ from deftx.fit import check_settings
 from deftx.models import about_tokenizer, load_language_model, load_tokenizer
 from deftx.settings import Fit
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
-from deftx.tasks.data import Examples, capitals, lower_case, read_text, written
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.data import Examples, capitals, joined, lower_case, read_text, written
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
+from deftx.tasks.supervised import numbers
 from deftx.tasks.table import task_of
 
 
@@ -39,6 +41,7 @@ class Data:
     test: Mapping[str, Examples]
     base: str
     trimmed: Mapping[str, str]
+    reading: str
 
 
 def read(recipe: Recipe) -> Data:
@@ -59,9 +62,21 @@ def read(recipe: Recipe) -> Data:
         {name: task.read(source, columns, True) for name, source in recipe.test.items()},
         _identity(recipe.base, model),
         {},
+        _reading(recipe.base),
     )
+    if task is CLASSIFICATION:
+        _check_labels(recipe, data)
     _warn_of_capitals(recipe, data)
     return data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
+
+
+def _check_labels(recipe: Recipe, data: Data) -> None:
+    """Raise DeftxError for a label of validation or test data that some variant does not learn."""
+    for variant in recipe.variants if recipe.test else ():
+        sources = recipe.sources_of(variant)
+        names = CLASSIFICATION.names(joined([data.train[source] for source in sources]))
+        for examples in [*(data.valid[source] for source in sources), *data.test.values()]:
+            numbers(examples.labels or [], names)
 
 
 def _warn_of_capitals(recipe: Recipe, data: Data) -> None:
@@ -81,6 +96,17 @@ def _identity(base: str, model: PreTrainedModel) -> str:
     top = head_of(model)
     parts = [fingerprint(model), fingerprint_of(top, lambda name: top[name].detach()), tokenizer["digest"], config]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _reading(base: str) -> str:
+    """A name of how the base's tokenizer reads texts, which more than its pieces decide: by what it makes of some of
+    them, also in capitals, and of all Latin letters, and how long inputs may be."""
+    tokenizer = load_tokenizer(base)
+    pieces = sorted(tokenizer.get_vocab())
+    some = " ".join(pieces[:: len(pieces) // 500 + 1])
+    probe = [some, some.upper(), " ".join(map(chr, range(0x21, 0x250))), "With-hyphens... 3.14  (हिन्दी)"]
+    parts = [tokenizer(probe, verbose=False)["input_ids"], tokenizer.model_max_length, tokenizer.padding_side]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _guarded(data: Data, *, trim: bool) -> Data:

@@ -36,10 +36,10 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with what `above` says instead, mapping within mapping; without what is null there."""
+    """`below` with what `above` says instead, mapping within mapping; without what is null there, and was not."""
     both = dict(below)
     for key, value in above.items():
-        if value is None and key in below:
+        if value is None and below.get(key) is not None:
             del both[key]
         elif isinstance(value, Mapping) and isinstance(below.get(key), Mapping):
             both[key] = _overlaid(below[key], value)

@@ -251,7 +251,10 @@ def _check_task(recipe: Recipe) -> None:
         raise DeftxError(f"a recipe compares macro_f1 or accuracy, not {metric}: set task.training.metric to one")
     if recipe.ngrams and name != "classification":
         raise DeftxError(f"ngrams are a baseline for classification, not for {name}: set ngrams to false")
-    for variant in recipe.variants:
+    for variant, about in recipe.variants.items():
+        if about.family != VECTORS and name != "classification":
+            what = f"({about.family}) is for classification, not for {name}"
+            raise DeftxError(f"the variant {variant!r} {what}: leave it out")
         fitted = recipe.task_fit(variant, 0)
         if isinstance(fitted, TaskFit) and (other := settled(fitted).task) != name:
             raise DeftxError(f"the variant {variant!r} has the task {other}, the recipe {name}: make a recipe for each")

@@ -65,6 +65,7 @@ class Prepared:
 def prepare(recipe: Recipe, store: Path) -> Prepared:
     """Read and check all that a recipe needs, and plan it. Raises DeftxError for what is wrong with it."""
     data, place = read(recipe), Store(store.resolve())
+    place.note_tokenizer(data.base, data.reading)
     return Prepared(recipe, make_plan(recipe, data, place), place, dict(data.trimmed))
 
 

@@ -4,6 +4,7 @@ STORE/steps/ID/          a finished step, whole or not there: step.json, log.txt
 STORE/work/ID/           one that is under way or was stopped, and goes on from there
 STORE/data/DIGEST.json   texts and labelled data, named by their content
 STORE/runs/DIGEST.txt    the folder of a run that uses it
+STORE/bases/ID.txt       how the tokenizer of a base reads
 """
 
 import hashlib
@@ -59,6 +60,15 @@ class Store:
         """Note that the run in a folder uses this store."""
         folder = str(run.resolve())
         write_text(self.root / "runs" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.txt", folder)
+
+    def note_tokenizer(self, base: str, reading: str) -> None:
+        """Note how the tokenizer of a base reads. Raises DeftxError where it read otherwise when steps were made."""
+        note = self.root / "bases" / f"{base}.txt"
+        if not note.is_file():
+            write_text(note, reading)
+        elif note.read_text(encoding="utf-8") != reading:
+            when = f"than when the steps in {self.root} were made: use another store"
+            raise DeftxError(f"the base's tokenizer reads texts otherwise now {when}")
 
     def noted_runs(self) -> list[Path]:
         """The folders that were noted, whether there are runs still or not."""
@@ -126,7 +136,9 @@ def read_json(path: Path) -> Any:
 
 def _emptied(work: Path) -> None:
     for path in work.iterdir():
-        if path.name != LOCK:
+        if path.is_dir():  # what a crash left of a file that was being written
+            shutil.rmtree(path)
+        elif path.name != LOCK:
             path.unlink()
 
 

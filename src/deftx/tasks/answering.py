@@ -162,6 +162,9 @@ ANSWERING = Task(
     answer=answer,
     shown=("answer", "probability"),
     metrics={"f1": _mean(_f1), "exact_match": _mean(_exact)},
+    stack=lambda targets, batch: (
+        torch.tensor(targets) + batch["attention_mask"].argmax(1, keepdim=True)
+    ),  # after padding
     respelt=lambda examples, spell: replace(
         examples, texts=list(map(spell, examples.texts))
     ),  # not where answers stand

@@ -51,6 +51,10 @@ def encode(
     after = "" if tokenizer("a")["input_ids"][-1] == end else SEPARATOR  # an encoder's text says itself where it ends
     lines = Examples([text + after for text in examples.texts], labels=examples.labels)
     _, inputs = tokenised(lines, tokenizer, length - most, labelled)
+    ends = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    for each in inputs:  # of a text that was cut, too
+        if len(each["input_ids"]) == length - most > len(ends):
+            each["input_ids"] = [*each["input_ids"][: length - most - len(ends)], *ends]
     written = list(examples.labels or []) if labelled else []
     ids = tokenizer(written, add_special_tokens=False)["input_ids"] if written else []
     targets = [[*each[: most - 1], end] for each in ids]

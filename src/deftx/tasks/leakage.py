@@ -105,16 +105,16 @@ def _contained(training: Sequence[str], evaluation: Sequence[str]) -> Found:
 
 def _within(parts: Sequence[str], wholes: Sequence[str]) -> Iterator[tuple[int, int]]:
     """(part, whole) where a short part stands in a whole as whole words; one pair for each whole, and for each part."""
-    index = {
-        part: number for number, part in enumerate(parts) if len(part) >= CONTAINED and part.count(" ") < WORDS - 1
-    }
+    index: dict[str, list[int]] = {}  # equal parts have one entry
+    for number, part in enumerate(parts):
+        if len(part) >= CONTAINED and part.count(" ") < WORDS - 1:
+            index.setdefault(part, []).append(number)
     lengths = sorted({part.count(" ") + 1 for part in index})
     for number, whole in enumerate(wholes):
         words = whole.split(" ")
         for length in lengths:
             for run in _runs(words, length):
-                if run in index:
-                    yield index[run], number
+                yield from ((part, number) for part in index.get(run, ()))
 
 
 def _words(training: Sequence[str], evaluation: Sequence[str]) -> Found:

@@ -5,12 +5,13 @@ Character-Level Noise, https://arxiv.org/abs/2109.06772.
 """
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import chain
 
-_WORD = re.compile(r"[^\W\d_]{2,}")  # letters in a row, too many to be lost with one of them
+import regex
+
+_WORD = regex.compile(r"[\p{L}\p{M}]{2,}")  # letters and their marks in a row, too many to be lost with one of them
 
 
 def misspeller(texts: Iterable[str], share: float, seed: int) -> Callable[[str], str]:
@@ -23,7 +24,7 @@ def misspeller(texts: Iterable[str], share: float, seed: int) -> Callable[[str],
     letters, weights = list(counts), list(counts.values())
     lots = random.Random(f"noise {seed}")
 
-    def changed(found: re.Match[str]) -> str:
+    def changed(found: regex.Match[str]) -> str:
         word = found.group()
         if lots.random() >= share:
             return word

@@ -93,8 +93,8 @@ def full_tuning(
     if done is not None:
         tensors, log = done[0], done[1]["log"]  # tensors in the model's order, which decides ties
         delta = {name: tensors[name].to(weight.device) for name, weight in body.items()}  # to be denoised as it was
-        learnt = [tensors[name].to(weight.device) for name, weight in zip(_heads(top), top, strict=True)]
-        return Learnt(delta, learnt, log, phase.key)
+        tops = [tensors[name].to(weight.device) for name, weight in zip(_heads(top), top, strict=True)]
+        return Learnt(delta, tops, log, phase.key)
     theta0, top0 = _copies(body.values()), _copies(top)
 
     def difference() -> Delta:

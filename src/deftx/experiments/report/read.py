@@ -149,7 +149,10 @@ class RunData:
     @property
     def seeds(self) -> list[int]:
         """The seeds of all scores and vectors."""
-        return sorted({row.seed for row in self.rows} | {step.seed for step in self.vectors() if step.seed is not None})
+        return sorted(
+            {row.seed for row in self.rows if row.variant in self.recipe.variants}
+            | {step.seed for step in self.vectors() if step.seed is not None}
+        )
 
     def scores(self, variant: str) -> dict[int, dict[str, float]]:
         """The metric's scores of a variant, 0 to 1, by seed and language."""

@@ -1,14 +1,16 @@
 """What a report says, section by section, in words for people who never saw the paper. What a run lacks is left out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from deftx.experiments.report import learnt, scored, tables
 from deftx.experiments.report.parts import Findings, Section
 from deftx.experiments.report.statistics import AVERAGE
 from deftx.storage.hub import is_model_id
 from deftx.storage.privacy import without_paths
+from deftx.tasks.sources import named
 
 
 def sections(found: Findings) -> list[Section]:
@@ -49,9 +51,20 @@ def _trimmed(found: Findings) -> Section | None:
     return Section("trimmed", "What was left out", about, tables=[table])
 
 
+def _files_named(value: Any) -> Any:
+    """Names of sources without their folders, wherever they stand in a part of a recipe."""
+    if isinstance(value, Mapping):
+        return {key: _files_named(part) for key, part in value.items()}
+    return list(map(_files_named, value)) if isinstance(value, list | tuple) else named(str(value))
+
+
 def _repeat(found: Findings) -> Section | None:
     run = found.run
-    recipe = without_paths("", run.recipe.model_dump(exclude={"variants", "paper"}))
+    files = {"train", "valid", "languages", "test", "sources"}
+    recipe = {
+        key: _files_named(value) if key in files else without_paths(key, value)
+        for key, value in run.recipe.model_dump(exclude={"variants", "paper"}).items()
+    }
     shown = [tables.words_table("The recipe.", "value", tables.flattened(recipe), folded=True)]
     if run.recipe.variants:
         shown.insert(0, tables.settings_table(run))

@@ -104,35 +104,47 @@ def resampled(run: RunData, resamples: int = RESAMPLES, seed: int = 0) -> Resamp
 def _answers(run: RunData, language: str) -> dict[tuple[str, int], Predictions]:
     """The predictions of a language's scores by variant and seed, all on one test set."""
     found: dict[tuple[str, int], Predictions] = {}
-    for row in run.rows:
-        answers = run.predictions(row) if row.language == language else None
+    told = [(row, run.predictions(row)) for row in run.rows if row.language == language]
+    names = sorted({label for _, answers in told if answers for label in answers.labels})
+    for row, answers in told:
         if answers is None:
             continue
         score = float(METRICS[run.recipe.metric](confusions(np.ones((1, len(answers.true))), answers))[0])
         if abs(score - getattr(row, run.recipe.metric)) > 1e-6:
             warnings.warn(f"the predictions of step {row.step} do not give its score: not compared", stacklevel=2)
             continue
+        answers = _by_name(answers, names)
         first = next(iter(found.values()), answers)
-        if (answers.true, answers.labels) != (first.true, first.labels):
+        if answers.true != first.true:
             raise DeftxError(f"the scores on {language} are not of one test set: step {row.step} has other true labels")
         found[row.variant, row.seed] = answers
     return found
 
 
+def _by_name(answers: Predictions, names: Sequence[str]) -> Predictions:
+    """The same with labels numbered as in `names`: variants that learn from other data may number them otherwise."""
+    number = [names.index(label) for label in answers.labels]
+    true, predicted = (tuple(number[label] for label in some) for some in (answers.true, answers.predicted))
+    return Predictions(true=true, predicted=predicted, labels=tuple(names))
+
+
 def compare(run: RunData, scores: Resampled, first: str, second: str, seed: int = 0) -> Comparison | None:
     """`first` against `second`; None where no seed and language has both."""
     ours, theirs = _by_seed(run, scores, first), _by_seed(run, scores, second)
-    seeds = sorted(ours.keys() & theirs.keys())
-    shared = [lang for lang in run.languages if all(lang in ours[s] and lang in theirs[s] for s in seeds)]
-    if not seeds or not shared:
-        return None
-    gaps = {lang: np.stack([ours[s][lang] - theirs[s][lang] for s in seeds]) for lang in shared}
-    weights = draws(np.random.default_rng([seed, len(seeds)]), len(seeds), len(gaps[shared[0]][0]) - 1) / len(seeds)
-    targets = [gaps[lang] for lang in run.targets if lang in gaps]
-    average = difference(np.mean(targets, axis=0), weights) if targets and len(targets) == len(run.targets) else None
-    return Comparison(
-        first, second, tuple(seeds), {lang: difference(gap, weights) for lang, gap in gaps.items()}, average
-    )
+    both = {s: ours[s].keys() & theirs[s].keys() for s in sorted(ours.keys() & theirs.keys())}
+
+    def judged(languages: Sequence[str]) -> Difference | None:
+        """The mean over languages, on the seeds that have all of them."""
+        seeds = [s for s, there in both.items() if there.issuperset(languages)] if languages else []
+        if not seeds:
+            return None
+        gaps = np.stack([np.mean([ours[s][lang] - theirs[s][lang] for lang in languages], axis=0) for s in seeds])
+        weights = draws(np.random.default_rng([seed, len(seeds)]), len(seeds), len(gaps[0]) - 1) / len(seeds)
+        return difference(gaps, weights)
+
+    found = {lang: gap for lang in run.languages if (gap := judged([lang]))}
+    whole = [s for s, there in both.items() if there.issuperset(run.targets)] if run.targets else []
+    return Comparison(first, second, tuple(whole or both), found, judged(run.targets)) if found else None
 
 
 def _by_seed(run: RunData, scores: Resampled, variant: str) -> dict[int, dict[str, Floats]]:

@@ -8,6 +8,7 @@ from typing import Any
 from deftx.experiments.report.read import RunData
 from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference, holm
 from deftx.experiments.report.vectors import Place
+from deftx.storage.privacy import without_paths
 
 BETTER, SURELY_BETTER = "△", "▲"
 NOTHING = "–"
@@ -88,8 +89,8 @@ def _mark(ours: Sequence[float], theirs: Sequence[float], against: Comparison | 
 
 def _seeds_missing(run: RunData, variant: str, whole: Sequence[float]) -> str:
     """What to say behind the name of a variant of which not all seeds are there."""
-    wanted = len(run.recipe.seeds)
-    return f" ({len(whole)} of {wanted} seeds)" if variant in run.recipe.variants and len(whole) < wanted else ""
+    wanted, there = len(run.recipe.seeds), len(whole) if run.targets else len(run.scores(variant))
+    return f" ({there} of {wanted} seeds)" if variant in run.recipe.variants and there < wanted else ""
 
 
 def _paper_lines(run: RunData, columns: Sequence[str]) -> list[Line]:
@@ -189,7 +190,7 @@ def outside_table(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> Ta
 
 def settings_table(run: RunData) -> Table:
     """What the variants set, a column for each key that one of them sets."""
-    flat = {name: flattened(run.recipe.variants.get(name, {})) for name in run.variants}
+    flat = {name: flattened(without_paths("", run.recipe.variants.get(name, {}))) for name in run.variants}
     keys = list(dict.fromkeys(key for found in flat.values() for key in found))
     lines = [Line(name, [Cell(found.get(key, NOTHING)) for key in keys]) for name, found in flat.items()]
     return Table("What the variants set; all else is the same for all of them.", ["", *keys], lines, words=True)

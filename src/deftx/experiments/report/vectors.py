@@ -100,7 +100,8 @@ def place_of(name: str) -> Place:
         return int(numbered[1]) if numbered else None, BIASES
     rest = rest.removesuffix(".weight")
     kind = KINDS.get(rest, rest.removeprefix("embeddings.").replace("_", " "))
-    return int(numbered[1]) if numbered else None, kind
+    side = "decoder: " if numbered and name.startswith("decoder.") else ""  # whose layers have the encoder's numbers
+    return int(numbered[1]) if numbered else None, side + kind
 
 
 def spectra(run: RunData) -> dict[str, dict[Place, torch.Tensor]]:
