@@ -79,6 +79,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = [text.split() for text in sentences(20, len(name))]
         tagged = ["".join(f"{word}\t{word[-1].upper()}\n" for word in row) for row in words]
         (folder / f"pos-{name}.tsv").write_text("\n".join(tagged))
+    (folder / "runs").mkdir()  # of comparisons that would take hours
     (folder / "words.tsv").write_text("ba\nbe\n\nbi\n")
     asked = [{"question": text[:2], "context": text, "answers": text[3:5]} for text in sentences(20)]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))

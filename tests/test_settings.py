@@ -49,7 +49,7 @@ def test_the_known_settings_are_those_of_the_same_place():
         ({"training": {"learning_rate": -1e-4}}, "setting training.learning_rate = -0.0001: input should be greater"),
         (
             {"training": {"learning_rate": float("nan")}},
-            "setting training.learning_rate = nan: input should be greater",
+            "setting training.learning_rate = nan: input should be a finite number",
         ),
         (
             {"training": {"precision": "fp16"}},
