@@ -144,8 +144,8 @@ def ranks(found: Mapping[tuple[str, str], Mapping[Place, list[int]]], look: Mapp
             points = sorted((at, kept) for (at, of), kept in places.items() if at is not None and of == kind)
             if points:
                 layers, dashes = [layer for layer, _ in points], "--" if part == TASK else "-"
-                label, colour = f" {variant}, {part}", look[variant].colour
-                axes.plot(layers, [mean(kept) for _, kept in points], dashes, color=colour, label=label, marker=".")
+                label, colour, marker = f" {variant}, {part}", look[variant].colour, look[variant].marker
+                axes.plot(layers, [mean(kept) for _, kept in points], dashes, color=colour, label=label, marker=marker)
                 bounds = [min(kept) for _, kept in points], [max(kept) for _, kept in points]
                 axes.fill_between(layers, *bounds, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=kind, xlabel="layer", ylim=(0, None))
@@ -189,8 +189,8 @@ def curves(
                 for step, value in (p for one in some for p in (one.held_out if held_out else one.training)):
                     by_step.setdefault(step, []).append(value)
                 steps, colour = sorted(by_step), look[variant].colour
-                marker = "." if len(steps) < 20 else ""
-                options: dict[str, Any] = {"color": colour, "label": f" {variant}, phase {phase}", "marker": marker}
+                options: dict[str, Any] = {"color": colour, "label": f" {variant}, phase {phase}"}
+                options |= {"marker": look[variant].marker, "markevery": max(1, len(steps) // 20)}
                 axes.plot(steps, [mean(by_step[s]) for s in steps], "--" if phase == 1 else "-", **options)
                 bounds = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
                 axes.fill_between(steps, *bounds, color=colour, alpha=0.15, linewidth=0)

@@ -23,7 +23,7 @@ INK, MUTED, PAPER = "#010203", "#868e99", "#ffffff"
 GREY = "#a0a4ab"
 # Paul Tol's "bright" scheme, which people tell apart whatever colours they see
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44"]
-HATCHES, DASHES = ["", "///", "...", "xxx"], ["-", "--", "-.", ":"]
+HATCHES, MARKERS = ["", "///", "...", "xxx"], [".", "s", "^", "x"]
 SHADES, HEAT = "viridis", "Blues"
 WIDTH = 8.8  # of figures with several panels, in inches
 STYLE: dict[Any, Any] = {
@@ -58,11 +58,11 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a variant is drawn; hatches and dashes tell apart those that share a colour."""
+    """How a variant is drawn; hatches and markers tell apart those that share a colour."""
 
     colour: str
     hatch: str
-    dashes: str
+    marker: str
 
 
 def looks(variants: Sequence[str], baseline: str | None) -> dict[str, Look]:
@@ -71,8 +71,8 @@ def looks(variants: Sequence[str], baseline: str | None) -> dict[str, Look]:
     found = {}
     for number, name in enumerate(coloured):
         turn = number // len(COLOURS) % len(HATCHES)
-        found[name] = Look(COLOURS[number % len(COLOURS)], HATCHES[turn], DASHES[turn])
-    return {name: found.get(name, Look(GREY, "", "-")) for name in variants}
+        found[name] = Look(COLOURS[number % len(COLOURS)], HATCHES[turn], MARKERS[turn])
+    return {name: found.get(name, Look(GREY, "", ".")) for name in variants}
 
 
 @contextmanager
