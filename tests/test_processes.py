@@ -179,3 +179,12 @@ def test_the_parts_of_a_batch_are_the_whole_and_their_weights_one(monkeypatch, s
     assert sum(weights) == pytest.approx(1)
     monkeypatch.setattr(processes, "_all", [])
     assert processes.own_rows(batch) == (batch, 1.0)
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, ["0", "1", "2"]), ("2,GPU-ab", ["2", "GPU-ab"]), ("", [])])
+def test_the_gpus_to_share_out_are_those_that_may_be_used(monkeypatch, said, found):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if said is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert processes.visible_gpus() == found

@@ -147,6 +147,7 @@ def folder(tmp_path, monkeypatch):
     tiny.save_base(tmp_path / "base")
     labelled(tmp_path / "src.tsv", 0)
     files = {"txt": "\n".join(tiny.sentences(60)), "tsv": (tmp_path / "src.tsv").read_text()}
+    (tmp_path / "blank.tsv").write_text("text\n \n")
     for name, vowel in {"src": "o", "tar": "U", "far": "y"}.items():
         for suffix, text in files.items():
             (tmp_path / f"{name}.{suffix}").write_text(
@@ -251,6 +252,7 @@ def test_the_command_changes_lines_of_text(folder, typed):
         (["tar.tsv", "--like", "src.txt", "--out", "new", "--spelling", "./new"], "cannot hold both the texts and how"),
         (["tar.tsv", "--like", "src.txt", "--out", "new.tsv", "--column", "review"], "has no column 'review'"),
         (["tar.tsv", "--like", "none.txt", "--out", "new.tsv"], "does not exist"),
+        (["tar.tsv", "--like", "blank.tsv", "--out", "new.tsv"], "blank.tsv has no usable line"),
         (["tar.tsv", "--like", "src.txt", "--text", "none.txt", "--out", "new.tsv"], "does not exist"),
         (["tar.tsv", "--like", "src.txt", "--out", "new.docx"], "unknown kind of file to write"),
         (["tar.tsv", "--like", "src.txt", "--spelling", "tar.tsv"], "exists"),

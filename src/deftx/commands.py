@@ -19,7 +19,7 @@ from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
 from deftx.switcher import Switcher
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples, capitals, written
+from deftx.tasks.data import Examples, capitals, usable, written
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.respelling import Spelling, plain_spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for
@@ -255,7 +255,8 @@ def _written(source: str, columns: Sequence[str]) -> list[str]:
     """What a source says in those of the columns that it has; else in those of TEXT_COLUMNS."""
     table = open_source(source)
     names = [name for name in columns if name in table.names] or _columns(table, ())
-    return [line for name in names for _, value in table.values(name) for line in _lines(_words(value))]
+    lines = [line for name in names for _, value in table.values(name) for line in _lines(_words(value))]
+    return usable(source, lines)
 
 
 def _columns(table: Table, columns: Sequence[str]) -> Sequence[str]:

@@ -95,11 +95,9 @@ def here(store: Store) -> Iterator[Submit]:
 def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[Submit]:
     """Steps are carried out by `jobs` processes of so many `threads`; without these, they share out the machine's cores
     among them. They share out its GPUs too."""
-    import torch
+    from deftx.training.processes import visible_gpus
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    named = map(str, range(torch.cuda.device_count())) if visible is None else visible.split(",")
-    gpus = [name for name in named if name]
+    gpus = visible_gpus()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     command = [sys.executable, "-m", "deftx.experiments.executors", str(store.root)]
     idle: SimpleQueue[_Worker] = SimpleQueue()

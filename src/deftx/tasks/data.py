@@ -81,7 +81,8 @@ def read_text(*sources: str | Path, column: str = "text") -> list[str]:
     A source is a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`. In plain text every line is a text;
     elsewhere `column` holds them. Raises DeftxError where a source cannot be read or holds no text.
     """
-    return [text for source in sources for text in _usable(open_source(source), column)]
+    tables = map(open_source, sources)
+    return [each for table in tables for each in usable(table.source, cells(table, column, text))]
 
 
 def read_pairs(source: str | Path, columns: Columns, label: Cell[Any] | None) -> Examples:
@@ -139,8 +140,9 @@ def number(place: str, column: str, value: object) -> float:
     return found
 
 
-def _usable(table: Table, column: str) -> list[str]:
-    usable = [each.strip() for each in cells(table, column, text) if each.strip()]
-    if not usable:
-        raise DeftxError(f"{table.source} has no usable line: it needs at least one that is not blank")
-    return usable
+def usable(source: str, texts: Sequence[str]) -> list[str]:
+    """Texts without surrounding white space and without empty ones. Raises DeftxError where none is left."""
+    found = [each.strip() for each in texts if each.strip()]
+    if not found:
+        raise DeftxError(f"{source} has no usable line: it needs at least one that is not blank")
+    return found

@@ -33,9 +33,7 @@ def join() -> None:
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
-    local, visible = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES")
-    everything = map(str, range(torch.cuda.device_count()))  # counted without use of any
-    gpus = list(everything) if visible is None else [name for name in visible.split(",") if name]
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), visible_gpus()
     if gpus:
         if local >= len(gpus):
             raise DeftxError(
@@ -50,6 +48,13 @@ def join() -> None:
     atexit.register(dist.destroy_process_group)
     for name in TOLD_BY:
         os.environ.pop(name, None)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them; counted without use of any."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(torch.cuda.device_count())) if said is None else said.split(",")
+    return [name for name in names if name]
 
 
 def count() -> int:
