@@ -13,12 +13,20 @@ import torch
 from transformers import PreTrainedModel
 
 from deftx.composed import kind_of
-from deftx.core.backbone import head, tunable
+from deftx.core.backbone import tunable
 from deftx.core.compose import check_fit
 from deftx.core.select import parse_k
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
-from deftx.models import check_tokenizer, load_encoder, load_language_model, load_tokenizer, longest_input, skeleton
+from deftx.models import (
+    check_head,
+    check_tokenizer,
+    load_encoder,
+    load_language_model,
+    load_tokenizer,
+    longest_input,
+    skeleton,
+)
 from deftx.settings import LanguageFit
 from deftx.storage.files import load
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -164,8 +172,7 @@ def _check_head(base: str, vector: SparseVector) -> None:
     if task.auto is None:  # the base's own language model, whose head is no vector's
         return
     model = skeleton(base, task.auto, **({"num_labels": len(labels)} if labels else {}), **task.config)
-    if strange := sorted(vector.head.tensors.keys() - head(model).keys()):
-        raise DeftxError(f"its head has {strange[0]!r}, which {type(model).__name__} does not have")
+    check_head(model, (), vector.head.tensors)
     check_fit(model, vector)
 
 

@@ -22,13 +22,13 @@ from deftx.experiments.data import read
 from deftx.experiments.executors import Executor, here, work_off
 from deftx.experiments.plan import Plan, Step, make_plan
 from deftx.experiments.recipe import Recipe
-from deftx.experiments.report.read import read_steps
+from deftx.experiments.report.read import RECIPE, RESULTS, STEPS, TRIMMED, read_steps
 from deftx.experiments.steps import SCORES, VECTOR
 from deftx.experiments.store import Store, read_json
 from deftx.storage.folders import claimed, new_file, write_text
 from deftx.training import processes
 
-RECIPE, STEPS, RESULTS, TRIMMED, TABLE = "recipe.json", "steps.json", "results.jsonl", "trimmed.json", "results.md"
+TABLE = "results.md"
 
 
 @dataclass(frozen=True)
