@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from tiny_run import labelled
 from typed import COMPOSE, EVALUATE, FIT_LANGUAGE, FIT_TASK, TWO, tree, with_options
 
-from deftx import console
+from deftx import messages
 from deftx.cli import main
 from deftx.errors import DeftxError
 
@@ -286,7 +286,7 @@ def test_the_traceback_of_wrong_input_can_be_had(monkeypatch):
 
 
 def test_warnings_of_deftx_are_one_line_and_those_of_others_are_not_shown(capsys):
-    with console.short_warnings():
+    with messages.short_warnings():
         warnings.warn_explicit("two\n lines", UserWarning, "models.py", 1, module="deftx.models")
         warnings.warn_explicit("noise", UserWarning, "x.py", 1, module="transformers.x")
     assert capsys.readouterr().err == "deftx: warning: two lines\n"

@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from deftx.composed import compose
 from deftx.core.backbone import head, tunable
-from deftx.core.compose import apply
+from deftx.core.compose import apply, check_fit
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.ranks import Rank, is_split_half, rank_rule, split_half_ranks
 from deftx.core.select import digest, parse_k, select
-from deftx.core.vector import Head, SparseVector, check_language, entries_at
+from deftx.core.vector import Head, SparseVector, check_language, check_same_base, entries_at
 from deftx.errors import DeftxError, unknown
 from deftx.models import (
     Base,
@@ -41,7 +41,7 @@ from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.tasks.data import Examples, lower_case, written
 from deftx.tasks.language import language_of
-from deftx.tasks.supervised import supervised
+from deftx.tasks.supervised import Supervised, supervised
 from deftx.tasks.table import settled, task_of
 from deftx.training import processes
 from deftx.training.halves import HALVES
@@ -128,24 +128,39 @@ def task_start(
     force: bool = False,
 ) -> Start:
     """θ0 + φ_source about to be trained on labelled data, with a new head."""
+    sources = [source] if source else []
+    model, origin, objective_of = task_base(base, train_set, settings, sources, force=force)
+    apply(model, *sources)
+    objective = objective_of(train_set, valid_set)
+    sizes = {"train": len(train_set), "valid": len(valid_set)}
+    data = {**sizes, "lower_case": lower_case(written(train_set)), "digest": objective.digest}
+    return Start(model, objective, {**origin, "source": dict(source.info) if source else None, "data": data})
+
+
+def task_base(
+    base: Base, train_set: Examples, settings: TaskFit, sources: Sequence[SparseVector], *, force: bool
+) -> tuple[PreTrainedModel, dict[str, Any], Callable[[Examples, Examples], Supervised]]:
+    """θ0 with a new head for a task's labels, `sources` checked against it; where a vector of it comes from; and what
+    makes an objective of training and validation data."""
     processes.join()
-    check_language(*([source] if source else []))
+    check_language(*sources)
+    check_same_base(*sources)
     settings, task = settled(settings), task_of(settings.task)
     labels, tokenizer = task.names(train_set), load_tokenizer(base)
     model = load_task_model(base, labels, settings.seed, task)
     place(model)
     origin = origin_of("task", base, fingerprint(model), about_tokenizer(tokenizer))
-    if source is not None:
+    for source in sources:
         check_base(origin["base_fingerprint"], source, force=force)
-        check_tokenizer(tokenizer, source, force=force)
-        apply(model, source)
+        check_fit(model, source)
+    check_tokenizer(tokenizer, *sources, force=force)
     length = min(settings.training.length, longest_input(model, tokenizer))
-    metric, noise, seed = str(settings.training.metric), settings.training.noise, settings.seed
-    objective = supervised(task, train_set, valid_set, labels, tokenizer, length, metric, noise=noise, seed=seed)
-    sizes = {"train": len(train_set.texts), "valid": len(valid_set.texts)}
-    data = {**sizes, "lower_case": lower_case(written(train_set)), "digest": objective.digest}
-    about = {"source": dict(source.info) if source else None, "labels": list(labels), "data": data}
-    return Start(model, objective, {**origin, **about})
+    metric, noise = str(settings.training.metric), settings.training.noise
+
+    def objective_of(train: Examples, valid: Examples) -> Supervised:
+        return supervised(task, train, valid, labels, tokenizer, length, metric, noise=noise, seed=settings.seed)
+
+    return model, {**origin, "labels": list(labels)}, objective_of
 
 
 def fit_language(

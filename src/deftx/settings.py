@@ -118,6 +118,11 @@ class Learning(Settings):
         off = {name for name, value in LATER.items() if getattr(self.training, name, value) == value}
         return self.model_dump(mode="json", exclude={"training": {"logs", "report_to"} | off})
 
+    def deciding_phase1(self) -> dict[str, Any]:
+        """Those of `deciding` that full fine-tuning depends on; `average` is of phase 2."""
+        training = {name: value for name, value in self.deciding()["training"].items() if name != "average"}
+        return {"seed": self.seed, "training": training}
+
 
 class Fit(Learning):
     """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance.

@@ -6,17 +6,13 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from deftx.core.compose import check_fit
-from deftx.core.vector import SparseVector, check_language, check_same_base
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
-from deftx.fit import Start, fit, learnt_head, origin_of, takes_halves, task_start
-from deftx.models import Base, about_tokenizer, check_tokenizer, load_task_model, load_tokenizer, longest_input, place
+from deftx.fit import Start, fit, learnt_head, takes_halves, task_base, task_start
+from deftx.models import Base
 from deftx.settings import TaskFit, changed
-from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.tasks.data import Examples, joined, lower_case, written
-from deftx.tasks.supervised import supervised
-from deftx.tasks.table import settled, task_of
-from deftx.training import processes
+from deftx.tasks.table import settled
 from deftx.training.several import several
 
 
@@ -71,36 +67,18 @@ def several_start(
     if temperature > 1 and takes_halves(settings):
         why = "above it examples come several times, and two halves of the data would share them"
         raise DeftxError(f"rank {settings.rank} with temperature {temperature}: give temperature 1, since {why}")
-    processes.join()
-    given, task = [sources[name] for name in names] if sources else [], task_of(settings.task)
-    for source in given:
-        check_language(source)
-    check_same_base(*given)
-    labels = task.names(joined([train_sets[name] for name in names]))
-    model, tokenizer = load_task_model(base, labels, settings.seed, task), load_tokenizer(base)
-    place(model)
-    origin = origin_of("task", base, fingerprint(model), about_tokenizer(tokenizer))
-    for source in given:
-        check_base(origin["base_fingerprint"], source, force=force)
-        check_fit(model, source)
-    check_tokenizer(tokenizer, *given, force=force)
-    length = min(settings.training.length, longest_input(model, tokenizer))
-    metric, size = str(settings.training.metric), settings.training.batch_size
-    noise, seed = settings.training.noise, settings.seed
-    parts = {
-        name: supervised(
-            task, train_sets[name], valid_sets[name], labels, tokenizer, length, metric, noise=noise, seed=seed
-        )
-        for name in names
-    }
+    pooled = joined([train_sets[name] for name in names])
+    given = [sources[name] for name in names] if sources else []
+    model, origin, objective_of = task_base(base, pooled, settings, given, force=force)
+    parts = {name: objective_of(train_sets[name], valid_sets[name]) for name in names}
     vectors = {name: (sources[name] if sources else SparseVector({})).to(model.device) for name in names}
+    size, seed = settings.training.batch_size, settings.seed
     objective = several(parts, vectors, batch_size=size, temperature=temperature, seed=seed)
     above = {name: dict(sources[name].info) if sources else None for name in names}
-    about = {"source": None, "sources": above, "temperature": temperature, "labels": list(labels)}
-    data = {part: sum(map(len, some.values())) for part, some in {"train": train_sets, "valid": valid_sets}.items()}
-    lower = lower_case([text for some in train_sets.values() for text in written(some)])
-    origin = {**origin, **about, "data": {**data, "lower_case": lower, "digest": objective.digest}}
-    return Start(model, objective, origin), changed(settings, {"training": {"batch_size": 1}})  # its items are batches
+    sizes = {"train": len(pooled), "valid": sum(map(len, valid_sets.values()))}
+    data = {**sizes, "lower_case": lower_case(written(pooled)), "digest": objective.digest}
+    about = {**origin, "source": None, "sources": above, "temperature": temperature, "data": data}
+    return Start(model, objective, about), changed(settings, {"training": {"batch_size": 1}})  # its items are batches
 
 
 def check_same_languages(

@@ -1,15 +1,12 @@
 """The `deftx` command itself, which the modules beside this one hang their commands on."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from deftx.options import (
     option,
 )
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Language and task vectors that add up to a model for a language without labels.",

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from deftx.cli.app import app, data_app
-from deftx.console import print_json, print_plan, print_table, quiet_transformers, say
+from deftx.console import print_json, print_plan, print_table
+from deftx.messages import quiet_transformers, say
 from deftx.options import (
     FILE,
     FORMATS,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from deftx.console import quiet_transformers
+from deftx.messages import quiet_transformers
 from deftx.options import (
     FILE,
     FORMATS,

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from deftx.console import cell, print_json, print_scores, quiet_transformers
+from deftx.cli.app import app
+from deftx.console import cell, print_json, print_scores
 from deftx.errors import DeftxError, not_installed
+from deftx.messages import quiet_transformers
 from deftx.options import (
     FILE,
     FORMATS,
@@ -28,10 +30,6 @@ from deftx.options import (
     source,
 )
 from deftx.serving import Limits
-
-if TYPE_CHECKING:
-    pass
-from deftx.cli.app import app
 
 
 @app.command(

@@ -2,11 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from deftx.console import print_findings, print_json, print_vectors, quiet_hub, quiet_transformers
+from deftx.cli.app import app
+from deftx.console import print_findings, print_json, print_vectors
+from deftx.messages import quiet_hub, quiet_transformers
 from deftx.options import (
     VECTOR,
     AsJson,
@@ -17,10 +19,6 @@ from deftx.options import (
     path,
     source,
 )
-
-if TYPE_CHECKING:
-    pass
-from deftx.cli.app import app
 
 MISFIT = 1  # exit code
 

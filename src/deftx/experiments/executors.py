@@ -173,7 +173,7 @@ def main() -> None:
 
     Ends when standard input does, so with the process that started it, whatever it is at.
     """
-    from deftx.console import exit_on_sigterm, quiet_transformers
+    from deftx.messages import exit_on_sigterm, quiet_transformers
 
     steps: SimpleQueue[Step] = SimpleQueue()
 
@@ -220,7 +220,7 @@ def on_ray(store: Store, address: str | None, resources: dict[str, float]) -> It
 
 
 def _on_a_node(store: str, step: str) -> Outcome:
-    from deftx.console import quiet_transformers
+    from deftx.messages import quiet_transformers
 
     quiet_transformers()
     return attempt(Store(Path(store)), Step.from_json(step))

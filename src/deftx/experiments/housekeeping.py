@@ -9,8 +9,8 @@ from pathlib import Path
 
 from deftx.errors import DeftxError, InUse
 from deftx.experiments.report.read import STEPS, Step, read_steps
-from deftx.experiments.run import SCORED
-from deftx.experiments.store import Store, size
+from deftx.experiments.run import SCORING
+from deftx.experiments.store import RECORD, Store, size
 from deftx.storage.folders import claimed
 
 
@@ -36,8 +36,8 @@ def runs(folder: Path) -> list[About]:
 def _about(run: Path) -> About:
     about = read_steps(run)
     store, kinds = run / about.store, {step.id: step.kind for step in about.steps}
-    done = [step for step in kinds if (store / step / "step.json").is_file()]
-    scores = [step for step, kind in kinds.items() if kind in SCORED]
+    done = [step for step in kinds if (store / step / RECORD).is_file()]
+    scores = [step for step, kind in kinds.items() if kind in SCORING]
     taken = sum(size(store / step) for step in done)
     return About(run, len(kinds), len(done), len(scores), len([step for step in scores if step in done]), taken)
 

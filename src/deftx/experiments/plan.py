@@ -185,18 +185,16 @@ class _Planner:
 
     def _fit(self, plan: Plan, about: dict[str, Any], settings: Learning, inputs: dict[str, str], use: Use) -> str:
         """The id of the vector, or the adapter, that a fit ends with."""
-        base, title, cost = self.recipe.base, f"{use.variant}, seed {use.seed}: {use.name}", settings.training.max_steps
-        deciding = settings.deciding()
+        base, title = self.recipe.base, f"{use.variant}, seed {use.seed}: {use.name}"
+        deciding, cost = settings.deciding(), settings.training.max_steps or 1
         if "family" in about:
-            adapter = Step("adapter", {**about, "settings": deciding}, inputs, base, settings, title, cost or 1)
+            adapter = Step("adapter", {**about, "settings": deciding}, inputs, base, settings, title, cost)
             return plan.add(adapter, use)
-        training = {name: value for name, value in deciding["training"].items() if name != "average"}  # of phase 2
-        first = {"seed": settings.seed, "training": training}
-        about_delta = {**about, "settings": first}
-        deltas = {"delta": plan.add(Step("delta", about_delta, inputs, base, settings, title, cost or 1), use)}
+        about_delta = {**about, "settings": settings.deciding_phase1()}
+        deltas = {"delta": plan.add(Step("delta", about_delta, inputs, base, settings, title, cost), use)}
         for role, half in HALVES.items() if isinstance(settings, Fit) and takes_halves(settings) else ():
             named, part = f"{title}, half {half}", {**about_delta, "half": half}
-            step = Step("delta", part, inputs, base, settings, named, max(1, (cost or 1) // 2))
+            step = Step("delta", part, inputs, base, settings, named, max(1, cost // 2))
             deltas[role] = plan.add(step, use)
         about, inputs = {**about, "settings": deciding}, {**inputs, **deltas}
-        return plan.add(Step("vector", about, inputs, base, settings, title, cost or 1), use)
+        return plan.add(Step("vector", about, inputs, base, settings, title, cost), use)

@@ -27,7 +27,7 @@ from deftx.settings import (
 )
 from deftx.tasks.table import settled, task_of
 
-SCORED = {"macro_f1", "accuracy"}  # what a table can show of a task
+METRICS = {"macro_f1", "accuracy"}  # what a table can show of a task
 L = TypeVar("L", bound=Learning)
 TASK = "task"  # stands beside the languages where vectors are named
 
@@ -245,9 +245,9 @@ def _check_sources(recipe: Recipe) -> None:
 def _check_task(recipe: Recipe) -> None:
     """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another task."""
     name, metric = recipe.task.task, recipe.task.training.metric
-    if not task_of(name).metrics.keys() >= SCORED:
+    if not task_of(name).metrics.keys() >= METRICS:
         raise DeftxError(f"a recipe compares macro_f1 and accuracy, which {name} has not: use `deftx evaluate`")
-    if metric not in SCORED:
+    if metric not in METRICS:
         raise DeftxError(f"a recipe compares macro_f1 or accuracy, not {metric}: set task.training.metric to one")
     if recipe.ngrams and name != "classification":
         raise DeftxError(f"ngrams are a baseline for classification, not for {name}: set ngrams to false")

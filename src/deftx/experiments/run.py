@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 from deftx.experiments.data import read
@@ -23,8 +23,9 @@ from deftx.experiments.executors import Executor, here, work_off
 from deftx.experiments.plan import Plan, Step, make_plan
 from deftx.experiments.recipe import Recipe
 from deftx.experiments.report.read import RECIPE, RESULTS, STEPS, TRIMMED, read_steps
-from deftx.experiments.steps import SCORES, VECTOR
-from deftx.experiments.store import Store, read_json
+from deftx.experiments.report.statistics import AVERAGE
+from deftx.experiments.report.tables import duration, spread
+from deftx.experiments.store import SCORES, VECTOR, Store, read_json
 from deftx.storage.folders import claimed, new_file, write_text
 from deftx.training import processes
 
@@ -93,7 +94,7 @@ def run_recipe(
         def report(step: Step, became: str) -> None:
             total = len(run.plan.steps)
             said(_line(run, step, became), total - len(run.left()), total)
-            if became == "done" and step.kind in SCORED:
+            if became == "done" and step.kind in SCORING:
                 _write_scores(run, out)
 
         run.store.tidy(run.plan.steps)
@@ -105,13 +106,13 @@ def run_recipe(
         return scores_of(run)
 
 
-SCORED = ("score", "ngrams")  # kinds of steps that give scores
+SCORING = ("score", "ngrams")  # kinds of steps that give scores
 
 
 def scores_of(run: Prepared) -> list[Score]:
     """The scores that are there."""
     found = []
-    for use, step_id in run.plan.of(*SCORED):
+    for use, step_id in run.plan.of(*SCORING):
         if run.store.done(step_id):
             folder, cost = run.store.folder(step_id), run.plan.steps[step_id].cost
             scores = read_json(folder / SCORES)
@@ -150,17 +151,6 @@ def _line(run: Prepared, step: Step, became: str) -> str:
     seconds = estimate(run) if became == "done" and left else None
     rest = f", about {duration(seconds)} left" if seconds else ""
     return f"[{len(run.plan.steps) - left}/{len(run.plan.steps)}{rest}] {became}: {step.kind}, {step.title}"
-
-
-def duration(seconds: float) -> str:
-    """Such as 40 s, 12 min or 3.5 h."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _describe(run: Prepared, out: Path) -> None:
@@ -209,16 +199,13 @@ def table(found: Sequence[Score], metric: str = "macro_f1", labelled: Collection
     """
     variants, languages = (list(dict.fromkeys(getattr(s, by) for s in found)) for by in ("variant", "language"))
     targets, sources = ([n for n in languages if (n in labelled) == learnt] for learnt in (False, True))
-    rows = [["", *targets, "average", *sources], ["---"] * (len(languages) + 2)]
+    rows = [["", *targets, AVERAGE, *sources], ["---"] * (len(languages) + 2)]
     for variant in variants:
         cells = {(s.seed, s.language): 100 * s.scores[metric] for s in found if s.variant == variant}
         seeds = sorted({seed for seed, _ in cells})
         columns = {name: [cells[seed, name] for seed in seeds if (seed, name) in cells] for name in languages}
         whole = [seed for seed in seeds if targets and all((seed, name) in cells for name in targets)]
-        average = _cell([mean(cells[seed, name] for name in targets) for seed in whole])
-        rows.append([variant, *(_cell(columns[n]) for n in targets), average, *(_cell(columns[n]) for n in sources)])
+        average = [mean(cells[seed, name] for name in targets) for seed in whole]
+        values = [*(columns[name] for name in targets), average, *(columns[name] for name in sources)]
+        rows.append([variant, *(spread(of) if of else "" for of in values)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _cell(values: Sequence[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}" if values else ""

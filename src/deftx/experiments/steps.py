@@ -11,12 +11,12 @@ from typing import Any, Literal
 from deftx.baselines.adapters import load_adapter, save_adapter
 from deftx.baselines.ngrams import predict_ngrams, train_ngrams
 from deftx.composed import compose, kind_of, trained_length
-from deftx.console import error_line
 from deftx.errors import InUse
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
-from deftx.experiments.store import Store
+from deftx.experiments.store import ADAPTER, PREDICTIONS, SCORES, VECTOR, Store
 from deftx.fit import fit_language, language_start
+from deftx.messages import error_line
 from deftx.models import load_tokenizer, place
 from deftx.settings import LanguageFit, TaskFit
 from deftx.several import fit_task_several, several_start
@@ -29,8 +29,6 @@ from deftx.training.phases import full_tuning, learnt_file
 
 # How it went, and what is wrong where it failed.
 Outcome = tuple[Literal["done", "in use", "failed"], str]
-
-VECTOR, ADAPTER, PREDICTIONS, SCORES = "vector", "adapter", "predictions.json", "scores.json"
 
 
 def carry_out(store: Store, step: Step) -> None:

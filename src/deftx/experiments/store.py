@@ -25,7 +25,8 @@ from deftx.errors import DeftxError, InUse
 from deftx.storage.folders import LOCK, claimed, new_folder, write_text
 from deftx.tasks.data import Examples
 
-RECORD, LOG = "step.json", "log.txt"
+RECORD, LOG = "step.json", "log.txt"  # of every step
+VECTOR, ADAPTER, PREDICTIONS, SCORES = "vector", "adapter", "predictions.json", "scores.json"  # of kinds of them
 
 
 @dataclass(frozen=True)

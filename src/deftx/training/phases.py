@@ -179,7 +179,7 @@ def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
     """Names everything that determines the result of phase 1."""
-    training = {name: value for name, value in settings.deciding()["training"].items() if name != "average"}
+    deciding = settings.deciding_phase1()
     config = model.config.to_json_string()  # dropout and the like
-    parts = [version("deftx"), fingerprint(model), config, objective.digest, training, settings.seed]
+    parts = [version("deftx"), fingerprint(model), config, objective.digest, deciding["training"], deciding["seed"]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -79,7 +79,7 @@ class Several:
         found = []
         for name, part in self.parts.items():
             with in_language(model, self.vectors[name]):
-                found.append(part.validate(model, 4 * self.batch_size))
+                found.append(part.validate(model, batch_size * self.batch_size))  # an item is a batch
         return {score: mean(scores[score] for scores in found) for score in found[0]}
 
     def _part(self, number: int) -> Objective:

@@ -23,6 +23,7 @@ from deftx.experiments.report.style import (
     panels,
 )
 from deftx.experiments.report.vectors import BIASES, LANGUAGE, Curve, Place
+from deftx.settings import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,9 +68,15 @@ def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "F
         for place, name in enumerate(names):
             if gap := gaps.get(name):
                 colour = COLOURS[0] if gap.value >= 0 else COLOURS[1]
-                sure = gap.low > 0 or gap.high < 0
                 axes.plot([100 * gap.low, 100 * gap.high], [place, place], color=colour, linewidth=2)
-                axes.plot(100 * gap.value, place, "o", color=colour, markersize=6, fillstyle="full" if sure else "none")
+                axes.plot(
+                    100 * gap.value,
+                    place,
+                    "o",
+                    color=colour,
+                    markersize=6,
+                    fillstyle="full" if gap.leaves_out_0 else "none",
+                )
         axes.set_title(f"{one.first}\nagainst {one.second}", fontsize=9)
         axes.tick_params(labelbottom=True)  # also above a place that stays empty
         axes.set_yticks(range(len(names)), names)
@@ -194,7 +201,7 @@ def curves(
                 axes.plot(steps, [mean(by_step[s]) for s in steps], "--" if phase == 1 else "-", **options)
                 bounds = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
                 axes.fill_between(steps, *bounds, color=colour, alpha=0.15, linewidth=0)
-        axes.set(title=f"{name}: {metric.replace('_', '-').replace('f1', 'F1')}", xlabel="step")
+        axes.set(title=f"{name}: {metric_name(metric)}", xlabel="step")
 
     return panels(_ordered(name for name, _ in found), draw, "held-out" if held_out else "training loss")
 

@@ -19,6 +19,7 @@ from deftx.experiments.report.statistics import RESAMPLES, compare, pairs, resam
 from deftx.experiments.report.style import style
 from deftx.experiments.report.tables import Cell, Table
 from deftx.experiments.report.vectors import look
+from deftx.settings import metric_name
 from deftx.storage.folders import new_folder
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
@@ -83,7 +84,7 @@ def _head(found: Findings) -> Mapping[str, Any]:
         "labelled data": ", ".join(recipe.labelled),
         "targets": ", ".join(run.targets) or "none",
         "seeds": ", ".join(map(str, run.seeds)) or "none",
-        "scored by": {"macro_f1": "macro-F1", "accuracy": "accuracy"}[recipe.metric],
+        "scored by": metric_name(recipe.metric),
     }
     missing = f"This run is not finished: {finished} of its {steps} steps are done." if finished < steps else ""
     return {
@@ -98,8 +99,7 @@ def _head(found: Findings) -> Mapping[str, Any]:
 def commands(run: RunData) -> list[str]:
     """What to type to have the run and this report again."""
     name = run.folder.resolve().name
-    typed = (run.recipe.model_extra or {}).get("command")
-    return [str(typed or f"deftx run {run.recipe.name}.yaml --out {name}"), f"deftx report {name}"]
+    return [f"deftx run {run.recipe.name}.yaml --out {name}", f"deftx report {name}"]
 
 
 def markdown(found: Findings, parts: Sequence[Section]) -> str:

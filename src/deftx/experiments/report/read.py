@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from torch import Tensor
 
 from deftx.errors import DeftxError
+from deftx.experiments.store import PREDICTIONS, RECORD
 from deftx.storage.delta import load_delta
 
 RECIPE, RESULTS, STEPS, TRIMMED = "recipe.json", "results.jsonl", "steps.json", "trimmed.json"
-VECTOR, DELTA, PREDICTIONS, ABOUT = "vector", "phase1.safetensors", "predictions.json", "step.json"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Label = Annotated[int, Field(ge=0)]
@@ -180,7 +180,9 @@ class RunData:
 
     def delta(self, step: Step) -> dict[str, Tensor] | None:
         """What phase 1 changed, for a step that has it still."""
-        path = self.store / step.id / DELTA
+        from deftx.training.phases import learnt_file  # not for every report: it imports the Trainer
+
+        path = self.store / step.id / learnt_file()
         found = load_delta(path) if path.is_file() else None
         return found[0] if found else None
 
@@ -194,7 +196,7 @@ def read_run(folder: Path) -> RunData:
     if listed.steps and not store.is_dir():
         what = "where the run's vectors and predictions are, is not there: they are left out"
         warnings.warn(f"{store}, {what}", stacklevel=2)
-    about = {step.id: store / step.id / ABOUT for step in listed.steps}
+    about = {step.id: store / step.id / RECORD for step in listed.steps}
     run = RunData(
         folder,
         _read(folder / RECIPE, RecipeData),

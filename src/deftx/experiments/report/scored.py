@@ -2,7 +2,6 @@
 
 from deftx.experiments.report import figures, tables
 from deftx.experiments.report.parts import Findings, Section, picture
-from deftx.experiments.report.read import RunData
 from deftx.experiments.report.statistics import AVERAGE
 from deftx.experiments.report.style import looks
 
@@ -28,7 +27,7 @@ def scores(found: Findings) -> Section | None:
             f"{tables.BETTER}: higher than the baseline, {baseline}. {tables.SURELY_BETTER}: higher, and the 95% "
             "interval of the difference leaves out 0 (see the comparison below)."
         )
-    notes.append(_about_spread(run, several))
+    notes.append(_about_spread(several))
     article = "a" if len(run.recipe.labelled) > 1 else "the"
     for name in run.languages:
         if name in run.recipe.labelled:
@@ -50,7 +49,7 @@ def scores(found: Findings) -> Section | None:
     return Section("scores", "Scores", about, notes, [tables.score_table(run, baseline, found.comparisons)], [drawing])
 
 
-def _about_spread(run: RunData, several: bool) -> str:
+def _about_spread(several: bool) -> str:
     if several:
         return "± is the standard deviation over seeds: other random starts and orders of the same data."
     return "There is one seed, so nothing is known of how much another random start would change."
@@ -68,9 +67,9 @@ def comparison(found: Findings) -> Section | None:
     )
     notes = [
         f"Paired bootstrap over seeds and examples, {found.resamples:,} draws; the interval holds 95% of them, and p "
-        "is twice the share of them in which the difference is gone or the other way round. p (Holm) allows for there "
-        "being several comparisons; where it is not below 0.05, what is better is so taken alone. Nothing here says "
-        "anything about other languages or other test data.",
+        "is twice the share of them in which the difference is zero or reversed. p (Holm) is corrected for the number "
+        "of comparisons: where it is 0.05 or more, the difference holds only for that comparison by itself. Nothing "
+        "here says anything about other languages or other test data.",
     ]
     fewest = min(len(one.seeds) for one in pairs)
     if fewest == 1:

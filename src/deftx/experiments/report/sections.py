@@ -8,6 +8,7 @@ from typing import Any
 from deftx.experiments.report import learnt, scored, tables
 from deftx.experiments.report.parts import Findings, Section
 from deftx.experiments.report.statistics import AVERAGE
+from deftx.settings import metric_name
 from deftx.storage.hub import is_model_id
 from deftx.storage.privacy import without_paths
 from deftx.tasks.sources import named
@@ -20,7 +21,7 @@ def sections(found: Findings) -> list[Section]:
 
 def headline(found: Findings) -> list[str]:
     """What comes out, in a sentence or two."""
-    run, metric = found.run, {"macro_f1": "macro-F1", "accuracy": "accuracy"}[found.run.recipe.metric]
+    run, metric = found.run, metric_name(found.run.recipe.metric)
     averages = {name: tables.column_values(run, name, [AVERAGE])[AVERAGE] for name in run.variants}
     averages = {name: values for name, values in averages.items() if values}
     if not averages:
@@ -29,7 +30,7 @@ def headline(found: Findings) -> list[str]:
     said = [f"Best on average over the target languages: {best}, with a {metric} of {tables.spread(averages[best])} %."]
     for one, gap, p in tables.averaged(found.comparisons):
         if best in (one.first, one.second) and found.baseline in (one.first, one.second):
-            follows = f"{'' if tables.leaves_out_0(gap) else 'the difference '}{tables.verdict(one, gap, p)}"
+            follows = f"{'' if gap.leaves_out_0 else 'the difference '}{tables.verdict(one, gap, p)}"
             measured = f"{tables.signed(gap.value)} points, 95% interval {tables.interval(gap)}"
             said.append(f"{one.first} minus {one.second}: {measured}, so {follows}.")
     return said
@@ -79,7 +80,7 @@ def _repeat(found: Findings) -> Section | None:
         listed = {package: ", ".join(sorted(these)) for package, these in sorted(versions.items())}
         shown.append(tables.words_table("Versions that the steps ran with.", "version", listed))
     if any(seconds.values()):
-        times = {kind: tables.hours(total) for kind, total in seconds.items()}
+        times = {kind: tables.duration(total) for kind, total in seconds.items()}
         shown.append(tables.words_table("Time that the steps took, all together.", "time", times))
     mixed = [package for package, these in versions.items() if len(these) > 1]
     notes = [f"Steps ran with different versions of {', '.join(mixed)}."] if mixed else []

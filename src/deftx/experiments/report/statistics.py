@@ -34,6 +34,11 @@ class Difference:
     high: float
     p: float
 
+    @property
+    def leaves_out_0(self) -> bool:
+        """Whether the interval does."""
+        return bool(self.low > 0 or self.high < 0)
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -6,13 +6,13 @@ from statistics import mean, stdev
 from typing import Any
 
 from deftx.experiments.report.read import RunData
-from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference, holm
+from deftx.experiments.report.statistics import AVERAGE, LEVEL, Comparison, Difference, holm
 from deftx.experiments.report.vectors import Place
+from deftx.settings import metric_name
 from deftx.storage.privacy import without_paths
 
 BETTER, SURELY_BETTER = "△", "▲"
 NOTHING = "–"
-ERR = 0.05  # how often a difference may be taken for one where there is none
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def score_table(run: RunData, baseline: str | None, comparisons: Sequence[Compar
             is_best = bool(found[column]) and len(values) > 1 and round(mean(found[column]), 1) == best
             cells.append(Cell(spread(found[column]), is_best, mark if variant != baseline else ""))
         lines.append(Line(variant + _seeds_missing(run, variant, found[AVERAGE]), cells))
-    unit = {"macro_f1": "Macro-F1", "accuracy": "Accuracy"}[run.recipe.metric]
-    caption = f"{unit} in percent, mean ± standard deviation over the seeds."
+    metric = metric_name(run.recipe.metric)
+    caption = f"{metric[:1].upper()}{metric[1:]} in percent, mean ± standard deviation over the seeds."
     return Table(caption, ["", *columns], [*lines, *_paper_lines(run, columns)])
 
 
@@ -123,7 +123,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
                 Cell(probability(average.p)),
                 Cell(probability(p)),
                 Cell(str(len(one.seeds))),
-                Cell(verdict(one, average, p), best=leaves_out_0(average) and p < ERR),
+                Cell(verdict(one, average, p), best=average.leaves_out_0 and p < LEVEL),
             ],
         )
         for one, average, p in averaged(comparisons)
@@ -145,20 +145,15 @@ def language_comparisons(run: RunData, comparisons: Sequence[Comparison]) -> Tab
 def _gap(gap: Difference | None) -> Cell:
     if gap is None:
         return Cell(NOTHING)
-    return Cell(f"{signed(gap.value)} {interval(gap)}", best=leaves_out_0(gap))
-
-
-def leaves_out_0(gap: Difference) -> bool:
-    """Whether the interval of a difference does."""
-    return bool(gap.low > 0 or gap.high < 0)
+    return Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.leaves_out_0)
 
 
 def verdict(one: Comparison, gap: Difference, p: float) -> str:
     """What a difference allows to say; p allows for there being several."""
-    if not leaves_out_0(gap):
+    if not gap.leaves_out_0:
         return "may be chance"
     better = one.first if gap.low > 0 else one.second
-    return f"{better} is better" if p < ERR else f"{better} is better, taken alone"
+    return f"{better} is better" if p < LEVEL else f"{better} is better, taken alone"
 
 
 def signed(value: float) -> str:
@@ -211,7 +206,7 @@ def flattened(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def hours(seconds: float) -> str:
-    """A time as people say it."""
+def duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3.5 h."""
     minutes = seconds / 60
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
