@@ -17,7 +17,7 @@ from torch import Tensor
 from deftx.core.denoise import denoise
 from deftx.core.select import select
 from deftx.core.vector import Entries, SparseVector, overlap
-from deftx.storage.delta import load_delta
+from deftx.storage.tensors import load_tensors
 
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"
 CORNER, K = 48, "10%"
@@ -96,7 +96,7 @@ def density(chosen: Mapping[str, SparseVector]) -> Figure:
 
 def main() -> None:
     """Draw all of them."""
-    found = load_delta(Path(sys.argv[1]))
+    found = load_tensors(Path(sys.argv[1]))
     if found is None:
         sys.exit(f"{sys.argv[1]} is not what phase 1 learnt")
     delta = {name: tensor for name, tensor in found[0].items() if tensor.numel()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from deftx.core.denoise import denoise
 from deftx.core.select import select
 from deftx.core.vector import entries_at, overlap
-from deftx.storage.delta import load_delta
+from deftx.storage.tensors import load_tensors
 
 RULES = ["90%", "50%", "95%", "32", "64", "128", "gavish-donoho", "bulk-edge", "effective", "stable"]
 KINDS = {"attention": "attention", "feed-forward": "dense", "embedding": "word_embeddings"}
@@ -47,7 +47,7 @@ def compared(delta: Mapping[str, Tensor], k: str) -> dict[str, list[float]]:
 def main() -> None:
     """Print the table."""
     k, *files = sys.argv[1:]
-    tables = [compared(kept[0], k) for file in files if (kept := load_delta(Path(file)))]
+    tables = [compared(kept[0], k) for file in files if (kept := load_tensors(Path(file)))]
     print(f"means over {len(tables)} differences, in percent\n")
     print(f"| rule | rank: {' | '.join(KINDS)} | places of 90% | places of LT-SFT |\n{'| --- ' * 6}|")
     for rule in RULES:

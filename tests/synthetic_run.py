@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from deftx.core.vector import Entries, SparseVector
-from deftx.storage.delta import save_delta
 from deftx.storage.files import save
+from deftx.storage.tensors import save_tensors
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no language vector": {"source": False, "target": False, "task": {"method": "lt-sft"}},
@@ -63,7 +63,7 @@ class Writer:
         folder = self.step("delta", variants, seed, name)
         if kept:
             tensors = {key: torch.randn(shape, generator=self.generator) for key, shape in SHAPES.items()}
-            save_delta(folder / "phase1.safetensors", tensors, {})
+            save_tensors(folder / "phase1.safetensors", tensors, {})
         return folder.name
 
     def vector(self, variant: str, seed: int, name: str, delta: str) -> None:

@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from deftx.errors import DeftxError
 from deftx.models import load_task_model
 from deftx.settings import TaskFit, TaskTraining
-from deftx.tasks import supervised
-from deftx.tasks.classification import CLASSIFICATION, METRICS, encode, say
+from deftx.tasks import classification, supervised
+from deftx.tasks.classification import CLASSIFICATION, METRICS, encode
 from deftx.tasks.data import Examples
 from deftx.tasks.table import settled
 
@@ -38,7 +38,7 @@ label_names = CLASSIFICATION.names
 
 @torch.no_grad()
 def logits(model, encoded, batch_size=32):
-    return torch.stack(supervised.said(model.eval(), encoded, batch_size, say))
+    return torch.stack(supervised.logits_of(model.eval(), encoded, batch_size, classification.logits))
 
 
 def scores(true, predicted):

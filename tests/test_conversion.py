@@ -447,7 +447,7 @@ def test_task_arithmetic_by_the_file_for_mergekit_is_the_base_with_the_vector(tm
     ("arguments", "message"),
     [
         (["sft", "new", "--to", "pef"], "unknown format 'pef' (did you mean 'peft'?)"),
-        (["base", "new"], "deftx delta makes a vector"),
+        (["base", "new"], "deftx extract makes a vector"),
         (["empty", "new"], "is no vector of a known format"),
         (["sft", "new", "--to", "model"], "the vector does not name its base: give --base"),
         (["sft", "empty/file"], "empty/file exists"),

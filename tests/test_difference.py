@@ -192,10 +192,10 @@ def test_a_folder_without_safetensors_is_refused_with_the_way_out(bases, tuned, 
 
 def test_the_command_saves_the_difference(bases, tuned, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        main(["delta", tuned, bases(), "--k", "5%", "--out", str(tmp_path / "out")])
+        main(["extract", tuned, bases(), "--k", "5%", "--out", str(tmp_path / "out")])
     assert not end.value.code
     vector = deftx.load(tmp_path / "out")
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: difference vector, k = {vector.k:,}\n"
     with pytest.raises(SystemExit) as end:
-        main(["delta", tuned, bases("bert"), "--out", str(tmp_path / "other")])
+        main(["extract", tuned, bases("bert"), "--out", str(tmp_path / "other")])
     assert end.value.code == 2

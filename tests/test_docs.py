@@ -148,7 +148,7 @@ def test_the_first_real_use_runs_with_the_steps_that_are_written(here: Path) -> 
     shutil.rmtree(here / "vectors")
     typed = [command[1] for block in blocks("README.md") for command in block.commands if command[0] == "deftx"]
     first, shared = ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"], ["push", "pull", "inspect"]
-    assert typed == [*first, *shared, "convert", "convert", "convert", "delta", "run", "data"]
+    assert typed == [*first, *shared, "convert", "convert", "convert", "extract", "run", "data"]
     assert isinstance(run_page("README.md", short=False)["vector"], deftx.SparseVector)
 
 

@@ -20,7 +20,7 @@ from deftx.errors import DeftxError, Diverged
 from deftx.fit import METHODS, fit, fit_language, fit_task, language_start, transfer
 from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
-from deftx.storage.delta import load_delta
+from deftx.storage.tensors import load_tensors
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
@@ -100,7 +100,7 @@ def test_a_language_vector_has_exactly_k_entries(bases, k):
 
 def test_the_selection_is_made_from_the_denoised_change_of_phase_1(bases, tmp_path):
     vector = fit_language(bases(), TEXT, LANGUAGE, work=tmp_path)
-    delta, _ = load_delta(tmp_path / "phase1.safetensors")
+    delta, _ = load_tensors(tmp_path / "phase1.safetensors")
     delta = {name: delta[name] for name in tunable(AutoModel.from_pretrained(bases()))}
     denoised = denoise(delta, 3, 0.05)
     assert vector.info["ranks"] == denoised.ranks
@@ -407,7 +407,7 @@ def test_the_last_good_state_is_kept_when_a_phase_diverges(bases, tmp_path, firs
     assert message.startswith(f"min: phase {phase}: the loss became nan at step {step}; the state of step 2 is kept; ")
     assert message.endswith(f"the change of the weights up to there is in {file}")
     assert "\n" not in message
-    delta, about = load_delta(file)
+    delta, about = load_tensors(file)
     assert about == {"phase": phase}
     for name, weight in tunable(model).items():
         assert torch.equal(delta[name], weight.detach() - theta0[name])

@@ -18,7 +18,7 @@ from deftx.fit import fit, fit_language, fit_task
 from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.settings import LanguageFit, LanguageTraining, changed
 from deftx.several import fit_task_several
-from deftx.storage.delta import load_delta
+from deftx.storage.tensors import load_tensors
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.supervised import supervised
 from deftx.training.halves import halved
@@ -111,7 +111,7 @@ def test_the_ranks_are_those_that_the_two_halves_agree_on(bases, tmp_path, train
         ("x: phase 2", 4, 0),
     ]
     body = tunable(AutoModel.from_pretrained(bases()))
-    first, second, whole = ({n: load_delta(tmp_path / file)[0][n] for n in body} for file in (HALF_1, HALF_2, ALL))
+    first, second, whole = ({n: load_tensors(tmp_path / file)[0][n] for n in body} for file in (HALF_1, HALF_2, ALL))
     ranks = split_half_ranks(first, second)
     assert found.info["ranks"] == ranks
     assert len(set(ranks.values())) > 1

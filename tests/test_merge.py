@@ -291,7 +291,7 @@ def test_the_result_knows_its_base_its_head_and_how_to_feed_the_model():
 
 def test_of_two_heads_one_must_be_chosen():
     first, second, plain = made(1, head=True), made(2, head=True), made(3)
-    with pytest.raises(DeftxError, match="2 task vectors have heads, and a model takes one: head = 0, say"):
+    with pytest.raises(DeftxError, match="2 task vectors have heads, and a model takes one: choose it, such as head=0"):
         merge("sum", task=[first, second])
     assert merge("sum", task=[first, second], head=1).head is second.head
     assert merge("sum", task=[plain, second]).head is second.head

@@ -388,7 +388,7 @@ def test_vectors_of_another_base_are_refused_and_with_force_warned_about(bases, 
     assert f"the vector was made on {other} (" in message
     assert f"not on {bases()} (" in message
     with pytest.warns(UserWarning, match="the vector was made on"):
-        model = compose(bases(), task, language, force=True)
+        model = compose(bases(), task, language, any_base=True)
     assert same(head(model), dict(task.head.tensors))
     assert not same(backbone(model), backbone(load_task_model(bases(), LABELS)))
 
@@ -398,9 +398,9 @@ def test_vectors_of_two_bases_do_not_compose_even_by_force(bases, tmp_path, fore
     other = tiny.save_base(tmp_path / "other", seed=7)
     task = vector(other if foreign == "task" else bases(), 1, with_head=True)
     language = vector(other if foreign == "language" else bases(), 2)
-    for force in (False, True):
+    for any_base in (False, True):
         with pytest.raises(DeftxError, match="vectors of different bases do not combine"):
-            compose(bases(), task, language, force=force)
+            compose(bases(), task, language, any_base=any_base)
 
 
 @pytest.mark.parametrize("foreign", ["task", "language"])
@@ -417,7 +417,7 @@ def test_a_vector_of_another_shape_of_base_is_an_error_even_by_force(bases):
         pytest.warns(UserWarning, match="the vector was made on"),
         pytest.raises(DeftxError, match=r"which the model does not have|none of the head of|in the model"),
     ):
-        compose(bases("distilbert"), task, force=True)
+        compose(bases("distilbert"), task, any_base=True)
 
 
 def test_vectors_that_name_no_base_fit_any(bases):

@@ -121,7 +121,7 @@ def test_a_vector_notes_its_tokenizer_and_another_one_is_refused(tmp_path, bases
     with pytest.raises(DeftxError, match=r"the vector was made with the tokenizer .*, not with .*other"):
         check_tokenizer(other, vector)
     with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
-        check_tokenizer(other, vector, force=True)
+        check_tokenizer(other, vector, any_base=True)
     for noted in (None, [], "x", {}):
         if noted == {}:
             with pytest.raises(DeftxError):

@@ -58,7 +58,18 @@ def test_the_command_is_installed_under_its_name(run):
 @pytest.mark.parametrize(
     "name",
     [
-        *["fit language", "fit task", "compose", "evaluate", "predict", "inspect", "push", "pull", "convert", "delta"],
+        *[
+            "fit language",
+            "fit task",
+            "compose",
+            "evaluate",
+            "predict",
+            "inspect",
+            "push",
+            "pull",
+            "convert",
+            "extract",
+        ],
         *["data trim", "demo", "report", "run", "runs", "prune", "serve", "doctor"],
     ],
 )

@@ -208,7 +208,7 @@ def test_another_rule_of_composition_trains_nothing_and_is_used(found, folder, c
         return compose(*args, rule=rule)
 
     monkeypatch.setattr(steps, "compose", watched)
-    run_recipe(recipe(folder, {"variants": {"DeFT-X": {"compose": "ties"}}}), folder / "ties")
+    run_recipe(recipe(folder, {"variants": {"DeFT-X": {"rule": "ties"}}}), folder / "ties")
     assert {step.kind for step in computed} == {"score"}
     assert rules == ["ties"] * 2
 

@@ -19,9 +19,9 @@ from test_storage import assert_same, example
 
 from deftx.errors import DeftxError
 from deftx.storage import files
-from deftx.storage.delta import save_delta
 from deftx.storage.files import load, save
 from deftx.storage.folders import check_target, claimed, new_file
+from deftx.storage.tensors import save_tensors
 
 
 class Crash(BaseException):
@@ -168,7 +168,7 @@ def test_files_may_be_read_by_those_who_may_read_their_folder(tmp_path, mask):
     before = os.umask(mask)
     try:
         save(example(), tmp_path / "v")
-        save_delta(tmp_path / "delta.safetensors", {"a": torch.zeros(2)}, {})
+        save_tensors(tmp_path / "delta.safetensors", {"a": torch.zeros(2)}, {})
     finally:
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}

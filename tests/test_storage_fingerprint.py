@@ -107,4 +107,4 @@ def test_a_wrong_base_is_an_error_that_names_both(vector):
 
 def test_a_wrong_base_is_a_warning_when_forced(vector):
     with pytest.warns(UserWarning, match="some/base"):
-        check_base("0" * 64, vector, force=True)
+        check_base("0" * 64, vector, any_base=True)

@@ -16,9 +16,9 @@ from deftx.conversion import read
 from deftx.core.vector import Entries, SparseVector
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe
-from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.files import load, save
 from deftx.storage.formats import lt_sft
+from deftx.storage.tensors import load_tensors, save_tensors
 
 MEMORY = 300 << 10  # KiB that all of it together may need beyond the start
 
@@ -202,12 +202,12 @@ class Deltas:
 
     def start(self, home):
         home.mkdir()
-        save_delta(home / "good", {"a": torch.randn(4, 5), "b": torch.ones(3)}, {"key": "k", "log": {"steps": 3}})
+        save_tensors(home / "good", {"a": torch.randn(4, 5), "b": torch.ones(3)}, {"key": "k", "log": {"steps": 3}})
 
     def attack(self, draw, home):
         shutil.copyfile(home / "good", home / "phase1.safetensors")
         damage(draw, home / "phase1.safetensors")
-        found = load_delta(home / "phase1.safetensors")
+        found = load_tensors(home / "phase1.safetensors")
         assert found is None or all(isinstance(tensor, torch.Tensor) for tensor in found[0].values())
 
 

@@ -119,7 +119,7 @@ def test_what_a_switch_writes_is_the_entries_of_two_languages(made, monkeypatch)
     switcher, _ = made
     written = []
     monkeypatch.setattr(module, "write_entries", lambda weight, indices, values: written.append(len(indices)))
-    monkeypatch.setattr(switcher, "_written", ["ace"])
+    monkeypatch.setattr(switcher, "_written", "ace")
     monkeypatch.setattr(switcher, "_whole", True)
     with switcher.language("ace"):
         assert written == []

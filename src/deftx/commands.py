@@ -93,8 +93,8 @@ def compose_to(
     Of several task vectors, the first one's head and length count.
     """
     check_target(out, MODEL, force=force)
-    model, tokenizer = compose(base, tasks, languages, rule=rule, head=0, force=any_base), load_tokenizer(base)
-    check_tokenizer(tokenizer, *tasks, *languages, force=any_base)
+    model, tokenizer = compose(base, tasks, languages, rule=rule, head=0, any_base=any_base), load_tokenizer(base)
+    check_tokenizer(tokenizer, *tasks, *languages, any_base=any_base)
     tokenizer.model_max_length = trained_length(model, tokenizer, tasks[0])
     save_model(model, tokenizer, out, force=force)
 
@@ -110,10 +110,10 @@ def evaluations(
 ) -> list[dict[str, Any]]:
     """A row of scores for each test, on one loaded base: what `compose` would score for each language."""
     rule_of(rule)
-    first, others = tasks[0], tasks[1:]
-    model = without_vectors(base, first, list(languages.values()), others, force=any_base)
+    first = tasks[0]
+    model = without_vectors(base, tasks, list(languages.values()), head=0, any_base=any_base)
     tokenizer = load_tokenizer(base)
-    check_tokenizer(tokenizer, *tasks, *languages.values(), force=any_base)
+    check_tokenizer(tokenizer, *tasks, *languages.values(), any_base=any_base)
     place(model)
     length, rows = trained_length(model, tokenizer, first), []
     for name, examples in tests.items():
@@ -131,8 +131,8 @@ def predictions_of_vectors(
     """The answer to each example by the composed model, its parts as the task names them."""
     kind = kind_of(task)
     _warn_of_capitals(task, examples)
-    model, tokenizer = compose(base, task, languages, rule=rule, force=any_base), load_tokenizer(base)
-    check_tokenizer(tokenizer, task, *languages, force=any_base)
+    model, tokenizer = compose(base, task, languages, rule=rule, any_base=any_base), load_tokenizer(base)
+    check_tokenizer(tokenizer, task, *languages, any_base=any_base)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task)))
 
@@ -158,7 +158,7 @@ def switcher_for(
     classification."""
     if kind_of(tasks[0]) is not CLASSIFICATION:
         raise DeftxError(f"deftx serve answers for classifiers, not for {tasks[0].info['task']}: use deftx predict")
-    switcher = Switcher(base, tasks, languages, rule=rule, head=0, spellings=spellings, force=any_base)
+    switcher = Switcher(base, tasks, languages, rule=rule, head=0, spellings=spellings, any_base=any_base)
     as_written = [name for name in languages if name not in spellings]
     if as_written and _without_capitals(tasks[0]):
         fix = "--spelling says how to read them: see `deftx data respell`"

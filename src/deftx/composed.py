@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.core.compose import apply
-from deftx.core.merge import rule_of, to_add, with_head
-from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base
+from deftx.core.merge import NO_HEAD, rule_of, to_add, with_head
+from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base, listed
 from deftx.errors import DeftxError
 from deftx.models import DEFAULT_TASK, TASK, Base, check_head, longest_input, with_new_head
 from deftx.storage.fingerprint import check_base
@@ -30,7 +30,7 @@ def compose(
     *,
     rule: str = "sum",
     head: int | None = None,
-    force: bool = False,
+    any_base: bool = False,
 ) -> PreTrainedModel:
     """θ0 + φ_task + φ_language with the task's head: an ordinary transformers model, in eval mode.
 
@@ -39,45 +39,44 @@ def compose(
     language  one language vector, several (added in order), or none
     rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
     head      of several task vectors with heads, whose is used: 0 is the first
-    force     go on, with a warning, where the base has other weights than the vectors' base
+    any_base  go on, with a warning, where the base has other weights than the vectors' base
     """
-    tasks = [task] if isinstance(task, SparseVector) else list(task)
-    languages = [language] if isinstance(language, SparseVector) else list(language)
+    tasks, languages = listed(task), listed(language)
     rule_of(rule)
-    check_language(*languages)
     check_distinct(*tasks, *languages)
-    top = with_head(tasks, head) or SparseVector({})
-    model = without_vectors(base, top, languages, [other for other in tasks if other is not top], force=force)
+    model = without_vectors(base, tasks, languages, head=head, any_base=any_base)
     apply(model, *to_add(rule, tasks, languages, head))
     return model
 
 
 def without_vectors(
     base: Base,
-    task: SparseVector,
+    task: SparseVector | Sequence[SparseVector],
     languages: Sequence[SparseVector] = (),
-    others: Sequence[SparseVector] = (),
     *,
-    force: bool = False,
+    head: int | None = None,
+    any_base: bool = False,
 ) -> PreTrainedModel:
     """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against θ0.
 
-    others  further task vectors, whose heads are not used
+    head  of several task vectors with heads, whose is used: 0 is the first
 
     Raises DeftxError where a vector does not fit θ0, or the task's head its model.
 
     `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
     """
-    if task.head is None:
-        raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
+    tasks = listed(task)
+    top = with_head(tasks, head)
+    if top is None or top.head is None:
+        raise DeftxError(NO_HEAD)
     check_language(*languages)
-    check_same_base(task, *languages, *others)
-    model, random = with_new_head(base, task.head.labels, task=kind_of(task))
-    setattr(model.config, TASK, task.info.get("task") or DEFAULT_TASK)  # for `load_composed`
-    named = [vector for vector in (task, *languages, *others) if vector.info.get("base_fingerprint")]
+    check_same_base(top, *languages, *tasks)
+    model, random = with_new_head(base, top.head.labels, task=kind_of(top))
+    setattr(model.config, TASK, top.info.get("task") or DEFAULT_TASK)  # for `load_composed`
+    named = [vector for vector in (top, *languages, *tasks) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
-        check_base(model, vector, force=force)
-    check_head(model, random, task.head.tensors)
+        check_base(model, vector, any_base=any_base)
+    check_head(model, random, top.head.tensors)
     return model
 
 

@@ -89,7 +89,7 @@ def read(old: str | os.PathLike[str], base: Base | None = None, labels: Sequence
         marks = ", ".join(dict.fromkeys(form.mark for form in FORMATS.values() if form.read))
         raise DeftxError(f"{old} is no vector of a known format: it has none of {marks}")
     if known[0].read is None:
-        raise DeftxError(f"{old} is a whole model: deftx delta makes a vector of its difference from its base")
+        raise DeftxError(f"{old} is a whole model: deftx extract makes a vector of its difference from its base")
     return known[0].read(folder, base, labels)
 
 

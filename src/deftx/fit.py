@@ -125,11 +125,11 @@ def task_start(
     settings: TaskFit,
     source: SparseVector | None = None,
     *,
-    force: bool = False,
+    any_base: bool = False,
 ) -> Start:
     """θ0 + φ_source about to be trained on labelled data, with a new head."""
     sources = [source] if source else []
-    model, origin, objective_of = task_base(base, train_set, settings, sources, force=force)
+    model, origin, objective_of = task_base(base, train_set, settings, sources, any_base=any_base)
     apply(model, *sources)
     objective = objective_of(train_set, valid_set)
     sizes = {"train": len(train_set), "valid": len(valid_set)}
@@ -138,7 +138,7 @@ def task_start(
 
 
 def task_base(
-    base: Base, train_set: Examples, settings: TaskFit, sources: Sequence[SparseVector], *, force: bool
+    base: Base, train_set: Examples, settings: TaskFit, sources: Sequence[SparseVector], *, any_base: bool
 ) -> tuple[PreTrainedModel, dict[str, Any], Callable[[Examples, Examples], Supervised]]:
     """θ0 with a new head for a task's labels, `sources` checked against it; where a vector of it comes from; and what
     makes an objective of training and validation data."""
@@ -151,9 +151,9 @@ def task_base(
     place(model)
     origin = origin_of("task", base, fingerprint(model), about_tokenizer(tokenizer))
     for source in sources:
-        check_base(origin["base_fingerprint"], source, force=force)
+        check_base(origin["base_fingerprint"], source, any_base=any_base)
         check_fit(model, source)
-    check_tokenizer(tokenizer, *sources, force=force)
+    check_tokenizer(tokenizer, *sources, any_base=any_base)
     length = min(settings.training.length, longest_input(model, tokenizer))
     metric, noise = str(settings.training.metric), settings.training.noise
 
@@ -182,7 +182,7 @@ def fit_task(
     settings: TaskFit,
     *,
     source: SparseVector | None = None,
-    force: bool = False,
+    any_base: bool = False,
     work: Path | None = None,
     title: str = "task",
 ) -> SparseVector:
@@ -190,10 +190,10 @@ def fit_task(
 
     source  the language vector of the labelled data's language; φ_task is measured from θ0 + φ_source,
             so that any other language vector can take its place. None: from θ0
-    force   go on, with a warning, where `source` was made on other weights than the base's
+    any_base  go on, with a warning, where `source` was made on other weights than the base's
     """
     settings = settled(settings)
-    start = task_start(base, train_set, valid_set, settings, source, force=force)
+    start = task_start(base, train_set, valid_set, settings, source, any_base=any_base)
     vector = fit(start.model, start.objective, settings, work=work, title=title)
     top = learnt_head(start.model, start.origin["labels"])
     return replace(vector, head=top, info={**start.origin, **vector.info})

@@ -22,6 +22,7 @@ from transformers import (
 from deftx.core.backbone import head
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
+from deftx.storage.fingerprint import ANY_BASE
 from deftx.storage.folders import MODEL, check_target, new_folder
 from deftx.storage.manifest import FILE
 from deftx.tasks.classification import CLASSIFICATION
@@ -64,8 +65,8 @@ def about_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     return {"name": noted_name(str(tokenizer.name_or_path)), "digest": digest}
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, force: bool = False) -> None:
-    """Raise DeftxError where a vector was made with a tokenizer of other pieces; warn with `force`.
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, any_base: bool = False) -> None:
+    """Raise DeftxError where a vector was made with a tokenizer of other pieces; warn with `any_base`.
 
     Vectors that note no tokenizer fit any.
     """
@@ -76,8 +77,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
             made, here = str(noted.get("digest"))[:12], found["digest"][:12]
             which = f"the tokenizer {noted.get('name')} ({made}), not with {found['name']} ({here})"
             message = f"the vector was made with {which}"
-            if not force:
-                raise DeftxError(f"{message}: use the former, or go on at your own risk with --any-base")
+            if not any_base:
+                raise DeftxError(f"{message}: use the former, or {ANY_BASE}")
             warnings.warn(message, stacklevel=2)
 
 

@@ -39,7 +39,7 @@ def tune_scales(
     *,
     rule: str = "scaled",
     metric: str | None = None,
-    force: bool = False,
+    any_base: bool = False,
 ) -> Scales:
     """The scales of language and task vector that score best with the source's vector on the source's data.
 
@@ -49,7 +49,7 @@ def tune_scales(
     grid        the scales that are tried, for each of the two, in all pairs; 1 is always among them
     rule        how vectors are combined: any of `merge` that takes scales
     metric      None: the one of the task's training
-    force       go on, with a warning, where the base has other weights than the vectors' base
+    any_base    go on, with a warning, where the base has other weights than the vectors' base
 
     The base is loaded once; each pair is applied and undone. Of equal scores the pair nearest to (1, 1) counts, of
     equally near ones the smaller, so that the same data always give the same scales. Raises DeftxError as `compose`
@@ -63,8 +63,8 @@ def tune_scales(
     rules = {(first, second): _with_scales(rule, first, second) for first, second in product(tried, tried)}
     for written in rules.values():
         rule_of(written)
-    model, tokenizer = without_vectors(base, task, [source], force=force), load_tokenizer(base)
-    check_tokenizer(tokenizer, task, source, force=force)
+    model, tokenizer = without_vectors(base, task, [source], any_base=any_base), load_tokenizer(base)
+    check_tokenizer(tokenizer, task, source, any_base=any_base)
     place(model)
     length, scores = trained_length(model, tokenizer, task), {}
     for pair, written in rules.items():

@@ -24,7 +24,7 @@ def fit_task_several(
     *,
     sources: Mapping[str, SparseVector] | None = None,
     temperature: float = 1.0,
-    force: bool = False,
+    any_base: bool = False,
     work: Path | None = None,
     title: str = "task",
 ) -> SparseVector:
@@ -37,7 +37,9 @@ def fit_task_several(
 
     With one language the same as `fit_task`. Raises DeftxError as that does, and where a language lacks one of these.
     """
-    start, made = several_start(base, train_sets, valid_sets, settings, sources, temperature=temperature, force=force)
+    start, made = several_start(
+        base, train_sets, valid_sets, settings, sources, temperature=temperature, any_base=any_base
+    )
     vector = fit(start.model, start.objective, made, work=work, title=title)
     top = learnt_head(start.model, start.origin["labels"])
     info = {**start.origin, **vector.info, **settled(settings).deciding(), "k": vector.k}
@@ -52,7 +54,7 @@ def several_start(
     sources: Mapping[str, SparseVector] | None = None,
     *,
     temperature: float = 1.0,
-    force: bool = False,
+    any_base: bool = False,
 ) -> tuple[Start, TaskFit]:
     """θ0 about to be trained as `fit_task_several` does, and the settings to do it with."""
     check_same_languages(train_sets, valid_sets, sources)
@@ -63,13 +65,13 @@ def several_start(
     if len(names) == 1:
         (train_set,), (valid_set,) = train_sets.values(), valid_sets.values()
         source = sources[names[0]] if sources else None
-        return task_start(base, train_set, valid_set, settings, source, force=force), settings
+        return task_start(base, train_set, valid_set, settings, source, any_base=any_base), settings
     if temperature > 1 and takes_halves(settings):
         why = "above it examples come several times, and two halves of the data would share them"
         raise DeftxError(f"rank {settings.rank} with temperature {temperature}: give temperature 1, since {why}")
     pooled = joined([train_sets[name] for name in names])
     given = [sources[name] for name in names] if sources else []
-    model, origin, objective_of = task_base(base, pooled, settings, given, force=force)
+    model, origin, objective_of = task_base(base, pooled, settings, given, any_base=any_base)
     parts = {name: objective_of(train_sets[name], valid_sets[name]) for name in names}
     vectors = {name: (sources[name] if sources else SparseVector({})).to(model.device) for name in names}
     size, seed = settings.training.batch_size, settings.seed

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from threading import RLock
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from deftx.core.backbone import backbone
 from deftx.core.compose import applied, apply, check_fit
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.merge import rule_of, to_add, with_head
-from deftx.core.vector import SparseVector, check_distinct
+from deftx.core.vector import SparseVector, check_distinct, listed
 from deftx.errors import DeftxError, unknown
 from deftx.models import Base, check_tokenizer, load_tokenizer, place
 from deftx.tasks.classification import CLASSIFICATION, probabilities
@@ -46,7 +46,7 @@ class Switcher:
     rule       how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
     head       of several task vectors with heads, whose is used: 0 is the first
     spellings  name -> how `predict` and `probabilities` write that language's texts anew: see `spelling_for`
-    force      go on, with a warning, where the base has other weights than the vectors' base
+    any_base   go on, with a warning, where the base has other weights than the vectors' base
 
     `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"], rule=rule,
     head=head)` would, the same to the last bit; None stands for the task alone. A switch writes the entries in which
@@ -68,31 +68,29 @@ class Switcher:
         rule: str = "sum",
         head: int | None = None,
         spellings: Mapping[str, Spelling] | None = None,
-        force: bool = False,
+        any_base: bool = False,
     ) -> None:
         rule_of(rule)
         self._spellings = dict(spellings or {})
         for name in self._spellings.keys() - languages.keys():
             raise unknown("language", name, languages)
-        tasks = [task] if isinstance(task, SparseVector) else list(task)
-        named = {name: [some] if isinstance(some, SparseVector) else list(some) for name, some in languages.items()}
+        tasks, named = listed(task), {name: listed(some) for name, some in languages.items()}
         every = [vector for some in named.values() for vector in some]
         for some in [[], *named.values()]:
             check_distinct(*tasks, *some)
-        top = with_head(tasks, head) or SparseVector({})
-        others = [other for other in tasks if other is not top]
-        self._model = without_vectors(base, top, every, others, force=force)
+        self._model = without_vectors(base, tasks, every, head=head, any_base=any_base)
+        alone = to_add(rule, tasks, [], head)
+        top = with_head(tasks, head) or tasks[0]
         self._tokenizer, self._task = load_tokenizer(base), kind_of(top)
-        check_tokenizer(self._tokenizer, *tasks, *every, force=force)
+        check_tokenizer(self._tokenizer, *tasks, *every, any_base=any_base)
         self._length = trained_length(self._model, self._tokenizer, top)
         place(self._model)
-        check_fit(self._model, *(replace(vector, head=None) for vector in others), top, *every)
-        alone = to_add(rule, tasks, [], head)
+        check_fit(self._model, *alone, *every)
         self._entries = {
             name: _differing(self._model, to_add(rule, tasks, some, head), alone) for name, some in named.items()
         }
         apply(self._model, *alone)
-        self._written: list[str] = []  # the language whose entries are in the weights, if any
+        self._written: str | None = None  # the language whose entries are in the weights, if any
         self._whole = True  # all of them: False within a switch
         self._lock, self._taken = RLock(), False
 
@@ -116,9 +114,8 @@ class Switcher:
             raise unknown("language", name, self._entries)
         with self._lock:
             if self._taken:  # by this thread: others wait at the lock
-                raise DeftxError(
-                    f"the model is {self._written or 'the task alone'} at the moment: end that block first"
-                )
+                now = "without a language" if self._written is None else f"in {self._written}"
+                raise DeftxError(f"the model is {now} at the moment: end that block first")
             self._switch(name)
             self._taken = True
             try:
@@ -148,7 +145,7 @@ class Switcher:
         if len(languages) != len(examples):
             raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
         answers: dict[int, T] = {}
-        for name in sorted(set(languages), key=lambda name: name not in self._written):  # the one at hand first
+        for name in sorted(set(languages), key=lambda name: name != self._written):  # the one at hand first
             rows = [row for row, language in enumerate(languages) if language == name]
             some = examples.at(rows)
             if name in self._spellings:
@@ -162,18 +159,18 @@ class Switcher:
     def _switch(self, name: str | None) -> None:
         """Write a language's entries, those of the languages before it having been written back. Cut off anywhere, it
         leaves in `_written` what is to be written back."""
-        wanted = [] if name is None else [name]
-        if self._whole and self._written == wanted:
+        if self._whole and self._written == name:
             return
         self._whole = False
-        for old in self._written:
-            for part in self._entries[old]:
-                write_entries(part.weight, part.indices, part.without)
-        self._written = wanted
-        for new in wanted:
-            for part in self._entries[new]:
-                write_entries(part.weight, part.indices, part.with_it)
+        for part in self._of(self._written):
+            write_entries(part.weight, part.indices, part.without)
+        self._written = name
+        for part in self._of(name):
+            write_entries(part.weight, part.indices, part.with_it)
         self._whole = True
+
+    def _of(self, name: str | None) -> Sequence[_Entries]:
+        return () if name is None else self._entries[name]
 
 
 def _differing(model: nn.Module, first: Sequence[SparseVector], second: Sequence[SparseVector]) -> list[_Entries]:

@@ -24,9 +24,9 @@ from deftx.errors import DeftxError
 from deftx.fit import Start
 from deftx.models import Base, load_task_model
 from deftx.settings import LoraFit, MadxFit
-from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
 from deftx.storage.manifest import Form
+from deftx.storage.tensors import load_tensors, save_tensors
 from deftx.training.checkpoint import Kept
 from deftx.training.loop import Moving, train
 
@@ -123,13 +123,13 @@ def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> None:
     tensors |= {f"{_HEAD}{name}": tensor for name, tensor in top.items()}
     labels = list(adapter.head.labels) if adapter.head else None
     about = {"format_version": 1, "method": adapter.method, "labels": labels, "info": dict(adapter.info)}
-    save_delta(Path(folder) / FILE, tensors, about)
+    save_tensors(Path(folder) / FILE, tensors, about)
 
 
 def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """The adapter that `save_adapter` wrote to `folder`, bit for bit. Raises DeftxError where it is no such thing."""
     path = Path(folder) / FILE
-    found = load_delta(path)
+    found = load_tensors(path)
     if found is None:
         raise DeftxError(f"{path} is missing or damaged: give a folder that `save_adapter` wrote")
     try:

@@ -127,7 +127,7 @@ def fit_task(
             chosen,
             sources=above,
             temperature=temperature,
-            force=any_base,
+            any_base=any_base,
             work=work,
             title=out.name,
         )

@@ -151,7 +151,7 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, option("Port to listen at; 0 for any that is free.", min=0, max=65535)] = 8000,
-    max_batch: Annotated[int, option("Most texts in a request.", min=1)] = Limits.texts,
+    max_texts: Annotated[int, option("Most texts in a request.", min=1)] = Limits.texts,
     max_chars: Annotated[int, option("Most characters in a text.", min=1)] = Limits.chars,
     max_body: Annotated[int, option("Most bytes in a request.", min=1)] = Limits.body,
     max_waiting: Annotated[int, option("Most texts that wait for an answer.", min=1)] = Limits.waiting,
@@ -166,7 +166,7 @@ def serve(
     from deftx import commands, given
     from deftx.storage.files import load
 
-    limits = Limits(max_batch, max_chars, max_body, max_waiting)
+    limits = Limits(max_texts, max_chars, max_body, max_waiting)
     tasks, languages = [load(folder) for folder in task], given.named_languages(language or [])
     spellings = given.spellings_of(spelling or [], list(languages))
     switcher = commands.switcher_for(base, tasks, languages, spellings, rule=rule, any_base=any_base)

@@ -124,7 +124,7 @@ def convert(
     print(f"{new}: {to}, from a vector of k = {vector.k:,}{bound}")
 
 
-@app.command(epilog="Example: deftx delta models/finetuned xlm-roberta-base --k 5% --out vectors/finetuned")
+@app.command(epilog="Example: deftx extract models/finetuned xlm-roberta-base --k 5% --out vectors/finetuned")
 def delta(
     finetuned: Annotated[str, typer.Argument(help="Model: a folder or hub id.", metavar="MODEL", parser=source)],
     base: Annotated[str, typer.Argument(help="What it was fine-tuned from.", metavar="BASE", parser=source)],

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from deftx.core.backbone import layer_of
 from deftx.core.select import select
-from deftx.core.vector import Entries, SparseVector, check_distinct, check_same_base, derived
+from deftx.core.vector import Entries, SparseVector, check_distinct, check_same_base, derived, listed
 from deftx.errors import DeftxError, unknown
 
 LANGUAGE, TASK = "language", "task"
+NO_HEAD = "the task vector has no head: give the vector that `deftx fit task` made"
 
 Options = Mapping[str, float]
 
@@ -83,7 +84,7 @@ def merge(
     is out of range, two heads without a choice, no vector or the same one twice, and vectors that do not fit together.
     """
     chosen, given = rule_of(rule, **options)
-    tasks = [task] if isinstance(task, SparseVector) else list(task)
+    tasks = listed(task)
     vectors = [*languages, *tasks]
     if not vectors:
         raise DeftxError("there is nothing to combine: give a task vector, language vectors, or both")
@@ -106,7 +107,7 @@ def to_add(
     addition rounds), else what `merge` makes of them."""
     if rule_of(rule)[0] is not RULES["sum"]:
         return [merge(rule, task=task, languages=languages, head=head)]
-    tasks = [task] if isinstance(task, SparseVector) else list(task)
+    tasks = listed(task)
     top = with_head(tasks, head)
     return [*languages, *(vector if vector is top else replace(vector, head=None) for vector in tasks)]
 
@@ -115,9 +116,10 @@ def with_head(tasks: Sequence[SparseVector], head: int | None) -> SparseVector |
     """The task vector whose head is used: number `head`, or the only one that has any; DeftxError if that is open."""
     having = [number for number, vector in enumerate(tasks) if vector.head]
     if head is None and len(having) > 1:
-        raise DeftxError(f"{len(having)} task vectors have heads, and a model takes one: head = {having[0]}, say")
+        what = f"{len(having)} task vectors have heads, and a model takes one"
+        raise DeftxError(f"{what}: choose it, such as head={having[0]}")
     if head is not None and not having:
-        raise DeftxError("the task vector has no head: give the vector that `deftx fit task` made")
+        raise DeftxError(NO_HEAD)
     if head is not None and head not in having:
         raise DeftxError(f"head = {head} is not the number of a task vector with a head: {having}")
     return tasks[having[0] if head is None else head] if having else None

@@ -1,6 +1,6 @@
 """Sparse vectors: which entries of a model's backbone change, and by how much."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -155,6 +155,11 @@ def check_same_base(*vectors: SparseVector) -> None:
     if len(bases) > 1:
         named = ", ".join(f"{v.info.get('base', 'unnamed')} ({print_[:12]})" for print_, v in bases.items())
         raise DeftxError(f"vectors of different bases do not combine: {named}")
+
+
+def listed(some: SparseVector | Sequence[SparseVector]) -> list[SparseVector]:
+    """One vector or several, as a list."""
+    return [some] if isinstance(some, SparseVector) else list(some)
 
 
 def check_language(*vectors: SparseVector) -> None:

@@ -157,7 +157,7 @@ class _Planner:
         task = self._fit(plan, about, recipe.task_fit(variant, seed), above, Use(variant, seed, TASK))
         for name, test in (self._respelt(variant) if chosen.respell else self.test).items():
             inputs = {"task": task, **({"language": vectors[name]} if chosen.target else {})}
-            about = {**shared, "test": test, "rule": chosen.compose}
+            about = {**shared, "test": test, "rule": chosen.rule}
             title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
             plan.add(Step("score", about, inputs, recipe.base, None, title, cost), Use(variant, seed, name))
 

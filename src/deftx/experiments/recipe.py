@@ -66,7 +66,7 @@ class Variant(Settings):
     target   the target's language vector is applied (False: the task vector alone)
     respell  test texts are put into the spelling of the task's sources, by these languages' labelled texts (`case`), or
              plain text too (`words`): see `deftx.respelt`
-    compose  how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
+    rule     how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
     """
 
     family: str = VECTORS
@@ -75,11 +75,11 @@ class Variant(Settings):
     temperature: Annotated[float, Field(ge=1)] = 1.0
     target: bool = True
     respell: Literal["case", "words"] | None = None
-    compose: str = "sum"
+    rule: str = "sum"
     language: dict[str, Any] = Field(default_factory=dict)
     task: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("compose")
+    @field_validator("rule")
     @classmethod
     def _known_rule(cls, value: str) -> str:
         rule_of(value)
@@ -210,8 +210,8 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     _check_task(recipe)
     for variant in recipe.variants:
         recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
-        if recipe.variants[variant].family != VECTORS and recipe.variants[variant].compose != "sum":
-            raise DeftxError(f"the variant {variant!r} has no vectors to compose by a rule: leave compose out")
+        if recipe.variants[variant].family != VECTORS and recipe.variants[variant].rule != "sum":
+            raise DeftxError(f"the variant {variant!r} has no vectors to compose by a rule: leave rule out")
         missing = [name for name in recipe.texts_of(variant) if name not in recipe.languages]
         if missing:
             raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; give it under `languages`")

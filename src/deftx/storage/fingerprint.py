@@ -12,6 +12,8 @@ from deftx.core.backbone import backbone
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 
+ANY_BASE = "go on at your own risk with --any-base (in Python any_base=True)"
+
 _CHUNK = 1 << 20  # entries hashed at a time
 
 
@@ -35,8 +37,8 @@ def fingerprint_of(names: Iterable[str], weight: Callable[[str], Tensor]) -> str
     return whole.hexdigest()
 
 
-def check_base(base: nn.Module | str, vector: SparseVector, *, force: bool = False) -> None:
-    """Raise DeftxError if `vector` names another base than `base`, a model or its fingerprint; warn with `force`.
+def check_base(base: nn.Module | str, vector: SparseVector, *, any_base: bool = False) -> None:
+    """Raise DeftxError if `vector` names another base than `base`, a model or its fingerprint; warn with `any_base`.
 
     A vector without a fingerprint in its info names no base and fits any.
     """
@@ -49,8 +51,8 @@ def check_base(base: nn.Module | str, vector: SparseVector, *, force: bool = Fal
     named = vector.info.get("base", "an unnamed base")
     given = getattr(base, "name_or_path", "") or "the base at hand"
     message = f"the vector was made on {named} ({wanted[:12]}), not on {given} ({found[:12]})"
-    if not force:
-        raise DeftxError(f"{message}: use {named}, or go on at your own risk with --any-base (in Python force=True)")
+    if not any_base:
+        raise DeftxError(f"{message}: use {named}, or {ANY_BASE}")
     warnings.warn(message, stacklevel=2)
 
 

@@ -21,7 +21,7 @@ from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, cells
 from deftx.tasks.sources import open_source
-from deftx.tasks.supervised import Batch, Encoded, Metric, Task, inputs_of, padding, said, tokenised
+from deftx.tasks.supervised import Batch, Encoded, Metric, Task, inputs_of, logits_of, padding, tokenised
 
 LONGEST = 30  # tokens of an answer
 NOWHERE = (0, 0)  # characters of a token that is not of the context
@@ -100,23 +100,23 @@ def _target(places: Sequence[tuple[int, int]], first: int, text: str) -> tuple[i
     return (inside[0], inside[-1]) if whole else NOWHERE
 
 
-def say(model: nn.Module, batch: Batch) -> Tensor:
+def logits(model: nn.Module, batch: Batch) -> Tensor:
     """How likely an answer starts and ends at each token [batch, longest, 2], as logits; -inf at the padding."""
     outputs = model(**inputs_of(batch))
-    logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).float()
-    return logits.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, float("-inf"))
+    found = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).float()
+    return found.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, float("-inf"))
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of a batch's first and last tokens."""
-    return cross_entropy(say(model, batch), batch["labels"])
+    return cross_entropy(logits(model, batch), batch["labels"])
 
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[str, float]]:
     """The most probable part of every context, and its probability (0 to 1); nothing where there is no context."""
     found = [("", 0.0)] * len(encoded.examples)
-    spoken = said(model, encoded, batch_size, say, by_token=True)
-    for owner, places, row in zip(encoded.owners, encoded.places, spoken, strict=True):
+    rows = logits_of(model, encoded, batch_size, logits, by_token=True)
+    for owner, places, row in zip(encoded.owners, encoded.places, rows, strict=True):
         context = torch.tensor([place != NOWHERE for place in places])
         chance = row.softmax(0) * context.unsqueeze(-1)
         both = (chance[:, :1] * chance[:, 1]).triu().tril(LONGEST - 1)

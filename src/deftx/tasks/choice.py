@@ -14,7 +14,7 @@ from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, cells
 from deftx.tasks.sources import open_source
-from deftx.tasks.supervised import Batch, Encoded, Task, check, inputs_of, padding, said, tokenised
+from deftx.tasks.supervised import Batch, Encoded, Task, check, inputs_of, logits_of, padding, tokenised
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
@@ -61,20 +61,20 @@ def encode(
     return Encoded(examples, inputs, targets, names, pad_options)
 
 
-def say(model: nn.Module, batch: Batch) -> Tensor:
+def logits(model: nn.Module, batch: Batch) -> Tensor:
     """What the model says to each option of each question of a batch [batch, most options]; -inf to no option."""
-    logits: Tensor = model(**inputs_of(batch)).logits.float()
-    return logits.masked_fill(batch["attention_mask"].sum(-1) == 1, float("-inf"))
+    found: Tensor = model(**inputs_of(batch)).logits.float()
+    return found.masked_fill(batch["attention_mask"].sum(-1) == 1, float("-inf"))
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of a batch, over the options of each question."""
-    return cross_entropy(say(model, batch), batch["labels"])
+    return cross_entropy(logits(model, batch), batch["labels"])
 
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[int, float]]:
     """The number of the most probable option of every question, from 0, and its probability (0 to 1)."""
-    best = [row.softmax(-1).max(-1) for row in said(model, encoded, batch_size, say)]
+    best = [row.softmax(-1).max(-1) for row in logits_of(model, encoded, batch_size, logits)]
     return [(int(each.indices), float(each.values)) for each in best]
 
 

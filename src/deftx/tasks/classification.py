@@ -18,9 +18,9 @@ from deftx.tasks.supervised import (
     Task,
     inputs_of,
     label_names,
+    logits_of,
     numbers,
     padding,
-    said,
     tokenised,
 )
 
@@ -49,14 +49,14 @@ def encode(
     return Encoded(examples, inputs, targets, names, padding(tokenizer))
 
 
-def say(model: nn.Module, batch: Batch) -> Tensor:
+def logits(model: nn.Module, batch: Batch) -> Tensor:
     """What the model says to each input of a batch [batch, outputs]."""
     return model(**inputs_of(batch)).logits.float()  # type: ignore[no-any-return]
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of a batch."""
-    return cross_entropy(say(model, batch), batch["labels"])
+    return cross_entropy(logits(model, batch), batch["labels"])
 
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[str, float]]:
@@ -75,7 +75,7 @@ def probabilities(
 
 
 def _probabilities(model: nn.Module, encoded: Encoded, batch_size: int) -> Tensor:
-    return torch.stack(said(model, encoded, batch_size, say)).softmax(-1)
+    return torch.stack(logits_of(model, encoded, batch_size, logits)).softmax(-1)
 
 
 CLASSIFICATION = Task(

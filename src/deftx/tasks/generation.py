@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.denoising import written_loss
-from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, inner, padding, tokenised
+from deftx.tasks.seq2seq_lm import written_loss
+from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, batches, inner, padding, tokenised
 
 SEPARATOR = "\n"  # between what a decoder reads and what it writes
 ORDER, BETA = 6, 2  # of chrF
@@ -63,8 +64,7 @@ def encode(
 
 def ragged(targets: list[list[int]], batch: Batch) -> Tensor:
     """Targets of any lengths [batch, longest], filled with IGNORED."""
-    longest = max(map(len, targets))
-    return torch.tensor([[*each, *[IGNORED] * (longest - len(each))] for each in targets])
+    return pad_sequence(list(map(torch.tensor, targets)), batch_first=True, padding_value=IGNORED)
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -92,12 +92,9 @@ def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    order = sorted(range(len(encoded.inputs)), key=lambda i: len(encoded.inputs[i]["input_ids"]))
     found: dict[int, tuple[str]] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = encoded.pad([encoded.inputs[i] for i in rows])
-        given = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
+    for rows, batch in batches(model, encoded, batch_size):
+        given = {key: batch[key] for key in ("input_ids", "attention_mask")}
         known = 0  # tokens that are given back before what is written
         if not model.config.is_encoder_decoder:  # padding to the left: the model goes on from the end
             left = given["attention_mask"].argsort(dim=1, stable=True)
@@ -105,7 +102,7 @@ def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
         written = model.generate(**given, generation_config=settings)[:, known:].tolist()
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         found |= {row: (text.strip(),) for row, text in zip(rows, texts, strict=True)}
-    return [found[row] for row in range(len(order))]
+    return [found[row] for row in range(len(encoded.inputs))]
 
 
 def exact_match(true: Sequence[str], predicted: Sequence[str]) -> float:

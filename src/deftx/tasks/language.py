@@ -17,8 +17,8 @@ from transformers import (
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.causal_lm import causal_lm
-from deftx.tasks.denoising import denoising
 from deftx.tasks.masked_lm import masked_lm
+from deftx.tasks.seq2seq_lm import seq2seq_lm
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Language:
 
 # The first one that transformers knows of a base: encoders may be loaded as decoders too, and BART as any of the three.
 LANGUAGES = (
-    Language("encoder-decoder model", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM, denoising),
+    Language("encoder-decoder model", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM, seq2seq_lm),
     Language("masked language model", MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, masked_lm),
     Language("causal language model", MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, causal_lm),
 )

@@ -14,9 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks
-from deftx.tasks.supervised import inner
-
-IGNORED = -100  # the label of a position that is not predicted
+from deftx.tasks.supervised import IGNORED, inner
 
 
 @dataclass(frozen=True, eq=False)

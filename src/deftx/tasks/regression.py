@@ -10,9 +10,9 @@ from torch.nn.functional import mse_loss
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from deftx.tasks import data
-from deftx.tasks.classification import say
+from deftx.tasks.classification import logits
 from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.supervised import Batch, Encoded, Task, padding, said, tokenised
+from deftx.tasks.supervised import Batch, Encoded, Task, logits_of, padding, tokenised
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
@@ -31,12 +31,12 @@ def encode(
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean squared error of a batch."""
-    return mse_loss(say(model, batch).squeeze(-1), batch["labels"])
+    return mse_loss(logits(model, batch).squeeze(-1), batch["labels"])
 
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[float]]:
     """The number of every example."""
-    return [(float(each),) for each in said(model, encoded, batch_size, say)]
+    return [(float(each),) for each in logits_of(model, encoded, batch_size, logits)]
 
 
 def pearson(true: Sequence[float], predicted: Sequence[float]) -> float:

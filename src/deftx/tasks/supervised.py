@@ -245,26 +245,33 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]
     return lambda batch: dict(tokenizer.pad(batch, return_tensors="pt", return_attention_mask=True))
 
 
-def said(
+def logits_of(
     model: nn.Module,
     encoded: Encoded,
     batch_size: int,
-    say: Callable[[nn.Module, Batch], Tensor],
+    logits: Callable[[nn.Module, Batch], Tensor],
     *,
     by_token: bool = False,
 ) -> list[Tensor]:
-    """What a model says to every input, or to each of its tokens, float32, on the CPU; batches go by length."""
+    """The `logits` of every input, or of each of its tokens, float32, on the CPU."""
+    found: dict[int, Tensor] = {}
+    for rows, batch in batches(model, encoded, batch_size):
+        outputs = list(logits(model, batch).float().cpu())
+        if by_token:  # not of the padding
+            there = batch["attention_mask"].bool().cpu()
+            outputs = [each[mask] for each, mask in zip(outputs, there, strict=True)]
+        found |= dict(zip(rows, outputs, strict=True))
+    return [found[row] for row in range(len(encoded.inputs))]
+
+
+def batches(model: nn.Module, encoded: Encoded, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of inputs of about one length, on the model's device, each with the numbers of its inputs."""
     device = next(model.parameters()).device
     order = sorted(range(len(encoded.inputs)), key=lambda i: len(encoded.inputs[i]["input_ids"]))
-    found: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = encoded.pad([encoded.inputs[i] for i in rows])
-        outputs = list(say(model, {key: value.to(device) for key, value in batch.items()}).float().cpu())
-        if by_token:  # not to the padding
-            outputs = [each[mask.bool()] for each, mask in zip(outputs, batch["attention_mask"], strict=True)]
-        found |= dict(zip(rows, outputs, strict=True))
-    return [found[row] for row in range(len(order))]
+        yield rows, {key: value.to(device) for key, value in batch.items()}
 
 
 def inputs_of(batch: Batch) -> Batch:

@@ -15,7 +15,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 
 from deftx.errors import DeftxError
 from deftx.tasks import data
-from deftx.tasks.classification import METRICS, say
+from deftx.tasks.classification import METRICS, logits
 from deftx.tasks.data import Columns, Examples, cells
 from deftx.tasks.sentences import SENTENCES
 from deftx.tasks.sources import READERS, open_source
@@ -27,9 +27,9 @@ from deftx.tasks.supervised import (
     Task,
     by_token,
     label_names,
+    logits_of,
     numbers,
     padding,
-    said,
     tokenised,
 )
 
@@ -91,15 +91,15 @@ def _firsts(
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of the words of a batch; 0 where there are none."""
     targets = batch["labels"].flatten()
-    total = cross_entropy(say(model, batch).flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+    total = cross_entropy(logits(model, batch).flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
     return total / max(int((targets != IGNORED).sum()), 1)
 
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[list[str]]]:
     """The most probable tag of every word; of a word of which the tokenizer makes nothing, the first tag."""
     tags = [[encoded.names[0]] * len(words) for words in encoded.examples.parts or []]
-    spoken = said(model, encoded, batch_size, say, by_token=True)
-    for owner, places, row in zip(encoded.owners, encoded.places, spoken, strict=True):
+    rows = logits_of(model, encoded, batch_size, logits, by_token=True)
+    for owner, places, row in zip(encoded.owners, encoded.places, rows, strict=True):
         for word, best in zip(places, row.argmax(-1).tolist(), strict=True):
             if word >= 0:
                 tags[owner][word] = encoded.names[best]

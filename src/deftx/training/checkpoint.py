@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from deftx.storage.delta import load_delta, save_delta
+from deftx.storage.tensors import load_tensors, save_tensors
 from deftx.training import processes
 from deftx.training.best import Best
 
@@ -48,7 +48,7 @@ class Checkpoint(TrainerCallback):
 
     def __init__(self, kept: Kept, parameters: Sequence[nn.Parameter], best: Best, placed: Callable[[], None]) -> None:
         self.where, self.parameters, self.best, self.placed = kept, parameters, best, placed
-        self.found = load_delta(kept.path, kept.key)
+        self.found = load_tensors(kept.path, kept.key)
         processes.see_alike(kept.path.parent, self.found[1]["trainer"]["global_step"] if self.found else 0)
         self.random = dict(self.found[1]["random"]) if self.found else {}  # what is yet to be put back
         self.epoch: Any = None  # the random state at the beginning of the epoch
@@ -135,7 +135,7 @@ class Checkpoint(TrainerCallback):
             "trainer": asdict(state),
             "random": {"epoch": self.epoch, "ahead": list(self.ahead), "step": random_state()},
         }
-        save_delta(self.where.path, tensors, about)
+        save_tensors(self.where.path, tensors, about)
 
 
 def random_state() -> tuple[Any, ...]:

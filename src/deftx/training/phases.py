@@ -18,8 +18,8 @@ from deftx.core.select import Selection
 from deftx.core.vector import SparseVector
 from deftx.errors import Diverged
 from deftx.settings import Fit
-from deftx.storage.delta import load_delta, save_delta
 from deftx.storage.fingerprint import fingerprint
+from deftx.storage.tensors import load_tensors, save_tensors
 from deftx.training import processes
 from deftx.training.checkpoint import Kept
 from deftx.training.halves import halved
@@ -88,7 +88,7 @@ def full_tuning(
     for name, weight in backbone(model).items():
         weight.requires_grad_(name in body)
     phase = Phase(1, title, _key(model, objective, settings), work, half)
-    done = load_delta(work / learnt_file(half), phase.key) if work else None
+    done = load_tensors(work / learnt_file(half), phase.key) if work else None
     processes.see_alike(work, done is not None)
     if done is not None:
         tensors, log = done[0], done[1]["log"]  # tensors in the model's order, which decides ties
@@ -106,7 +106,7 @@ def full_tuning(
     learnt = Learnt(difference(), _copies(top), log, phase.key)
     if keep := phase.folder:
         heads = dict(zip(_heads(top), learnt.head, strict=True))
-        save_delta(keep / learnt_file(half), {**learnt.delta, **heads}, {"key": phase.key, "log": log})
+        save_tensors(keep / learnt_file(half), {**learnt.delta, **heads}, {"key": phase.key, "log": log})
         phase.state.unlink(missing_ok=True)
     put([*body.values(), *top], [*theta0, *top0])
     return learnt
@@ -147,7 +147,7 @@ def _last_good_kept(phase: Phase, difference: Callable[[], Delta]) -> Iterator[N
         learnt = difference()
         if phase.folder is None or not any(tensor.any() for tensor in learnt.values()):
             raise
-        save_delta(last := phase.folder / "last-good.safetensors", learnt, {"phase": phase.number})
+        save_tensors(last := phase.folder / "last-good.safetensors", learnt, {"phase": phase.number})
         raise Diverged(f"{error}; the change of the weights up to there is in {last}") from None
 
 

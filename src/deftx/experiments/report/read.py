@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deftx.errors import DeftxError
 from deftx.experiments.store import PREDICTIONS, RECORD
-from deftx.storage.delta import load_delta
+from deftx.storage.tensors import load_tensors
 
 RECIPE, RESULTS, STEPS, TRIMMED = "recipe.json", "results.jsonl", "steps.json", "trimmed.json"
 
@@ -183,7 +183,7 @@ class RunData:
         from deftx.training.phases import learnt_file  # not for every report: it imports the Trainer
 
         path = self.store / step.id / learnt_file()
-        found = load_delta(path) if path.is_file() else None
+        found = load_tensors(path) if path.is_file() else None
         return found[0] if found else None
 
 

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from deftx.errors import DeftxError
 from deftx.models import load_language_model
 from deftx.settings import LanguageTraining
-from deftx.tasks.denoising import corrupted, denoising, infilled_spans, noise_of, sentinel_spans
 from deftx.tasks.language import language_of
+from deftx.tasks.seq2seq_lm import corrupted, infilled_spans, noise_of, sentinel_spans, seq2seq_lm
 
 START, PAD, END, UNKNOWN, MASK = range(5)
 T5, BART = tiny.tokenizer(sentinels=True), tiny.tokenizer()
@@ -30,7 +30,7 @@ def drawn(seed=0):
 
 def made(shape, texts, length=16, seed=0, share=0.3):
     tokenizer = T5 if shape in ("t5", "mt5") else BART
-    return denoising(texts, tokenizer, LanguageTraining(held_out=0.2, mask=share), length, seed)
+    return seq2seq_lm(texts, tokenizer, LanguageTraining(held_out=0.2, mask=share), length, seed)
 
 
 # --- span corruption ---
@@ -189,9 +189,9 @@ def test_sentinels_are_found_as_mt5_spells_them():
 
 def test_a_tokenizer_without_a_token_for_what_is_hidden_is_an_error():
     with pytest.raises(DeftxError, match="neither sentinels nor a mask token: give a base such as mT5 or BART"):
-        denoising(tiny.sentences(4), tiny.tokenizer(decoder=True), LanguageTraining(), 16, 0)
+        seq2seq_lm(tiny.sentences(4), tiny.tokenizer(decoder=True), LanguageTraining(), 16, 0)
 
 
 @every_shape
 def test_a_base_says_itself_that_it_denoises(bases, shape):
-    assert language_of(load_language_model(bases(shape)).config).objective is denoising
+    assert language_of(load_language_model(bases(shape)).config).objective is seq2seq_lm

@@ -13,7 +13,7 @@ from deftx.errors import DeftxError
 from deftx.storage.folders import new_file
 
 
-def save_delta(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write `tensors` and JSON-like data `about` them, whole or not at all; arrays in the latter become lists.
 
     Raises DeftxError where the disk is full or the folder read-only; what was at `path` is left then.
@@ -27,7 +27,7 @@ def save_delta(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, An
         raise DeftxError(f"cannot write {path}: {reason}; what was kept before is still there") from error
 
 
-def load_delta(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_tensors(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The tensors at `path` and what they are about; None where there are none, or none that can be read.
 
     With a `key`, None too where it is not the one in what they are about.

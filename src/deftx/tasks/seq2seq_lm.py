@@ -49,7 +49,7 @@ class Noise:
 
 
 @dataclass(frozen=True, eq=False)
-class Denoising:
+class Seq2SeqLM:
     """Packed text, and the loss on what is missing of it, or on all of it.
 
     train      [blocks, length] int64, corrupted anew each time a block is seen
@@ -93,16 +93,16 @@ class Denoising:
         return {"loss": total / max(tokens, 1)}
 
 
-def denoising(
+def seq2seq_lm(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, training: LanguageTraining, length: int, seed: int
-) -> Denoising:
+) -> Seq2SeqLM:
     """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
     noise = noise_of(tokenizer, training.mask)
     generator = torch.Generator().manual_seed(seed)
     train, valid = blocks(texts, tokenizer, training, length, generator)
     held_out = [corrupted(block, noise, generator) for block in valid.tolist()]
     digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
-    return Denoising(train, held_out, noise, digest)
+    return Seq2SeqLM(train, held_out, noise, digest)
 
 
 def noise_of(tokenizer: PreTrainedTokenizerBase, share: float) -> Noise:
