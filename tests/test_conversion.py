@@ -176,7 +176,7 @@ def test_a_head_that_is_not_the_models_is_refused_and_the_kind_of_task_can_be_to
     diffs = {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))}
     write_sft(tmp_path / "sft", diffs, {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.ones(3)})
     tagger = convert(tmp_path / "sft", tmp_path / "untold", base=bases(), labels=["N", "V", "X"])
-    with pytest.raises(DeftxError, match=r"'classifier\.bias', which is none of the head of .*--kind"):
+    with pytest.raises(DeftxError, match=r"'classifier\.bias', which is not in the head of .*--kind"):
         compose(bases(), tagger)
     told = convert(tmp_path / "untold", tmp_path / "told", labels=["N", "V", "X"], kind="tagging")
     composed = compose(bases(), deftx.load(tmp_path / "told"))

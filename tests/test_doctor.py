@@ -121,7 +121,7 @@ MISFITS = {
     "elsewhere": r"the vector was made on other \([0-9a-f]{12}\), not on the base at hand ",
     "spelt": r"the vector was made with the tokenizer other",
     "shapes": r".* is \(.*\) in the model, \(.*\) in the vector|the vector changes .*, which the model does not have",
-    "top": r"the task vector has 'bert.pooler.*', which is none of the head of XLMRobertaForSequenceClassification",
+    "top": r"the task vector has 'bert.pooler.*', which is not in the head of XLMRobertaForSequenceClassification",
     "nowhere": r"there is no vector at nowhere",
 }
 

@@ -40,6 +40,9 @@ def compose(
     rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
     head      of several task vectors with heads, whose is used: 0 is the first
     any_base  go on, with a warning, where the base has other weights than the vectors' base
+
+    Raises DeftxError where the base cannot be loaded, vectors do not fit it or each other, one is given twice, or no
+    task vector has a head, and for an unknown rule.
     """
     tasks, languages = listed(task), listed(language)
     rule_of(rule)

@@ -86,7 +86,7 @@ def _machine() -> Iterator[Finding]:
         memory = torch.cuda.get_device_properties(device).total_memory
         yield Finding("device", f"{torch.cuda.get_device_name(device)} with {_gb(memory)}; {cores}")
     else:
-        yield Finding("device", f"processor, for torch finds no GPU; {cores}")
+        yield Finding("device", f"CPU (torch finds no GPU); {cores}")
     yield Finding("precision", _precision(device))
     yield Finding("memory", _memory())
     yield Finding("disk", f"{_gb(shutil.disk_usage('.').free)} free in {Path.cwd()}")

@@ -59,7 +59,7 @@ METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], Fit], Denoised]] =
 def fit(
     model: PreTrainedModel, objective: Objective, settings: Fit, *, work: Path | None = None, title: str = ""
 ) -> SparseVector:
-    """Learn a sparse vector (Algorithm 1). Leaves the model's head trained.
+    """Learn a sparse vector (Algorithm 1). Leaves the model's head trained, its backbone not to be relied on.
 
     model  at θ0. Its layer norms stay as they are; what lies outside the backbone is tuned fully where it
            requires a gradient (a task's head), from the same start in both phases
@@ -168,7 +168,9 @@ def fit_language(
 ) -> SparseVector:
     """φ_language = fit(text, language modelling, θ0), from the lines of a language's plain text.
 
-    The base says itself how it is learnt: denoising for encoder-decoders, masked or causal language modelling.
+    The base says itself how it is learnt: denoising for encoder-decoders, masked or causal language modelling. Raises
+    DeftxError where the base cannot be loaded or has no language modelling head, for text that is too short or that its
+    tokenizer does not know, and as `fit` does.
     """
     start = language_start(base, text, settings)
     vector = fit(start.model, start.objective, settings, work=work, title=title)
@@ -191,6 +193,9 @@ def fit_task(
     source  the language vector of the labelled data's language; φ_task is measured from θ0 + φ_source,
             so that any other language vector can take its place. None: from θ0
     any_base  go on, with a warning, where `source` was made on other weights than the base's
+
+    Raises DeftxError where the base cannot be loaded, for examples that are not of the task, where `source` does not
+    fit the base, and as `fit` does.
     """
     settings = settled(settings)
     start = task_start(base, train_set, valid_set, settings, source, any_base=any_base)
@@ -208,7 +213,14 @@ def transfer(
     language: LanguageFit | None = None,
     task: TaskFit | None = None,
 ) -> PreTrainedModel:
-    """The whole method: a classifier for the target language, from labelled data of the source language."""
+    """The whole method: a classifier for the target language, from labelled data of the source language.
+
+    source_text, target_text  lines of plain text
+    train_set, valid_set      labelled data of the source, to learn from and to choose the best step on
+    language, task            settings of the two language vectors, and of the task vector; None: the paper's
+
+    Raises DeftxError as `fit_language`, `fit_task` and `compose` do.
+    """
     language, task = language or LanguageFit(), task or TaskFit()
     phi_source = fit_language(base, source_text, language, title="source language")
     phi_task = fit_task(base, train_set, valid_set, task, source=phi_source)

@@ -149,9 +149,9 @@ def check_head(model: PreTrainedModel, random: Collection[str], learnt: Collecti
     """Raise DeftxError where a task's head would be left `random` in part, or is not one of the model's."""
     strange, bare = set(learnt) - head(model).keys(), set(random) - set(learnt)
     if strange or bare:
-        has = f"{min(strange)!r}, which is none of the head of" if strange else f"no {min(bare)!r} for the head of"
+        what = f"{min(strange)!r}, which is not in" if strange else f"no {min(bare)!r}, which is in"
         why = "is it of another kind of task (deftx convert --kind) or base?"
-        raise DeftxError(f"the task vector has {has} {type(model).__name__}: {why}")
+        raise DeftxError(f"the task vector has {what} the head of {type(model).__name__}: {why}")
 
 
 def _load_writer(base: Base) -> PreTrainedModel:

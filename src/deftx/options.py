@@ -22,7 +22,8 @@ def option(help: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, **settings)
 
 
-FORMATS = "TSV, CSV, JSONL, Parquet, plain text or hub:NAME[:CONFIG][:SPLIT]"
+FORMATS = "TSV, CSV, JSONL, Parquet, plain text or hub:NAME[@REVISION][:CONFIG][:SPLIT]"
+LABELLED = "TSV, CSV, JSONL, Parquet, .conllu for tags, or hub:NAME[@REVISION][:CONFIG][:SPLIT]"
 FILE = {"metavar": "FILE", "parser": source}
 VECTOR = {"metavar": "VECTOR", "parser": source}  # a folder, or USER/NAME[@REVISION] on the hub
 
@@ -40,7 +41,7 @@ Rule = Annotated[
 ]
 Languages = Annotated[
     list[str] | None,
-    option("Language vector; may be repeated. NAME is its folder's where not given.", metavar="[NAME=]VECTOR"),
+    option("Language vector; may be repeated. Without NAME it is called after its folder.", metavar="[NAME=]VECTOR"),
 ]
 Changes = Annotated[
     list[str] | None, option("Any setting, such as training.batch_size=4.", "--set", metavar="KEY=VALUE")
@@ -48,7 +49,7 @@ Changes = Annotated[
 Preset = Annotated[
     str | None, option("Settings to start from; without it the paper's, with k as a share.", metavar="NAME")
 ]
-Method = Annotated[str | None, option("deftx (the default) or lt-sft.", metavar="NAME")]
+Method = Annotated[str | None, option("deftx (the default), lt-sft, or random (any k entries).", metavar="NAME")]
 Rank = Annotated[
     str | None,
     option(
@@ -57,7 +58,10 @@ Rank = Annotated[
     ),
 ]
 K = Annotated[str | None, option("Entries of the vector: a count (7.6M) or a share (2.8%).", "--k", metavar="K")]
-Keep = Annotated[str | None, option("Share of each matrix that is kept besides (0.05).", metavar="SHARE")]
+Keep = Annotated[
+    str | None,
+    option("Share of each matrix's entries added back after the low-rank approximation (0.05).", metavar="SHARE"),
+]
 Seed = Annotated[str | None, option("Decides everything random.", metavar="NUMBER")]
 Kind = Annotated[
     str | None,
@@ -68,7 +72,7 @@ Kind = Annotated[
     ),
 ]
 TextColumn = Annotated[
-    str | None, option("Column of texts, where it is not the task's usual one, such as text.", metavar="NAME")
+    str | None, option("Column of texts (default: the task's usual one, such as `text`).", metavar="NAME")
 ]
 PairColumn = Annotated[
     str | None, option("Column of what stands beside: second texts, contexts, options.", metavar="NAME")

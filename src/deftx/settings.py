@@ -37,6 +37,7 @@ class Training(Settings):
     """One training, the same in both phases. Steps are optimiser steps.
 
     epochs, max_steps, min_steps  steps = max(min_steps, min(max_steps, epochs over the data)); min_steps ≤ max_steps
+    accumulate  batches whose gradients are added up before a step
     average    phase 2 ends at the mean of its last so many evaluated steps; 1: at the best one
     length     longest input, in tokens
     l1         weight λ of the penalty λ/N · ‖θ − θ0‖₁, N the backbone's parameter count

@@ -184,6 +184,6 @@ def _layers(model: Any) -> Any:
     """The encoder's layers. Raises DeftxError for a model that is not built as the equations say."""
     if model.config.model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
-        raise DeftxError(f"MAD-X is not there for models of type {model.config.model_type!r}, only for {known}")
+        raise DeftxError(f"MAD-X does not support models of type {model.config.model_type!r}, only {known}")
     encoder: Any = model.base_model.encoder
     return encoder.layer

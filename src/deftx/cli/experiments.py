@@ -13,7 +13,6 @@ from deftx.options import (
     FILE,
     FORMATS,
     AsJson,
-    Changes,
     Force,
     option,
     path,
@@ -29,11 +28,14 @@ def run(
     store: Annotated[
         Path | None, option("Folder of finished steps; without it `store` beside OUT.", metavar="FOLDER", parser=path)
     ] = None,
-    set_: Changes = None,
+    set_: Annotated[
+        list[str] | None,
+        option("Any key of the recipe, such as seeds=[0] or task.training.batch_size=4.", "--set", metavar="KEY=VALUE"),
+    ] = None,
     dry_run: Annotated[
         bool, option("Print the plan, what is done of it, and about how long it takes.", "--dry-run")
     ] = False,
-    jobs: Annotated[int, option("Steps at a time; on Ray as many as fit, without it.", min=1)] = 1,
+    jobs: Annotated[int, option("Steps at a time; on Ray, 1 means as many as fit.", min=1)] = 1,
     executor: Annotated[str, option("local or ray.", metavar="NAME")] = "local",
     ray_address: Annotated[str | None, option("A running Ray cluster (or auto).", metavar="ADDRESS")] = None,
     step_cpus: Annotated[float, option("Cores that a step takes on Ray.", min=0)] = 1,

@@ -7,6 +7,7 @@ from deftx.messages import quiet_transformers
 from deftx.options import (
     FILE,
     FORMATS,
+    LABELLED,
     AnyBase,
     Base,
     Changes,
@@ -73,7 +74,7 @@ def fit_task(
     base: Base,
     train: Annotated[
         list[str],
-        option(f"Labelled data ({FORMATS}); may be repeated, NAME= being the language then.", metavar="[NAME=]FILE"),
+        option(f"Labelled data ({LABELLED}); may be repeated, NAME= being the language then.", metavar="[NAME=]FILE"),
     ],
     valid: Annotated[
         list[str],
@@ -86,7 +87,7 @@ def fit_task(
     ] = None,
     temperature: Annotated[
         float,
-        option("How even several languages are made: 1 leaves them as the data are, more makes them more even."),
+        option("Evens out how often each language is seen: 1 follows the size of its data; higher is more even."),
     ] = 1.0,
     kind: Kind = None,
     text_column: TextColumn = None,

@@ -125,23 +125,23 @@ def convert(
 
 
 @app.command(epilog="Example: deftx extract models/finetuned xlm-roberta-base --k 5% --out vectors/finetuned")
-def delta(
+def extract(
     finetuned: Annotated[str, typer.Argument(help="Model: a folder or hub id.", metavar="MODEL", parser=source)],
     base: Annotated[str, typer.Argument(help="What it was fine-tuned from.", metavar="BASE", parser=source)],
     out: Out,
     k: K = None,
     rank: Annotated[
-        str | None, option("Denoise before the choice, with this rank: a share (90%) or a number.", metavar="RANK")
+        str | None,
+        option("Denoise first, with this rank: a share (90%), a number or a rule (gavish-donoho).", metavar="RANK"),
     ] = None,
     force: Force = False,
 ) -> None:
     """Save the difference of two checkpoints as a vector: all of it, or its k largest entries."""
     quiet_transformers()
-    from deftx import commands
-    from deftx.difference import extract
+    from deftx import commands, difference
     from deftx.storage.files import save
 
     commands.check_free(out, force=force)
-    vector = extract(finetuned, base, k=k, rank=rank)
+    vector = difference.extract(finetuned, base, k=k, rank=rank)
     save(vector, out, force=force)
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}")

@@ -40,7 +40,8 @@ def check_fit(model: nn.Module, *vectors: SparseVector) -> None:
 def applied(model: nn.Module, *vectors: SparseVector) -> Iterator[nn.Module]:
     """`model` with `vectors` added, until the end of the `with` block.
 
-    On leaving, also by an exception, every entry that was changed gets back the bits it had. Nests.
+    On leaving, also by an exception, every entry that was changed gets back the bits it had. Nests. Raises DeftxError
+    for a vector that does not fit the model.
     """
     changes: list[_Change] = []
     try:

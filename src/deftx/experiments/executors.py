@@ -152,7 +152,7 @@ class _Worker:
         last = next((line for line in reversed(self.said.readlines()) if line.strip()), "").strip()
         code = child.wait()
         self.close()
-        return "failed", f"its process ended with code {code}" + (f": {last}" if last else "; is there memory enough?")
+        return "failed", f"its process ended with code {code}: {last or 'did it run out of memory?'}"
 
     def end(self) -> None:
         """Have it end, whatever it is at."""

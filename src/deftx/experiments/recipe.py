@@ -246,7 +246,7 @@ def _check_task(recipe: Recipe) -> None:
     """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another task."""
     name, metric = recipe.task.task, recipe.task.training.metric
     if not task_of(name).metrics.keys() >= METRICS:
-        raise DeftxError(f"a recipe compares macro_f1 and accuracy, which {name} has not: use `deftx evaluate`")
+        raise DeftxError(f"a recipe compares macro_f1 and accuracy, which {name} does not have: use `deftx evaluate`")
     if metric not in METRICS:
         raise DeftxError(f"a recipe compares macro_f1 or accuracy, not {metric}: set task.training.metric to one")
     if recipe.ngrams and name != "classification":

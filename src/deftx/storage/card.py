@@ -22,11 +22,12 @@ _METRICS = {"macro_f1": "f1", "span_f1": "f1", "pearson": "pearsonr", "spearman"
 _TASKS = {"tagging": "token-classification", "ner": "token-classification", "generation": "text-generation"}
 _TASKS |= {name: name for name in ("question-answering", "multiple-choice")}
 _HUB_DATA = "hub:"
-CITATION = """@article{simon2025deftx,
-  title   = {{DeFT-X}: Denoised Sparse Fine-Tuning for Zero-Shot Cross-Lingual Transfer},
-  author  = {Simon, Sona Elza and Jyothi, Preethi},
-  journal = {arXiv preprint arXiv:2505.15090},
-  year    = {2025}
+CITATION = """@inproceedings{simon-jyothi-2025-deft,
+  title     = {{DeFT-X}: Denoised Sparse Fine-Tuning for Zero-Shot Cross-Lingual Transfer},
+  author    = {Simon, Sona Elza and Jyothi, Preethi},
+  booktitle = {Findings of the Association for Computational Linguistics: EMNLP 2025},
+  pages     = {1895--1909},
+  year      = {2025}
 }"""
 
 
