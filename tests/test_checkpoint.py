@@ -18,7 +18,7 @@ from deftx.errors import DeftxError, Diverged
 from deftx.fit import fit_language, fit_task
 from deftx.settings import changed
 from deftx.several import fit_task_several
-from deftx.storage import delta
+from deftx.storage import tensors
 from deftx.tasks.masked_lm import MaskedLM
 from deftx.tasks.supervised import Supervised
 from deftx.training import checkpoint
@@ -236,7 +236,7 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_last_state(bases, tmp_pat
 @pytest.mark.parametrize("name", ["save_file", "new_file"])
 def test_what_the_disk_refuses_is_one_line_wherever_it_comes(bases, tmp_path, cut, monkeypatch, number, name):
     """In phase 1, and when its result is written."""
-    function, calls = getattr(delta, name), []
+    function, calls = getattr(tensors, name), []
 
     def refusing(path, *args, **options):
         calls.append(path)
@@ -244,7 +244,7 @@ def test_what_the_disk_refuses_is_one_line_wherever_it_comes(bases, tmp_path, cu
             raise OSError(number, os.strerror(number))
         return function(path, *args, **options)
 
-    monkeypatch.setattr(delta, name, refusing)
+    monkeypatch.setattr(tensors, name, refusing)
     for _ in range(2):
         with pytest.raises(DeftxError, match=f"cannot write {tmp_path}/phase1.*: {os.strerror(number)}; "):
             language(bases(), tmp_path)

@@ -18,6 +18,7 @@ import deftx
 from deftx import given
 from deftx.composed import compose, without_vectors
 from deftx.core.vector import Head
+from deftx.errors import DeftxError
 from deftx.models import load_composed, load_tokenizer
 from deftx.settings import changed
 from deftx.tasks.classification import CLASSIFICATION
@@ -86,6 +87,35 @@ def test_a_task_is_learnt_on_several_languages_each_with_its_vector(here, home, 
     assert list(found.info["sources"]) == ["a", "b"]
     assert len(found.info["data"]["sources"]) == 4
     assert "without --source" in run(*with_options(FIT_TASK, f"{TWO} --out other")).out
+
+
+def test_without_validation_data_a_tenth_is_held_out_and_that_is_said(here, home, run):
+    base = ["--base", "home/base", "--train", "home/train.tsv", *QUICK]
+    done = run("fit", "task", *base, "--out", "new")
+    assert done.code == 0
+    assert "warning: without --valid, 2 of the rows choose the best step and are not learnt" in done.err
+    data = deftx.load("new").info["data"]
+    assert (data["train"], data["valid"], data["pairs"]) == (22, 2, False)
+    assert "in --train too" in run("fit", "task", *base, "--valid", "home/train.tsv", "--out", "newer").err
+
+
+def test_a_task_of_pairs_wants_pairs_wherever_it_is_used(here, home, run):
+    rows = [line.split("\t") for line in Path("home/train.tsv").read_text().splitlines()[1:]]
+    Path("pairs.tsv").write_text("\n".join(["premise\thypothesis\tlabel", *(f"{a}\t{a}\t{b}" for a, b in rows)]))
+    data = ["--train", "pairs.tsv", "--valid", "pairs.tsv"]
+    assert run("fit", "task", "--base", "home/base", *data, *QUICK, "--out", "pairs").code == 0
+    vectors = ["--base", "home/base", "--task", "pairs"]
+    assert run("compose", *vectors, "--out", "model").code == 0
+    for command in (
+        ["evaluate", *vectors, "--test", "home/test.tsv"],
+        ["predict", *vectors, "home/test.tsv"],
+        ["predict", "--model", "model", "home/test.tsv"],
+    ):
+        done = run(*command)
+        assert (done.code, "learnt from pairs of texts, and these are single ones" in done.complaint) == (2, True)
+    assert run("predict", "--model", "model", "pairs.tsv").code == 0
+    with pytest.raises(DeftxError, match="learnt from pairs"):
+        deftx.Switcher("home/base", deftx.load("pairs"), {}).predict(deftx.read_examples("home/test.tsv"), [None] * 24)
 
 
 def test_a_lone_source_may_have_a_name(here, home, run):

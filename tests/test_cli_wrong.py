@@ -31,6 +31,11 @@ def bad(here, home):
         "unlabelled.tsv": b"text\tlabel\nba be\tfront\nbi bo\t\n",
         "single.tsv": b"text\tlabel\n" + b"ba be\tfront\n" * 40,
         "strange.tsv": b"text\tlabel\nba be\tfront\nbi bo\tmiddle\n",
+        "cased.tsv": b"text\tlabel\nba be\tfront\nbi bo\tFRONT\n",
+        "pairs.tsv": b"text\tother\tlabel\nba be\tbi\tfront\nbi bo\tba\tback\n",
+        "commas.tsv": b"text,label\nba be,front\nbi bo,back\n",
+        "tabs.txt": b"text\tlabel\nba be\tfront\nbi bo\tback\n",
+        "two.tsv": b"text\tlabel\nba be\tfront\nbi bo\tback\n",
     }
     for name, content in files.items():
         (here / name).write_bytes(content)
@@ -44,6 +49,7 @@ def bad(here, home):
     return here
 
 
+FIT_TASK_ALONE = "fit task --base home/base --train home/train.tsv --out new".split()
 WRONG = {
     # command, options in place of its own, what the line says
     "missing text": (FIT_LANGUAGE, "--text nowhere.txt", r"nowhere\.txt does not exist: check the path"),
@@ -93,7 +99,33 @@ WRONG = {
     "wrong label column": (FIT_TASK, "--label-column stars", r"train\.tsv has no column 'stars'"),
     "label missing": (FIT_TASK, "--train unlabelled.tsv", r"unlabelled\.tsv, line 3: the label in 'label' is empty"),
     "one label": (FIT_TASK, "--train single.tsv", r"a classifier needs at least two"),
-    "label not in training": (FIT_TASK, "--valid strange.tsv", r"label 'middle' is not among .*: back, front"),
+    "label not in training": (
+        FIT_TASK,
+        "--valid strange.tsv",
+        r"strange\.tsv, example 2: label 'middle' is not among those learnt: back, front",
+    ),
+    "label in another case": (
+        EVALUATE,
+        "--test cased.tsv",
+        r"cased\.tsv, example 2: label 'FRONT' is not among those learnt \(did you mean 'front'\?\): back, front",
+    ),
+    "pairs for a task of single texts": (
+        EVALUATE,
+        "--test pairs.tsv --pair-column other",
+        r"the task was learnt from single texts, and these are pairs: leave the second texts out",
+    ),
+    "column in another case": (
+        FIT_TASK,
+        "--train cased.tsv --text-column Text",
+        r"cased\.tsv has no column 'Text' \(did you mean 'text'\?\), only 'text', 'label': say which",
+    ),
+    "commas in TSV": (
+        FIT_TASK,
+        "--train commas.tsv",
+        r"only 'text,label': if commas part its columns, call it commas\.csv",
+    ),
+    "tabs in plain text": (FIT_TASK, "--train tabs.txt", r"if tabs part its columns, call it tabs\.tsv"),
+    "two rows and no validation data": (FIT_TASK_ALONE, "--train two.tsv", r"of 2 example\(s\) none can be held out"),
     "unknown metric": (
         FIT_TASK,
         "--set training.metric=f1",
@@ -137,7 +169,7 @@ WRONG = {
     "task as one of the sources": (
         FIT_TASK,
         f"{TWO} --source a=home/ind --source b=home/task",
-        r"the vector given as a language is a task vector",
+        r"vector 2 of 2 given as a language is a task vector",
     ),
     "vectors of another base": (COMPOSE, "--base home/other", r"was made on .*, not on home/other .*: use .*/base"),
     "task for language": (
@@ -157,7 +189,7 @@ WRONG = {
     "no header line": (
         FIT_TASK,
         "--train headless.tsv",
-        r"only 'ba be', 'front': .* write the columns' names as a first",
+        r"only 'ba be', 'front': .* or name columns in a first line",
     ),
     "text in UTF-16": (FIT_LANGUAGE, "--text wide.txt", r"line 1: not UTF-8: .*iconv -f UTF-16 -t UTF-8 wide\.txt"),
     "language for task": (COMPOSE, "--task home/ind", r"has no head: give the vector that `deftx fit task` made"),

@@ -43,6 +43,16 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("indices", [[0, 16 * 75], [-1, 3], [5, 2]])
+def test_entries_that_are_nowhere_are_refused_before_anything_is_changed(indices):
+    model, name = made("xlmr", torch.float32), "embeddings.word_embeddings.weight"
+    change, before = vector(model, 1), bits(model)
+    stray = Entries(torch.tensor(indices), torch.ones(2), tuple(backbone(model)[name].shape))
+    with pytest.raises(DeftxError, match=r"are not within .75, 16., or not in order"):
+        apply(model, change, SparseVector({name: stray}))
+    assert same(bits(model), before)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", tiny.SHAPES)
 def test_applying_adds_the_entries_and_nothing_else(shape, dtype):

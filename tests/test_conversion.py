@@ -28,6 +28,7 @@ from deftx.storage.formats import lt_sft
 
 LABELS = ("bad", "good")
 TEXTS = tiny.sentences(6, seed=5)
+BERT_QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 both_forms = pytest.mark.parametrize("form", ["zip", "older"])
 
 
@@ -160,6 +161,21 @@ def test_whole_tensors_of_the_backbone_and_a_pooler_are_read_beside_their_base(t
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 16), (1 << 20, 1 << 20)])
+def test_a_head_with_a_pooler_of_lt_sft_has_its_labels_and_is_composed(tmp_path, bases):
+    """The pooler is among the changed weights there, and comes after the classifier."""
+    load_task_model(bases("bert"), LABELS).bert.save_pretrained(tmp_path / "base")
+    load_tokenizer(bases("bert")).save_pretrained(tmp_path / "base")
+    dense = {"classifier.weight": torch.ones(2, 16), "classifier.bias": torch.zeros(2)}
+    write_sft(tmp_path / "sft", {"bert.pooler.dense.weight": sparse((16, 16)), BERT_QUERY: sparse((16, 16), 1)}, dense)
+    vector = read(tmp_path / "sft", tmp_path / "base", LABELS)
+    assert vector.head.labels == LABELS
+    with pytest.raises(DeftxError, match="3 labels are given for a head of 2 outputs"):
+        read(tmp_path / "sft", tmp_path / "base", ["a", "b", "c"])
+    pooler = replace(vector.head, tensors={**vector.head.tensors, "bert.pooler.dense.bias": torch.zeros(16)})
+    model = compose(tmp_path / "base", replace(vector, head=pooler))
+    assert model.classifier.weight.equal(torch.ones(2, 16))
+
+
 def test_a_pooler_of_another_shape_is_refused_before_room_is_made_for_it(tmp_path, bases, shape):
     load_task_model(bases("bert"), LABELS).bert.save_pretrained(tmp_path / "base")
     pooler = Entries(torch.tensor([1]), torch.ones(1), shape)
@@ -355,6 +371,27 @@ def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, 
     after = logits(with_adapter(theirs, tmp_path / "adapter"), tokenizer)
     torch.testing.assert_close(after, logits(ours, tokenizer), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", ["distilbert", "modernbert", "deberta"])
+def test_an_adapter_with_a_head_of_several_matrices_comes_back(tmp_path, bases, shape):
+    vector = linear_only(vector_of(bases(shape), with_head=True), load_task_model(bases(shape), LABELS))
+    deftx.save(vector, tmp_path / "vector")
+    convert(tmp_path / "vector", tmp_path / "adapter", "peft")
+    back = convert(tmp_path / "adapter", tmp_path / "back", base=bases(shape), labels=LABELS)
+    assert back.head.labels == LABELS
+    assert back.head.tensors.keys() == vector.head.tensors.keys()
+    compose(bases(shape), back)
+
+
+@pytest.mark.parametrize("shape", ["t5", "mt5", "bart", "xlmr", "qwen"])
+def test_the_names_in_a_language_vector_for_lt_sft_are_those_of_the_language_model(tmp_path, bases, shape):
+    deftx.save(vector := vector_of(bases(shape)), tmp_path / "vector")
+    convert(tmp_path / "vector", tmp_path / "sft", "lt-sft", base=bases(shape))
+    names, model = lt_sft.read(tmp_path / "sft" / lt_sft.FILE)[0], load_language_model(bases(shape))
+    assert len(names) == len(vector.tensors)
+    for name in names:
+        model.get_parameter(name)
 
 
 def test_an_adapter_of_linear_layers_only_comes_back_bit_for_bit(tmp_path, bases):

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.errors import DeftxError
-from deftx.tasks.data import Columns, Examples, read_text
-from deftx.tasks.sources import Table, named, open_source, rows_for
+from deftx.tasks.data import Columns, Examples, held_out, read_text
+from deftx.tasks.sources import UNNAMED, Table, named, open_source, rows_for
 from deftx.tasks.table import read_examples
 
 NAMES = ["text", "label"]
@@ -110,13 +110,48 @@ def test_labels_are_not_needed_when_none_are_asked_for(written):
 
 def test_a_missing_column_is_named_beside_those_there_are(written):
     path = written(["review", "stars"], [("a", "1")])
-    assert (
-        message(read_examples, path) == f"{path} has no column 'text', only 'review', 'stars': say which column to read"
-        " (--column, --text-column, --label-column), or write the columns' names as a first line if there are none"
-    )
+    assert message(read_examples, path) == f"{path} has no column 'text', only 'review', 'stars': {UNNAMED}"
     assert "no column 'label'" in message(read_examples, path, Columns(text="review"))
     assert "no column 'title'" in message(read_examples, path, Columns(text="review", pair="title", label="stars"))
     assert "no column 'body'" in message(read_text, path, column="body")
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_blank_lines_are_left_out(file, name):
+    one, two = ('{"text": "a", "label": "x"}', '{"text": "b", "label": "y"}') if name == "a.jsonl" else ("a,x", "b,y")
+    head = "" if name == "a.jsonl" else "text,label\n"
+    content = f"{head}{one}\n\n{two}\n\n"
+    path = file(name, content.replace(",", "\t") if name == "a.tsv" else content)
+    assert read_examples(path) == Examples(["a", "b"], None, ["x", "y"])
+
+
+def test_an_empty_text_in_a_tsv_of_one_column_stays(file):
+    assert read_examples(file("a.tsv", "text\na\n\nb\n"), labelled=False).texts == ["a", "", "b"]
+
+
+def test_tabs_may_divide_the_fields_of_csv(file):
+    path = file("a.csv", 'text\tlabel\n"a, b"\tx\nc; d\ty\n')
+    assert read_examples(path) == Examples(["a, b", "c; d"], None, ["x", "y"])
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=60), st.integers(0, 3))
+def test_what_is_held_out_is_a_tenth_and_leaves_every_label(labels, seed):
+    examples = Examples([str(number) for number in range(len(labels))], None, labels)
+    if len(set(labels)) == len(labels):
+        with pytest.raises(DeftxError, match="none can be held out"):
+            held_out(examples, 0.1, seed, named=True)
+        return
+    train, valid = held_out(examples, 0.1, seed, named=True)
+    assert sorted(map(int, [*train.texts, *valid.texts])) == list(range(len(labels)))
+    assert set(train.labels) == set(labels)
+    assert 1 <= len(valid) <= max(1, round(0.1 * len(labels)))
+    assert held_out(examples, 0.1, seed, named=True) == (train, valid)
+
+
+def test_numbers_are_held_out_whatever_they_are():
+    examples = Examples([str(number) for number in range(20)], None, [float(number) for number in range(20)])
+    train, valid = held_out(examples, 0.1, 0, named=False)
+    assert (len(train), len(valid)) == (18, 2)
 
 
 def test_an_empty_label_is_named_by_its_place(written):
@@ -202,6 +237,8 @@ def test_integer_labels_become_strings_and_null_texts_empty(tmp_path):
         path = tmp_path / f"data{suffix}"
         WRITERS[suffix](path, NAMES, [("a", 0), (None, 2)])
         assert read_examples(path) == Examples(["a", ""], None, ["0", "2"])
+        WRITERS[suffix](path, NAMES, [("a", 1.0)])  # what pandas makes of integers where one is missing
+        assert read_examples(path).labels == ["1"]
 
 
 def test_values_of_other_types_are_refused(tmp_path):
@@ -229,7 +266,6 @@ def test_a_null_label_is_an_empty_one(file):
         ("a.csv", "text,label\n", "has columns but no rows"),
         ("a.tsv", "text\tlabel\na\tx\nb\n", ", line 3: 1 fields, but the header has 2: give every row one field"),
         ("a.tsv", "text\tlabel\na\tx\ty\n", ", line 2: 3 fields, but the header has 2"),
-        ("a.tsv", "text\tlabel\n\na\tx\n", ", line 2: 1 fields, but the header has 2"),
         ("a.csv", "text,label\na,x\nb,c,y\n", ", line 3: 3 fields, but the header has 2"),
         ("a.csv", 'text,label\na,x\n"b"c,y\nd,z\n', ", line 3: ',' expected after '\"': check the quotes"),
         ("a.csv", 'text,label\na,x\n"b,y\nd,z\n', ", line 3: unexpected end of data: check the quotes"),

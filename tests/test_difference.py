@@ -16,7 +16,7 @@ from deftx.composed import compose
 from deftx.core.backbone import backbone, tunable
 from deftx.core.denoise import denoise
 from deftx.core.select import select
-from deftx.difference import extract
+from deftx.difference import delta, extract
 from deftx.errors import DeftxError
 from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.storage.checkpoints import Checkpoint
@@ -137,6 +137,19 @@ def test_no_more_than_a_pair_of_tensors_is_held(bases, tuned, monkeypatch):
     extract(tuned, bases(), k="5%")
     assert len(held) > 100
     assert most[0] == 2
+
+
+def test_a_model_elsewhere_is_compared_with_a_base_in_a_folder(bases):
+    """As on a GPU: the base is loaded on the processor."""
+    there = load_task_model(bases(), ("a", "b")).to("meta")
+    assert {tensor.device.type for tensor in delta(there, bases()).values()} == {"meta"}
+
+
+def test_a_folder_is_compared_with_the_weights_of_a_whole_model(bases, tuned):
+    theirs = load_task_model(bases(), ("a", "b")).state_dict()
+    ours, plain = delta(tuned, theirs), delta(tuned, bases())
+    assert ours.keys() == plain.keys()
+    assert all(ours[name].equal(plain[name]) for name in ours)
 
 
 # --- what users do wrong ---

@@ -201,10 +201,18 @@ def test_trimming_plain_text_and_json(folder, tmp_path, trim):
     assert out.read_text() == "ba bo bu\nga ge gi\n"
 
 
+def test_files_may_have_their_texts_in_columns_of_different_names(folder, tmp_path, trim):
+    (ours := tmp_path / "ours.csv").write_text("Review,Stars\nba be bi,1\nde di do,2\n")
+    (theirs := tmp_path / "theirs.tsv").write_text("text\tlabel\nde di do\tx\n")
+    done = trim(ours, "--against", theirs, "--column", "Review", "--out", tmp_path / "out.csv")
+    assert done.code == 0
+    assert (tmp_path / "out.csv").read_text() == "Review,Stars\nba be bi,1\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["tar.txt", "--against", "test.tsv", "--column", "review"], "has no column 'review'"),
+        (["tar.txt", "--against", "test.tsv", "--column", "review"], "unknown column 'review'; known: label, text"),
         (["train.tsv", "--against", "test.tsv", "--out", "OUT.docx"], "unknown kind of file to write"),
         (["train.tsv", "--against", "test.tsv", "--out", "OUT.txt"], "holds one column"),
         (["train.tsv", "--against", "test.tsv", "--out", "train.tsv"], "exists"),

@@ -301,5 +301,5 @@ def test_adapters_that_do_not_belong_together_are_refused_in_one_line(bases, lan
 
 
 def test_a_base_of_another_build_is_refused_before_any_training(bases):
-    with pytest.raises(DeftxError, match="not there for models of type 'distilbert', only for bert, camembert"):
+    with pytest.raises(DeftxError, match="does not support models of type 'distilbert', only bert, camembert"):
         madx.fit_language(bases("distilbert"), TEXT, LANGUAGE)

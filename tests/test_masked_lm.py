@@ -5,9 +5,14 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import PreTrainedTokenizerFast
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
+from deftx.tasks import blocks
 from deftx.tasks.blocks import pack
 from deftx.tasks.causal_lm import causal_lm
 from deftx.tasks.masked_lm import IGNORED, mask, masked_lm, masked_loss
@@ -244,8 +249,40 @@ def test_less_than_two_texts_are_an_error(texts):
 
 
 def test_text_of_unknown_tokens_only_is_an_error():
-    with pytest.raises(DeftxError, match="no token that the base's tokenizer knows"):
+    with pytest.raises(DeftxError, match="100% of the text is unknown to the base's tokenizer, such as "):
         masked_lm(["ξένο κείμενο", "και άλλο"], TOKENIZER, SETTINGS, 16, 0)
+
+
+def test_spaces_and_the_like_do_not_make_a_text_known():
+    """SentencePiece has a piece for the space before a word that it does not know."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0), ("▁", -1.0), ("b", -2.0)]
+    inner = Tokenizer(Unigram(pieces, unk_id=3))
+    inner.pre_tokenizer = Metaspace()
+    named = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    sentencepiece = PreTrainedTokenizerFast(tokenizer_object=inner, **named, cls_token="<s>", sep_token="</s>")
+    with pytest.raises(DeftxError, match="100% of the text is unknown to the base's tokenizer, such as ξένο"):
+        masked_lm(["ξένο"] * 30, sentencepiece, SETTINGS, 16, 0)
+
+
+def test_a_text_that_is_known_in_part_is_refused_from_half_on_and_warned_of_before():
+    with pytest.warns(UserWarning, match="10% of the text is unknown to the base's tokenizer, such as ξένο"):
+        masked_lm(["ba be bi bo bu da de di do ξένο"] * 30, TOKENIZER, SETTINGS, 32, 0)
+    with pytest.raises(DeftxError, match="50% of the text is unknown"):
+        masked_lm(["ba ξένο"] * 30, TOKENIZER, SETTINGS, 32, 0)
+    masked_lm([*["ba be bi bo bu da de di do du"] * 29, "ξένο"], TOKENIZER, SETTINGS, 32, 0)  # one of many: no word
+
+
+def test_texts_of_any_number_of_lines_become_one_stream(monkeypatch):
+    texts = [*tiny.sentences(50), "", *tiny.sentences(30, 1)]
+    whole = pack(texts, TOKENIZER, 16)
+    monkeypatch.setattr(blocks, "AT_ONCE", 7)
+    assert torch.equal(pack(texts, TOKENIZER, 16), whole)
 
 
 def test_a_tokenizer_without_a_mask_is_an_error():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,23 @@ from transformers import (
     XLMRobertaModel,
     pipeline,
 )
+from transformers.utils import logging
 
+import deftx
 from deftx.composed import compose
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.compose import applied
 from deftx.core.merge import merge
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import load_language_model, load_task_model, load_tokenizer, longest_input, save_model
+from deftx.models import (
+    about_tokenizer,
+    load_language_model,
+    load_task_model,
+    load_tokenizer,
+    longest_input,
+    save_model,
+)
 from deftx.storage.fingerprint import fingerprint
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
@@ -391,6 +401,39 @@ def test_vectors_of_another_base_are_refused_and_with_force_warned_about(bases, 
         model = compose(bases(), task, language, any_base=True)
     assert same(head(model), dict(task.head.tensors))
     assert not same(backbone(model), backbone(load_task_model(bases(), LABELS)))
+
+
+def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_is_wanted(bases, tmp_path):
+    read = about_tokenizer(load_tokenizer(bases()))
+    task = vector(bases(), 1, with_head=True)
+    task = replace(task, info={**task.info, "tokenizer": read})
+    compose(bases(), task)
+    AutoModelForMaskedLM.from_pretrained(bases()).save_pretrained(tmp_path / "base")
+    other = load_tokenizer(bases())
+    other.add_tokens(["new"])
+    other.save_pretrained(tmp_path / "base")
+    with pytest.raises(DeftxError, match=r"the vector was made with the tokenizer .*--any-base"):
+        compose(tmp_path / "base", task)
+    with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
+        compose(tmp_path / "base", task, any_base=True)
+    language = vector(bases(), 2)
+    language = replace(language, info={**language.info, "tokenizer": {**read, "digest": "0" * 64}})
+    with pytest.raises(DeftxError, match="vectors made with different tokenizers do not combine"):
+        deftx.merge(task=task, languages=[language])
+
+
+def test_composing_says_nothing_of_heads_that_are_new(bases, caplog, capsys):
+    verbosity = logging.get_verbosity()
+    with caplog.at_level("WARNING"):
+        compose(bases(), vector(bases(), 1, with_head=True))
+    assert not caplog.records
+    assert "MISSING" not in capsys.readouterr().err
+    assert logging.get_verbosity() == verbosity
+
+
+def test_the_name_of_a_vector_is_told_from_a_vector(bases):
+    with pytest.raises(DeftxError, match=r"'vectors/min' is the name of a vector, .* deftx.load\('vectors/min'\)"):
+        compose(bases(), vector(bases(), 1, with_head=True), "vectors/min")
 
 
 @pytest.mark.parametrize("foreign", ["task", "language"])

@@ -81,7 +81,7 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
         ({"baseline": "LTSFT"}, "did you mean 'LT-SFT'"),
         ({"task": {"task": "taging"}}, "did you mean 'tagging'"),
         ({"task": {"training": {"metric": "f1"}}}, "unknown metric of classification 'f1'"),
-        ({"task": {"task": "regression"}, "ngrams": False}, "macro_f1 and accuracy, which regression has not"),
+        ({"task": {"task": "regression"}, "ngrams": False}, "macro_f1 and accuracy, which regression does not have"),
         ({"task": {"task": "ner"}, "ngrams": False}, "macro_f1 or accuracy, not span_f1: set task.training.metric"),
         ({"task": {"task": "tagging"}}, "ngrams are a baseline for classification, not for tagging"),
         ({"variants": {"none": {"task": {"task": "tagging"}}}}, "variant 'none' has the task tagging"),

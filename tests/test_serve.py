@@ -35,7 +35,7 @@ LABELS = ("bad", "good")
 class StandIn:
     """What the application needs of a Switcher; says how long a text is and which language it was asked in."""
 
-    languages, labels = tuple(NAMES), LABELS
+    languages, labels, pairs = tuple(NAMES), LABELS, None
 
     def __init__(self):
         self.go, self.begun = threading.Event(), threading.Event()
@@ -125,6 +125,8 @@ WRONG = {
     "no JSON": (b'{"texts"', 422, r"body: not JSON, at character \d"),
     "not JSON by its header": (None, 422, r"body: "),
     "no object": ([], 422, r"body: "),
+    "bytes that are no text": (b'{"texts": ["\xff"]}', 422, r"body: "),
+    "a number without end": (b'{"texts": ' + b"9" * 2900, 422, r"body: "),
     "no texts": ({"language": "min"}, 422, r"texts: field required"),
     "none at all": ({"texts": [], "language": "min"}, 422, r"texts: .*at least 1"),
     "one text that is no list": ({"texts": "a", "language": "min"}, 422, r"texts: input should be a valid list"),
@@ -160,6 +162,16 @@ def test_what_is_wrong_with_a_request_is_said_in_one_line_of_json(port, body, st
     assert isinstance(detail, str)
     assert re.match(says, detail)
     assert "\n" not in detail
+
+
+@pytest.mark.parametrize(("learnt", "given"), [(True, None), (False, ["b"])])
+def test_texts_without_the_second_ones_that_the_task_was_learnt_with_are_refused(learnt, given):
+    switcher = StandIn()
+    switcher.pairs = learnt
+    with serving(switcher) as port:
+        status, said = ask(port, ["a"], "min", **({"pairs": given} if given else {}))
+        assert (status, "the task was learnt from" in said["detail"]) == (422, True)
+        assert ask(port, ["a"], "min", **({} if given else {"pairs": ["b"]}))[0] == 200
 
 
 def test_a_long_request_that_does_not_say_how_long_it_is_is_refused_too(port):
@@ -225,7 +237,7 @@ class Watched:
         self.switcher, self.wrong = deftx.Switcher(base, task, languages), 0
         self.composed = {name: deftx.compose(base, task, vector) for name, vector in languages.items()}
         self.composed[None] = deftx.compose(base, task)
-        self.languages, self.labels = self.switcher.languages, self.switcher.labels
+        self.languages, self.labels, self.pairs = self.switcher.languages, self.switcher.labels, None
 
     def alone(self, examples, language):
         return probabilities(self.composed[language], self.switcher._tokenizer, examples, self.switcher._length)

@@ -27,7 +27,7 @@ def error(kind, data):
             "unknown setting 'training.batchsize' (did you mean 'training.batch_size'?); known: ",
         ),
         ({"training": {"metric": "accuracy"}}, "unknown setting 'training.metric'"),
-        ({"batch_size": 4}, "unknown setting 'batch_size'; known: k, "),
+        ({"batch_size": 4}, "unknown setting 'batch_size' (did you mean 'training.batch_size'?); known: k, "),
     ],
 )
 def test_an_unknown_setting_is_named_with_the_nearest_known_one(data, start):
@@ -56,7 +56,7 @@ def test_the_known_settings_are_those_of_the_same_place():
             "setting training.precision = 'fp16': input should be 'auto', 'fp32' or 'bf16'",
         ),
         ({"training": {"mask": 1.0}}, "setting training.mask = 1.0: input should be less than 1"),
-        ({"training": 5}, "setting training = 5: input should be a valid dictionary"),
+        ({"training": 5}, "setting training = 5: give a name before each value, such as {batch_size: 4}"),
         ({"keep": 1.5}, "setting keep = 1.5: input should be less than or equal to 1"),
         ({"keep": None}, "setting keep = None: input should be a valid number"),
         ({"split": "row"}, "setting split = 'row': input should be 'global', 'matrix' or 'layer'"),

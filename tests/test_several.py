@@ -166,7 +166,7 @@ def test_without_vectors_every_batch_is_on_the_base_alone(bases):
 
 def test_a_task_vector_is_no_source(bases):
     sources = {"ind": vector(bases(), 1), "eng": fit_task(bases(), TRAIN, VALID, TASK)}
-    with pytest.raises(DeftxError, match="the vector given as a language is a task vector"):
+    with pytest.raises(DeftxError, match="vector 1 of 2 given as a language is a task vector"):
         fit_task_several(bases(), {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}, TASK, sources=sources)
 
 

@@ -324,7 +324,7 @@ def test_half_precision_weights_are_tuned_in_their_own_precision(dtype):
         vector = tuning.vector()
     assert layer.weight.dtype == dtype
     assert (layer.weight != start).view(-1).nonzero().view(-1).tolist() == [0, 7, 29]
-    torch.testing.assert_close(vector.tensors["weight"].dense(), layer.weight.detach() - start)
+    assert vector.tensors["weight"].dense().equal(layer.weight.detach().float() - start.float())
 
 
 @pytest.mark.parametrize(
@@ -364,3 +364,25 @@ def test_what_is_tuned_counts_once_as_part_of_the_backbone(shape):
     before = backbone(model).keys()
     with sparse_tuning(model, select(tunable(model), "5%")):
         assert backbone(model).keys() == before
+
+
+def test_a_block_within_another_is_refused_and_the_outer_one_goes_on():
+    model = made()
+    with sparse_tuning(model, chosen(model)) as tuning:
+        with (
+            pytest.raises(DeftxError, match="under sparse tuning already"),
+            sparse_tuning(model, chosen(model, seed=2)),
+        ):
+            pass
+        assert dict(model.named_parameters())["sparse_values"] is tuning.values
+    assert not hasattr(model, "sparse_values")
+
+
+def test_in_half_precision_the_vector_is_all_of_the_difference():
+    model = made().to(torch.bfloat16)
+    selection, before = chosen(model), weights(model)
+    vector = tune(model, selection, lambda p: torch.optim.SGD(p, 5.0))
+    after = weights(model)
+    moved = {name: after[name].float() - before[name].float() for name in selection}
+    assert all(vector.tensors[name].dense().equal(moved[name]) for name in selection)
+    assert any(not moved[name].bfloat16().float().equal(moved[name]) for name in selection)  # some need float32

@@ -195,7 +195,8 @@ def test_words_without_tags_are_read_where_no_labels_are_wanted(tmp_path):
     [
         ("a.tsv", "ba\tX\nbe\n", "line 2: 'be' is no word and tag as on the other lines"),
         ("a.tsv", "ba\tX\n\tY\n", "line 2: .* is no word and tag"),
-        ("a.tsv", "ba\nbe\n", "has no column 'tags', only 'words'"),
+        ("a.tsv", "ba\nbe\n", "has no column 'tags', only 'words': part each word from its tag by a tab"),
+        ("a.tsv", "Word\tTag\nba\tX\n", r"line 1: 'Word\\tTag' names columns: remove it"),
         ("a.conllu", "1\tba\tX\n", "line 1: .* is no word and tag"),
         ("a.jsonl", '{"words": ["ba", "be"], "tags": ["X"]}', "line 1: 2 words and 1 tags: give every word one"),
         ("a.jsonl", '{"words": "ba be", "tags": ["X"]}', "line 1: 'words' is 'ba be', not a list"),
@@ -206,6 +207,18 @@ def test_words_without_tags_are_read_where_no_labels_are_wanted(tmp_path):
 def test_what_is_wrong_with_words_and_tags_is_named(tmp_path, name, content, said):
     with pytest.raises(DeftxError, match=said):
         read_examples(written(tmp_path, name, content), task="tagging")
+
+
+def test_whole_texts_in_the_place_of_words_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="most words in .* have spaces in them: are they whole texts"):
+        read_examples(written(tmp_path, "a.tsv", "ba be bi\tX\nbo bu\tY\n"), task="tagging")
+
+
+@pytest.mark.parametrize("tags", [["PER", "O"], ["S-PER", "O"]])
+def test_tags_that_mark_no_names_are_refused(tags):
+    examples = Examples(["ba be"], labels=[tags], parts=[["ba", "be"]])
+    with pytest.raises(DeftxError, match=rf"tag '{tags[0]}' is none of names, such as B-PER, I-PER and O"):
+        TASKS["ner"].names(examples)
 
 
 def test_the_first_token_of_every_word_has_its_tag_in_exactly_one_window():

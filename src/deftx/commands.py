@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deftx.composed import compose, kind_of, trained_length, without_vectors
+from deftx.composed import PAIRS, check_pairs, compose, data_noted, kind_of, trained_length, with_pairs, without_vectors
 from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
-from deftx.errors import DeftxError
-from deftx.models import check_tokenizer, load_composed, load_tokenizer, longest_input, place, save_model, task_noted
+from deftx.errors import DeftxError, unknown
+from deftx.models import load_composed, load_tokenizer, longest_input, place, save_model, task_noted
 from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
 from deftx.switcher import Switcher
@@ -94,7 +94,6 @@ def compose_to(
     """
     check_target(out, MODEL, force=force)
     model, tokenizer = compose(base, tasks, languages, rule=rule, head=0, any_base=any_base), load_tokenizer(base)
-    check_tokenizer(tokenizer, *tasks, *languages, any_base=any_base)
     tokenizer.model_max_length = trained_length(model, tokenizer, tasks[0])
     save_model(model, tokenizer, out, force=force)
 
@@ -111,9 +110,10 @@ def evaluations(
     """A row of scores for each test, on one loaded base: what `compose` would score for each language."""
     rule_of(rule)
     first = tasks[0]
+    for examples in tests.values():
+        check_pairs(with_pairs(first), examples)
     model = without_vectors(base, tasks, list(languages.values()), head=0, any_base=any_base)
     tokenizer = load_tokenizer(base)
-    check_tokenizer(tokenizer, *tasks, *languages.values(), any_base=any_base)
     place(model)
     length, rows = trained_length(model, tokenizer, first), []
     for name, examples in tests.items():
@@ -130,9 +130,9 @@ def predictions_of_vectors(
 ) -> list[dict[str, Any]]:
     """The answer to each example by the composed model, its parts as the task names them."""
     kind = kind_of(task)
+    check_pairs(with_pairs(task), examples)
     _warn_of_capitals(task, examples)
     model, tokenizer = compose(base, task, languages, rule=rule, any_base=any_base), load_tokenizer(base)
-    check_tokenizer(tokenizer, task, *languages, any_base=any_base)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task)))
 
@@ -141,6 +141,7 @@ def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]
     """The answer to each example by a model that was composed before, its parts as the task names them."""
     kind = task_noted(folder)
     model, tokenizer = load_composed(folder), load_tokenizer(folder)
+    check_pairs(getattr(model.config, PAIRS, None), examples)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))
 
@@ -169,8 +170,7 @@ def switcher_for(
 
 def _without_capitals(task: SparseVector) -> bool:
     """Whether a task was learnt from texts without capitals."""
-    learnt = task.info.get("data")
-    return isinstance(learnt, Mapping) and learnt.get("lower_case") is True
+    return data_noted(task).get("lower_case") is True
 
 
 def _warn_of_capitals(task: SparseVector, examples: Examples) -> None:
@@ -189,13 +189,17 @@ def trim(
 ) -> list[dict[str, str]]:
     """The rows of a source that hold evaluation text, and where that stands; the other rows are written to OUT.
 
-    columns  those to compare, of all files; without any, those of TEXT_COLUMNS that a file has
+    columns  those to compare; of a file that has none of them, those of TEXT_COLUMNS that it has
     """
     if out and out.exists() and not force:
         raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
     table = open_source(source)
+    others = [open_source(file) for file in against]
+    for name in columns:
+        if not any(name in each.names for each in (table, *others)):
+            raise unknown("column", name, dict.fromkeys(name for each in (table, *others) for name in each.names))
+    theirs = [cell for other in others for cell in _cells(other, columns)]
     ours = _cells(table, columns)
-    theirs = [cell for file in against for cell in _cells(open_source(file), columns)]
     found = leaks([text for _, text in ours], [text for _, text in theirs])
     rows = by_row(found, len(table.lines))
     if out:
@@ -254,9 +258,8 @@ def _lines(cell: str | list[str]) -> list[str]:
 def _written(source: str, columns: Sequence[str]) -> list[str]:
     """What a source says in those of the columns that it has; else in those of TEXT_COLUMNS."""
     table = open_source(source)
-    names = [name for name in columns if name in table.names] or _columns(table, ())
-    lines = [line for name in names for _, value in table.values(name) for line in _lines(_words(value))]
-    return usable(source, lines)
+    found = [_words(value) for name in _there(table, columns) for _, value in table.values(name)]
+    return usable(source, [line for cell in found for line in _lines(cell)])
 
 
 def _columns(table: Table, columns: Sequence[str]) -> Sequence[str]:
@@ -269,4 +272,9 @@ def _columns(table: Table, columns: Sequence[str]) -> Sequence[str]:
 
 def _cells(table: Table, columns: Sequence[str]) -> list[tuple[str, str]]:
     """Place and text of every cell that is to be compared, column by column."""
-    return [(place, str(value or "")) for name in _columns(table, columns) for place, value in table.values(name)]
+    return [(place, str(value or "")) for name in _there(table, columns) for place, value in table.values(name)]
+
+
+def _there(table: Table, columns: Sequence[str]) -> Sequence[str]:
+    """Those of the columns that a table has; else those of TEXT_COLUMNS."""
+    return [name for name in columns if name in table.names] or _columns(table, ())

@@ -9,10 +9,13 @@ from deftx.core.compose import apply
 from deftx.core.merge import NO_HEAD, rule_of, to_add, with_head
 from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base, listed
 from deftx.errors import DeftxError
-from deftx.models import DEFAULT_TASK, TASK, Base, check_head, longest_input, with_new_head
+from deftx.models import DEFAULT_TASK, TASK, Base, check_head, check_reading, longest_input, with_new_head
 from deftx.storage.fingerprint import check_base
+from deftx.tasks.data import Examples
 from deftx.tasks.supervised import Task
 from deftx.tasks.table import task_of
+
+PAIRS = "deftx_pairs"  # in the config of a composed model, whether its task reads pairs of texts
 
 
 class Noted(Protocol):
@@ -46,6 +49,7 @@ def compose(
     """
     tasks, languages = listed(task), listed(language)
     rule_of(rule)
+    check_language(*languages)
     check_distinct(*tasks, *languages)
     model = without_vectors(base, tasks, languages, head=head, any_base=any_base)
     apply(model, *to_add(rule, tasks, languages, head))
@@ -64,7 +68,7 @@ def without_vectors(
 
     head  of several task vectors with heads, whose is used: 0 is the first
 
-    Raises DeftxError where a vector does not fit θ0, or the task's head its model.
+    Raises DeftxError where a vector does not fit θ0 or its tokenizer, or the task's head its model.
 
     `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
     """
@@ -76,9 +80,11 @@ def without_vectors(
     check_same_base(top, *languages, *tasks)
     model, random = with_new_head(base, top.head.labels, task=kind_of(top))
     setattr(model.config, TASK, top.info.get("task") or DEFAULT_TASK)  # for `load_composed`
+    setattr(model.config, PAIRS, with_pairs(top))
     named = [vector for vector in (top, *languages, *tasks) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, any_base=any_base)
+    check_reading(base, *tasks, *languages, any_base=any_base)
     check_head(model, random, top.head.tensors)
     return model
 
@@ -86,6 +92,26 @@ def without_vectors(
 def kind_of(vector: Noted) -> Task:
     """The kind of task that a task vector is for; one that notes none is a classifier's."""
     return task_of(str(vector.info.get("task") or DEFAULT_TASK))
+
+
+def data_noted(task: Noted) -> Mapping[str, Any]:
+    """What a task vector notes of its data."""
+    noted = task.info.get("data")
+    return noted if isinstance(noted, Mapping) else {}
+
+
+def with_pairs(task: Noted) -> bool | None:
+    """Whether a task was learnt from pairs of texts; None where it is not noted."""
+    noted = data_noted(task).get("pairs")
+    return noted if isinstance(noted, bool) else None
+
+
+def check_pairs(learnt: bool | None, examples: Examples) -> None:
+    """Raise DeftxError for single texts where a task was `learnt` from pairs, and for pairs where it was not."""
+    if learnt is not None and learnt != (examples.pairs is not None):
+        wrong = "from pairs of texts, and these are single ones: give the second texts too (--pair-column, or `pairs`)"
+        what = wrong if learnt else "from single texts, and these are pairs: leave the second texts out"
+        raise DeftxError(f"the task was learnt {what}")
 
 
 def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Noted) -> int:

@@ -17,6 +17,7 @@ from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError, unknown
 from deftx.models import (
     Base,
+    check_reading,
     load_encoder,
     load_language_model,
     load_tokenizer,
@@ -99,6 +100,7 @@ def _read_own(folder: Path, base: Base | None, labels: Sequence[str]) -> SparseV
         return vector
     model = load_encoder(base)
     check_base(model, vector)
+    check_reading(base, vector)
     return _of_base(vector, base, model)
 
 
@@ -141,7 +143,7 @@ def _write_lt_sft(vector: SparseVector, out: Path, base: Base | None, force: boo
     target = check_target(out, SFT, force=force)
     converted = vector.info.get("converted")
     known = converted.get("prefix") if isinstance(converted, Mapping) and base is None else None
-    prefix = known if isinstance(known, str) else skeleton(_base_of(vector, base)).base_model_prefix
+    prefix = known if isinstance(known, str) else _prefix(_base_of(vector, base), vector)
     diffs = {f"{prefix}.{name}" if prefix else name: entries for name, entries in vector.tensors.items()}
     with new_folder(target, force=force) as new:
         lt_sft.write(new / lt_sft.FILE, diffs, vector.head.tensors if vector.head else {})
@@ -163,7 +165,7 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
         raise DeftxError(f"an adapter would leave out {what}: SHiRA has linear layers only, and nothing would be left")
     if lost:
         warnings.warn(f"the adapter leaves out {what}: SHiRA has linear layers only", stacklevel=2)
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."  # T5's language model is its own base
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     layers = {prefix + linear[name]: entries for name, entries in kept.items()}
     dense = vector.head.tensors if vector.head else {}
     about = {
@@ -218,6 +220,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     except DeftxError:
         model = load_encoder(base)
     check_base(model, vector)
+    check_reading(base, vector)
     apply(model, replace(vector, head=None))
     if tied:
         model.tie_weights()
@@ -248,6 +251,16 @@ def _of_base(vector: SparseVector, base: Base, model: nn.Module) -> SparseVector
     check_fit(model, replace(vector, head=None))
     named = {"base": noted_name(base), "base_fingerprint": fingerprint(model)}
     return replace(vector, info={**vector.info, **named, "k": vector.k})
+
+
+def _prefix(base: Base, vector: SparseVector) -> str:
+    """What stands before the backbone's names in the model that a vector was learnt in: nothing in T5's language model,
+    which is its own backbone."""
+    body = skeleton(base)
+    if vector.head:
+        return body.base_model_prefix
+    model = skeleton(base, language_of(body.config).auto)
+    return "" if model.base_model is model else model.base_model_prefix
 
 
 def _shared_prefix(names: Iterable[str]) -> str:
@@ -285,8 +298,9 @@ def _difference(name: str, whole: Tensor, model: nn.Module | None, prefix: str) 
 
 
 def _head(dense: Mapping[str, Tensor], labels: Sequence[str]) -> Head:
-    """A head of dense tensors. Its outputs are the rows of the last matrix; without `labels` they get numbers."""
-    outputs = [len(tensor) for tensor in dense.values() if tensor.dim() == 2][-1:] or [0]
-    if labels and len(labels) != outputs[0]:
-        raise DeftxError(f"{len(labels)} labels are given for a head of {outputs[0]} outputs: give one for each")
-    return Head(dict(dense), tuple(labels) or tuple(f"LABEL_{number}" for number in range(outputs[0])))
+    """A head of dense tensors. Its outputs are the rows of its matrix with the fewest, the others being as many as the
+    base is wide; without `labels` they get numbers."""
+    outputs = min((len(tensor) for tensor in dense.values() if tensor.dim() == 2), default=0)
+    if labels and len(labels) != outputs:
+        raise DeftxError(f"{len(labels)} labels are given for a head of {outputs} outputs: give one for each")
+    return Head(dict(dense), tuple(labels) or tuple(f"LABEL_{number}" for number in range(outputs)))

@@ -78,14 +78,16 @@ def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | 
     Raises DeftxError where the base lacks a tensor or has another shape of it. `extract` makes a vector of two
     checkpoints without loading either.
     """
-    learnt = _weights(finetuned)
-    before = {
-        name.removeprefix(f"{getattr(finetuned, 'base_model_prefix', '')}."): w for name, w in _weights(base).items()
-    }
+    model = finetuned if isinstance(finetuned, nn.Module) else load_encoder(finetuned)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    learnt, before = tunable(model), {name.removeprefix(prefix): weight for name, weight in _weights(base).items()}
     for name, weight in learnt.items():
         if name not in before or before[name].shape != weight.shape:
             raise DeftxError(f"{name!r} is missing in the base, or of another shape: give the base of this fine-tuning")
-    return {name: weight.detach().float() - before[name].detach().float() for name, weight in learnt.items()}
+    return {
+        name: weight.detach().float() - before[name].detach().to(weight.device, torch.float32)
+        for name, weight in learnt.items()
+    }
 
 
 def _reader(checkpoint: Checkpoint, model: Base, body: PreTrainedModel) -> Callable[[str], Tensor]:

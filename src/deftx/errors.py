@@ -16,12 +16,17 @@ class InUse(DeftxError):
     """Another process is at work at the same place."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> DeftxError:
-    """The error for a name that is in no table: lists the known ones, the nearest first."""
+def unknown(kind: str, name: str, known: Iterable[str], beside: Iterable[str] = ()) -> DeftxError:
+    """The error for a name that is in no table: lists the known ones, and the nearest of these and those `beside`."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return DeftxError(f"unknown {kind} {name!r}{hint}; known: {', '.join(names)}")
+    return DeftxError(f"unknown {kind} {name!r:.100}{did_you_mean(name, [*names, *beside])}; known: {', '.join(names)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known name that is spelt most like this one, in whatever case, as a question in brackets; "" without one."""
+    folded = {each.casefold(): each for each in known}
+    near = get_close_matches(name.casefold(), folded, n=1)
+    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 
 def not_installed(error: ModuleNotFoundError, extra: str) -> DeftxError:

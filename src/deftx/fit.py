@@ -39,7 +39,7 @@ from deftx.models import (
 )
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import Examples, lower_case, written
+from deftx.tasks.data import Examples, about_texts
 from deftx.tasks.language import language_of
 from deftx.tasks.supervised import Supervised, supervised
 from deftx.tasks.table import settled, task_of
@@ -133,7 +133,7 @@ def task_start(
     apply(model, *sources)
     objective = objective_of(train_set, valid_set)
     sizes = {"train": len(train_set), "valid": len(valid_set)}
-    data = {**sizes, "lower_case": lower_case(written(train_set)), "digest": objective.digest}
+    data = {**sizes, **about_texts(train_set), "digest": objective.digest}
     return Start(model, objective, {**origin, "source": dict(source.info) if source else None, "data": data})
 
 

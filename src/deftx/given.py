@@ -15,11 +15,15 @@ from deftx.errors import DeftxError, unknown
 from deftx.settings import Fit, changed, merged
 from deftx.several import check_same_languages
 from deftx.storage.files import load
-from deftx.tasks.data import Columns, Examples
+from deftx.tasks.data import Columns, Examples, check_labels, held_out, joined
 from deftx.tasks.respelling import Spelling, read_spelling
 from deftx.tasks.supervised import Task
 
 F = TypeVar("F", bound=Fit)
+
+LITTLE = 2000  # characters of a language's text
+SHARE = 0.1  # of labelled data, held out where no validation data are given
+MANY = 0.1  # of validation texts, to be also in the training data
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,46 @@ def _assignment(change: str) -> dict[str, Any]:
     return reduce(lambda inner, part: {part: inner}, reversed(path), {last: value})
 
 
-def check_sizes(train_sets: Mapping[str, Examples], valid_sets: Mapping[str, Examples]) -> None:
-    """Warn where there is more to choose a step on than to learn from."""
-    for name, valid_set in valid_sets.items():
-        if len(valid_set) > len(train_sets[name]):
-            sizes = f"--valid has {len(valid_set):,} rows and --train {len(train_sets[name]):,}"
-            of = f" of {name}" if len(valid_sets) > 1 else ""
-            warnings.warn(f"{sizes}{of}: are they the wrong way round?", stacklevel=2)
+def warn_of_little(lines: Sequence[str]) -> None:
+    """Warn where there is too little text for a language to be learnt, or for a held-out loss to mean anything."""
+    if (size := sum(map(len, lines))) < LITTLE:
+        what = f"the text has {size:,} characters, so few that the held-out loss says little"
+        warnings.warn(f"{what}: give all that you have", stacklevel=2)
+
+
+def labelled(
+    task: Task, train: Mapping[str, str], valid: Mapping[str, str], columns: Columns, seed: int
+) -> tuple[dict[str, Examples], dict[str, Examples]]:
+    """Training and validation data by language, from files; without files of the latter, a share of the former.
+
+    Raises DeftxError for labels that are not learnt. Warns of what may be a mistake.
+    """
+    train_sets = {name: task.read(file, columns, True) for name, file in train.items()}
+    names = task.names(joined(list(train_sets.values())))
+    if not valid:
+        parts = {name: held_out(some, SHARE, seed, named=bool(names)) for name, some in train_sets.items()}
+        rows = sum(len(part) for _, part in parts.values())
+        warnings.warn(f"without --valid, {rows:,} of the rows choose the best step and are not learnt", stacklevel=2)
+        return {name: part for name, (part, _) in parts.items()}, {name: part for name, (_, part) in parts.items()}
+    valid_sets = {name: task.read(file, columns, True) for name, file in valid.items()}
+    for name, some in valid_sets.items():
+        if names:
+            check_labels(valid[name], some, names)
+        _warn_of_valid(train_sets[name], some, f" of {name}" if len(valid_sets) > 1 else "")
+    return train_sets, valid_sets
+
+
+def _warn_of_valid(train: Examples, valid: Examples, of: str) -> None:
+    """Warn where there is more to choose a step on than to learn from, and where it is what is learnt."""
+    if len(valid) > len(train):
+        sizes = f"--valid has {len(valid):,} rows and --train {len(train):,}"
+        warnings.warn(f"{sizes}{of}: are they the wrong way round?", stacklevel=2)
+    learnt, chosen = (list(zip(some.texts, some.pairs or some.texts, strict=True)) for some in (train, valid))
+    again = set(learnt) & set(chosen)
+    both = sum(row in again for row in chosen)
+    if both > MANY * len(chosen):
+        what = f"{both:,} of {len(chosen):,} texts of --valid{of} are in --train too"
+        warnings.warn(f"{what}: what is learnt by heart looks best then", stacklevel=2)
 
 
 def named_languages(texts: Sequence[str]) -> dict[str, SparseVector]:
@@ -96,21 +133,22 @@ def by_language(option: str, texts: Sequence[str]) -> dict[str, str]:
 def of_sources(train: Sequence[str], valid: Sequence[str], source: Sequence[str]) -> list[dict[str, str]]:
     """What `fit task` is given, by language: training data, validation data, and vectors, which may be none at all.
 
-    Where there is one of each, a name counts for all of them.
+    Where there is one of each, a name counts for all of them. Without any validation data, there is none.
     """
     options = {"--train": train, "--valid": valid, "--source": source}
     given = [by_language(option, texts) for option, texts in options.items()]
     names = {name for some in given for name in some if name}
     if len(names) < 2:
         given = [{next(iter(names), ""): file for file in some.values()} for some in given]
-    check_same_languages(given[0], given[1], given[2] or None)
+    check_same_languages(given[0], given[1] or given[0], given[2] or None)
     return given
 
 
 def tests_of(
-    texts: Sequence[str], languages: Sequence[str], task: Task, columns: ColumnOptions
+    texts: Sequence[str], languages: Sequence[str], task: Task, columns: ColumnOptions, labels: Sequence[str]
 ) -> dict[str | None, Examples]:
-    """Test data by language; None stands for no language. A lone file needs no name."""
+    """Test data by language, labelled with `labels` if there are any; None stands for no language. A lone file needs no
+    name."""
     tests: dict[str | None, Examples] = {}
     for name, file in map(_named, texts):
         if name is None and len(languages) > 1:
@@ -122,6 +160,8 @@ def tests_of(
         if language in tests:
             raise DeftxError(f"--test {file} is the second one for {language or 'the task alone'}: give one each")
         tests[language] = task.read(file, columns.of(task), True)
+        if labels:
+            check_labels(file, tests[language], labels)
     for language in languages:
         if language not in tests:
             raise DeftxError(f"there is no test data for language {language!r}: add --test {language}=FILE")

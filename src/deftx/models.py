@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from deftx.core.backbone import head
 from deftx.core.vector import SparseVector
@@ -80,6 +82,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
             if not any_base:
                 raise DeftxError(f"{message}: use the former, or {ANY_BASE}")
             warnings.warn(message, stacklevel=2)
+
+
+def check_reading(base: Base, *vectors: SparseVector, any_base: bool = False) -> None:
+    """`check_tokenizer` of a base; where no vector notes one, it is not loaded."""
+    noting = [vector for vector in vectors if isinstance(vector.info.get("tokenizer"), Mapping)]
+    if noting:
+        check_tokenizer(load_tokenizer(base), *noting, any_base=any_base)
 
 
 def load_language_model(base: Base, head_of: Base | None = None) -> PreTrainedModel:
@@ -255,7 +264,19 @@ def _load(auto: Any, base: Base, **options: Any) -> Any:
         name, _, revision = name.partition("@")
         where = "there is no such folder; as a hub id: "
     try:
-        return auto.from_pretrained(name, revision=revision or None, **options)
+        with _quiet():  # `_load_checked` tells what is missing
+            return auto.from_pretrained(name, revision=revision or None, **options)
     except BAD_BASE as error:
         reason = str(error).strip().split("\n")[0].rstrip(" .:")
         raise DeftxError(f"cannot load the model {name!r}: {where}{reason}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the block, transformers does not say that heads are new, and that they should be trained."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

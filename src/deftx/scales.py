@@ -11,7 +11,7 @@ from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
 from deftx.errors import unknown
-from deftx.models import Base, check_tokenizer, load_tokenizer, place
+from deftx.models import Base, load_tokenizer, place
 from deftx.tasks.data import Examples
 from deftx.tasks.supervised import SMALLER, evaluate
 
@@ -64,7 +64,6 @@ def tune_scales(
     for written in rules.values():
         rule_of(written)
     model, tokenizer = without_vectors(base, task, [source], any_base=any_base), load_tokenizer(base)
-    check_tokenizer(tokenizer, task, source, any_base=any_base)
     place(model)
     length, scores = trained_length(model, tokenizer, task), {}
     for pair, written in rules.items():

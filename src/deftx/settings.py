@@ -235,6 +235,13 @@ TASK_PRESETS = {
     "quick": TaskFit(training=TaskTraining(learning_rate=1e-4, epochs=2, evaluate_every=100)),
 }
 
+# How values are to be written, where pydantic names a type of Python.
+FORMS = {
+    "tuple_type": "give a list, such as [0, 1]",
+    "dict_type": "give a name before each value, such as {min: test.tsv}",
+    "model_type": "give a name before each value, such as {batch_size: 4}",
+}
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -251,9 +258,10 @@ def parse(kind: type[S], data: Mapping[str, Any]) -> S:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise unknown("setting", key, _known(kind, first["loc"])) from None
+            known = _known(kind, first["loc"])
+            raise unknown("setting", key, known, _within(kind) if len(first["loc"]) == 1 else ()) from None
         value = "" if first["type"] == "missing" else f" = {reprlib.repr(first['input'])}"
-        message = first["msg"].removeprefix("Value error, ")
+        message = FORMS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
         raise DeftxError(f"setting {key}{value}: {message[:1].lower()}{message[1:]}") from None
 
 
@@ -276,3 +284,14 @@ def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
             break
         kind, prefix = field.annotation, f"{prefix}{part}."
     return [prefix + name for name in kind.model_fields]
+
+
+def _within(kind: type[BaseModel]) -> list[str]:
+    """The keys that stand within others, written out, such as training.batch_size."""
+    parts = {name: field.annotation for name, field in kind.model_fields.items()}
+    return [
+        f"{name}.{inner}"
+        for name, part in parts.items()
+        if isinstance(part, type) and issubclass(part, BaseModel)
+        for inner in part.model_fields
+    ]

@@ -11,7 +11,7 @@ from deftx.errors import DeftxError
 from deftx.fit import Start, fit, learnt_head, takes_halves, task_base, task_start
 from deftx.models import Base
 from deftx.settings import TaskFit, changed
-from deftx.tasks.data import Examples, joined, lower_case, written
+from deftx.tasks.data import Examples, about_texts, joined
 from deftx.tasks.table import settled
 from deftx.training.several import several
 
@@ -78,7 +78,7 @@ def several_start(
     objective = several(parts, vectors, batch_size=size, temperature=temperature, seed=seed)
     above = {name: dict(sources[name].info) if sources else None for name in names}
     sizes = {"train": len(pooled), "valid": sum(map(len, valid_sets.values()))}
-    data = {**sizes, "lower_case": lower_case(written(pooled)), "digest": objective.digest}
+    data = {**sizes, **about_texts(pooled), "digest": objective.digest}
     about = {**origin, "source": None, "sources": above, "temperature": temperature, "data": data}
     return Start(model, objective, about), changed(settings, {"training": {"batch_size": 1}})  # its items are batches
 

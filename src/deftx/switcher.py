@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deftx.composed import kind_of, trained_length, without_vectors
+from deftx.composed import check_pairs, kind_of, trained_length, with_pairs, without_vectors
 from deftx.core.backbone import backbone
 from deftx.core.compose import applied, apply, check_fit
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.merge import rule_of, to_add, with_head
 from deftx.core.vector import SparseVector, check_distinct, listed
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, check_tokenizer, load_tokenizer, place
+from deftx.models import Base, load_tokenizer, place
 from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.data import Examples
 from deftx.tasks.respelling import Spelling, respell
@@ -48,6 +48,8 @@ class Switcher:
     spellings  name -> how `predict` and `probabilities` write that language's texts anew: see `spelling_for`
     any_base   go on, with a warning, where the base has other weights than the vectors' base
 
+    Its `pairs` says whether the task reads pairs of texts; None where the vector does not tell.
+
     `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"], rule=rule,
     head=head)` would, the same to the last bit; None stands for the task alone. A switch writes the entries in which
     the old language and the new one differ from the task alone, no more: what they are is computed once, from θ0 in the
@@ -55,8 +57,8 @@ class Switcher:
     entry of each language; with the sum these are the language vector's. The model is on the GPU if there is one.
 
     One thread at a time has the model, and no other language than its own can be written meanwhile. A switch that is
-    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, for vectors
-    that were made with another tokenizer, and for the spelling of a language that is not there.
+    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, and for
+    the spelling of a language that is not there.
     """
 
     def __init__(
@@ -81,8 +83,7 @@ class Switcher:
         self._model = without_vectors(base, tasks, every, head=head, any_base=any_base)
         alone = to_add(rule, tasks, [], head)
         top = with_head(tasks, head) or tasks[0]
-        self._tokenizer, self._task = load_tokenizer(base), kind_of(top)
-        check_tokenizer(self._tokenizer, *tasks, *every, any_base=any_base)
+        self._tokenizer, self._task, self.pairs = load_tokenizer(base), kind_of(top), with_pairs(top)
         self._length = trained_length(self._model, self._tokenizer, top)
         place(self._model)
         check_fit(self._model, *alone, *every)
@@ -144,6 +145,7 @@ class Switcher:
         """
         if len(languages) != len(examples):
             raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
+        check_pairs(self.pairs, examples)
         answers: dict[int, T] = {}
         for name in sorted(set(languages), key=lambda name: name != self._written):  # the one at hand first
             rows = [row for row, language in enumerate(languages) if language == name]

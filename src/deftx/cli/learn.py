@@ -63,6 +63,7 @@ def fit_language(
         return fit.fit_language(base, lines, chosen, work=work, title=out.name)
 
     _print_learnt(out, commands.learn(out, learn, text, force=force))
+    given.warn_of_little(lines)
 
 
 @fit_app.command(
@@ -76,11 +77,14 @@ def fit_task(
         list[str],
         option(f"Labelled data ({LABELLED}); may be repeated, NAME= being the language then.", metavar="[NAME=]FILE"),
     ],
-    valid: Annotated[
-        list[str],
-        option("Labelled data on which the best step is chosen, for each language.", metavar="[NAME=]FILE"),
-    ],
     out: Out,
+    valid: Annotated[
+        list[str] | None,
+        option(
+            "Labelled data on which the best step is chosen, for each language; without it a tenth of --train.",
+            metavar="[NAME=]FILE",
+        ),
+    ] = None,
     source: Annotated[
         list[str] | None,
         option("Language vector of the labelled data's language, for each language.", metavar="[NAME=]VECTOR"),
@@ -115,9 +119,8 @@ def fit_task(
     commands.check_free(out, force=force)
     task = task_of(settled(chosen).task)
     columns = given.ColumnOptions(text_column, pair_column, label_column).of(task)
-    *files, vectors = given.of_sources(train, valid, source or [])
-    train_sets, valid_sets = ({name: task.read(file, columns, True) for name, file in some.items()} for some in files)
-    given.check_sizes(train_sets, valid_sets)
+    *files, vectors = given.of_sources(train, valid or [], source or [])
+    train_sets, valid_sets = given.labelled(task, files[0], files[1], columns, chosen.seed)
     above = {name: load(folder) for name, folder in vectors.items()} or None
 
     def learn(work: Path) -> "SparseVector":

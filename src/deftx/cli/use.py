@@ -82,7 +82,8 @@ def evaluate(
 
     languages, tasks = given.named_languages(language or []), [load(folder) for folder in task]
     columns = given.ColumnOptions(text_column, pair_column, label_column)
-    tests = given.tests_of(test, list(languages), kind_of(tasks[0]), columns)
+    labels = tasks[0].head.labels if tasks[0].head else ()
+    tests = given.tests_of(test, list(languages), kind_of(tasks[0]), columns, labels)
     rows = commands.evaluations(base, tasks, languages, tests, rule=rule, any_base=any_base)
     print_json(rows) if as_json else print_scores(rows)
 

@@ -1,5 +1,6 @@
 """Sparse vectors: which entries of a model's backbone change, and by how much."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -150,15 +151,22 @@ def _common(one: Entries, other: Entries) -> int:
 
 
 def check_same_base(*vectors: SparseVector) -> None:
-    """Raise DeftxError unless all vectors that name their base name the same one."""
+    """Raise DeftxError unless all vectors that name their base, or their tokenizer, name the same one."""
     bases = {vector.info["base_fingerprint"]: vector for vector in vectors if vector.info.get("base_fingerprint")}
     if len(bases) > 1:
         named = ", ".join(f"{v.info.get('base', 'unnamed')} ({print_[:12]})" for print_, v in bases.items())
         raise DeftxError(f"vectors of different bases do not combine: {named}")
+    noted = [vector.info["tokenizer"] for vector in vectors if isinstance(vector.info.get("tokenizer"), Mapping)]
+    read = {about["digest"]: about for about in noted if isinstance(about.get("digest"), str)}
+    if len(read) > 1:
+        named = ", ".join(f"{about.get('name')} ({digest[:12]})" for digest, about in read.items())
+        raise DeftxError(f"vectors made with different tokenizers do not combine: {named}")
 
 
 def listed(some: SparseVector | Sequence[SparseVector]) -> list[SparseVector]:
-    """One vector or several, as a list."""
+    """One vector or several, as a list. Raises DeftxError for the name of one."""
+    if isinstance(some, str | os.PathLike):
+        raise DeftxError(f"{str(some)!r} is the name of a vector, not one: give deftx.load({str(some)!r})")
     return [some] if isinstance(some, SparseVector) else list(some)
 
 

@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import deftx
+from deftx.composed import check_pairs
 from deftx.errors import DeftxError, unknown
 from deftx.serving import Limits
 from deftx.serving.batches import Batches, Busy
 from deftx.switcher import Switcher
+from deftx.tasks.data import Examples
 
 PAGE = Path(__file__).with_name("page.html")
 # the page needs nothing from anywhere else, and may have nothing
@@ -90,12 +92,13 @@ def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
     )  # the pages that FastAPI has for its docs load scripts from elsewhere
     app.add_middleware(_BodyLimit, most=limits.body)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(400, _unreadable)
     app.add_exception_handler(Exception, _failed)
 
     @app.post("/predict", responses={code: {"model": Problem} for code in (413, 422, 503)})
     async def predict(asked: Asked) -> Predictions:
         """Label texts, each in its language: a label and the probabilities of all, in the order of the texts."""
-        languages = _checked(asked, switcher.languages, limits)
+        languages = _checked(asked, switcher, limits)
         try:
             waiting = batches.submit(asked.texts, asked.pairs, languages)
         except Busy as error:
@@ -148,7 +151,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise DeftxError(f"cannot listen at {host}, port {port}: {reason}: choose others, --host and --port") from error
 
 
-def _checked(asked: Asked, known: tuple[str, ...], limits: Limits) -> list[str | None]:
+def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> list[str | None]:
     """The language of each text. Raises HTTPException for what is too large and for what does not fit together."""
     count, given = len(asked.texts), asked.language
     languages = given if isinstance(given, list) else [given] * count
@@ -169,8 +172,12 @@ def _checked(asked: Asked, known: tuple[str, ...], limits: Limits) -> list[str |
         if there != count:
             raise HTTPException(422, f"{count} texts and {there} {what}: give one for each text")
     for name in languages:
-        if name is not None and name not in known:
-            raise HTTPException(422, str(unknown("language", name, known)))
+        if name is not None and name not in switcher.languages:
+            raise HTTPException(422, str(unknown("language", name, switcher.languages)))
+    try:
+        check_pairs(switcher.pairs, Examples(asked.texts, asked.pairs))
+    except DeftxError as error:
+        raise HTTPException(422, str(error)) from error
     return languages
 
 
@@ -186,8 +193,13 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return JSONResponse({"detail": f"body: not JSON, at character {first['loc'][-1]}"}, 422)
-    where = ".".join(str(part) for part in first["loc"][1:])
+    where = ".".join(str(part) for part in first["loc"][1:])[:100]
     return JSONResponse({"detail": f"{where or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"}, 422)
+
+
+async def _unreadable(_: Request, error: Exception) -> JSONResponse:
+    """A body of which FastAPI can make nothing: bytes that are no UTF-8, too deep, a number too long."""
+    return JSONResponse({"detail": "body: not JSON that can be read"}, 422)
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:

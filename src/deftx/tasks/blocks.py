@@ -1,6 +1,8 @@
 """Plain text as blocks of tokens, to learn a language from."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -8,6 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
+
+BLANK = "▁Ġ \n\t"  # a piece of nothing else says nothing of the script
+ODD, TOO_ODD = 0.05, 0.5  # shares of a text that its tokenizer does not know: to be told of, and to be refused
+SEEN = 1000  # lines that an example is looked for in
+AT_ONCE = 1000  # lines that are tokenised at once
 
 
 def blocks(
@@ -22,7 +29,8 @@ def blocks(
     """Shuffle the lines of `texts`, hold some of them out, and `pack` both parts: those to train on come first.
 
     Held out is the share `training.held_out` of the lines, or as many as make `training.held_out_blocks`.
-    Raises DeftxError where there are fewer than two lines, or no token that is not special.
+    Raises DeftxError where there are fewer than two lines, or where the tokenizer knows nothing, or less than half, of
+    the text; warns where it does not know all.
     """
     if len(texts) < 2:
         raise DeftxError(f"the text has {len(texts)} usable line(s); give at least 2, to learn from and to hold out")
@@ -32,21 +40,38 @@ def blocks(
         count = _enough(lines[:count], tokenizer, most * length)
     train, valid = (pack(part, tokenizer, length, closed=closed) for part in (lines[count:], lines[:count]))
     valid = valid[:most]
-    special = torch.tensor(sorted(tokenizer.all_special_ids))
-    if any(torch.isin(part, special).all() for part in (train, valid)):
-        raise DeftxError("the text has no token that the base's tokenizer knows: is it in the base's script?")
+    _check_known(lines, [train, valid], tokenizer)
     return train, valid
+
+
+def _check_known(lines: Sequence[str], parts: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise DeftxError, or warn, where much of the text is nothing but unknown to the tokenizer."""
+    special, unknown = torch.tensor(sorted(tokenizer.all_special_ids)), tokenizer.unk_token_id
+    ids = torch.cat([part.flatten() for part in parts])
+    used = ids.unique()
+    pieces = dict(zip(used.tolist(), tokenizer.convert_ids_to_tokens(used.tolist()), strict=True))
+    blank = torch.tensor([token for token, piece in pieces.items() if not str(piece).strip(BLANK)], dtype=torch.int64)
+    known = [int((~torch.isin(part, torch.cat([special, blank]))).sum()) for part in parts]
+    strange = int((ids == unknown).sum()) if unknown is not None else 0
+    share = strange / max(strange + sum(known), 1)
+    if min(known) and share < ODD:
+        return
+    words = dict.fromkeys(word for line in lines[:SEEN] for word in line.split())
+    odd = (word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"])
+    such = f", such as {word}" if (word := next(odd, "")) else ""
+    what = f"{share:.0%} of the text is unknown to the base's tokenizer{such}"
+    if not min(known) or share >= TOO_ODD:
+        raise DeftxError(f"{what}: is it in the base's script? give another base")
+    warnings.warn(f"{what}: another base may know its script better", stacklevel=2)
 
 
 def _enough(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> int:
     """How many of the first lines have so many tokens, separators among them; all, where there are fewer tokens."""
     total = 0
-    for start in range(0, len(lines), 1000):  # not all at once: a share of a large text is large
-        part = tokenizer(list(lines[start : start + 1000]), add_special_tokens=False, verbose=False)["input_ids"]
-        for number, ids in enumerate(part, start + 1):
-            total += len(ids) + 1
-            if total >= tokens:
-                return number
+    for number, ids in enumerate(chain.from_iterable(_encoded(lines, tokenizer)), 1):
+        total += len(ids) + 1
+        if total >= tokens:
+            return number
     return len(lines)
 
 
@@ -60,8 +85,11 @@ def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, 
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     start, end = ([] if token is None else [token] for token in (first, last))
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    stream = torch.tensor([token for ids in encoded if ids for token in (*ids, *end)])
+    parts = (
+        torch.tensor([token for ids in some if ids for token in (*ids, *end)], dtype=torch.int64)
+        for some in _encoded(texts, tokenizer)
+    )
+    stream = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
     stream = stream[: len(stream) - len(end)]
     end = end if closed else []
     room = min(length - len(start) - len(end), len(stream))
@@ -70,3 +98,10 @@ def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, 
     inner = stream[: len(stream) // room * room].view(-1, room)
     edges = [torch.tensor(edge, dtype=torch.int64).expand(len(inner), -1) for edge in (start, end)]
     return torch.cat([edges[0], inner, edges[1]], dim=1)
+
+
+def _encoded(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
+    """The tokens of the texts, of some at a time: as lists those of a large text would take gigabytes."""
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    for start in range(0, len(texts), AT_ONCE):
+        yield tokenizer(list(texts[start : start + AT_ONCE]), verbose=False, **options)["input_ids"]

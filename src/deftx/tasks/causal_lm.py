@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
+from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks
 
@@ -58,9 +59,14 @@ class CausalLM:
 def causal_lm(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, training: LanguageTraining, length: int, seed: int
 ) -> CausalLM:
-    """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
+    """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens.
+
+    Raises DeftxError where a block is a single token, which none follows.
+    """
     generator = torch.Generator().manual_seed(seed)
     train, valid = blocks(texts, tokenizer, training, length, generator, closed=False)
+    if min(train.shape[1], valid.shape[1]) < 2:
+        raise DeftxError("a part of the text is one token, and none follows it: give more text or a larger length")
     digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
     return CausalLM(train, valid, digest)
 

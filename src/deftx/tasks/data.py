@@ -1,5 +1,6 @@
 """Examples of a task and plain text, column by column, from any source that `deftx.tasks.sources` can open."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
@@ -7,7 +8,9 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deftx.errors import DeftxError
+import torch
+
+from deftx.errors import DeftxError, did_you_mean
 from deftx.tasks.sources import Table, open_source
 
 NLI = {"premise", "hypothesis"}
@@ -68,6 +71,42 @@ def lower_case(texts: Sequence[str]) -> bool:
     return bool(cased) and not capitals(cased)
 
 
+def about_texts(examples: Examples) -> dict[str, bool]:
+    """What a task vector notes of the texts it was learnt from: whether they are in lower case, and pairs."""
+    return {"lower_case": lower_case(written(examples)), "pairs": examples.pairs is not None}
+
+
+def held_out(examples: Examples, share: float, seed: int, *, named: bool) -> tuple[Examples, Examples]:
+    """Examples parted by a seed: those to learn from, and a share of them, one at least.
+
+    named  labels are names, of which each stays among those to learn from
+    """
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    wanted, rows = max(1, round(share * len(examples))), set[int]()
+    mine = [Counter(_listed(label)) for label in examples.labels or []] if named else []
+    left = sum(mine, Counter[str]())
+    for row in order:
+        if len(rows) < wanted and all(left[name] > count for name, count in (mine[row].items() if named else ())):
+            rows.add(row)
+            left -= mine[row] if named else Counter()
+    if not rows or len(rows) == len(examples):
+        raise DeftxError(f"of {len(examples)} example(s) none can be held out to choose the best step on: give more")
+    return examples.at([row for row in range(len(examples)) if row not in rows]), examples.at(sorted(rows))
+
+
+def _listed(label: Any) -> list[str]:
+    return [label] if isinstance(label, str) else list(label)
+
+
+def check_labels(source: str, examples: Examples, names: Sequence[str]) -> None:
+    """Raise DeftxError for a label that is not in `names`."""
+    for number, label in enumerate(examples.labels or [], 1):
+        for each in _listed(label):
+            if each not in names:
+                what = f"label {each!r:.40} is not among those learnt{did_you_mean(each, names)}: {', '.join(names)}"
+                raise DeftxError(f"{source}, example {number}: {what}")
+
+
 def joined(parts: Sequence[Examples]) -> Examples:
     """The examples of all parts, one after the other; without a column that one of them lacks."""
     columns: dict[str, Any] = {each.name: [getattr(part, each.name) for part in parts] for each in fields(Examples)}
@@ -114,8 +153,10 @@ def text(place: str, column: str, value: object) -> str:
 
 def name(place: str, column: str, value: object) -> str:
     """The name of a label, which may not be empty; integers and hub class labels become text."""
+    if isinstance(value, float) and value.is_integer():  # an integer, in a column where one was missing once
+        value = int(value)
     if not isinstance(value, str | int | None):
-        raise DeftxError(f"{place}: label {value!r:.40} is neither text nor an integer: choose another column")
+        raise DeftxError(f"{place}: label {value!r:.40} is neither text nor an integer: write it as one")
     found = "" if value is None else str(value).strip()
     if not found:
         raise DeftxError(f"{place}: the label in {column!r} is empty: fill it in or remove the row")

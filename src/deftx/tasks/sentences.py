@@ -12,6 +12,8 @@ from deftx.errors import DeftxError
 from deftx.tasks.sources import Reader, Table, lines_of
 
 CONLLU_FIELDS = 10
+HINT = "part each word from its tag by a tab, without a header"
+HEADERS = {"word", "words", "token", "tokens", "text", "form"}, {"tag", "tags", "label", "labels", "pos", "upos", "ner"}
 
 
 def _columns(fields: list[str]) -> list[str] | None:
@@ -39,6 +41,8 @@ def _sentences(pick: Callable[[list[str]], list[str] | None], width: int | None,
         inside = inside and bool(line.strip())
         if picked is None:
             continue
+        if not sentences and len(picked) == 2 and picked[0].lower() in HEADERS[0] and picked[1].lower() in HEADERS[1]:
+            raise DeftxError(f"{path}, line {number}: {line!r:.40} names columns: remove it, sentences have no header")
         width = width or len(picked)
         if len(picked) != width or not all(map(str.strip, picked)):
             raise DeftxError(
@@ -50,7 +54,11 @@ def _sentences(pick: Callable[[list[str]], list[str] | None], width: int | None,
             lines.append(number)
         sentences[-1].append(picked)
     names = ["words", "tags"][: width or 1]
-    return Table(str(path), names, lines, lambda name: [[row[names.index(name)] for row in rows] for rows in sentences])
+
+    def column(name: str) -> list[list[str]]:
+        return [[row[names.index(name)] for row in rows] for rows in sentences]
+
+    return Table(str(path), names, lines, column, hint=HINT)
 
 
 SENTENCES: dict[str, Reader] = {".tsv": partial(_sentences, _columns, None), ".conllu": partial(_sentences, _conllu, 2)}

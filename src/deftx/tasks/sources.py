@@ -9,32 +9,32 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from deftx.errors import DeftxError, not_installed, unknown
+from deftx.errors import DeftxError, did_you_mean, not_installed, unknown
 
 PARQUET = "refs/convert/parquet"
 HUB = "hub:"
 HUB_FORM = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
+UNNAMED = "say which to read (options that end in `column`; `columns` in a recipe), or name columns in a first line"
 
 
 @dataclass(frozen=True)
 class Table:
-    """An opened source: `column(name)` has one value for each of `lines`, which are its rows' places for messages."""
+    """An opened source: `column(name)` has one value for each of `lines`, which are its rows' places for messages; a
+    `hint` says what to do where a column is not there."""
 
     source: str
     names: list[str]
     lines: Sequence[int]
     column: Callable[[str], Sequence[object]]
     unit: str = "line"
+    hint: str = UNNAMED
 
     def values(self, name: str) -> Iterator[tuple[str, object]]:
         """Each value of a column, after its place in words."""
         if name not in self.names:
             there = ", ".join(f"{name!r:.40}" for name in self.names)  # without a header these are whole texts
-            what = (
-                "say which column to read (--column, --text-column, --label-column), "
-                "or write the columns' names as a first line if there are none"
-            )
-            raise DeftxError(f"{self.source} has no column {name!r}, only {there}: {what}")
+            near = did_you_mean(name, self.names)
+            raise DeftxError(f"{self.source} has no column {name!r}{near}, only {there}: {self.hint}")
         for line, value in zip(self.lines, self.column(name), strict=True):
             yield f"{self.source}, {self.unit} {line}", value
 
@@ -109,7 +109,8 @@ def lines_of(path: Path) -> list[str]:
 
 def _plain(path: Path) -> Table:
     lines = lines_of(path)
-    return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines)
+    hint = f"if tabs part its columns, call it {path.stem}.tsv" if "\t" in lines[0] else "plain text has no columns"
+    return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines, hint=hint)
 
 
 def _jsonl(path: Path) -> Table:
@@ -145,7 +146,10 @@ def _escaped(error: UnicodeEncodeError) -> str:
 
 
 def _tsv(path: Path) -> Table:
-    return _under_header(path, ((number, line.split("\t")) for number, line in enumerate(lines_of(path), 1)))
+    lines = lines_of(path)
+    rows = ((number, line.split("\t")) for number, line in enumerate(lines, 1) if line or "\t" not in lines[0])
+    commas = "\t" not in lines[0] and ("," in lines[0] or ";" in lines[0])
+    return _under_header(path, rows, f"if commas part its columns, call it {path.stem}.csv" if commas else UNNAMED)
 
 
 def _csv(path: Path) -> Table:
@@ -153,11 +157,11 @@ def _csv(path: Path) -> Table:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows after the lines they begin in; semicolons divide fields, as spreadsheets write them where the comma is a
-    decimal mark, if the header has such and no comma."""
+    """Rows after the lines they begin in. Fields are divided by tabs, or by semicolons, as spreadsheets write them
+    where commas are decimal marks, if the header has such and no comma."""
     text = _decoded(path)
     header = text.lstrip("\r\n").split("\n", 1)[0]
-    separator = ";" if ";" in header and "," not in header else ","
+    separator = next((mark for mark in ",\t;" if mark in header), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     start = 1
     try:
@@ -169,7 +173,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DeftxError(f"{path}, line {start}: {error}: check the quotes, or use TSV, which has none") from error
 
 
-def _under_header(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Table:
+def _under_header(path: Path, rows: Iterable[tuple[int, list[str]]], hint: str = UNNAMED) -> Table:
     (_, header), *body = rows
     for line, fields in body:
         if len(fields) != len(header):
@@ -181,7 +185,7 @@ def _under_header(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Table:
         at = names.index(name)
         return [fields[at] for _, fields in body]
 
-    return Table(str(path), names, [line for line, _ in body], column)
+    return Table(str(path), names, [line for line, _ in body], column, hint=hint)
 
 
 def _parquet(path: Path) -> Table:

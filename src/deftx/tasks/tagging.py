@@ -4,6 +4,7 @@ The first token of a word stands for the word. A text that is longer than the mo
 after the other, so that every word is tagged.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -44,6 +45,9 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     for (place, _), each, some in zip(table.values(columns.text), words, tags or words, strict=True):
         if len(each) != len(some):
             raise DeftxError(f"{place}: {len(each)} words and {len(some)} tags: give every word one")
+    spaced = sum(" " in word for each in words for word in each)
+    if 2 * spaced > sum(map(len, words)):
+        warnings.warn(f"most words in {source} have spaces in them: are they whole texts?", stacklevel=2)
     return Examples([" ".join(each) for each in words], labels=tags, parts=words)
 
 
@@ -138,6 +142,15 @@ def respelt(examples: Examples, spell: Callable[[str], str]) -> Examples:
     return replace(examples, texts=[" ".join(each) for each in words], parts=words)
 
 
+def span_names(examples: Examples) -> tuple[str, ...]:
+    """The tags that occur. Raises DeftxError where they are not B-, I- and O: F1 of the names would be 0."""
+    names = TAGGING.names(examples)
+    for name in names:
+        if name != "O" and not name.startswith(("B-", "I-")):
+            raise DeftxError(f"tag {name!r} is none of names, such as B-PER, I-PER and O: or is it tagging?")
+    return names
+
+
 TAGGING = Task(
     auto=AutoModelForTokenClassification,
     columns=Columns("words", None, "tags"),
@@ -152,4 +165,4 @@ TAGGING = Task(
     stack=by_token,
     respelt=respelt,
 )
-NER = replace(TAGGING, metrics={"span_f1": span_f1, **TAGGING.metrics})
+NER = replace(TAGGING, names=span_names, metrics={"span_f1": span_f1, **TAGGING.metrics})

@@ -47,8 +47,8 @@ class SparseTuning:
         return [self.values]
 
     def vector(self) -> SparseVector:
-        """How far the entries have moved so far (φ = θ2 − θ0), as a vector on the CPU."""
-        moved = dict(self._slices((self.values.detach() - self.start).cpu()))
+        """How far the entries have moved so far (φ = θ2 − θ0), as a vector on the CPU, float32."""
+        moved = dict(self._slices((self.values.detach().float() - self.start.float()).cpu()))  # half precision rounds
         return SparseVector(
             {
                 name: Entries(places.indices.cpu(), moved[name].clone(), places.shape)
@@ -102,8 +102,10 @@ def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuni
     `tuning.write()`. The flat parameter is also registered on the model, as `sparse_values`, so that gradient
     clipping and `zero_grad()` on the model see it. Parameters outside the backbone (a head) are left alone:
     train or freeze them as you like. On leaving, the model keeps what was learnt. Raises
-    DeftxError where the selection does not fit the model.
+    DeftxError where the selection does not fit the model, and within another block of it.
     """
+    if hasattr(model, SPARSE_VALUES):
+        raise DeftxError("the model is under sparse tuning already: end that block first")
     weights = backbone(model)
     for name, places in selection.items():
         if name not in weights or tuple(weights[name].shape) != places.shape:
