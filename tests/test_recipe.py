@@ -26,7 +26,7 @@ def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
 
 def test_a_label_that_is_not_learnt_is_named_before_anything_is(folder: Path, tmp_path: Path) -> None:
     (folder / "mixed.tsv").write_text((folder / "tar.tsv").read_text() + "ba be\tmixed\n")
-    with pytest.raises(DeftxError, match="label 'mixed' is not among the labels of the training data: back, front"):
+    with pytest.raises(DeftxError, match=r"mixed\.tsv, example \d+: label 'mixed' is not among .*: back, front"):
         prepare(recipe(folder, {"test": {"tar": "mixed.tsv"}}), tmp_path / "store")
 
 

@@ -16,7 +16,7 @@ from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
 from deftx.models import load_composed, load_tokenizer, longest_input, place, save_model, task_noted
 from deftx.storage.files import load, save
-from deftx.storage.folders import LOCK, MODEL, check_target, claimed, write_text
+from deftx.storage.folders import LOCK, MODEL, check_file, check_target, claimed, write_text
 from deftx.switcher import Switcher
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples, capitals, usable, written
@@ -191,8 +191,7 @@ def trim(
 
     columns  those to compare; of a file that has none of them, those of TEXT_COLUMNS that it has
     """
-    if out and out.exists() and not force:
-        raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
+    check_file(out, force=force)
     table = open_source(source)
     others = [open_source(file) for file in against]
     for name in columns:
@@ -228,8 +227,7 @@ def write_respelt(
     if out and spelling_out and out.resolve() == spelling_out.resolve():
         raise DeftxError(f"{out} cannot hold both the texts and how they are spelt: give two files")
     for file in (out, spelling_out):
-        if file and file.exists() and not force:
-            raise DeftxError(f"{file} exists: choose another file, or replace it with --force")
+        check_file(file, force=force)
     table = open_source(data)
     cells = {name: [_words(v) for _, v in table.values(name)] for name in _columns(table, columns)}
     ours = [line for column in cells.values() for cell in column for line in _lines(cell)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class DeftxError(ValueError):
@@ -27,6 +28,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     folded = {each.casefold(): each for each in known}
     near = get_close_matches(name.casefold(), folded, n=1)
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
+
+
+def first_fault(error: Any) -> tuple[str, str]:
+    """Where pydantic's ValidationError found the first fault, its keys parted by dots, and what it is."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(map(str, first["loc"]))[:200], str(first["msg"])
 
 
 def not_installed(error: ModuleNotFoundError, extra: str) -> DeftxError:

@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from deftx.errors import DeftxError, unknown
 from deftx.settings import Fit, changed, merged
 from deftx.several import check_same_languages
 from deftx.storage.files import load
-from deftx.tasks.data import Columns, Examples, check_labels, held_out, joined
+from deftx.tasks.data import ColumnNames, Columns, Examples, check_labels, held_out, joined
 from deftx.tasks.respelling import Spelling, read_spelling
 from deftx.tasks.supervised import Task
 
@@ -24,19 +23,6 @@ F = TypeVar("F", bound=Fit)
 LITTLE = 2000  # characters of a language's text
 SHARE = 0.1  # of labelled data, held out where no validation data are given
 MANY = 0.1  # of validation texts, to be also in the training data
-
-
-@dataclass(frozen=True)
-class ColumnOptions:
-    """The columns that a command was told of; None: the usual one of the task."""
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
-
-    def of(self, task: Task) -> Columns:
-        """The columns of a task's data."""
-        return replace(task.columns, **{name: column for name, column in asdict(self).items() if column is not None})
 
 
 def settings_from(
@@ -145,7 +131,7 @@ def of_sources(train: Sequence[str], valid: Sequence[str], source: Sequence[str]
 
 
 def tests_of(
-    texts: Sequence[str], languages: Sequence[str], task: Task, columns: ColumnOptions, labels: Sequence[str]
+    texts: Sequence[str], languages: Sequence[str], task: Task, columns: ColumnNames, labels: Sequence[str]
 ) -> dict[str | None, Examples]:
     """Test data by language, labelled with `labels` if there are any; None stands for no language. A lone file needs no
     name."""
@@ -159,7 +145,7 @@ def tests_of(
         language = name or next(iter(languages), None)
         if language in tests:
             raise DeftxError(f"--test {file} is the second one for {language or 'the task alone'}: give one each")
-        tests[language] = task.read(file, columns.of(task), True)
+        tests[language] = task.read(file, columns.over(task.columns), True)
         if labels:
             check_labels(file, tests[language], labels)
     for language in languages:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from deftx.core.backbone import head
 from deftx.core.compose import apply
 from deftx.core.vector import Head, SparseVector
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, first_fault
 from deftx.fit import Start
 from deftx.models import Base, load_task_model
 from deftx.settings import LoraFit, MadxFit
@@ -135,8 +135,8 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     try:
         about = _About.model_validate(found[1])
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise DeftxError(f"{path} is damaged: {'.'.join(map(str, first['loc']))!r}: {first['msg']}") from error
+        place, fault = first_fault(error)
+        raise DeftxError(f"{path} is damaged: {place!r}: {fault}") from error
     for name, tensor in found[0].items():
         if not name.startswith((_BODY, _HEAD)) or tensor.dtype != float32 or not tensor.isfinite().all():
             raise DeftxError(f"{path} is damaged: {name!r} is not a finite float32 tensor of an adapter")

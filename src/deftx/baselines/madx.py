@@ -79,7 +79,10 @@ class Parts(nn.Module):
         if isinstance(settings, MadxLanguageFit):
             self.invertible = Coupling(width, settings.invertible_reduction)
         for name, parameter in self.named_parameters():
-            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=SPREAD)
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=SPREAD)
 
 
 def fit_language(

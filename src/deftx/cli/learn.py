@@ -112,13 +112,14 @@ def fit_task(
     from deftx import commands, given, settings
     from deftx.several import fit_task_several
     from deftx.storage.files import load
+    from deftx.tasks.data import ColumnNames
     from deftx.tasks.table import settled, task_of
 
     flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
     chosen = given.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
     commands.check_free(out, force=force)
     task = task_of(settled(chosen).task)
-    columns = given.ColumnOptions(text_column, pair_column, label_column).of(task)
+    columns = ColumnNames(text=text_column, pair=pair_column, label=label_column).over(task.columns)
     *files, vectors = given.of_sources(train, valid or [], source or [])
     train_sets, valid_sets = given.labelled(task, files[0], files[1], columns, chosen.seed)
     above = {name: load(folder) for name, folder in vectors.items()} or None

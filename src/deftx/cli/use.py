@@ -79,13 +79,17 @@ def evaluate(
     from deftx import commands, given
     from deftx.composed import kind_of
     from deftx.storage.files import load
+    from deftx.tasks.data import ColumnNames
 
     languages, tasks = given.named_languages(language or []), [load(folder) for folder in task]
-    columns = given.ColumnOptions(text_column, pair_column, label_column)
+    columns = ColumnNames(text=text_column, pair=pair_column, label=label_column)
     labels = tasks[0].head.labels if tasks[0].head else ()
     tests = given.tests_of(test, list(languages), kind_of(tasks[0]), columns, labels)
     rows = commands.evaluations(base, tasks, languages, tests, rule=rule, any_base=any_base)
-    print_json(rows) if as_json else print_scores(rows)
+    if as_json:
+        print_json(rows)
+    else:
+        print_scores(rows)
 
 
 @app.command(epilog="Example: deftx predict --model models/sentiment-min reviews.txt")
@@ -110,18 +114,19 @@ def predict(
     """Label texts, or tag words, or answer questions: a line for each, in the order of the input."""
     if bool(model) == bool(base and task) or (model and (base or task or language)):
         raise DeftxError("say what predicts: either --model, or --base and --task (and --language)")
-    if out and out.exists() and not force:
-        raise DeftxError(f"{out} exists: choose another file, or replace it with --force")
+    from deftx.storage.folders import check_file, write_text
+
+    check_file(out, force=force)
     quiet_transformers()
     from deftx import commands, given
     from deftx.composed import kind_of
     from deftx.models import task_noted
     from deftx.storage.files import load
-    from deftx.storage.folders import write_text
+    from deftx.tasks.data import ColumnNames
 
     phi = load(task) if task else None
     kind = kind_of(phi) if phi else task_noted(str(model))
-    examples = kind.read(data, given.ColumnOptions(text_column, pair_column).of(kind), False)
+    examples = kind.read(data, ColumnNames(text=text_column, pair=pair_column).over(kind.columns), False)
     if phi is None:
         found = commands.predictions_of_model(str(model), examples)
     else:
@@ -132,7 +137,10 @@ def predict(
     else:
         lines = ["\t".join(found[0]), *("\t".join(map(cell, answer.values())) for answer in found)]
     content = "".join(f"{line}\n" for line in lines)
-    write_text(out, content) if out else print(content, end="")
+    if out:
+        write_text(out, content)
+    else:
+        print(content, end="")
 
 
 @app.command(

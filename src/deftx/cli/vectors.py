@@ -46,7 +46,10 @@ def doctor(
     from deftx.doctor import examine
 
     found = examine(base, vector or [])
-    print_json([asdict(finding) for finding in found]) if as_json else print_findings(found)
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    else:
+        print_findings(found)
     if not all(finding.fine for finding in found):
         raise typer.Exit(MISFIT)
 

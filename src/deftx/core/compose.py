@@ -33,7 +33,8 @@ def apply(model: nn.Module, *vectors: SparseVector) -> None:
 def check_fit(model: nn.Module, *vectors: SparseVector) -> None:
     """Raise DeftxError where a vector's names or shapes are not those of `model`, which may be without weights."""
     for vector in vectors:
-        _fit_body(model, vector), _fit_head(model, vector)
+        _fit_body(model, vector)
+        _fit_head(model, vector)
 
 
 @contextmanager

@@ -172,7 +172,9 @@ def split_half(first: Tensor, second: Tensor) -> int:
     gram_a, gram_b, cross = zeros, zeros.clone(), zeros.clone()
     for rows in torch.arange(len(first), device=first.device).split(max(1, BLOCK // width)):
         a, b = first[rows].double(), second[rows].double()
-        gram_a.addmm_(a.mT, a), gram_b.addmm_(b.mT, b), cross.addmm_(a.mT, b)
+        gram_a.addmm_(a.mT, a)
+        gram_b.addmm_(b.mT, b)
+        cross.addmm_(a.mT, b)
     change = zeros.new_zeros(width)
     for gram in (gram_a, gram_b):
         squares, vectors = torch.linalg.eigh(gram)  # σ_i·u_iᵀ B v_i = v_iᵀ Aᵀ B v_i, and so the other way round

@@ -18,9 +18,8 @@ from deftx.models import about_tokenizer, load_language_model, load_tokenizer
 from deftx.settings import Fit
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples, capitals, joined, lower_case, read_text, written
+from deftx.tasks.data import Examples, capitals, check_labels, joined, lower_case, read_text, written
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
-from deftx.tasks.supervised import numbers
 from deftx.tasks.table import task_of
 
 
@@ -54,7 +53,7 @@ def read(recipe: Recipe) -> Data:
             if isinstance(settings, Fit):
                 check_settings(settings, entries, head=bool(head))
     task = task_of(recipe.task.task)
-    columns = replace(task.columns, **recipe.columns.model_dump(exclude_unset=True))
+    columns = recipe.columns.over(task.columns)
     data = Data(
         {name: read_text(*sources) for name, sources in recipe.languages.items()},
         {name: task.read(source.train, columns, True) for name, source in recipe.labelled.items()},
@@ -75,8 +74,10 @@ def _check_labels(recipe: Recipe, data: Data) -> None:
     for variant in recipe.variants if recipe.test else ():
         sources = recipe.sources_of(variant)
         names = CLASSIFICATION.names(joined([data.train[source] for source in sources]))
-        for examples in [*(data.valid[source] for source in sources), *data.test.values()]:
-            numbers(examples.labels or [], names)
+        for source in sources:
+            check_labels(recipe.labelled[source].valid, data.valid[source], names)
+        for name, examples in data.test.items():
+            check_labels(recipe.test[name], examples, names)
 
 
 def _warn_of_capitals(recipe: Recipe, data: Data) -> None:

@@ -25,6 +25,7 @@ from deftx.settings import (
     merged,
     parse,
 )
+from deftx.tasks.data import ColumnNames
 from deftx.tasks.table import settled, task_of
 
 METRICS = {"macro_f1", "accuracy"}  # what a table can show of a task
@@ -39,14 +40,6 @@ FAMILIES: dict[str, tuple[type[Learning], type[Learning]]] = {
     "madx": (MadxLanguageFit, MadxTaskFit),
     "lora": (LoraLanguageFit, LoraTaskFit),
 }
-
-
-class ColumnNames(Settings):
-    """Which columns of labelled data to read; those that are not given are the usual ones of the task."""
-
-    text: str = "text"
-    pair: str | None = None
-    label: str = "label"
 
 
 class Labelled(Settings):

@@ -19,6 +19,12 @@ ATTEMPTS = 100  # where another process removes a folder just then
 MARKS = {VECTOR: FILE, MODEL: "config.json", SFT: "pytorch_diff.bin", PEFT: "adapter_config.json"}
 
 
+def check_file(file: Path | None, *, force: bool) -> None:
+    """Raise DeftxError where a file is there already, unless `force`."""
+    if file and file.exists() and not force:
+        raise DeftxError(f"{file} exists: choose another file, or replace it with --force")
+
+
 def check_target(folder: str | os.PathLike[str], kind: str = VECTOR, *, force: bool = False) -> Path:
     """The real path that writing to `folder` would take; to be asked before long work.
 

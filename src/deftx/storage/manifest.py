@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, first_fault
 
 VERSION = 1
 FILE = "vector.json"
@@ -121,9 +121,8 @@ def _check(content: object) -> Manifest:
         InfoForm.model_validate({"info": found.info})
         return found
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DeftxError(f"{place[:200]!r}: {first['msg']}") from error
+        place, fault = first_fault(error)
+        raise DeftxError(f"{place!r}: {fault}") from error
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -1,6 +1,5 @@
 """Causal language modelling on plain text: how a language vector of a decoder is learnt."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
-from deftx.tasks.blocks import blocks
+from deftx.tasks.blocks import blocks, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +66,7 @@ def causal_lm(
     train, valid = blocks(texts, tokenizer, training, length, generator, closed=False)
     if min(train.shape[1], valid.shape[1]) < 2:
         raise DeftxError("a part of the text is one token, and none follows it: give more text or a larger length")
-    digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
-    return CausalLM(train, valid, digest)
+    return CausalLM(train, valid, digest(train, valid))
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from deftx.errors import DeftxError, did_you_mean
+from deftx.settings import Settings
 from deftx.tasks.sources import Table, open_source
 
 NLI = {"premise", "hypothesis"}
@@ -29,6 +30,18 @@ class Columns:
     text: str = "text"
     pair: str | None = None
     label: str = "label"
+
+
+class ColumnNames(Settings):
+    """The columns that somebody named; None: the usual one of the task."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+    def over(self, usual: Columns) -> Columns:
+        """The usual columns of a task, but for those that were named."""
+        return replace(usual, **self.model_dump(exclude_none=True))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Masked language modelling on plain text: how a language vector is learnt."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
-from deftx.tasks.blocks import blocks
+from deftx.tasks.blocks import blocks, digest
 from deftx.tasks.supervised import IGNORED, inner
 
 
@@ -81,8 +80,7 @@ def masked_lm(
     fixed = mask(valid, share, special, mask_id, noise, generator)
     while (fixed[1] == IGNORED).all():  # few tokens, none of them chosen
         fixed = mask(valid, share, special, mask_id, noise, generator)
-    digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
-    return MaskedLM(train, fixed, special, mask_id, noise, share, digest)
+    return MaskedLM(train, fixed, special, mask_id, noise, share, digest(train, valid))
 
 
 def mask(

@@ -6,7 +6,6 @@ write every missing span after its sentinel; else the mask token for BART and it
 2020), which write the whole text.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count, cycle, groupby, pairwise, takewhile
@@ -18,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
-from deftx.tasks.blocks import blocks
+from deftx.tasks.blocks import blocks, digest
 from deftx.tasks.supervised import IGNORED, Batch
 
 SPAN = 3  # mean tokens of a span, in both papers
@@ -101,8 +100,7 @@ def seq2seq_lm(
     generator = torch.Generator().manual_seed(seed)
     train, valid = blocks(texts, tokenizer, training, length, generator)
     held_out = [corrupted(block, noise, generator) for block in valid.tolist()]
-    digest = hashlib.sha256(train.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
-    return Seq2SeqLM(train, held_out, noise, digest)
+    return Seq2SeqLM(train, held_out, noise, digest(train, valid))
 
 
 def noise_of(tokenizer: PreTrainedTokenizerBase, share: float) -> Noise:

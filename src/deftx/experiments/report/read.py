@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from torch import Tensor
 
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, first_fault
+from deftx.experiments.recipe import Published
 from deftx.experiments.store import PREDICTIONS, RECORD
 from deftx.storage.tensors import load_tensors
 
@@ -32,14 +33,6 @@ class Form(BaseModel):
     """A JSON object with at least the keys that are declared."""
 
     model_config = ConfigDict(frozen=True)
-
-
-class Paper(Form):
-    """What was published: `rows` has a name, and a score in percent by language, for each row of its table."""
-
-    table: str
-    url: str | None = None
-    rows: dict[str, dict[str, float]]
 
 
 class RecipeData(Form):
@@ -58,7 +51,7 @@ class RecipeData(Form):
     metric: Literal["macro_f1", "accuracy"] = "macro_f1"
     baseline: str | None = None
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    paper: Paper | None = None
+    paper: Published | None = None
     overlap: Literal["language-task", "languages"] | None = None
 
     @property
@@ -254,6 +247,5 @@ def _parsed(text: str, form: type[F], place: str) -> F:
     try:
         return form.model_validate(_loaded(text, place))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = "".join(f"{part}." for part in first["loc"])[:200].rstrip(".")
-        raise DeftxError(f"{place} is damaged: {where or 'all of it'}: {first['msg']}") from None
+        where, fault = first_fault(error)
+        raise DeftxError(f"{place} is damaged: {where or 'all of it'}: {fault}") from None
