@@ -270,6 +270,13 @@ def test_spaces_and_the_like_do_not_make_a_text_known():
         masked_lm(["ξένο"] * 30, sentencepiece, SETTINGS, 16, 0)
 
 
+def test_what_parts_texts_is_not_taken_for_unknown_where_both_are_one_token():
+    """GPT-2's tokenizer names the token that ends texts its unknown one too."""
+    plain = tiny.tokenizer()
+    plain.unk_token = plain.sep_token = plain.eos_token
+    masked_lm(["ba be bi"] * 40, plain, SETTINGS, 16, 0)
+
+
 def test_a_text_that_is_known_in_part_is_refused_from_half_on_and_warned_of_before():
     with pytest.warns(UserWarning, match="10% of the text is unknown to the base's tokenizer, such as ξένο"):
         masked_lm(["ba be bi bo bu da de di do ξένο"] * 30, TOKENIZER, SETTINGS, 32, 0)

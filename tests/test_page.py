@@ -63,6 +63,21 @@ def test_all_languages_can_be_chosen_and_none(page, url):
     assert set(LABELS) <= set(said)
 
 
+def test_pairs_of_texts_have_a_field_for_each(page, url):
+    page.open(url, *SIZES["phone"])
+    page.wait("document.querySelectorAll('option').length > 1")
+    assert page.run("document.querySelector('#beside').checkVisibility()") is False
+    switcher = StandIn()
+    switcher.pairs = True
+    with serving(switcher) as port:
+        page.open(f"http://127.0.0.1:{port}/", *SIZES["phone"])
+        page.wait("document.querySelector('#beside').checkVisibility()")
+        assert filled(page, "one\ntwo", "min") == ["2 texts and 0 pairs: give one for each text"]
+        page.run("document.querySelector('#second').value = 'a\\nb'")
+        page.run("document.querySelector('#result').replaceChildren()")
+        assert [line for line in filled(page, "one\ntwo", "min") if "/" in line] == ["one / a", "two / b"]
+
+
 def test_what_is_wrong_is_said_on_the_page(page, url):
     page.open(url, *SIZES["phone"])
     assert filled(page, "break", "min") == ["the server failed (RuntimeError): its log says why"]

@@ -101,7 +101,7 @@ def test_answers_come_in_order_with_label_and_probabilities(port, language):
 
 
 def test_languages_labels_and_health_can_be_asked_for(port):
-    assert json.loads(call(port, "/languages")[2]) == {"languages": NAMES, "labels": list(LABELS)}
+    assert json.loads(call(port, "/languages")[2]) == {"languages": NAMES, "labels": list(LABELS), "pairs": None}
     assert call(port, "/health")[::2] == (200, b'{"status":"ok","waiting":0}')
 
 

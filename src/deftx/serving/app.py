@@ -64,6 +64,9 @@ class Languages(BaseModel):
 
     languages: list[str]
     labels: list[str]
+    pairs: bool | None = Field(
+        description="Whether the task reads pairs of texts; null: not known."
+    )
 
 
 class Health(BaseModel):
@@ -108,8 +111,8 @@ def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
 
     @app.get("/languages")
     async def languages() -> Languages:
-        """The names of the languages, and the labels of the task."""
-        return Languages(languages=list(switcher.languages), labels=list(labels))
+        """The names of the languages, the labels of the task, and whether it reads pairs of texts."""
+        return Languages(languages=list(switcher.languages), labels=list(labels), pairs=switcher.pairs)
 
     @app.get("/health", responses={503: {"model": Problem}})
     async def health() -> Health:

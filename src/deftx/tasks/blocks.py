@@ -53,6 +53,8 @@ def digest(train: Tensor, valid: Tensor) -> str:
 def _check_known(lines: Sequence[str], parts: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise DeftxError, or warn, where much of the text is nothing but unknown to the tokenizer."""
     special, unknown = torch.tensor(sorted(tokenizer.all_special_ids)), tokenizer.unk_token_id
+    if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # as in GPT-2, which knows all bytes
+        unknown = None
     ids = torch.cat([part.flatten() for part in parts])
     used = ids.unique()
     pieces = dict(zip(used.tolist(), tokenizer.convert_ids_to_tokens(used.tolist()), strict=True))
