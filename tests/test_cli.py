@@ -150,6 +150,15 @@ def test_texts_with_capitals_are_told_of_where_the_task_saw_none(here, run):
     assert warning not in run("predict", *vectors, "small.tsv").err
 
 
+def test_predict_writes_texts_beside_their_answers_where_that_is_wanted(here, run):
+    Path("texts.jsonl").write_text('{"text": "ba be"}\n{"text": "bi\\n bo"}\n')
+    plain = run("predict", "--model", "home/model", "texts.jsonl").out.splitlines()
+    shown = run("predict", "--model", "home/model", "texts.jsonl", "--with-text").out.splitlines()
+    assert shown == [f"{text}\t{line}" for text, line in zip(["text", "ba be", "bi bo"], plain, strict=True)]
+    lines = run("predict", "--model", "home/model", "texts.jsonl", "--with-text", "--json").out.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["ba be", "bi\n bo"]
+
+
 def test_predict_writes_a_table_whole_and_only_where_nothing_is(here, run):
     shown = run("predict", "--model", "home/model", "home/test.tsv").out
     assert shown.splitlines()[0] == "label\tprobability"
@@ -244,6 +253,8 @@ def test_inspect_shows_where_vectors_come_from_and_what_they_share(here, home, r
         assert facts["k"] == vector.k
         assert facts["fingerprint"] == vector.info["base_fingerprint"]
         assert set(facts["density"]) == {"embeddings", "encoder.layer.0", "encoder.layer.1"}
+    shown = run("inspect", "home/min", "home/ind").out
+    assert "home/min" not in shown  # whole paths make headings that are broken within words
     shown = run("inspect", "home/min").out
     assert all(word in shown for word in ("deftx", "90%", "encoder.layer.1", vectors[0].info["base_fingerprint"][:12]))
     assert "overlap" not in shown

@@ -87,6 +87,8 @@ def print_vectors(names: Sequence[str], vectors: Sequence["SparseVector"], *, as
         found = [{"vector": n, **facts, "density": d} for n, facts, d in zip(names, about, layers, strict=True)]
         print_json({"vectors": found, "overlap": shared})
         return
+    last = [name.rstrip("/").rpartition("/")[2] for name in names]
+    names = last if len({*last}) == len(last) else names  # whole paths would be broken within words
     print_table(["", *names], [[key, *(_short(key, facts[key]) for facts in about)] for key in about[0]])
     print()
     every = dict.fromkeys(layer for densities in layers for layer in densities)

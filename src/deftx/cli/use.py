@@ -108,6 +108,7 @@ def predict(
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     any_base: AnyBase = False,
+    with_text: Annotated[bool, option("Write each text before its answer.", "--with-text")] = False,
     as_json: Annotated[bool, option("Write JSON lines instead of TSV.", "--json")] = False,
     force: Force = False,
 ) -> None:
@@ -132,6 +133,10 @@ def predict(
     else:
         languages = list(given.named_languages(language or []).values())
         found = commands.predictions_of_vectors(str(base), phi, languages, examples, rule=rule, any_base=any_base)
+    if with_text:
+        beside = [{"pair": pair} for pair in examples.pairs] if examples.pairs else [{}] * len(examples)
+        texts = zip(examples.texts, beside, found, strict=True)
+        found = [{"text": text, **pair, **answer} for text, pair, answer in texts]
     if as_json:
         lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
     else:

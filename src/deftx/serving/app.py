@@ -64,9 +64,7 @@ class Languages(BaseModel):
 
     languages: list[str]
     labels: list[str]
-    pairs: bool | None = Field(
-        description="Whether the task reads pairs of texts; null: not known."
-    )
+    pairs: bool | None = Field(description="Whether the task reads pairs of texts; null: not known.")
 
 
 class Health(BaseModel):
