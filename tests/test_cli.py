@@ -114,6 +114,11 @@ def test_a_task_of_pairs_wants_pairs_wherever_it_is_used(here, home, run):
         done = run(*command)
         assert (done.code, "learnt from pairs of texts, and these are single ones" in done.complaint) == (2, True)
     assert run("predict", "--model", "model", "pairs.tsv").code == 0
+    mixed = ["--base", "home/base", "--train", "pairs.tsv", "--valid", "home/valid.tsv"]
+    assert "learnt from pairs" in run("fit", "task", *mixed, *QUICK, "--out", "mixed").complaint
+    both = deftx.merge(task=deftx.load("pairs"), languages=[deftx.load("home/min")])
+    with pytest.raises(DeftxError, match="learnt from pairs"):
+        deftx.tune_scales("home/base", both, deftx.load("home/ind"), deftx.read_examples("home/valid.tsv"))
     with pytest.raises(DeftxError, match="learnt from pairs"):
         deftx.Switcher("home/base", deftx.load("pairs"), {}).predict(deftx.read_examples("home/test.tsv"), [None] * 24)
 
@@ -154,9 +159,9 @@ def test_predict_writes_texts_beside_their_answers_where_that_is_wanted(here, ru
     Path("texts.jsonl").write_text('{"text": "ba be"}\n{"text": "bi\\n bo"}\n')
     plain = run("predict", "--model", "home/model", "texts.jsonl").out.splitlines()
     shown = run("predict", "--model", "home/model", "texts.jsonl", "--with-text").out.splitlines()
-    assert shown == [f"{text}\t{line}" for text, line in zip(["text", "ba be", "bi bo"], plain, strict=True)]
+    assert shown == [f"{text}\t{line}" for text, line in zip(["input", "ba be", "bi bo"], plain, strict=True)]
     lines = run("predict", "--model", "home/model", "texts.jsonl", "--with-text", "--json").out.splitlines()
-    assert [json.loads(line)["text"] for line in lines] == ["ba be", "bi\n bo"]
+    assert [json.loads(line)["input"] for line in lines] == ["ba be", "bi\n bo"]
 
 
 def test_predict_writes_a_table_whole_and_only_where_nothing_is(here, run):

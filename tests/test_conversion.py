@@ -15,6 +15,7 @@ from test_storage import assert_same
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 import deftx
+from deftx import conversion
 from deftx.cli import main
 from deftx.composed import compose
 from deftx.conversion import convert, read
@@ -25,6 +26,7 @@ from deftx.errors import DeftxError
 from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.storage.fingerprint import fingerprint
 from deftx.storage.formats import lt_sft
+from deftx.tasks.table import task_of
 
 LABELS = ("bad", "good")
 TEXTS = tiny.sentences(6, seed=5)
@@ -203,6 +205,33 @@ def test_a_head_that_is_not_the_models_is_refused_and_the_kind_of_task_can_be_to
     write_sft(tmp_path / "language", diffs)
     with pytest.raises(DeftxError, match="kind tagging: the vector has no head"):
         convert(tmp_path / "language", tmp_path / "new", kind="tagging")
+
+
+@pytest.mark.parametrize("kind", ["question-answering", "multiple-choice", "regression"])
+def test_a_head_whose_outputs_have_no_names_is_converted_and_evaluated(tmp_path, bases, kind):
+    base, task = bases("distilbert"), task_of(kind)
+    model = load_task_model(base, (), task=task)
+    top = {name: weight.detach().clone() for name, weight in head(model).items()}
+    write_sft(tmp_path / "sft", {f"distilbert.{next(iter(tunable(model)))}": sparse((75, 16))}, top)
+    vector = convert(tmp_path / "sft", tmp_path / "vector", base=base, kind=kind)
+    assert vector.head.labels == ()
+    lines = {
+        "question-answering": {"question": "ba", "context": "be bi bo", "answers": "bi"},
+        "multiple-choice": {"question": "ba", "options": ["be", "bi"], "label": 0},
+        "regression": {"text": "ba be", "label": 0.5},
+    }
+    (tmp_path / "test.jsonl").write_text(json.dumps(lines[kind]) + "\n")
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--base", base, "--task", str(tmp_path / "vector"), "--test", str(tmp_path / "test.jsonl")])
+    assert not end.value.code
+
+
+@pytest.mark.parametrize("labels", [20, 16, 2])
+def test_the_outputs_of_a_head_are_told_from_the_matrices_before_them(labels):
+    """Also where there are more of them than the base is wide."""
+    matrices = {"dense.weight": torch.ones(16, 16), "out_proj.weight": torch.ones(labels, 16)}
+    for some in (matrices, dict(reversed(matrices.items()))):
+        assert len(conversion._head(some, ()).labels) == labels
 
 
 @pytest.mark.parametrize("part", [["score.weight"], ["classifier.out_proj.weight", "classifier.out_proj.bias"], []])

@@ -420,6 +420,11 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
     language = replace(language, info={**language.info, "tokenizer": {**read, "digest": "0" * 64}})
     with pytest.raises(DeftxError, match="vectors made with different tokenizers do not combine"):
         deftx.merge(task=task, languages=[language])
+    for rule in ("sum", "ties"):
+        with pytest.raises(DeftxError, match="the vector was made with the tokenizer"):
+            compose(bases(), task, language, rule=rule)
+        with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
+            compose(bases(), task, language, rule=rule, any_base=True)
 
 
 def test_composing_says_nothing_of_heads_that_are_new(bases, caplog, capsys):

@@ -16,7 +16,7 @@ from deftx.fit import fit_task
 from deftx.settings import LATER, MadxTaskFit, TaskTraining, changed
 from deftx.several import fit_task_several
 from deftx.tasks.noise import misspeller
-from deftx.tasks.supervised import supervised
+from deftx.tasks.supervised import names_of, supervised
 from deftx.tasks.table import TASKS
 
 SOME = ["", "a", "Ibu saya, 2024!", "पानी मीठा", "cafe\u0301"]
@@ -90,7 +90,7 @@ def test_labels_still_belong_to_what_they_label(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_training_texts_have_the_noise_and_validation_texts_have_not(task):
     kind, examples = TASKS[task], EXAMPLES[task]
-    tokenizer, names = tiny.tokenizer(), kind.names(examples)
+    tokenizer, names = tiny.tokenizer(), names_of(kind, examples)
     plain, noisy = (supervised(kind, examples, examples, names, tokenizer, 24, "", noise=noise) for noise in (0.0, 1.0))
     assert noisy.valid.inputs == plain.valid.inputs
     assert noisy.digest != plain.digest

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deftx.models import load_task_model, load_tokenizer
 from deftx.tasks.data import Examples
 from deftx.tasks.parts import PART, by_length, cheapest
-from deftx.tasks.supervised import supervised
+from deftx.tasks.supervised import names_of, supervised
 from deftx.tasks.table import TASKS
 
 TEXTS = [" ".join(["ba", "de", "gi", "ku", "lo"] * 5)[: 3 * words] for words in (24, 1, 2, 20, 3, 1, 22, 0)]
@@ -61,7 +61,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(bases, shape, task):
     parts = [text.split() for text in TEXTS] if task == "tagging" else None
     rows = range(len(TEXTS) - 1) if task == "tagging" else range(len(TEXTS))  # the last has no words
     examples = Examples(TEXTS, labels=LABELS[task], parts=parts).at(rows)
-    names, tokenizer = kind.names(examples), load_tokenizer(bases(shape))
+    names, tokenizer = names_of(kind, examples), load_tokenizer(bases(shape))
     model = load_task_model(bases(shape), names, task=kind).eval()  # no dropout
     objective = supervised(kind, examples, examples, names, tokenizer, 30, "")
     batch = objective.collate(objective.train)

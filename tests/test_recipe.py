@@ -30,6 +30,13 @@ def test_a_label_that_is_not_learnt_is_named_before_anything_is(folder: Path, tm
         prepare(recipe(folder, {"test": {"tar": "mixed.tsv"}}), tmp_path / "store")
 
 
+def test_test_data_of_single_texts_for_a_task_of_pairs_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "pairs.tsv").write_text("premise\thypothesis\tlabel\nba be\tbi\tfront\nbo bu\tba\tback\n")
+    changes = {"train": "pairs.tsv", "valid": "pairs.tsv", "leakage": "ignore"}
+    with pytest.raises(DeftxError, match="the task was learnt from pairs of texts, and these are single ones"):
+        prepare(recipe(folder, changes), tmp_path / "store")
+
+
 def test_null_leaves_out_what_was_set_and_stays_null_over_null(tmp_path: Path) -> None:
     (tmp_path / "below.yaml").write_text("a: 1\nb: null\n")
     (tmp_path / "above.yaml").write_text("extends: below.yaml\na: null\nb: null\nc: null\n")

@@ -23,7 +23,7 @@ from deftx.storage.files import load, save
 from deftx.tasks.data import Columns, Examples
 from deftx.tasks.generation import chrf, exact_match
 from deftx.tasks.regression import pearson, spearman
-from deftx.tasks.supervised import IGNORED, evaluate, inputs_of, predict, supervised
+from deftx.tasks.supervised import IGNORED, evaluate, inputs_of, names_of, predict, supervised
 from deftx.tasks.table import TASKS, read_examples, settled
 from deftx.tasks.tagging import span_f1, spans
 
@@ -140,7 +140,7 @@ def test_a_task_that_cannot_be_had_on_an_encoder_decoder_is_an_error_of_one_line
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "generation"])
 def test_the_loss_is_the_one_of_the_model_itself(bases, task):
     kind, examples = TASKS[task], EXAMPLES[task].at(range(0, 12, 2))
-    names = kind.names(examples)
+    names = names_of(kind, examples)
     model = load_task_model(bases(), names, task=kind).eval()
     objective = supervised(kind, examples, examples, names, TOKENIZER, 24, "")
     batch = objective.collate(objective.train[:1])  # without padding, which transformers takes for possible answers
@@ -212,6 +212,11 @@ def test_what_is_wrong_with_words_and_tags_is_named(tmp_path, name, content, sai
 def test_whole_texts_in_the_place_of_words_are_warned_of(tmp_path):
     with pytest.warns(UserWarning, match="most words in .* have spaces in them: are they whole texts"):
         read_examples(written(tmp_path, "a.tsv", "ba be bi\tX\nbo bu\tY\n"), task="tagging")
+
+
+@pytest.mark.parametrize("tags", [["B-PER", "I-PER", "O"], ["B", "I", "O"], ["I-X-Y", "O"]])
+def test_tags_of_names_may_have_kinds_or_none(tags):
+    assert TASKS["ner"].names(Examples(["ba be bi"], labels=[tags])) == tuple(sorted(tags))
 
 
 @pytest.mark.parametrize("tags", [["PER", "O"], ["S-PER", "O"]])

@@ -112,8 +112,8 @@ def evaluations(
     first = tasks[0]
     for examples in tests.values():
         check_pairs(with_pairs(first), examples)
-    model = without_vectors(base, tasks, list(languages.values()), head=0, any_base=any_base)
     tokenizer = load_tokenizer(base)
+    model = without_vectors(base, tasks, list(languages.values()), head=0, tokenizer=tokenizer, any_base=any_base)
     place(model)
     length, rows = trained_length(model, tokenizer, first), []
     for name, examples in tests.items():

@@ -62,11 +62,13 @@ def without_vectors(
     languages: Sequence[SparseVector] = (),
     *,
     head: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     any_base: bool = False,
 ) -> PreTrainedModel:
     """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against θ0.
 
-    head  of several task vectors with heads, whose is used: 0 is the first
+    head       of several task vectors with heads, whose is used: 0 is the first
+    tokenizer  the base's, if it is at hand
 
     Raises DeftxError where a vector does not fit θ0 or its tokenizer, or the task's head its model.
 
@@ -84,7 +86,7 @@ def without_vectors(
     named = [vector for vector in (top, *languages, *tasks) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, any_base=any_base)
-    check_reading(base, *tasks, *languages, any_base=any_base)
+    check_reading(tokenizer or base, *tasks, *languages, any_base=any_base)
     check_head(model, random, top.head.tensors)
     return model
 

@@ -99,8 +99,8 @@ def _read_own(folder: Path, base: Base | None, labels: Sequence[str]) -> SparseV
     if base is None:
         return vector
     model = load_encoder(base)
-    check_base(model, vector)
-    check_reading(base, vector)
+    check_base(model, vector, any_base=None)
+    check_reading(base, vector, any_base=None)
     return _of_base(vector, base, model)
 
 
@@ -219,8 +219,8 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
         model: Any = load_language_model(base)
     except DeftxError:
         model = load_encoder(base)
-    check_base(model, vector)
-    check_reading(base, vector)
+    check_base(model, vector, any_base=None)
+    check_reading(base, vector, any_base=None)
     apply(model, replace(vector, head=None))
     if tied:
         model.tie_weights()
@@ -236,7 +236,8 @@ def _of_kind(kind: str, vector: SparseVector) -> SparseVector:
     task_of(kind)
     if not vector.head:
         raise DeftxError(f"kind {kind}: the vector has no head, so it is of no kind of task: leave the kind out")
-    return replace(vector, info={**vector.info, "task": kind})
+    top = vector.head if task_of(kind).names else replace(vector.head, labels=())
+    return replace(vector, head=top, info={**vector.info, "task": kind})
 
 
 def _base_of(vector: SparseVector, base: Base | None) -> Base:
@@ -298,9 +299,11 @@ def _difference(name: str, whole: Tensor, model: nn.Module | None, prefix: str) 
 
 
 def _head(dense: Mapping[str, Tensor], labels: Sequence[str]) -> Head:
-    """A head of dense tensors. Its outputs are the rows of its matrix with the fewest, the others being as many as the
-    base is wide; without `labels` they get numbers."""
-    outputs = min((len(tensor) for tensor in dense.values() if tensor.dim() == 2), default=0)
+    """A head of dense tensors. Its outputs are the rows of its matrix that is not square, as those between the base and
+    it are, or of the smallest; without `labels` they get numbers."""
+    matrices = [tensor for tensor in dense.values() if tensor.dim() == 2]
+    last = [tensor for tensor in matrices if tensor.shape[0] != tensor.shape[1]] or matrices
+    outputs = min(map(len, last), default=0)
     if labels and len(labels) != outputs:
         raise DeftxError(f"{len(labels)} labels are given for a head of {outputs} outputs: give one for each")
     return Head(dict(dense), tuple(labels) or tuple(f"LABEL_{number}" for number in range(outputs)))

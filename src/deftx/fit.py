@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from deftx.composed import compose
+from deftx.composed import check_pairs, compose
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply, check_fit
 from deftx.core.denoise import Denoised, denoise
@@ -41,7 +41,7 @@ from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.fingerprint import check_base, fingerprint
 from deftx.tasks.data import Examples, about_texts
 from deftx.tasks.language import language_of
-from deftx.tasks.supervised import Supervised, supervised
+from deftx.tasks.supervised import Supervised, names_of, supervised
 from deftx.tasks.table import settled, task_of
 from deftx.training import processes
 from deftx.training.halves import HALVES
@@ -146,7 +146,7 @@ def task_base(
     check_language(*sources)
     check_same_base(*sources)
     settings, task = settled(settings), task_of(settings.task)
-    labels, tokenizer = task.names(train_set), load_tokenizer(base)
+    labels, tokenizer = names_of(task, train_set), load_tokenizer(base)
     model = load_task_model(base, labels, settings.seed, task)
     place(model)
     origin = origin_of("task", base, fingerprint(model), about_tokenizer(tokenizer))
@@ -158,6 +158,7 @@ def task_base(
     metric, noise = str(settings.training.metric), settings.training.noise
 
     def objective_of(train: Examples, valid: Examples) -> Supervised:
+        check_pairs(train.pairs is not None, valid)
         return supervised(task, train, valid, labels, tokenizer, length, metric, noise=noise, seed=settings.seed)
 
     return model, {**origin, "labels": list(labels)}, objective_of

@@ -16,7 +16,7 @@ from deftx.several import check_same_languages
 from deftx.storage.files import load
 from deftx.tasks.data import ColumnNames, Columns, Examples, check_labels, held_out, joined
 from deftx.tasks.respelling import Spelling, read_spelling
-from deftx.tasks.supervised import Task
+from deftx.tasks.supervised import Task, names_of
 
 F = TypeVar("F", bound=Fit)
 
@@ -67,7 +67,7 @@ def labelled(
     Raises DeftxError for labels that are not learnt. Warns of what may be a mistake.
     """
     train_sets = {name: task.read(file, columns, True) for name, file in train.items()}
-    names = task.names(joined(list(train_sets.values())))
+    names = names_of(task, joined(list(train_sets.values())))
     if not valid:
         parts = {name: held_out(some, SHARE, seed, named=bool(names)) for name, some in train_sets.items()}
         rows = sum(len(part) for _, part in parts.values())
@@ -133,8 +133,8 @@ def of_sources(train: Sequence[str], valid: Sequence[str], source: Sequence[str]
 def tests_of(
     texts: Sequence[str], languages: Sequence[str], task: Task, columns: ColumnNames, labels: Sequence[str]
 ) -> dict[str | None, Examples]:
-    """Test data by language, labelled with `labels` if there are any; None stands for no language. A lone file needs no
-    name."""
+    """Test data by language, labelled with `labels` where outputs have names; None stands for no language. A lone file
+    needs no name."""
     tests: dict[str | None, Examples] = {}
     for name, file in map(_named, texts):
         if name is None and len(languages) > 1:
@@ -146,7 +146,7 @@ def tests_of(
         if language in tests:
             raise DeftxError(f"--test {file} is the second one for {language or 'the task alone'}: give one each")
         tests[language] = task.read(file, columns.over(task.columns), True)
-        if labels:
+        if task.names:
             check_labels(file, tests[language], labels)
     for language in languages:
         if language not in tests:

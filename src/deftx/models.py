@@ -67,8 +67,8 @@ def about_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     return {"name": noted_name(str(tokenizer.name_or_path)), "digest": digest}
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, any_base: bool = False) -> None:
-    """Raise DeftxError where a vector was made with a tokenizer of other pieces; warn with `any_base`.
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, any_base: bool | None = False) -> None:
+    """Raise DeftxError where a vector was made with a tokenizer of other pieces; warn with `any_base`; None: no choice.
 
     Vectors that note no tokenizer fit any.
     """
@@ -80,15 +80,16 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, 
             which = f"the tokenizer {noted.get('name')} ({made}), not with {found['name']} ({here})"
             message = f"the vector was made with {which}"
             if not any_base:
-                raise DeftxError(f"{message}: use the former, or {ANY_BASE}")
+                raise DeftxError(f"{message}: use the former" + (f", or {ANY_BASE}" if any_base is False else ""))
             warnings.warn(message, stacklevel=2)
 
 
-def check_reading(base: Base, *vectors: SparseVector, any_base: bool = False) -> None:
-    """`check_tokenizer` of a base; where no vector notes one, it is not loaded."""
+def check_reading(base: Base | PreTrainedTokenizerBase, *vectors: SparseVector, any_base: bool | None = False) -> None:
+    """`check_tokenizer` of a base, or its tokenizer; where no vector notes one, it is not loaded."""
     noting = [vector for vector in vectors if isinstance(vector.info.get("tokenizer"), Mapping)]
     if noting:
-        check_tokenizer(load_tokenizer(base), *noting, any_base=any_base)
+        tokenizer = base if isinstance(base, PreTrainedTokenizerBase) else load_tokenizer(base)
+        check_tokenizer(tokenizer, *noting, any_base=any_base)
 
 
 def load_language_model(base: Base, head_of: Base | None = None) -> PreTrainedModel:
@@ -140,7 +141,7 @@ def with_new_head(
     named = {"num_labels": len(labels), "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = _load_checked(task.auto, base, **(named if labels else {}), **task.config)
+        model, missing = _load_checked(task.auto, base, **{**(named if labels else {}), **task.config})
     if lost := sorted(set(missing) - head(model).keys()):
         raise DeftxError(f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task")
     if _load(AutoConfig, base).is_encoder_decoder and not hasattr(model.base_model, "decoder"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from deftx.composed import kind_of, trained_length, without_vectors
+from deftx.composed import check_pairs, kind_of, trained_length, with_pairs, without_vectors
 from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
@@ -63,7 +63,9 @@ def tune_scales(
     rules = {(first, second): _with_scales(rule, first, second) for first, second in product(tried, tried)}
     for written in rules.values():
         rule_of(written)
-    model, tokenizer = without_vectors(base, task, [source], any_base=any_base), load_tokenizer(base)
+    check_pairs(with_pairs(task), valid)
+    tokenizer = load_tokenizer(base)
+    model = without_vectors(base, task, [source], tokenizer=tokenizer, any_base=any_base)
     place(model)
     length, scores = trained_length(model, tokenizer, task), {}
     for pair, written in rules.items():

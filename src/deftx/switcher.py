@@ -80,10 +80,11 @@ class Switcher:
         every = [vector for some in named.values() for vector in some]
         for some in [[], *named.values()]:
             check_distinct(*tasks, *some)
-        self._model = without_vectors(base, tasks, every, head=head, any_base=any_base)
+        self._tokenizer = load_tokenizer(base)
+        self._model = without_vectors(base, tasks, every, head=head, tokenizer=self._tokenizer, any_base=any_base)
         alone = to_add(rule, tasks, [], head)
         top = with_head(tasks, head) or tasks[0]
-        self._tokenizer, self._task, self.pairs = load_tokenizer(base), kind_of(top), with_pairs(top)
+        self._task, self.pairs = kind_of(top), with_pairs(top)
         self._length = trained_length(self._model, self._tokenizer, top)
         place(self._model)
         check_fit(self._model, *alone, *every)

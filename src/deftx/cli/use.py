@@ -136,7 +136,7 @@ def predict(
     if with_text:
         beside = [{"pair": pair} for pair in examples.pairs] if examples.pairs else [{}] * len(examples)
         texts = zip(examples.texts, beside, found, strict=True)
-        found = [{"text": text, **pair, **answer} for text, pair, answer in texts]
+        found = [{"input": text, **pair, **answer} for text, pair, answer in texts]
     if as_json:
         lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
     else:

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from deftx.core.backbone import layer_of
 from deftx.core.select import select
-from deftx.core.vector import Entries, SparseVector, check_distinct, check_same_base, derived, listed
+from deftx.core.vector import (
+    Entries,
+    SparseVector,
+    check_distinct,
+    check_same_base,
+    check_same_tokenizer,
+    derived,
+    listed,
+)
 from deftx.errors import DeftxError, unknown
 
 LANGUAGE, TASK = "language", "task"
@@ -83,8 +91,19 @@ def merge(
     The values are float32, or wider where a vector's are. Raises DeftxError for an unknown rule or option, a value that
     is out of range, two heads without a choice, no vector or the same one twice, and vectors that do not fit together.
     """
+    check_same_tokenizer(*listed(task), *languages)
+    return _merged(rule, listed(task), languages, head, options)
+
+
+def _merged(
+    rule: str,
+    tasks: Sequence[SparseVector],
+    languages: Sequence[SparseVector],
+    head: int | None,
+    options: Mapping[str, float],
+) -> SparseVector:
+    """`merge`, of vectors that may have been made with different tokenizers."""
     chosen, given = rule_of(rule, **options)
-    tasks = listed(task)
     vectors = [*languages, *tasks]
     if not vectors:
         raise DeftxError("there is nothing to combine: give a task vector, language vectors, or both")
@@ -106,7 +125,7 @@ def to_add(
     """What `apply` is to add to a model: the vectors themselves, one after the other, where the rule is the sum (each
     addition rounds), else what `merge` makes of them."""
     if rule_of(rule)[0] is not RULES["sum"]:
-        return [merge(rule, task=task, languages=languages, head=head)]
+        return [_merged(rule, listed(task), languages, head, {})]
     tasks = listed(task)
     top = with_head(tasks, head)
     return [*languages, *(vector if vector is top else replace(vector, head=None) for vector in tasks)]

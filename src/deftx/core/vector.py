@@ -16,6 +16,7 @@ from deftx.errors import DeftxError
 
 DENSE = 1 << 10  # entries of a tensor for each of a vector, up to which they are counted by marks
 KEPT_WITH_HEAD = ("task", "training", "labels", "tokenizer")  # of what is noted: how a model with the head is fed
+KEPT_OF_DATA = ("lower_case", "pairs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,11 +152,15 @@ def _common(one: Entries, other: Entries) -> int:
 
 
 def check_same_base(*vectors: SparseVector) -> None:
-    """Raise DeftxError unless all vectors that name their base, or their tokenizer, name the same one."""
+    """Raise DeftxError unless all vectors that name their base name the same one."""
     bases = {vector.info["base_fingerprint"]: vector for vector in vectors if vector.info.get("base_fingerprint")}
     if len(bases) > 1:
         named = ", ".join(f"{v.info.get('base', 'unnamed')} ({print_[:12]})" for print_, v in bases.items())
         raise DeftxError(f"vectors of different bases do not combine: {named}")
+
+
+def check_same_tokenizer(*vectors: SparseVector) -> None:
+    """Raise DeftxError unless all vectors that note their tokenizer note the same one."""
     noted = [vector.info["tokenizer"] for vector in vectors if isinstance(vector.info.get("tokenizer"), Mapping)]
     read = {about["digest"]: about for about in noted if isinstance(about.get("digest"), str)}
     if len(read) > 1:
@@ -212,9 +217,12 @@ def _sum(name: str, first: Entries | None, second: Entries | None) -> Entries:
 
 
 def derived(operation: str, *vectors: SparseVector, top: SparseVector | None = None) -> dict[str, Any]:
-    """Provenance of a computed vector: the base it belongs to, what it was computed from, and KEPT_WITH_HEAD of the
-    vector `top`, whose head it has."""
+    """Provenance of a computed vector: the base it belongs to, what it was computed from, and KEPT_WITH_HEAD and
+    KEPT_OF_DATA of the vector `top`, whose head it has."""
     named = [vector.info for vector in vectors if vector.info.get("base_fingerprint")]
     base = {key: named[0][key] for key in ("base", "base_fingerprint") if key in named[0]} if named else {}
     about = {key: top.info[key] for key in KEPT_WITH_HEAD if key in top.info} if top else {}
+    data = top.info.get("data") if top else None
+    if isinstance(data, Mapping) and (kept := {key: data[key] for key in KEPT_OF_DATA if key in data}):
+        about["data"] = kept
     return {**about, **base, "operation": operation, "of": [dict(vector.info) for vector in vectors]}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
+from deftx.composed import check_pairs
 from deftx.core.backbone import head as head_of
 from deftx.core.backbone import tunable
 from deftx.errors import DeftxError
@@ -20,6 +21,7 @@ from deftx.storage.fingerprint import fingerprint, fingerprint_of
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples, capitals, check_labels, joined, lower_case, read_text, written
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
+from deftx.tasks.supervised import names_of
 from deftx.tasks.table import task_of
 
 
@@ -65,6 +67,9 @@ def read(recipe: Recipe) -> Data:
     )
     if task is CLASSIFICATION:
         _check_labels(recipe, data)
+    pairs = any(examples.pairs is not None for examples in data.train.values())
+    for examples in [*data.train.values(), *data.valid.values(), *data.test.values()]:
+        check_pairs(pairs, examples)
     _warn_of_capitals(recipe, data)
     return data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
 
@@ -73,7 +78,7 @@ def _check_labels(recipe: Recipe, data: Data) -> None:
     """Raise DeftxError for a label of validation or test data that some variant does not learn."""
     for variant in recipe.variants if recipe.test else ():
         sources = recipe.sources_of(variant)
-        names = CLASSIFICATION.names(joined([data.train[source] for source in sources]))
+        names = names_of(CLASSIFICATION, joined([data.train[source] for source in sources]))
         for source in sources:
             check_labels(recipe.labelled[source].valid, data.valid[source], names)
         for name, examples in data.test.items():

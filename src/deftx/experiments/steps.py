@@ -23,7 +23,7 @@ from deftx.several import fit_task_several, several_start
 from deftx.storage.files import load, save
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
-from deftx.tasks.supervised import Task, answers, output_names, scores
+from deftx.tasks.supervised import Task, answers, names_of, output_names, scores
 from deftx.training.halves import HALVES
 from deftx.training.phases import full_tuning, learnt_file
 
@@ -115,7 +115,7 @@ def _ngrams(store: Store, step: Step, work: Path, folder: Path) -> None:
     """Character n-grams on test data: the same files."""
     train, examples = store.examples(step.about["train"]), store.examples(step.about["test"])
     found = [(label,) for label in predict_ngrams(train_ngrams(train), examples)]
-    _write_answers(folder, CLASSIFICATION, examples, found, CLASSIFICATION.names(train))
+    _write_answers(folder, CLASSIFICATION, examples, found, names_of(CLASSIFICATION, train))
 
 
 KINDS: Mapping[str, Callable[[Store, Step, Path, Path], None]] = {

@@ -37,8 +37,9 @@ def fingerprint_of(names: Iterable[str], weight: Callable[[str], Tensor]) -> str
     return whole.hexdigest()
 
 
-def check_base(base: nn.Module | str, vector: SparseVector, *, any_base: bool = False) -> None:
-    """Raise DeftxError if `vector` names another base than `base`, a model or its fingerprint; warn with `any_base`.
+def check_base(base: nn.Module | str, vector: SparseVector, *, any_base: bool | None = False) -> None:
+    """Raise DeftxError if `vector` names another base than `base`, a model or its fingerprint; warn with
+    `any_base`; None: there is no such choice.
 
     A vector without a fingerprint in its info names no base and fits any.
     """
@@ -52,7 +53,7 @@ def check_base(base: nn.Module | str, vector: SparseVector, *, any_base: bool = 
     given = getattr(base, "name_or_path", "") or "the base at hand"
     message = f"the vector was made on {named} ({wanted[:12]}), not on {given} ({found[:12]})"
     if not any_base:
-        raise DeftxError(f"{message}: use {named}, or {ANY_BASE}")
+        raise DeftxError(f"{message}: use {named}" + (f", or {ANY_BASE}" if any_base is False else ""))
     warnings.warn(message, stacklevel=2)
 
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 
-BLANK = "▁Ġ \n\t"  # a piece of nothing else says nothing of the script
 ODD, TOO_ODD = 0.05, 0.5  # shares of a text that its tokenizer does not know: to be told of, and to be refused
-SEEN = 1000  # lines that an example is looked for in
+SEEN = 1000  # lines that are looked at, of the shuffled ones
+EXAMPLE = 20  # characters of an example
 AT_ONCE = 1000  # lines that are tokenised at once
 
 
@@ -51,26 +51,34 @@ def digest(train: Tensor, valid: Tensor) -> str:
 
 
 def _check_known(lines: Sequence[str], parts: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise DeftxError, or warn, where much of the text is nothing but unknown to the tokenizer."""
-    special, unknown = torch.tensor(sorted(tokenizer.all_special_ids)), tokenizer.unk_token_id
-    if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # as in GPT-2, which knows all bytes
-        unknown = None
-    ids = torch.cat([part.flatten() for part in parts])
-    used = ids.unique()
-    pieces = dict(zip(used.tolist(), tokenizer.convert_ids_to_tokens(used.tolist()), strict=True))
-    blank = torch.tensor([token for token, piece in pieces.items() if not str(piece).strip(BLANK)], dtype=torch.int64)
-    known = [int((~torch.isin(part, torch.cat([special, blank]))).sum()) for part in parts]
-    strange = int((ids == unknown).sum()) if unknown is not None else 0
-    share = strange / max(strange + sum(known), 1)
-    if min(known) and share < ODD:
-        return
-    words = dict.fromkeys(word for line in lines[:SEEN] for word in line.split())
-    odd = (word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"])
-    such = f", such as {word}" if (word := next(odd, "")) else ""
-    what = f"{share:.0%} of the text is unknown to the base's tokenizer{such}"
-    if not min(known) or share >= TOO_ODD:
+    """Raise DeftxError, or warn, where the tokenizer does not know much of the text."""
+    share, example = unknown_share(lines[:SEEN], tokenizer)
+    special = torch.tensor(sorted(tokenizer.all_special_ids))
+    such = f", such as {example}" if example else ""
+    what = f"{share:.0%} of the text is unknown to the base's tokenizer{such}" if share else "the text has no token"
+    if share >= TOO_ODD or any(torch.isin(part, special).all() for part in parts):
         raise DeftxError(f"{what}: is it in the base's script? give another base")
-    warnings.warn(f"{what}: another base may know its script better", stacklevel=2)
+    if share >= ODD:
+        warnings.warn(f"{what}: another base may know its script better", stacklevel=2)
+
+
+def unknown_share(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[float, str]:
+    """The share of the characters of texts, without spaces, that are unknown to a tokenizer, and an example of such.
+
+    Tokenizers that know all bytes, and those that do not tell where their tokens stand, give 0.
+    """
+    unknown, edges = tokenizer.unk_token_id, (tokenizer.eos_token_id, tokenizer.bos_token_id)  # one for all in GPT-2
+    if unknown is None or unknown in edges or not tokenizer.is_fast:
+        return 0.0, ""
+    found = tokenizer(list(lines), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    strange = [
+        "".join(line[start:stop].split())
+        for line, ids, places in zip(lines, found["input_ids"], found["offset_mapping"], strict=True)
+        for token, (start, stop) in zip(ids, places, strict=True)
+        if token == unknown
+    ]
+    size = sum(len("".join(line.split())) for line in lines)
+    return sum(map(len, strange)) / max(size, 1), next(filter(None, strange), "")[:EXAMPLE]
 
 
 def _enough(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> int:

@@ -103,7 +103,8 @@ def held_out(examples: Examples, share: float, seed: int, *, named: bool) -> tup
             rows.add(row)
             left -= mine[row] if named else Counter()
     if not rows or len(rows) == len(examples):
-        raise DeftxError(f"of {len(examples)} example(s) none can be held out to choose the best step on: give more")
+        why = "since every label has to stay" if len(examples) > 1 else "since one has to stay"
+        raise DeftxError(f"of {len(examples)} example(s) none can be held out, {why}: give validation data (--valid)")
     return examples.at([row for row in range(len(examples)) if row not in rows]), examples.at(sorted(rows))
 
 

@@ -14,7 +14,8 @@ from deftx.errors import DeftxError, did_you_mean, not_installed, unknown
 PARQUET = "refs/convert/parquet"
 HUB = "hub:"
 HUB_FORM = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
-UNNAMED = "say which to read (options that end in `column`; `columns` in a recipe), or name columns in a first line"
+WHICH = "say which to read (options that end in `column`; `columns` in a recipe)"
+UNNAMED = f"{WHICH}, or name columns in a first line"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Table:
     lines: Sequence[int]
     column: Callable[[str], Sequence[object]]
     unit: str = "line"
-    hint: str = UNNAMED
+    hint: str = WHICH
 
     def values(self, name: str) -> Iterator[tuple[str, object]]:
         """Each value of a column, after its place in words."""
@@ -109,7 +110,8 @@ def lines_of(path: Path) -> list[str]:
 
 def _plain(path: Path) -> Table:
     lines = lines_of(path)
-    hint = f"if tabs part its columns, call it {path.stem}.tsv" if "\t" in lines[0] else "plain text has no columns"
+    tabs = "\t" in lines[0]
+    hint = f"if tabs part its columns, call it {path.stem}.tsv" if tabs else "write .tsv or .csv with columns"
     return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines, hint=hint)
 
 

@@ -57,7 +57,7 @@ class Task:
     auto       transformers' auto class of the models with its head; None: the base's own language model, without one
     columns    where its data stands, if nothing else is said
     read       examples of a source; the last argument says whether they are to have labels
-    names      the names of the head's outputs, of the training data; none where outputs have no names
+    names      the names of the head's outputs, of the training data; None where outputs have no names
     encode     (examples, tokenizer, longest input in tokens, names, whether they are to have labels)
     loss       mean loss of a batch, which has the targets as `labels`
     mean_over  of how many things the loss of a batch with these targets is the mean, whichever way the batch is padded;
@@ -74,7 +74,7 @@ class Task:
     auto: Any
     columns: Columns
     read: Callable[[str | Path, Columns, bool], Examples]
-    names: Callable[[Examples], tuple[str, ...]]
+    names: Callable[[Examples], tuple[str, ...]] | None
     encode: Callable[[Examples, PreTrainedTokenizerBase, int, Sequence[str], bool], Encoded]
     loss: Callable[[nn.Module, Batch], Tensor]
     answer: Callable[[nn.Module, Encoded, int], list[tuple[Any, ...]]]
@@ -230,6 +230,11 @@ def numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:
     if unseen:
         raise DeftxError(f"label {unseen[0]!r} is not among the labels of the training data: {', '.join(names)}")
     return [number[label] for label in labels]
+
+
+def names_of(task: Task, examples: Examples) -> tuple[str, ...]:
+    """The names of a head's outputs, of the training data; none where outputs have no names."""
+    return task.names(examples) if task.names else ()
 
 
 def label_names(labels: Sequence[str]) -> tuple[str, ...]:

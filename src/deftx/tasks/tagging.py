@@ -142,11 +142,16 @@ def respelt(examples: Examples, spell: Callable[[str], str]) -> Examples:
     return replace(examples, texts=[" ".join(each) for each in words], parts=words)
 
 
+def tag_names(examples: Examples) -> tuple[str, ...]:
+    """The tags that occur, sorted."""
+    return label_names(list(chain(*examples.labels or [])))
+
+
 def span_names(examples: Examples) -> tuple[str, ...]:
     """The tags that occur. Raises DeftxError where they are not B-, I- and O: F1 of the names would be 0."""
-    names = TAGGING.names(examples)
+    names = tag_names(examples)
     for name in names:
-        if name != "O" and not name.startswith(("B-", "I-")):
+        if name.partition("-")[0] not in ("B", "I", "O"):
             raise DeftxError(f"tag {name!r} is none of names, such as B-PER, I-PER and O: or is it tagging?")
     return names
 
@@ -155,7 +160,7 @@ TAGGING = Task(
     auto=AutoModelForTokenClassification,
     columns=Columns("words", None, "tags"),
     read=read,
-    names=lambda examples: label_names(list(chain(*examples.labels or []))),
+    names=tag_names,
     encode=encode,
     loss=loss,
     mean_over=lambda targets: int((targets != IGNORED).sum()),
