@@ -165,7 +165,7 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
         raise DeftxError(f"an adapter would leave out {what}: SHiRA has linear layers only, and nothing would be left")
     if lost:
         warnings.warn(f"the adapter leaves out {what}: SHiRA has linear layers only", stacklevel=2)
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    prefix = f"{found}." if (found := _prefix(base, vector)) else ""
     layers = {prefix + linear[name]: entries for name, entries in kept.items()}
     dense = vector.head.tensors if vector.head else {}
     about = {

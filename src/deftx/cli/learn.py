@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from deftx.cli.app import app, fit_app
 from deftx.messages import quiet_transformers
 from deftx.options import (
     FILE,
@@ -29,7 +30,6 @@ from deftx.options import (
 
 if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
-from deftx.cli.app import app, fit_app
 
 
 @fit_app.command(

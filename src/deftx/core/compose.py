@@ -95,7 +95,8 @@ def _fit_body(model: nn.Module, vector: SparseVector) -> list[tuple[nn.Parameter
         shape = tuple(parameters[name].shape)
         if shape != entries.shape:
             raise DeftxError(f"{name!r} is {shape} in the model, {entries.shape} in the vector: use the vector's base")
-        if len(entries.indices) and not 0 <= int(entries.indices[0]) <= int(entries.indices[-1]) < entries.numel:
+        looked_at = entries.indices.device.type == "cpu" and len(entries.indices)  # on a GPU a look would wait for it
+        if looked_at and not 0 <= int(entries.indices[0]) <= int(entries.indices[-1]) < entries.numel:
             raise DeftxError(f"the vector's indices of {name!r} are not within {shape}, or not in order: sort them")
     return [(parameters[name], entries) for name, entries in vector.tensors.items()]
 
