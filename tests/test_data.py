@@ -149,6 +149,14 @@ def test_what_is_held_out_is_a_tenth_and_leaves_every_label(labels, seed):
     assert held_out(examples, 0.1, seed, named=True) == (train, valid)
 
 
+def test_what_occurs_twice_is_not_held_out():
+    examples = Examples(["a", "b"] * 10 + ["c", "d"], None, ["x", "y"] * 11)
+    for seed in range(10):
+        assert held_out(examples, 0.5, seed, named=True)[1].texts == ["c", "d"]
+    with pytest.raises(DeftxError, match="what occurs twice, has to stay"):
+        held_out(examples.at(range(20)), 0.1, 0, named=True)
+
+
 def test_numbers_are_held_out_whatever_they_are():
     examples = Examples([str(number) for number in range(20)], None, [float(number) for number in range(20)])
     train, valid = held_out(examples, 0.1, 0, named=False)

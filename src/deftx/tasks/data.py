@@ -93,17 +93,22 @@ def held_out(examples: Examples, share: float, seed: int, *, named: bool) -> tup
     """Examples parted by a seed: those to learn from, and a share of them, one at least.
 
     named  labels are names, of which each stays among those to learn from
+
+    What occurs twice is learnt from, lest it be on both sides. Raises DeftxError where nothing is left to hold out.
     """
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     wanted, rows = max(1, round(share * len(examples))), set[int]()
     mine = [Counter(_listed(label)) for label in examples.labels or []] if named else []
-    left = sum(mine, Counter[str]())
+    left, texts = sum(mine, Counter[str]()), list(zip(examples.texts, examples.pairs or examples.texts, strict=True))
+    times = Counter(texts)
     for row in order:
-        if len(rows) < wanted and all(left[name] > count for name, count in (mine[row].items() if named else ())):
+        if len(rows) == wanted:
+            break
+        if times[texts[row]] == 1 and all(left[name] > count for name, count in (mine[row].items() if named else ())):
             rows.add(row)
             left -= mine[row] if named else Counter()
     if not rows or len(rows) == len(examples):
-        why = "since every label has to stay" if len(examples) > 1 else "since one has to stay"
+        why = "since every label, and what occurs twice, has to stay"
         raise DeftxError(f"of {len(examples)} example(s) none can be held out, {why}: give validation data (--valid)")
     return examples.at([row for row in range(len(examples)) if row not in rows]), examples.at(sorted(rows))
 

@@ -101,9 +101,9 @@ def full_tuning(
         return {name: weight.detach() - before for (name, weight), before in zip(body.items(), theta0, strict=True)}
 
     with _last_good_kept(phase, difference), rows_apart(model, objective.tokens) as rows:
-        apart = [rows is not None and weight is rows.weight for weight in body.values()]
-        moving = [rows.values if rows and there else weight for weight, there in zip(body.values(), apart, strict=True)]
-        start = [w.detach().clone() if there else old for w, old, there in zip(moving, theta0, apart, strict=True)]
+        moving = [rows.values if rows and weight is rows.weight else weight for weight in body.values()]
+        both = zip(moving, body.values(), theta0, strict=True)
+        start = [before if now is weight else now.detach().clone() for now, weight, before in both]
         log = _train(model, objective, settings, Moving(moving, start, top), phase)
     learnt = Learnt(difference(), _copies(top), log, phase.key)
     if keep := phase.folder:
