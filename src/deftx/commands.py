@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deftx.composed import PAIRS, check_pairs, compose, data_noted, kind_of, trained_length, with_pairs, without_vectors
+from deftx.composed import PAIRS, compose, data_noted, kind_of, trained_length, with_pairs, without_vectors
 from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
@@ -19,7 +19,7 @@ from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_file, check_target, claimed, write_text
 from deftx.switcher import Switcher
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples, capitals, usable, written
+from deftx.tasks.data import Examples, capitals, check_pairs, usable, written
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.respelling import Spelling, plain_spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for

@@ -11,7 +11,6 @@ from deftx.core.vector import SparseVector, check_distinct, check_language, chec
 from deftx.errors import DeftxError
 from deftx.models import DEFAULT_TASK, TASK, Base, check_head, check_reading, longest_input, with_new_head
 from deftx.storage.fingerprint import check_base
-from deftx.tasks.data import Examples
 from deftx.tasks.supervised import Task
 from deftx.tasks.table import task_of
 
@@ -106,14 +105,6 @@ def with_pairs(task: Noted) -> bool | None:
     """Whether a task was learnt from pairs of texts; None where it is not noted."""
     noted = data_noted(task).get("pairs")
     return noted if isinstance(noted, bool) else None
-
-
-def check_pairs(learnt: bool | None, examples: Examples) -> None:
-    """Raise DeftxError for single texts where a task was `learnt` from pairs, and for pairs where it was not."""
-    if learnt is not None and learnt != (examples.pairs is not None):
-        wrong = "from pairs of texts, and these are single ones: give the second texts too (--pair-column, or `pairs`)"
-        what = wrong if learnt else "from single texts, and these are pairs: leave the second texts out"
-        raise DeftxError(f"the task was learnt {what}")
 
 
 def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Noted) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from deftx.composed import check_pairs, compose
+from deftx.composed import compose
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply, check_fit
 from deftx.core.denoise import Denoised, denoise
@@ -39,7 +39,7 @@ from deftx.models import (
 )
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import Examples, about_texts
+from deftx.tasks.data import Examples, about_texts, check_pairs
 from deftx.tasks.language import language_of
 from deftx.tasks.supervised import Supervised, names_of, supervised
 from deftx.tasks.table import settled, task_of

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from deftx.composed import check_pairs, kind_of, trained_length, with_pairs, without_vectors
+from deftx.composed import kind_of, trained_length, with_pairs, without_vectors
 from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
 from deftx.errors import unknown
 from deftx.models import Base, load_tokenizer, place
-from deftx.tasks.data import Examples
+from deftx.tasks.data import Examples, check_pairs
 from deftx.tasks.supervised import SMALLER, evaluate
 
 GRID = (0.6, 0.8, 1.0, 1.2, 1.4)

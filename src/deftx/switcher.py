@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deftx.composed import check_pairs, kind_of, trained_length, with_pairs, without_vectors
+from deftx.composed import kind_of, trained_length, with_pairs, without_vectors
 from deftx.core.backbone import backbone
 from deftx.core.compose import applied, apply, check_fit
 from deftx.core.entries import read_entries, write_entries
@@ -20,7 +20,7 @@ from deftx.core.vector import SparseVector, check_distinct, listed
 from deftx.errors import DeftxError, unknown
 from deftx.models import Base, load_tokenizer, place
 from deftx.tasks.classification import CLASSIFICATION, probabilities
-from deftx.tasks.data import Examples
+from deftx.tasks.data import Examples, check_pairs
 from deftx.tasks.respelling import Spelling, respell
 from deftx.tasks.supervised import predict
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
-from deftx.composed import check_pairs
 from deftx.core.backbone import head as head_of
 from deftx.core.backbone import tunable
 from deftx.errors import DeftxError
@@ -19,7 +18,7 @@ from deftx.models import about_tokenizer, load_language_model, load_tokenizer
 from deftx.settings import Fit
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples, capitals, check_labels, joined, lower_case, read_text, written
+from deftx.tasks.data import Examples, capitals, check_labels, check_pairs, joined, lower_case, read_text, written
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
 from deftx.tasks.supervised import names_of
 from deftx.tasks.table import task_of

@@ -14,12 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import deftx
-from deftx.composed import check_pairs
 from deftx.errors import DeftxError, unknown
 from deftx.serving import Limits
 from deftx.serving.batches import Batches, Busy
 from deftx.switcher import Switcher
-from deftx.tasks.data import Examples
+from deftx.tasks.data import Examples, check_pairs
 
 PAGE = Path(__file__).with_name("page.html")
 # the page needs nothing from anywhere else, and may have nothing

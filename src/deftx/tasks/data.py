@@ -126,6 +126,14 @@ def check_labels(source: str, examples: Examples, names: Sequence[str]) -> None:
                 raise DeftxError(f"{source}, example {number}: {what}")
 
 
+def check_pairs(learnt: bool | None, examples: Examples) -> None:
+    """Raise DeftxError for single texts where a task was `learnt` from pairs, and for pairs where it was not."""
+    if learnt is not None and learnt != (examples.pairs is not None):
+        wrong = "from pairs of texts, and these are single ones: give the second texts too (--pair-column, or `pairs`)"
+        what = wrong if learnt else "from single texts, and these are pairs: leave the second texts out"
+        raise DeftxError(f"the task was learnt {what}")
+
+
 def joined(parts: Sequence[Examples]) -> Examples:
     """The examples of all parts, one after the other; without a column that one of them lacks."""
     columns: dict[str, Any] = {each.name: [getattr(part, each.name) for part in parts] for each in fields(Examples)}
