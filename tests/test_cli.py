@@ -146,13 +146,15 @@ def test_texts_with_capitals_are_told_of_where_the_task_saw_none(here, run):
     vectors, warning = ["--base", "home/base", "--task", "home/task"], "warning: the task was learnt from texts without"
     rows = [line.split("\t") for line in Path("home/test.tsv").read_text().splitlines()[1:]]
     Path("big.tsv").write_text("\n".join(["text\tlabel", *(f"{text.title()}\t{label}" for text, label in rows)]))
-    for command in (["predict", *vectors, "big.tsv"], ["evaluate", *vectors, "--test", "big.tsv"]):
+    model = ["predict", "--model", "home/model", "big.tsv"]
+    for command in (["predict", *vectors, "big.tsv"], ["evaluate", *vectors, "--test", "big.tsv"], model):
         done = run(*command)
         assert (done.code, done.err.count(warning)) == (0, 1)
     respell = ["data", "respell", "big.tsv", "--like", "home/train.tsv", "--case-only", "--out", "small.tsv"]
     assert run(*respell).code == 0
     assert deftx.read_examples("small.tsv").texts == deftx.read_examples("home/test.tsv").texts
     assert warning not in run("predict", *vectors, "small.tsv").err
+    assert warning not in run("predict", "--model", "home/model", "small.tsv").err
 
 
 def test_predict_writes_texts_beside_their_answers_where_that_is_wanted(here, run):

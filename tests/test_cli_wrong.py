@@ -215,6 +215,16 @@ WRONG = {
         "--language a=home/min --language home/ind --test a=home/test.tsv",
         r"add --test ind=FILE",
     ),
+    "one task twice": (
+        EVALUATE,
+        "--task home/task --task home/task",
+        r"vectors 1 and 2 of 3 are the same: give each once",
+    ),
+    "more texts than may wait": (
+        "serve --base home/base --task home/task".split(),
+        "--max-waiting 10",
+        r"64 texts in a request \(--max-texts\), but 10 may wait \(--max-waiting\)",
+    ),
     "languages of one name": (
         EVALUATE,
         "--language home/min --language min=home/ind",

@@ -89,6 +89,12 @@ def test_columns_can_be_chosen(written):
     assert read_text(path, column="title") == ["b", "d"]
 
 
+def test_every_line_of_plain_text_is_a_text_whatever_column_others_have(tmp_path):
+    (tmp_path / "a.txt").write_text("ba be\n")
+    (tmp_path / "b.jsonl").write_text('{"content": "bi bo"}\n')
+    assert read_text(tmp_path / "a.txt", tmp_path / "b.jsonl", column="content") == ["ba be", "bi bo"]
+
+
 def test_premise_and_hypothesis_are_the_default_without_a_text_column(written):
     path = written(["premise", "hypothesis", "label"], [("", "b", "neutral"), ("c", "d", "entailment")])
     examples = Examples(["", "c"], ["b", "d"], ["neutral", "entailment"])

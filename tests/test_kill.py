@@ -17,13 +17,13 @@ from test_fit import same
 from test_storage import assert_same, example
 
 from deftx.cli import main
-from deftx.commands import learn
+from deftx.commands import SAVING, learn
 from deftx.errors import DeftxError
-from deftx.storage.files import load
-from deftx.storage.folders import new_file
+from deftx.storage.files import load, save
+from deftx.storage.folders import LOCK, new_file
 from deftx.tasks.masked_lm import MaskedLM
 from deftx.tasks.supervised import Supervised
-from deftx.training import checkpoint
+from deftx.training import checkpoint, processes
 
 TRAINING = ["max_steps=9", "evaluate_every=4", "batch_size=4", "length=16", "learning_rate=1e-2", "precision=fp32"]
 SETTINGS = ["--k", "5%", "--rank", "3", *(word for s in TRAINING for word in ("--set", f"training.{s}"))]
@@ -179,3 +179,12 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_vector_bit_for_bit(tm
     )
     assert done.returncode == 0, done.stderr
     print(done.stdout)
+
+
+def test_after_a_kill_between_saving_and_clearing_up_no_process_learns_again(monkeypatch, tmp_path):
+    out, work = tmp_path / "v", tmp_path / "v.work"
+    save(replace(example(), head=None, info={"data": {}}), out)
+    work.mkdir()
+    (work / LOCK).write_text(SAVING)
+    monkeypatch.setattr(processes, "first", lambda: False)
+    assert_same(learn(out, lambda work: pytest.fail("learnt again"), [], force=False), load(out))

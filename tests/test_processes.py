@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 from deftx.cli import main
 from deftx.core.vector import overlap
+from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
 from deftx.settings import changed
 from deftx.storage.files import load, save
@@ -181,10 +182,33 @@ def test_the_parts_of_a_batch_are_the_whole_and_their_weights_one(monkeypatch, s
     assert processes.own_rows(batch) == (batch, 1.0)
 
 
-@pytest.mark.parametrize(("said", "found"), [(None, ["0", "1", "2"]), ("2,GPU-ab", ["2", "GPU-ab"]), ("", [])])
+@pytest.mark.parametrize(
+    ("said", "found"), [(None, ["0", "1", "2"]), ("2,GPU-ab", ["2", "GPU-ab"]), ("", []), ("-1", []), ("1,-1,2", ["1"])]
+)
 def test_the_gpus_to_share_out_are_those_that_may_be_used(monkeypatch, said, found):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if said is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
     assert processes.visible_gpus() == found
+
+
+@pytest.mark.parametrize(
+    ("said", "local", "own"), [(None, 2, "2"), ("4,5", 1, "5"), ("GPU-ab", 1, "GPU-ab"), ("-1", 1, None)]
+)
+def test_a_process_has_a_gpu_of_its_own_or_the_one_that_it_was_given(monkeypatch, said, local, own):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if said is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert processes.own_gpu(local) == own
+
+
+@pytest.mark.parametrize("said", [None, "0,1,2"])
+def test_more_processes_than_gpus_are_refused(monkeypatch, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if said is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    with pytest.raises(DeftxError, match=r"more processes than GPUs on this machine \(3\)"):
+        processes.own_gpu(3)

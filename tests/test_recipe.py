@@ -10,6 +10,7 @@ from deftx.errors import DeftxError
 from deftx.experiments import layers
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
+from deftx.settings import merged
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -28,6 +29,39 @@ def test_a_label_that_is_not_learnt_is_named_before_anything_is(folder: Path, tm
     (folder / "mixed.tsv").write_text((folder / "tar.tsv").read_text() + "ba be\tmixed\n")
     with pytest.raises(DeftxError, match=r"mixed\.tsv, example \d+: label 'mixed' is not among .*: back, front"):
         prepare(recipe(folder, {"test": {"tar": "mixed.tsv"}}), tmp_path / "store")
+
+
+def test_an_unknown_tag_is_named_before_anything_is_learnt(folder: Path, tmp_path: Path) -> None:
+    (folder / "tags.tsv").write_text("ba\tA\nbe\tB\n\nbo\tA\n")
+    (folder / "odd.tsv").write_text("ba\tA\n\nbo\tC\n")
+    changes = {"train": "tags.tsv", "valid": "tags.tsv", "task": {"task": "tagging"}, "ngrams": False}
+    changes |= {"test": {"tar": "odd.tsv", "src": "tags.tsv"}}
+    with pytest.raises(DeftxError, match=r"odd\.tsv, example 2: label 'C' is not among .*: A, B"):
+        prepare(recipe(folder, changes), tmp_path / "store")
+
+
+def test_a_label_that_trimming_takes_away_is_missed_before_anything_is_learnt(folder: Path, tmp_path: Path) -> None:
+    rows = (folder / "src.tsv").read_text()
+    (folder / "rare.tsv").write_text(f"{rows}bi bo be ba bu bi bo\trare\n")
+    (folder / "same.tsv").write_text("text\tlabel\nbi bo be ba bu bi bo\trare\n")
+    changes = {"train": "rare.tsv", "test": {"tar": "same.tsv", "src": "tar.tsv"}, "leakage": "trim"}
+    with pytest.raises(DeftxError, match=r"same\.tsv, example 1: label 'rare' is not among"):
+        prepare(recipe(folder, changes), tmp_path / "store")
+
+
+def test_a_lora_does_not_take_over_the_rank_of_denoising(folder: Path) -> None:
+    changes = {"language": {"rank": "90%"}, "variants": {"L": {"family": "lora"}, "M": {"family": "lora"}}}
+    found = recipe(folder, merged(changes, {"variants": {"M": {"language": {"rank": 3}}}}))
+    assert [found.language_fit(name, 0).rank for name in "LM"] == [None, 3]
+    assert found.language_fit("L", 0).training.max_steps == found.language.training.max_steps
+
+
+def test_the_base_of_a_recipe_is_found_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(recipe(folder).base)
+    assert place.is_absolute()
+    assert place.is_dir()
+    monkeypatch.setenv("HOME", str(place.parent))
+    assert recipe(folder, {"base": f"~/{place.name}"}).base == str(place)
 
 
 def test_test_data_of_single_texts_for_a_task_of_pairs_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -32,6 +32,12 @@ def found(folder: Path) -> list[Score]:
     return run_recipe(recipe(folder), folder / "out")
 
 
+def test_what_is_for_ray_is_refused_without_it() -> None:
+    for address, cpus in (("auto", None), (None, 2.0)):
+        with pytest.raises(DeftxError, match="are for Ray: add --executor ray"):
+            executors.named("local", 1, address, {"num_cpus": cpus, "num_gpus": None})
+
+
 def test_several_processes_find_what_one_finds(found: list[Score], folder: Path) -> None:
     def pair(store: Store):
         return processes(store, 2)

@@ -215,8 +215,8 @@ def test_where_too_much_waits_the_client_is_told_to_come_back():
 
 
 def test_limits_that_let_no_full_request_wait_are_refused():
-    with pytest.raises(DeftxError, match="64 texts in a request, but 8 may wait"):
-        make_app(StandIn(), Limits(waiting=8))
+    with pytest.raises(DeftxError, match=r"64 texts in a request \(--max-texts\), but 8 may wait \(--max-waiting\)"):
+        Limits(waiting=8)
 
 
 # With models

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from deftx.errors import DeftxError
+from deftx.given import assigned
 from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, LanguageFit, TaskFit, Training, changed, parse
 
 
@@ -142,3 +143,10 @@ def test_the_papers_settings_are_the_defaults():
     assert {preset.training.l1 for preset in (sentiment, nli)} == {0.0}
     assert {preset.training.clip for preset in (language, sentiment, nli)} == {1.0}
     assert Training().learning_rate == sentiment.training.learning_rate == nli.training.learning_rate == 5e-5
+
+
+def test_what_is_set_to_null_is_null():
+    assert assigned(["training.held_out_blocks=null"]) == {"training": {"held_out_blocks": None}}
+    found = changed(LanguageFit(), assigned(["training.held_out_blocks=null"]))
+    assert LanguageFit().training.held_out_blocks == 1000
+    assert found.training.held_out_blocks is None

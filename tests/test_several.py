@@ -1,6 +1,7 @@
 """Training on several languages: batches of one language each, its vector in the weights for as long as they last."""
 
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,7 @@ from deftx.settings import changed
 from deftx.several import fit_task_several, several_start
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.supervised import supervised
-from deftx.training.several import several
+from deftx.training.several import in_language, several
 from deftx.training.sparse import sparse_tuning
 
 SMALL = labelled(9, 5)
@@ -106,6 +107,27 @@ def test_scores_are_means_over_the_languages_each_with_its_own_vector(bases):
     before = bits(model)
     assert objective.validate(model, 1)["accuracy"] == sum(found) / 2
     assert equal(bits(model), before)
+
+
+@torch.no_grad()
+def test_in_half_precision_each_language_is_read_with_its_own_weights(bases):
+    """Autocast keeps what it has cast for as long as it is on: that of the language before, or after it of the last."""
+    model, objective = made(bases)
+    model.eval()
+    inputs = {n: t for n, t in objective.collate(objective.train[:1]).items() if n not in ("language", "labels")}
+
+    def read(name):
+        with in_language(model, objective.vectors[name]) if name else nullcontext():
+            return model(**inputs).logits
+
+    found = {}
+    for name in ("one", "two", None):
+        with torch.autocast("cpu", torch.bfloat16):
+            found[name] = read(name)
+    assert not torch.equal(found["one"], found["two"])
+    with torch.autocast("cpu", torch.bfloat16):
+        for name, alone in found.items():
+            assert torch.equal(read(name), alone)
 
 
 def test_after_training_no_language_is_left_in_the_weights(bases):

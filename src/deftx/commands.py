@@ -9,10 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deftx.composed import PAIRS, compose, data_noted, kind_of, trained_length, with_pairs, without_vectors
+from deftx.composed import (
+    LOWER_CASE,
+    PAIRS,
+    compose,
+    kind_of,
+    trained_length,
+    with_pairs,
+    without_capitals,
+    without_vectors,
+)
 from deftx.core.compose import applied
 from deftx.core.merge import rule_of, to_add
-from deftx.core.vector import SparseVector
+from deftx.core.vector import SparseVector, check_distinct
 from deftx.errors import DeftxError, unknown
 from deftx.models import load_composed, load_tokenizer, longest_input, place, save_model, task_noted
 from deftx.storage.files import load, save
@@ -46,10 +55,12 @@ def learn(out: Path, fit: Callable[[Path], SparseVector], sources: Sequence[str]
     """
     target, work = check_free(out, force=force), _work(out)
     processes.join()
+    saved = not force and _saved(out)  # killed after the vector was saved, before the end
+    processes.see_alike(out, saved)
     if not processes.first():
-        return fit(work)
+        return load(target) if saved else fit(work)
     with claimed(work):
-        if not force and _saved(out):  # killed after the vector was saved, before the end
+        if saved:
             vector = load(target)
         else:
             (work / LOCK).write_text("")
@@ -117,8 +128,9 @@ def evaluations(
     place(model)
     length, rows = trained_length(model, tokenizer, first), []
     for name, examples in tests.items():
-        _warn_of_capitals(first, examples)
+        _warn_of_capitals(without_capitals(first), examples)
         vectors = [languages[name]] if name is not None else []
+        check_distinct(*tasks, *vectors)
         with applied(model, *to_add(rule, tasks, vectors, head=0)):
             scores = evaluate(kind_of(first), model, tokenizer, examples, length)
         rows.append({"language": name, "examples": len(examples), **scores})
@@ -131,7 +143,7 @@ def predictions_of_vectors(
     """The answer to each example by the composed model, its parts as the task names them."""
     kind = kind_of(task)
     check_pairs(with_pairs(task), examples)
-    _warn_of_capitals(task, examples)
+    _warn_of_capitals(without_capitals(task), examples)
     model, tokenizer = compose(base, task, languages, rule=rule, any_base=any_base), load_tokenizer(base)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task)))
@@ -142,6 +154,7 @@ def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]
     kind = task_noted(folder)
     model, tokenizer = load_composed(folder), load_tokenizer(folder)
     check_pairs(getattr(model.config, PAIRS, None), examples)
+    _warn_of_capitals(getattr(model.config, LOWER_CASE, None) is True, examples)
     place(model)
     return _shown(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))
 
@@ -161,21 +174,16 @@ def switcher_for(
         raise DeftxError(f"deftx serve answers for classifiers, not for {tasks[0].info['task']}: use deftx predict")
     switcher = Switcher(base, tasks, languages, rule=rule, head=0, spellings=spellings, any_base=any_base)
     as_written = [name for name in languages if name not in spellings]
-    if as_written and _without_capitals(tasks[0]):
+    if as_written and without_capitals(tasks[0]):
         fix = "--spelling says how to read them: see `deftx data respell`"
         some = f"texts in {', '.join(as_written)} may have some"
         warnings.warn(f"the task was learnt from texts without capitals, and {some}; {fix}", stacklevel=2)
     return switcher
 
 
-def _without_capitals(task: SparseVector) -> bool:
-    """Whether a task was learnt from texts without capitals."""
-    return data_noted(task).get("lower_case") is True
-
-
-def _warn_of_capitals(task: SparseVector, examples: Examples) -> None:
-    """Warn where a task was learnt from texts without capitals, and is to read others."""
-    if _without_capitals(task) and capitals(written(examples)):
+def _warn_of_capitals(lower_case: bool, examples: Examples) -> None:
+    """Warn where a task was learnt from texts in lower case, and is to read others."""
+    if lower_case and capitals(written(examples)):
         fix = "`deftx data respell --case-only` writes texts as those were"
         warnings.warn(f"the task was learnt from texts without capitals, and these have some: {fix}", stacklevel=2)
 

@@ -14,7 +14,8 @@ from deftx.storage.fingerprint import check_base
 from deftx.tasks.supervised import Task
 from deftx.tasks.table import task_of
 
-PAIRS = "deftx_pairs"  # in the config of a composed model, whether its task reads pairs of texts
+# In the config of a composed model: whether its task reads pairs of texts, and was learnt from texts without capitals.
+PAIRS, LOWER_CASE = "deftx_pairs", "deftx_lower_case"
 
 
 class Noted(Protocol):
@@ -32,7 +33,7 @@ def compose(
     *,
     rule: str = "sum",
     head: int | None = None,
-    any_base: bool = False,
+    any_base: bool | None = False,
 ) -> PreTrainedModel:
     """θ0 + φ_task + φ_language with the task's head: an ordinary transformers model, in eval mode.
 
@@ -41,7 +42,8 @@ def compose(
     language  one language vector, several (added in order), or none
     rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
     head      of several task vectors with heads, whose is used: 0 is the first
-    any_base  go on, with a warning, where the base has other weights than the vectors' base
+    any_base  go on, with a warning, where the base has other weights than the vectors' base; None: as False, where
+              there is no such choice to be named
 
     Raises DeftxError where the base cannot be loaded, vectors do not fit it or each other, one is given twice, or no
     task vector has a head, and for an unknown rule.
@@ -62,7 +64,7 @@ def without_vectors(
     *,
     head: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    any_base: bool = False,
+    any_base: bool | None = False,
 ) -> PreTrainedModel:
     """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against θ0.
 
@@ -82,6 +84,7 @@ def without_vectors(
     model, random = with_new_head(base, top.head.labels, task=kind_of(top))
     setattr(model.config, TASK, top.info.get("task") or DEFAULT_TASK)  # for `load_composed`
     setattr(model.config, PAIRS, with_pairs(top))
+    setattr(model.config, LOWER_CASE, without_capitals(top))
     named = [vector for vector in (top, *languages, *tasks) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, any_base=any_base)
@@ -105,6 +108,11 @@ def with_pairs(task: Noted) -> bool | None:
     """Whether a task was learnt from pairs of texts; None where it is not noted."""
     noted = data_noted(task).get("pairs")
     return noted if isinstance(noted, bool) else None
+
+
+def without_capitals(task: Noted) -> bool:
+    """Whether a task was learnt from texts without capitals, as far as it is noted."""
+    return data_noted(task).get("lower_case") is True
 
 
 def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Noted) -> int:

@@ -180,7 +180,7 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
 def _write_model(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     base = _base_of(vector, base)
     check_target(out, MODEL, force=force)
-    model = compose(base, vector) if vector.head else _with_vector(base, vector, tied=False)
+    model = compose(base, vector, any_base=None) if vector.head else _with_vector(base, vector, tied=False)
     save_model(model, load_tokenizer(base), out, force=force)
 
 

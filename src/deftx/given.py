@@ -43,10 +43,10 @@ def assigned(changes: Iterable[str]) -> dict[str, Any]:
 def _assignment(change: str) -> dict[str, Any]:
     key, _, text = change.partition("=")
     try:
-        value = yaml.safe_load(text)
+        value, said = yaml.safe_load(text), bool(text.strip())
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2024-99-99
-        value = None
-    if not key or value is None:
+        value, said = None, False
+    if not key or not said:
         raise DeftxError(f"{change!r} sets nothing: write KEY=VALUE, such as training.batch_size=4, VALUE in YAML")
     *path, last = key.strip().split(".")
     return reduce(lambda inner, part: {part: inner}, reversed(path), {last: value})

@@ -33,13 +33,13 @@ def run(
         option("Any key of the recipe, such as seeds=[0] or task.training.batch_size=4.", "--set", metavar="KEY=VALUE"),
     ] = None,
     dry_run: Annotated[
-        bool, option("Print the plan, what is done of it, and about how long it takes.", "--dry-run")
+        bool, option("Print the plan, what is done of it, and about how long it takes; train nothing.", "--dry-run")
     ] = False,
     jobs: Annotated[int, option("Steps at a time; on Ray, 1 means as many as fit.", min=1)] = 1,
     executor: Annotated[str, option("local or ray.", metavar="NAME")] = "local",
     ray_address: Annotated[str | None, option("A running Ray cluster (or auto).", metavar="ADDRESS")] = None,
-    step_cpus: Annotated[float, option("Cores that a step takes on Ray.", min=0)] = 1,
-    step_gpus: Annotated[float, option("GPUs that a step takes on Ray.", min=0)] = 0,
+    step_cpus: Annotated[float | None, option("Cores that a step takes on Ray; without it 1.", min=0)] = None,
+    step_gpus: Annotated[float | None, option("GPUs that a step takes on Ray; without it none.", min=0)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Carry out a recipe, or go on with it: every fit, every score, and the table."""

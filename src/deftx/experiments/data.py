@@ -17,10 +17,9 @@ from deftx.fit import check_settings
 from deftx.models import about_tokenizer, load_language_model, load_tokenizer
 from deftx.settings import Fit
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
-from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples, capitals, check_labels, check_pairs, joined, lower_case, read_text, written
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
-from deftx.tasks.supervised import names_of
+from deftx.tasks.supervised import Task, names_of
 from deftx.tasks.table import task_of
 
 
@@ -64,20 +63,21 @@ def read(recipe: Recipe) -> Data:
         {},
         _reading(recipe.base),
     )
-    if task is CLASSIFICATION:
-        _check_labels(recipe, data)
     pairs = any(examples.pairs is not None for examples in data.train.values())
     for examples in [*data.train.values(), *data.valid.values(), *data.test.values()]:
         check_pairs(pairs, examples)
     _warn_of_capitals(recipe, data)
-    return data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
+    data = data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
+    if task.names:
+        _check_labels(recipe, task, data)
+    return data
 
 
-def _check_labels(recipe: Recipe, data: Data) -> None:
+def _check_labels(recipe: Recipe, task: Task, data: Data) -> None:
     """Raise DeftxError for a label of validation or test data that some variant does not learn."""
     for variant in recipe.variants if recipe.test else ():
         sources = recipe.sources_of(variant)
-        names = names_of(CLASSIFICATION, joined([data.train[source] for source in sources]))
+        names = names_of(task, joined([data.train[source] for source in sources]))
         for source in sources:
             check_labels(recipe.labelled[source].valid, data.valid[source], names)
         for name, examples in data.test.items():

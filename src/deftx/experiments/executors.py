@@ -70,12 +70,23 @@ def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report
 Executor = Callable[[Store], AbstractContextManager[Submit]]
 
 
-def named(name: str, jobs: int, address: str | None, resources: dict[str, float]) -> tuple[Executor, int]:
-    """The executor of a name, and how many steps it is given at once."""
+def named(name: str, jobs: int, address: str | None, resources: dict[str, float | None]) -> tuple[Executor, int]:
+    """The executor of a name, and how many steps it is given at once.
+
+    address, resources  of a Ray cluster, and what a step takes of it; None: one core and no GPU
+
+    Raises DeftxError for an unknown name, and for what is for Ray where another is named.
+    """
+    given = {key: value for key, value in resources.items() if value is not None}
     if name == "ray":
-        return partial(on_ray, address=address, resources=resources), jobs if jobs > 1 else MANY
+        needed = {"num_cpus": 1.0, "num_gpus": 0.0} | given
+        return partial(on_ray, address=address, resources=needed), jobs if jobs > 1 else MANY
     if name != "local":
         raise unknown("executor", name, ["local", "ray"])
+    if address is not None or given:
+        raise DeftxError(
+            "--ray-address, --step-cpus and --step-gpus are for Ray: add --executor ray, or leave them out"
+        )
     return (partial(processes, jobs=jobs), jobs) if jobs > 1 else (here, 1)
 
 

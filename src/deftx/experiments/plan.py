@@ -27,9 +27,9 @@ from deftx.tasks.data import joined, written
 from deftx.tasks.respelling import respelt
 from deftx.training.halves import HALVES
 
-# Versions of the code of each kind of step, and of what all fits of a task share. Raise one when a change alters what
-# the step gives: results of the old code are not taken then.
-VERSIONS = {"delta": 2, "vector": 2, "adapter": 2, "score": 1, "ngrams": 1, TASK: 2}
+# Versions of the code of each kind of step, of what all fits of a task share, and those of several sources. Raise one
+# when a change alters what the step gives: results of the old code are not taken then.
+VERSIONS = {"delta": 2, "vector": 2, "adapter": 2, "score": 1, "ngrams": 1, TASK: 2, "several": 2}
 
 NGRAMS = "character n-grams"
 
@@ -168,7 +168,8 @@ class _Planner:
         if len(names) == 1:
             return {"train": self.train[names[0]], "valid": self.valid[names[0]]}, {"source": names[0]}
         by_language = {"train": {n: self.train[n] for n in names}, "valid": {n: self.valid[n] for n in names}}
-        about = {**by_language, "temperature": self.recipe.variants[variant].temperature}
+        temperature = self.recipe.variants[variant].temperature
+        about = {**by_language, "temperature": temperature, "several": VERSIONS["several"]}
         return about, {f"source/{name}": name for name in names}
 
     def _respelt(self, variant: str) -> dict[str, str]:

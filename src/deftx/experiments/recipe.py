@@ -12,6 +12,7 @@ from deftx.core.merge import rule_of
 from deftx.errors import DeftxError, unknown
 from deftx.experiments.layers import read
 from deftx.settings import (
+    Fit,
     LanguageFit,
     Learning,
     LoraLanguageFit,
@@ -214,9 +215,10 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def _of_kind(kind: type[L], settings: Learning, changes: Mapping[str, Any]) -> L:
-    """`settings`, as far as a kind of settings knows them, with changes."""
+    """`settings`, as far as a kind of settings knows them too, with changes."""
     given = settings.model_dump(exclude_unset=True)
-    return parse(kind, merged({name: given[name] for name in given.keys() & kind.model_fields.keys()}, changes))
+    shared = kind.model_fields.keys() - (set() if issubclass(kind, Fit) else {"rank"})  # of a LoRA it is another thing
+    return parse(kind, merged({name: given[name] for name in given.keys() & shared}, changes))
 
 
 def _check_sources(recipe: Recipe) -> None:
@@ -260,10 +262,10 @@ def _rooted(recipe: Recipe, folder: Path) -> Recipe:
         return source if source.startswith("hub:") else str(folder / os.path.expanduser(source))
 
     texts = {name: tuple(map(root, [t] if isinstance(t, str) else t)) for name, t in recipe.languages.items()}
-    local = folder / recipe.base
+    local = folder / os.path.expanduser(recipe.base)
     return recipe.model_copy(
         update={
-            "base": str(local) if local.is_dir() else recipe.base,
+            "base": os.path.abspath(local) if local.is_dir() else recipe.base,
             "languages": texts,
             "train": recipe.train and root(recipe.train),
             "valid": recipe.valid and root(recipe.valid),

@@ -76,8 +76,6 @@ class Health(BaseModel):
 def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
     """The web application. One thread has the model; an end of the application ends it when all have been answered."""
     limits, labels = limits or Limits(), switcher.labels
-    if limits.texts > limits.waiting:
-        raise DeftxError(f"{limits.texts} texts in a request, but {limits.waiting} may wait: let at least as many wait")
     batches: Batches[list[float]] = Batches(
         lambda some, language: switcher.probabilities(some, [language] * len(some)).tolist(), waiting=limits.waiting
     )

@@ -148,7 +148,8 @@ def read_text(*sources: str | Path, column: str = "text") -> list[str]:
     elsewhere `column` holds them. Raises DeftxError where a source cannot be read or holds no text.
     """
     tables = map(open_source, sources)
-    return [each for table in tables for each in usable(table.source, cells(table, column, text))]
+    found = ((table.source, cells(table, "text" if table.plain else column, text)) for table in tables)
+    return [each for name, texts in found for each in usable(name, texts)]
 
 
 def read_pairs(source: str | Path, columns: Columns, label: Cell[Any] | None) -> Examples:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs
 from deftx.tasks.seq2seq_lm import written_loss
-from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, batches, inner, padding, tokenised
+from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, batches, padding, tokenised
 
 SEPARATOR = "\n"  # between what a decoder reads and what it writes
 ORDER, BETA = 6, 2  # of chrF
@@ -67,9 +67,9 @@ def ragged(targets: list[list[int]], batch: Batch) -> Tensor:
     return pad_sequence(list(map(torch.tensor, targets)), batch_first=True, padding_value=IGNORED)
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
+def loss(model: Any, batch: Batch) -> Tensor:
     """The mean cross-entropy of the tokens to write, each given what is read and those before it."""
-    if inner(model).config.is_encoder_decoder:
+    if model.config.is_encoder_decoder:
         return written_loss(model, batch)
     read, written = batch["input_ids"], batch["labels"]
     ids = torch.cat([read, written.clamp_min(0)], dim=1)
@@ -85,7 +85,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
     """What the model writes for every example, the most probable token at each step."""
     writing: Writing = encoded.places
-    model, tokenizer = inner(model), writing.tokenizer
+    tokenizer = writing.tokenizer
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=writing.most,
         do_sample=False,

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks, digest
-from deftx.tasks.supervised import IGNORED, inner
+from deftx.tasks.supervised import IGNORED
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def masked_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _only(model: nn.Module, places: Tensor) -> Iterator[None]:
+def _only(model: Any, places: Tensor) -> Iterator[None]:
     """While active, the backbone hands on its hidden states at flat `places` [n] alone, as [1, n, width]."""
 
     def narrow(module: nn.Module, inputs: object, output: Any) -> Any:
@@ -122,7 +122,7 @@ def _only(model: nn.Module, places: Tensor) -> Iterator[None]:
         output["last_hidden_state"] = hidden
         return output
 
-    hook = inner(model).base_model.register_forward_hook(narrow)
+    hook = model.base_model.register_forward_hook(narrow)
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ UNNAMED = f"{WHICH}, or name columns in a first line"
 @dataclass(frozen=True)
 class Table:
     """An opened source: `column(name)` has one value for each of `lines`, which are its rows' places for messages; a
-    `hint` says what to do where a column is not there."""
+    `hint` says what to do where a column is not there. Plain text has no columns to choose from, but for its `text`."""
 
     source: str
     names: list[str]
@@ -29,6 +29,7 @@ class Table:
     column: Callable[[str], Sequence[object]]
     unit: str = "line"
     hint: str = WHICH
+    plain: bool = False
 
     def values(self, name: str) -> Iterator[tuple[str, object]]:
         """Each value of a column, after its place in words."""
@@ -112,7 +113,7 @@ def _plain(path: Path) -> Table:
     lines = lines_of(path)
     tabs = "\t" in lines[0]
     hint = f"if tabs part its columns, call it {path.stem}.tsv" if tabs else "write .tsv or .csv with columns"
-    return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines, hint=hint)
+    return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines, hint=hint, plain=True)
 
 
 def _jsonl(path: Path) -> Table:

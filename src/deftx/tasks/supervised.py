@@ -153,7 +153,7 @@ def supervised(
         train = task.respelt(train, misspeller(written(train), noise, seed))
     learnt, held_out = (task.encode(examples, tokenizer, length, names, True) for examples in (train, valid))
     examples = [{**inputs, "labels": target} for inputs, target in zip(learnt.inputs, learnt.targets, strict=True)]
-    parts = [examples, held_out.inputs, held_out.targets, list(names)]
+    parts = [examples, held_out.inputs, held_out.targets, valid.labels, list(names)]  # scores are of the labels
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return Supervised(task, examples, held_out, metric, digest)
 
@@ -203,7 +203,7 @@ def tokenised(
     keys = [key for key in tokens if key in tokenizer.model_input_names]
     inputs = [{key: tokens[key][i] for key in keys} for i in range(len(tokens["input_ids"]))]
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if first is not None and not options.get("is_split_into_words"):
+    if first is not None:
         inputs = [each if each["input_ids"] else _of_one(first, each) for each in inputs]
     return tokens, inputs
 
@@ -282,11 +282,6 @@ def batches(model: nn.Module, encoded: Encoded, batch_size: int) -> Iterator[tup
 def inputs_of(batch: Batch) -> Batch:
     """A batch without its targets: what the model is given."""
     return {key: value for key, value in batch.items() if key != "labels"}
-
-
-def inner(model: nn.Module) -> Any:
-    """The model itself where it is wrapped for several processes."""
-    return getattr(model, "module", model)
 
 
 def by_token(targets: list[list[int]], batch: Batch) -> Tensor:

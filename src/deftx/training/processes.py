@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 
 import torch
 import torch.distributed as dist
@@ -33,13 +34,9 @@ def join() -> None:
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), visible_gpus()
-    if gpus:
-        if local >= len(gpus):
-            raise DeftxError(
-                f"there are more processes than GPUs on this machine ({len(gpus)}): start one for each GPU"
-            )
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local]
+    gpu = own_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     with _lost_is_an_error():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.device_count() > 1:  # something looked for GPUs before
@@ -50,11 +47,22 @@ def join() -> None:
         os.environ.pop(name, None)
 
 
+def own_gpu(local: int) -> str | None:
+    """The GPU of the process with the number `local` on this machine, or None where there are none; where its launcher
+    lets it see one alone, that one. Raises DeftxError where there are fewer than processes."""
+    gpus = visible_gpus()
+    if len(gpus) == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return gpus[0]
+    if gpus and local >= len(gpus):
+        raise DeftxError(f"there are more processes than GPUs on this machine ({len(gpus)}): start one for each GPU")
+    return gpus[local] if gpus else None
+
+
 def visible_gpus() -> list[str]:
     """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them; counted without use of any."""
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = map(str, range(torch.cuda.device_count())) if said is None else said.split(",")
-    return [name for name in names if name]
+    return [name for name in takewhile(lambda name: not name.startswith("-"), names) if name]  # -1 ends the list
 
 
 def count() -> int:

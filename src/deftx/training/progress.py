@@ -18,8 +18,13 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, title: str, steps: int) -> None:
         self.title, self.news = title, dict[str, float]()
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        news = TextColumn("{task.fields[news]}")
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        ]
+        news = TextColumn("{task.fields[news]}", markup=False)
         self.bar = Progress(*columns, news, console=Console(stderr=True), disable=not first())
         self.task = self.bar.add_task(title, total=steps, news="")
 

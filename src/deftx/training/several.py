@@ -113,9 +113,9 @@ def several(
 
 @contextmanager
 def in_language(model: nn.Module, vector: SparseVector) -> Iterator[None]:
-    """`applied`, also to embedding rows that are apart."""
+    """`applied`, also to embedding rows that are apart, and to what autocast keeps of the weights in half precision."""
     rows = getattr(model, "rows_that_are_apart", None)
-    with applied(model, vector):
+    with applied(model, vector), _cast_anew():
         if rows is None:
             yield
             return
@@ -126,6 +126,17 @@ def in_language(model: nn.Module, vector: SparseVector) -> Iterator[None]:
             yield
         finally:
             write_entries(rows.values.detach(), indices, before)
+
+
+@contextmanager
+def _cast_anew() -> Iterator[None]:
+    """Within the block and after it, weights are cast from what they are now: autocast casts them once, and would go on
+    with that as long as it is on."""
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 def _in_rows(model: nn.Module, rows: Rows, vector: SparseVector) -> Sequence[Tensor]:

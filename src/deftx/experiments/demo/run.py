@@ -111,7 +111,7 @@ def _clear(out: Path) -> None:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar over all steps, with a line for the latest."""
-    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")]
+    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         steps = bar.add_task("", total=None)
         yield lambda line, done, total: bar.update(
