@@ -34,7 +34,7 @@ ROWS := docs/results/performance.jsonl
 bench: .venv/installed-dev
 	for part in core vectors training recipe; do $(BIN)/python benchmarks/$$part.py --save $(ROWS) $(BENCH) || exit 1; done
 	$(BIN)/python benchmarks/page.py $(ROWS) docs/performance.md
-	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/serve.py --shape nano
 
 check: format-check lint types test
 

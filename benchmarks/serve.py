@@ -3,7 +3,8 @@
 Ours is `deftx serve`'s application on a Switcher; the plain way is the same application on one composed model for each
 language. Every client asks for one text in a random language, over loopback and a connection that it keeps, and asks
 again when it has the answer. The weights are random: they cost as much as trained ones. Clients and server share the
-machine, and the ways take turns.
+machine, and the ways take turns. Memory is what a server holds in the end, beside what it held before it had a model; a
+switch is from one language to another, measured before any request.
 """
 
 import argparse
@@ -15,10 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 import torch
@@ -43,7 +44,12 @@ from deftx.tasks.data import Examples
 LABELS = ("negative", "neutral", "positive")
 TASK, LANGUAGE = "5.1%", "2.8%"  # of the tunable entries, as in the paper
 NANO = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
-SHAPES = {"demo": {}, "nano": {**NANO, "vocab_size": 16_000, "max_position_embeddings": 258}}  # beside the demo's base
+XLMR = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+SHAPES = {  # what differs from the demo's base
+    "demo": {},
+    "nano": {**NANO, "vocab_size": 16_000, "max_position_embeddings": 258},
+    "base": {**XLMR, "vocab_size": 250_002, "max_position_embeddings": 514},
+}
 
 
 def vector_of(base: Path, k: str, seed: int, labels: tuple[str, ...] = ()) -> SparseVector:
@@ -66,6 +72,7 @@ class Dedicated:
         for model in self.models.values():
             place(model)
         self.tokenizer, self.languages, self.labels = load_tokenizer(base), tuple(languages), LABELS
+        self.pairs = None
         self.length = trained_length(next(iter(self.models.values())), self.tokenizer, task)
 
     def probabilities(self, examples: Examples, languages: Sequence[str]) -> Tensor:
@@ -77,7 +84,8 @@ WAYS = {"ours": Switcher, "plain": Dedicated}
 
 
 def serve(way: str, shape: str, count: int) -> None:
-    """Serve `count` languages on a base of a shape; says its port and its memory in bytes when it is ready."""
+    """Serve `count` languages on a base of a shape; says its port, the bytes of memory that it held before, and the
+    seconds of a switch, when it is ready."""
     with TemporaryDirectory() as folder:
         base = Path(folder)
         config = AutoConfig.from_pretrained(BASE)
@@ -86,29 +94,39 @@ def serve(way: str, shape: str, count: int) -> None:
         AutoModelForMaskedLM.from_config(config, dtype=torch.float32).save_pretrained(base)
         load_tokenizer(BASE).save_pretrained(base)
         languages = {f"language{number}": vector_of(base, LANGUAGE, number) for number in range(count)}
-        before = held()
-        app = make_app(WAYS[way](base, vector_of(base, TASK, count, LABELS), languages))
+        before = held("self")
+        models = WAYS[way](base, vector_of(base, TASK, count, LABELS), languages)
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    print(listening.getsockname()[1], held() - before, flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+    print(listening.getsockname()[1], before, switch(models), flush=True)
+    uvicorn.Server(uvicorn.Config(make_app(models), log_level="warning", access_log=False)).run(sockets=[listening])
 
 
-def held() -> int:
-    """The bytes of memory that this process holds."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def switch(models: Switcher | Dedicated) -> float:
+    """The median seconds of a switch to another language; of models of their own, none."""
+    times = [0.0]
+    for name in 3 * models.languages if isinstance(models, Switcher) else ():
+        start = time.perf_counter()
+        with models.language(name):
+            times.append(time.perf_counter() - start)
+    return median(times[2:] or times)
+
+
+def held(process: int | str) -> int:
+    """The bytes of memory that a process holds."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 @contextmanager
-def running(way: str, options: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    """Port and memory of a server in a process of its own."""
+def running(way: str, options: argparse.Namespace) -> Iterator[tuple[int, Callable[[], int], float]]:
+    """Port of a server in a process of its own, what tells the memory of its models, and the seconds of a switch."""
     shape = ["--shape", options.shape, "--languages", str(options.languages)]
     with subprocess.Popen(
         [sys.executable, __file__, "--serve", way, *shape], stdout=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout
-        port, memory = map(int, server.stdout.readline().split())
-        yield port, memory
+        port, before, seconds = server.stdout.readline().split()
+        yield int(port), lambda: held(server.pid) - int(before), float(seconds)
         server.terminate()
 
 
@@ -139,7 +157,9 @@ def load(port: int, options: argparse.Namespace) -> list[float]:
 def main() -> None:
     """Print the table; or, with `--serve`, be one of the servers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="demo", help="of the demo's base, or of 17 million weights")
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="demo", help="of the demo's base, of 17 million weights, or of XLM-R base"
+    )
     parser.add_argument("--languages", type=int, default=8)
     parser.add_argument("--clients", type=int, default=16, help="that ask at once")
     parser.add_argument("--seconds", type=float, default=5, help="of load, for each way and round")
@@ -153,8 +173,9 @@ def main() -> None:
     with running("ours", options) as ours, running("plain", options) as plain:
         servers, times = {"ours": ours, "plain": plain}, {"ours": list[float](), "plain": list[float]()}
         for _ in range(options.repeat):
-            for way, (port, _) in servers.items():
+            for way, (port, *_) in servers.items():
                 times[way] += load(port, options)
+        memory = {way: tell() for way, (_, tell, _) in servers.items()}
     rows = []
     for way, took in times.items():
         cuts = quantiles(took, n=100)
@@ -165,10 +186,11 @@ def main() -> None:
                 f"{rate:.0f}",
                 f"{1e3 * cuts[49]:.0f} ms",
                 f"{1e3 * cuts[98]:.0f} ms",
-                f"{servers[way][1] / 1e6:.0f} MB",
+                f"{memory[way] / 1e6:.0f} MB",
+                f"{1e3 * servers[way][2]:.1f} ms" if servers[way][2] else "",
             ]
         )
-    print_table(["", "requests a second", "median", "99th percentile", "memory"], rows)
+    print_table(["", "requests a second", "median", "99th percentile", "memory", "a switch"], rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from tiny import random_vector, sentences
 
 import deftx
+from deftx import switcher
 from deftx.cli import main
 from deftx.commands import switcher_for
 from deftx.errors import DeftxError
@@ -248,9 +249,9 @@ class Watched:
         return found
 
 
-def test_under_load_every_answer_is_the_one_of_the_model_composed_for_its_language(parts):
-    watched, asked, faults = Watched(*parts), [], []
-    texts = sentences(12, seed=7)
+def under_load(watched):
+    """What six clients ask at once, and are answered: (text, language, prediction), and what was refused."""
+    asked, faults, texts = [], [], sentences(12, seed=7)
 
     def client(seed):
         draw = torch.Generator().manual_seed(seed)
@@ -269,6 +270,12 @@ def test_under_load_every_answer_is_the_one_of_the_model_composed_for_its_langua
             thread.start()
         for thread in threads:
             thread.join()
+    return asked, faults
+
+
+def test_under_load_every_answer_is_the_one_of_the_model_composed_for_its_language(parts):
+    watched = Watched(*parts)
+    asked, faults = under_load(watched)
     assert faults == []
     assert len(asked) == 6 * 6 * 3
     assert watched.wrong == 0
@@ -276,6 +283,13 @@ def test_under_load_every_answer_is_the_one_of_the_model_composed_for_its_langua
         (shares,) = watched.alone(deftx.Examples([text]), language).tolist()
         assert said["language"] == language
         assert list(said["probabilities"].values()) == pytest.approx(shares, abs=1e-5)
+
+
+def test_answers_of_a_half_switched_model_would_show(parts, monkeypatch):
+    watched, write = Watched(*parts), switcher.write_entries
+    monkeypatch.setattr(switcher, "write_entries", lambda weight, at, values: write(weight, at[::2], values[::2]))
+    assert len(under_load(watched)[0]) == 6 * 6 * 3
+    assert watched.wrong > 0
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +313,8 @@ def test_a_signal_stops_the_server_when_it_has_answered(command, capsys, monkeyp
     def slowly(*arguments):
         os.kill(os.getpid(), number)
         time.sleep(0.3)
+        with pytest.raises(ConnectionError):  # no more are taken
+            call(port, "/health")
         return answer(*arguments)
 
     def client():

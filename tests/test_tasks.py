@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -117,6 +118,43 @@ def test_a_task_is_learnt_composed_scored_saved_loaded_and_undone(bases, languag
     save_model(composed, tokenizer, tmp_path / "model")
     assert task_noted(tmp_path / "model") is kind
     assert predict(kind, load_composed(tmp_path / "model"), tokenizer, examples, 24) == answers
+
+
+def with_a_rule(task, seed):
+    """Examples whose labels can be told from the texts: by a word's last vowel, its place, or how many there are."""
+    texts = tiny.sentences(120, seed)
+    words = [text.split() for text in texts]
+    front = [[word[-1] in "ei" for word in row] for row in words]
+    pairs = [[row[0], next(w for w in row if (w[-1] in "ei") != (row[0][-1] in "ei"))] for row in words]
+    return {
+        "tagging": Examples(texts, labels=[["F" if f else "B" for f in row] for row in front], parts=words),
+        "ner": Examples(texts, labels=[["B-X" if w[-1] == "e" else "O" for w in row] for row in words], parts=words),
+        "question-answering": Examples(["ba"] * 120, texts, [[(len(row[0]) + 1, row[1])] for row in words]),
+        "multiple-choice": Examples(texts, labels=[int(row[1][-1] in "ei") for row in pairs], parts=pairs),
+        "regression": Examples(texts, labels=[len(row) / 5 for row in words]),
+    }[task]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        ("tagging", "macro_f1"),
+        ("ner", "span_f1"),
+        ("question-answering", "f1"),
+        ("multiple-choice", "accuracy"),
+        ("regression", "pearson"),
+    ],
+)
+def test_a_task_with_a_rule_is_learnt_and_holds_for_other_texts(bases, task, metric):
+    training = TaskTraining(learning_rate=1e-2, batch_size=16, length=32, epochs=50, max_steps=160, evaluate_every=40)
+    settings = TaskFit(task=task, k="50%", method="lt-sft", training=training)
+    vector = fit_task(bases(), with_a_rule(task, 1), with_a_rule(task, 2), settings)
+    model, tokenizer, unseen = compose(bases(), vector), load_tokenizer(bases()), with_a_rule(task, 3)
+    learnt = evaluate(TASKS[task], model, tokenizer, unseen, 32)[metric]
+    start = replace(vector, tensors={})
+    before = evaluate(TASKS[task], compose(bases(), start), tokenizer, unseen, 32)[metric]
+    assert learnt > 0.9
+    assert before < 0.8
 
 
 def test_a_task_that_transformers_does_not_know_for_a_base_is_an_error_of_one_line(bases):
