@@ -213,6 +213,22 @@ def test_another_rule_of_composition_trains_nothing_and_is_used(found, folder, c
     assert rules == ["ties"] * 2
 
 
+def test_the_source_s_vector_can_stay_beside_the_target_s(found, folder, computed, monkeypatch) -> None:
+    with_both: list[int] = []
+
+    def watched(base: str, task: object, languages: list[object], compose=steps.compose, **options: object) -> object:
+        with_both.append(len(languages))
+        return compose(base, task, languages, **options)
+
+    monkeypatch.setattr(steps, "compose", watched)
+    kept = run_recipe(recipe(folder, {"variants": {"DeFT-X": {"keep_source": True}}}), folder / "kept")
+    assert [(step.kind, step.inputs.keys()) for step in computed] == [("score", {"task", "language", "source"})]
+    assert with_both == [2]
+    assert [score.language for score in kept if score not in found] in ([], ["tar"])
+    run_recipe(recipe(folder, {"variants": {"LT-SFT": {"keep_source": True, "target": False}}}), folder / "kept2")
+    assert with_both == [2, 1, 1]  # of the source, tested above its own vector too
+
+
 def test_a_recipe_compares_taggers_too(folder: Path) -> None:
     for name, seed in [("src", 0), ("tar", 1)]:
         words = [text.split() for text in sentences(20, seed)]

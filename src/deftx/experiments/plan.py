@@ -156,7 +156,9 @@ class _Planner:
         about = {**shared, "what": TASK, "version": VERSIONS[TASK], **labelled}
         task = self._fit(plan, about, recipe.task_fit(variant, seed), above, Use(variant, seed, TASK))
         for name, test in (self._respelt(variant) if chosen.respell else self.test).items():
-            inputs = {"task": task, **({"language": vectors[name]} if chosen.target else {})}
+            own = {"language": name} if chosen.target else {}
+            kept = {role: other for role, other in roles.items() if chosen.keep_source and other not in own.values()}
+            inputs = {"task": task} | {role: vectors[language] for role, language in (own | kept).items()}
             about = {**shared, "test": test, "rule": chosen.rule}
             title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
             plan.add(Step("score", about, inputs, recipe.base, None, title, cost), Use(variant, seed, name))

@@ -58,6 +58,7 @@ class Variant(Settings):
     sources  the languages of whose labelled data the task is learnt; None: all that the recipe has
     temperature  how even several sources are made: see `deftx.fit_task_several`
     target   the target's language vector is applied (False: the task vector alone)
+    keep_source  those of the sources are applied too
     respell  test texts are put into the spelling of the task's sources, by these languages' labelled texts (`case`), or
              plain text too (`words`): see `deftx.respelt`
     rule     how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
@@ -68,6 +69,7 @@ class Variant(Settings):
     sources: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     temperature: Annotated[float, Field(ge=1)] = 1.0
     target: bool = True
+    keep_source: bool = False
     respell: Literal["case", "words"] | None = None
     rule: str = "sum"
     language: dict[str, Any] = Field(default_factory=dict)
@@ -183,7 +185,7 @@ class Recipe(Settings):
         if not self.test:
             return list(dict.fromkeys([*sources, *self.languages]))
         targets = list(self.test) if chosen.target else []
-        below = [name for name in sources if chosen.source or name in targets]
+        below = [name for name in sources if chosen.source or chosen.keep_source or name in targets]
         return list(dict.fromkeys([*below, *targets]))
 
     def texts_of(self, variant: str) -> list[str]:
@@ -204,8 +206,9 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     _check_task(recipe)
     for variant in recipe.variants:
         recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
-        if recipe.variants[variant].family != VECTORS and recipe.variants[variant].rule != "sum":
-            raise DeftxError(f"the variant {variant!r} has no vectors to compose by a rule: leave rule out")
+        chosen = recipe.variants[variant]
+        if chosen.family != VECTORS and (chosen.rule != "sum" or chosen.keep_source):
+            raise DeftxError(f"the variant {variant!r} has no vectors to compose: leave rule and keep_source out")
         missing = [name for name in recipe.texts_of(variant) if name not in recipe.languages]
         if missing:
             raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; give it under `languages`")

@@ -104,7 +104,8 @@ def _score(store: Store, step: Step, work: Path, folder: Path) -> None:
     if "family" in step.about:
         model = _baseline(step).compose(step.base, learnt["task"], learnt.get("language"))
     else:
-        model = compose(step.base, learnt["task"], learnt.get("language", ()), rule=step.about["rule"])
+        languages = [vector for role, vector in learnt.items() if role != "task"]
+        model = compose(step.base, learnt["task"], languages, rule=step.about["rule"])
     place(model)
     kind, length = kind_of(learnt["task"]), trained_length(model, tokenizer, learnt["task"])
     encoded = kind.encode(examples, tokenizer, length, names := output_names(model), True)
