@@ -6,15 +6,17 @@ The plain way computes what LT-SFT describes with the operations that come first
 the penalty through autograd, a dense gradient for every weight, masked in phase 2, and AdamW over all of them. Both
 see the same masked batches and start from the same random weights. Texts of a task are of lengths as reviews have them,
 padded to the longest of a batch. One row has forward and backward pass alone in the
-place of the plain way: what comes on top of them is what sparse tuning costs. On the GPU if there is one; without, it
+place of the plain way: what comes on top of them is what sparse tuning costs. Another has our own step in its place:
+what comes on top is what putting a language into the weights and taking it out again costs, as where there are several
+sources. On the GPU if there is one; without, it
 needs Linux, for the peak memory. The floor is the multiplications of a forward and a backward pass, at the speed at
 which this machine multiplies matrices in that precision.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from statistics import mean, median
 
@@ -35,11 +37,13 @@ from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForS
 
 from deftx.core.backbone import backbone, tunable
 from deftx.core.select import Selection, select
+from deftx.core.vector import Entries, SparseVector
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.masked_lm import mask, masked_loss
 from deftx.tasks.supervised import mean_loss
 from deftx.training.precision import autocast, bf16_pays
 from deftx.training.rows import rows_apart
+from deftx.training.several import in_language
 from deftx.training.sparse import sparse_tuning
 
 RATE, L1, MASKED = 5e-5, 0.1, 0.15
@@ -61,14 +65,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured: phase 1 or 2 of language ("mlm") or task training, in which precision, with which dropout, and
-    beside which of WAYS."""
+    """What is measured: phase 1 or 2 of language ("mlm") or task training, in which precision, with which dropout,
+    whether a language is in the weights for the step, and beside which of WAYS."""
 
     name: str
     kind: str = "mlm"
     phase: int = 1
     bf16: bool = False
     dropout: float = 0.0
+    language: bool = False
     beside: str = "plain"
 
 
@@ -81,6 +86,7 @@ ROWS = (
     Row("MLM phase 2, bf16", phase=2, bf16=True),
     Row("task phase 1", kind="task"),
     Row("task phase 2", kind="task", phase=2),
+    Row("task phase 2 with a language put in and out", kind="task", phase=2, language=True, beside="still"),
 )
 
 
@@ -162,9 +168,9 @@ def batches(size: Size, row: Row) -> Iterator[tuple[Tensor, Tensor]]:
         yield ids.to(DEVICE), labels.to(DEVICE)
 
 
-def selected(model: nn.Module, size: Size) -> Selection:
+def selected(model: nn.Module, size: Size, seed: int = 2) -> Selection:
     """2.8% of all entries at random, in embedding rows that the corpus has."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     delta = {name: torch.randn(weight.shape, generator=generator) for name, weight in tunable(model).items()}
     next(iter(delta.values()))[size.used :] = 0
     return select(delta, "2.8%")
@@ -226,13 +232,15 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     else:
         moving = stack.enter_context(sparse_tuning(model, selected(model, size))).parameters()
     start = [weight.detach().clone() for weight in moving]
+    language = language_of(model, size) if row.language else None
     optimiser = torch.optim.AdamW([*moving, *head], RATE, weight_decay=0.0, fused=True)
     pull = L1 / sum(weight.numel() for weight in backbone(model).values()) if row.kind == "mlm" else 0.0
 
     def step(ids: Tensor, labels: Tensor) -> float:
-        with autocast(DEVICE, row.bf16):
-            loss = loss_of(model, row, ids, labels)
-        loss.backward()
+        with in_language(model, language) if language else nullcontext():
+            with autocast(DEVICE, row.bf16):
+                loss = loss_of(model, row, ids, labels)
+            loss.backward()
         if pull:
             for weight, before in zip(moving, start, strict=True):
                 weight.grad.add_(torch.sign(weight.detach() - before), alpha=pull)
@@ -242,6 +250,20 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
         return loss.item()
 
     return Step(step, optimiser)
+
+
+def language_of(model: nn.Module, size: Size) -> SparseVector:
+    """A language's vector of other entries than those that are tuned, small as differences are."""
+    tensors = {
+        name: Entries(places.indices, 1e-3 * torch.randn(len(places.indices)), places.shape)
+        for name, places in selected(model, size, seed=3).items()
+    }
+    return SparseVector(tensors, None).to(DEVICE)
+
+
+def still(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
+    """Our own step without a language."""
+    return ours(model, size, replace(row, language=False), stack)
 
 
 def bare(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
@@ -260,7 +282,7 @@ def bare(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     return Step(step, torch.optim.SGD(model.parameters(), RATE))  # never asked to step
 
 
-WAYS = {"plain": plain, "bare": bare, "ours": ours}
+WAYS = {"plain": plain, "bare": bare, "still": still, "ours": ours}
 
 
 def compare(size: Size, row: Row, repeat: int, chosen: list[str]) -> tuple[dict[str, float], dict[str, float], str]:
