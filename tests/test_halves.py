@@ -11,7 +11,7 @@ from transformers import AutoModel
 import deftx.training.phases as phases_module
 from deftx.core.backbone import head, tunable
 from deftx.core.denoise import denoise
-from deftx.core.ranks import is_matrix, split_half_ranks
+from deftx.core.ranks import RECOMMENDED, is_matrix, split_half_ranks
 from deftx.core.select import select
 from deftx.errors import DeftxError
 from deftx.fit import fit, fit_language, fit_task
@@ -219,9 +219,9 @@ def test_data_that_are_too_few_to_halve_are_refused_before_any_training(bases, t
 
 
 def test_auto_is_the_recommended_rule_and_both_are_noted(bases):
-    auto, rule = (fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": rank})) for rank in ("auto", "90%"))
+    auto, rule = (fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": rank})) for rank in ("auto", RECOMMENDED))
     assert same(auto, rule)
-    assert (auto.info["rank"], auto.info["rank_rule"], auto.info["ranks"]) == ("auto", "90%", rule.info["ranks"])
+    assert (auto.info["rank"], auto.info["rank_rule"], auto.info["ranks"]) == ("auto", RECOMMENDED, rule.info["ranks"])
     assert "rank_rule" not in rule.info
 
 

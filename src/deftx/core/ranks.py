@@ -2,7 +2,7 @@
 
     100      the same rank for every matrix
     90%      the fewest values whose squares reach that share of all squares
-    a name   a rule that needs no number, see RANK_RULES; or `auto`, the one of these that is recommended
+    a name   a rule that needs no number, see RANK_RULES; or `auto`, the one of these that did best (docs/log.md)
 
 The rules by name ask how much of a spectrum is more than noise would leave, or how many directions it amounts to. Those
 that know noise compare with a matrix [m, n] of independent entries of one variance s²: its singular values fill, as the
@@ -28,7 +28,7 @@ RankRule = Callable[[Tensor, tuple[int, int]], int]
 Rank = int | float | str  # as it is set
 
 AUTO, SPLIT_HALF = "auto", "split-half"
-RECOMMENDED: Rank = "90%"  # what `auto` stands for
+RECOMMENDED: Rank = "gavish-donoho"  # what `auto` stands for
 ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
 BLOCK = 1 << 20  # entries that are taken to float64 together
 ROUNDED = 1e-6  # singular values this small beside the largest may be rounding: a Gram matrix halves the digits
