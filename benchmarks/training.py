@@ -86,7 +86,13 @@ ROWS = (
     Row("MLM phase 2, bf16", phase=2, bf16=True),
     Row("task phase 1", kind="task"),
     Row("task phase 2", kind="task", phase=2),
-    Row("task phase 2 with a language put in and out", kind="task", phase=2, language=True, beside="still"),
+    Row(
+        "task phase 2 with a language put in and out, beside our step without",
+        kind="task",
+        phase=2,
+        language=True,
+        beside="still",
+    ),
 )
 
 
