@@ -153,12 +153,29 @@ def test_a_process_that_is_lost_ends_the_job_with_one_line_and_it_goes_on(tmp_pa
 
 
 @pytest.mark.slow
-def test_torchrun_starts_processes_of_which_one_writes_and_prints(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deftx.cli"]
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_torchrun_starts_processes_of_which_one_writes_and_prints(tmp_path, count):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m", "deftx.cli"]
     done = apart(tmp_path, [*launch, *COMMAND])
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["v"]
     assert sorted(os.listdir(tmp_path)) == ["base", "text.txt", "v"]
     assert load(tmp_path / "v").k > 0
+
+
+def test_a_launcher_may_start_one_process_and_the_model_is_not_wrapped(monkeypatch):
+    alone = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    processes.join()
+    assert processes.count() == 1
+    assert not os.environ.keys() & set(processes.TOLD_BY)
+
+
+def test_distributed_torch_of_others_is_refused_with_a_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(DeftxError, match=r"torch\.distributed is in use already"):
+        processes.join()
 
 
 @pytest.mark.parametrize("sizes", [(5, 2), (4, 2), (2, 3), (1, 4)])

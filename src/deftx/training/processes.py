@@ -20,7 +20,7 @@ from torch import Tensor
 from deftx.core.select import Selection
 from deftx.errors import DeftxError
 
-# By these the libraries below would tell that there are several processes, and wrap the model.
+# By these the libraries below would tell that a launcher started this process, and wrap the model.
 TOLD_BY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 IGNORED = -100  # the label of what does not count, as in torch's cross-entropy
 
@@ -30,10 +30,17 @@ _all: list[int] = []  # once this process has joined: how many there are, and wh
 def join() -> None:
     """Join the other processes of this job, if there are any. To be called before a GPU is used: each gets its own.
 
-    Raises DeftxError where there are fewer GPUs than processes on this machine.
+    Raises DeftxError where there are fewer GPUs than processes on this machine, or where torch.distributed is in use.
     """
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _join()
+    for name in TOLD_BY:  # a launcher sets them for one process as well
+        os.environ.pop(name, None)
+
+
+def _join() -> None:
+    if dist.is_initialized():
+        raise DeftxError("torch.distributed is in use already: leave it to deftx, or fit in a process of its own")
     gpu = own_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -43,8 +50,6 @@ def join() -> None:
         raise DeftxError("this process sees several GPUs: start each one with a GPU of its own in CUDA_VISIBLE_DEVICES")
     _all[:] = dist.get_world_size(), dist.get_rank()
     atexit.register(dist.destroy_process_group)
-    for name in TOLD_BY:
-        os.environ.pop(name, None)
 
 
 def own_gpu(local: int) -> str | None:
