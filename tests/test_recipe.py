@@ -64,6 +64,17 @@ def test_the_base_of_a_recipe_is_found_from_any_folder(folder: Path, monkeypatch
     assert recipe(folder, {"base": f"~/{place.name}"}).base == str(place)
 
 
+def test_the_model_whose_head_stands_in_is_looked_for_beside_the_recipe(folder: Path) -> None:
+    place = Path(recipe(folder).base).name
+    there = {"language": {"training": {"head": place}}}
+    found = recipe(folder, {**there, "variants": {"DeFT-X": {"language": {"training": {"head": f"./{place}"}}}}})
+    assert (
+        found.language.training.head == found.language_fit("DeFT-X", 0).training.head == str(folder.resolve() / place)
+    )
+    elsewhere = {"training": {"head": "FacebookAI/xlm-roberta-base"}}
+    assert recipe(folder, {"language": elsewhere}).language.training.head == "FacebookAI/xlm-roberta-base"
+
+
 def test_test_data_of_single_texts_for_a_task_of_pairs_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "pairs.tsv").write_text("premise\thypothesis\tlabel\nba be\tbi\tfront\nbo bu\tba\tback\n")
     changes = {"train": "pairs.tsv", "valid": "pairs.tsv", "leakage": "ignore"}

@@ -259,17 +259,29 @@ def _check_task(recipe: Recipe) -> None:
 
 
 def _rooted(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its files as paths from here instead of from the recipe's folder."""
+    """The recipe with its files as paths from here instead of from the recipe's folder; models as full paths."""
 
     def root(source: str) -> str:
         return source if source.startswith("hub:") else str(folder / os.path.expanduser(source))
 
+    def model(name: str) -> str:
+        local = folder / os.path.expanduser(name)
+        return os.path.abspath(local) if local.is_dir() else name
+
+    def with_head(language: Mapping[str, Any]) -> dict[str, Any]:
+        head = language.get("training", {}).get("head")
+        return merged(language, {"training": {"head": model(head)}} if head else {})
+
+    variants = {
+        name: each.model_copy(update={"language": with_head(each.language)}) for name, each in recipe.variants.items()
+    }
     texts = {name: tuple(map(root, [t] if isinstance(t, str) else t)) for name, t in recipe.languages.items()}
-    local = folder / os.path.expanduser(recipe.base)
     return recipe.model_copy(
         update={
-            "base": os.path.abspath(local) if local.is_dir() else recipe.base,
+            "base": model(recipe.base),
             "languages": texts,
+            "language": changed(recipe.language, with_head(recipe.language.model_dump(exclude_unset=True))),
+            "variants": variants,
             "train": recipe.train and root(recipe.train),
             "valid": recipe.valid and root(recipe.valid),
             "sources": {
