@@ -124,7 +124,9 @@ def test_rows_are_written_and_all_is_as_before_after_an_exception():
     assert torch.equal(model(input_ids=ids).logits, said)
 
 
-@pytest.mark.parametrize("model", [tiny.xlmr(), nn.Linear(3, 3)], ids=["tied", "no embeddings"])
+@pytest.mark.parametrize(
+    "model", [tiny.xlmr(), nn.Linear(3, 3), tiny.deberta(legacy=False)], ids=["tied", "no embeddings", "read by a head"]
+)
 def test_what_cannot_be_parted_is_left_alone(model):
     trained = [parameter.requires_grad for parameter in model.parameters()]
     with rows_apart(model, torch.tensor([7])) as rows:

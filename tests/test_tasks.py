@@ -159,7 +159,7 @@ def test_a_task_with_a_rule_is_learnt_and_holds_for_other_texts(bases, task, met
 
 def test_a_task_that_transformers_does_not_know_for_a_base_is_an_error_of_one_line(bases):
     examples = EXAMPLES["multiple-choice"]
-    with pytest.raises(DeftxError, match=r"cannot load the model .*Qwen3Config.*AutoModelForMultipleChoice"):
+    with pytest.raises(DeftxError, match=r"cannot load the model .*no AutoModelForMultipleChoice of this kind of base"):
         fit_task(bases("qwen"), examples, examples, TaskFit(task="multiple-choice"))
 
 
@@ -169,7 +169,7 @@ def test_a_task_that_transformers_does_not_know_for_a_base_is_an_error_of_one_li
 def test_a_task_that_cannot_be_had_on_an_encoder_decoder_is_an_error_of_one_line(bases, shape, task):
     examples = EXAMPLES[task]
     with pytest.raises(
-        DeftxError, match=r"leaves out the decoder of .*: give an encoder|cannot load .*Unrecog"
+        DeftxError, match=r"leaves out the decoder of .*: give an encoder|cannot load .* of this kind of base"
     ) as told:
         fit_task(bases(shape), examples, examples, TaskFit(task=task))
     assert "\n" not in str(told.value)

@@ -60,11 +60,12 @@ def modernbert() -> PreTrainedModel:
     return ModernBertForMaskedLM(ModernBertConfig(**SIZES, **COMMON, **special, max_position_embeddings=32))
 
 
-def deberta() -> PreTrainedModel:
-    config = DebertaV2Config(
-        **SIZES, **COMMON, max_position_embeddings=32, relative_attention=True, pos_att_type=["p2c", "c2p"]
+def deberta(*, legacy: bool = True) -> PreTrainedModel:
+    """Unless `legacy`, its head reads the input embeddings themselves."""
+    attention = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+    return DebertaV2ForMaskedLM(
+        DebertaV2Config(**SIZES, **COMMON, **attention, max_position_embeddings=32, legacy=legacy)
     )
-    return DebertaV2ForMaskedLM(config)
 
 
 # What reads the frozen output embeddings can say little with weights of the usual size, since hidden states are narrow.

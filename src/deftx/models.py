@@ -269,6 +269,8 @@ def _load(auto: Any, base: Base, **options: Any) -> Any:
             return auto.from_pretrained(name, revision=revision or None, **options)
     except BAD_BASE as error:
         reason = str(error).strip().split("\n")[0].rstrip(" .:")
+        if reason.startswith("Unrecognized configuration class"):
+            reason = f"transformers has no {auto.__name__} of this kind of base: give another base"
         raise DeftxError(f"cannot load the model {name!r}: {where}{reason}") from None
 
 

@@ -77,6 +77,8 @@ def rows_apart(model: Any, ids: Tensor) -> Iterator[Rows | None]:
 
 def input_embeddings(model: Any) -> nn.Embedding | None:
     """The model's input embeddings, if they are of the plain kind and nothing else has their weight."""
+    if getattr(getattr(model, "config", None), "legacy", None) is False:  # DeBERTa's newer head reads them by itself
+        return None
     module = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     if type(module) is not nn.Embedding:
         return None
