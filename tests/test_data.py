@@ -2,6 +2,7 @@ import csv
 import json
 import os
 from datetime import date
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -417,6 +418,25 @@ def test_examples_are_chosen_by_their_numbers_with_all_their_columns():
     assert examples.at([2, 0]) == Examples(["c", "a"], ["z", "x"], [3, 1], [["c"], ["a"]])
     assert Examples(["a", "b"]).at([1]) == Examples(["b"])
     assert Examples([], labels=[]).at([]) == Examples([], labels=[])
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"labels": ["x"]}, "2 texts and 1 labels: give one for each"),
+        ({"pairs": []}, "2 texts and 0 pairs"),
+        ({"parts": [["a"], ["b"], ["c"]]}, "2 texts and 3 parts"),
+    ],
+)
+def test_columns_of_other_lengths_are_refused(columns, said):
+    with pytest.raises(DeftxError, match=said):
+        Examples(["a", "b"], **columns)
+
+
+@pytest.mark.parametrize("name", ["train.tsv", Path("train.tsv")])
+def test_the_name_of_a_file_is_no_list_of_texts(name):
+    with pytest.raises(DeftxError, match=r"'train\.tsv' is one text, where a list is wanted: .* deftx\.read_examples"):
+        Examples(name)
 
 
 def test_the_folder_of_a_config_is_all_that_is_read_of_an_exported_dataset(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import METHODS, fit, fit_language, fit_task, language_start, transfer
 from deftx.models import load_language_model, load_task_model, load_tokenizer
+from deftx.scales import tune_scales
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
 from deftx.storage.tensors import load_tensors
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
+from deftx.tasks.respelling import spelling_for
 from deftx.tasks.supervised import evaluate, supervised
 
 TEXT = tiny.sentences(40)
@@ -469,6 +472,28 @@ def test_a_half_precision_base_gives_the_vectors_of_its_full_precision_copy(base
     assert same(one, other)
     assert one.info["base_fingerprint"] == other.info["base_fingerprint"]
     assert {entries.values.dtype for entries in one.tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("called", "reader"),
+    [
+        (lambda base: fit_language(base, "text.txt", LANGUAGE), "read_text"),
+        (lambda base: fit_task(base, "text.txt", VALID, TASK), "read_examples"),
+        (lambda base: fit_task(base, TRAIN, "text.txt", TASK), "read_examples"),
+        (lambda base: transfer(base, TEXT, "text.txt", TRAIN, VALID), "read_text"),
+        (lambda base: spelling_for("text.txt", TEXT), "read_text"),
+        (lambda base: tune_scales(base, SparseVector({}), SparseVector({}), "text.txt"), "read_examples"),
+    ],
+)
+def test_the_name_of_a_file_in_place_of_what_is_in_it_is_refused_before_any_training(bases, called, reader):
+    with pytest.raises(DeftxError, match=rf"'text\.txt' is one text, where a list is wanted: .* deftx\.{reader}$"):
+        called(bases())
+
+
+def test_labels_that_are_no_text_are_refused_before_any_training(bases):
+    numbered = replace(TRAIN, labels=[number % 2 for number in range(len(TRAIN))])
+    with pytest.raises(DeftxError, match="label 0 is no text, as names of labels are: give '0'"):
+        fit_task(bases(), numbered, numbered, TASK)
 
 
 def test_transfer_is_the_three_vectors_composed(bases):

@@ -271,6 +271,14 @@ def test_the_spelling_of_a_language_that_is_not_there_is_refused(parts):
         deftx.Switcher(base, task, languages, spellings={"mni": deftx.Spelling({}, lower=True)})
 
 
+def test_plain_texts_are_answered_as_examples_are(made):
+    switcher, texts, names = made[0], sentences(4, seed=5), [*NAMES, None]
+    assert switcher.predict(texts, names) == switcher.predict(Examples(texts), names)
+    assert torch.equal(switcher.probabilities(tuple(texts), names), switcher.probabilities(Examples(texts), names))
+    with pytest.raises(DeftxError, match="'ba be' is one text, where a list is wanted"):
+        switcher.predict("ba be", [None])
+
+
 def test_no_texts_have_no_answers(parts):
     switcher = deftx.Switcher(*parts[:2], parts[2])
     assert switcher.predict(Examples([]), []) == []

@@ -157,6 +157,17 @@ def test_a_task_with_a_rule_is_learnt_and_holds_for_other_texts(bases, task, met
     assert before < 0.8
 
 
+@pytest.mark.parametrize(
+    ("task", "column"), [("tagging", "parts"), ("multiple-choice", "parts"), ("question-answering", "pairs")]
+)
+def test_a_column_that_a_task_reads_is_missed_before_any_training(bases, task, column):
+    examples = replace(EXAMPLES[task], **{column: None})
+    with pytest.raises(
+        DeftxError, match=rf"the examples have no {column}, which this task reads: give Examples\(texts, "
+    ):
+        fit_task(bases(), examples, examples, TaskFit(task=task))
+
+
 def test_a_task_that_transformers_does_not_know_for_a_base_is_an_error_of_one_line(bases):
     examples = EXAMPLES["multiple-choice"]
     with pytest.raises(DeftxError, match=r"cannot load the model .*no AutoModelForMultipleChoice of this kind of base"):

@@ -68,6 +68,28 @@ def test_scaling_equals_dense_scaling_from_both_sides(one, scale):
             assert torch.equal(tensor, dense(one)[name] * float(scale))
 
 
+@given(VECTORS, st.sampled_from([scale for scale in SCALES if scale]))
+def test_division_equals_dense_division(one, divisor):
+    result = one / divisor
+    assert places(result) == places(one)
+    for name, tensor in dense(result).items():
+        assert torch.equal(tensor, dense(one)[name] / float(divisor))
+
+
+@given(st.lists(VECTORS, min_size=1, max_size=4))
+def test_the_mean_of_vectors_is_their_sum_over_their_number(some):
+    mean = sum(some) / len(some)
+    for name in SHAPES:
+        expected = torch.stack([dense(one)[name] for one in some]).mean(0)
+        torch.testing.assert_close(dense(mean)[name], expected)
+
+
+@pytest.mark.parametrize("wrong", [lambda v: v + 1, lambda v: 1 + v, lambda v: v * v, lambda v: v / v, lambda v: 1 / v])
+def test_what_has_no_meaning_is_a_type_error(wrong):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        wrong(vector(1))
+
+
 @given(VECTORS, VECTORS, VECTORS)
 def test_addition_is_commutative_and_associative(a, b, c):
     for one, other in [(a + b, b + a), ((a + b) + c, a + (b + c))]:

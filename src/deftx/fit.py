@@ -39,7 +39,7 @@ from deftx.models import (
 )
 from deftx.settings import Fit, LanguageFit, TaskFit
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import Examples, about_texts, check_pairs
+from deftx.tasks.data import Examples, about_texts, check_pairs, check_read
 from deftx.tasks.language import language_of
 from deftx.tasks.supervised import Supervised, names_of, supervised
 from deftx.tasks.table import settled, task_of
@@ -109,6 +109,7 @@ class Start:
 def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> Start:
     """`base` about to be trained on the lines of a language's plain text, as its kind of base learns it."""
     processes.join()
+    check_read(text, "read_text")
     model, tokenizer = load_language_model(base, settings.training.head), load_tokenizer(base)
     place(model)
     origin = origin_of("language", base, fingerprint(model), about_tokenizer(tokenizer))
@@ -143,6 +144,7 @@ def task_base(
     """θ0 with a new head for a task's labels, `sources` checked against it; where a vector of it comes from; and what
     makes an objective of training and validation data."""
     processes.join()
+    check_read(train_set, "read_examples")
     check_language(*sources)
     check_same_base(*sources)
     settings, task = settled(settings), task_of(settings.task)
@@ -158,6 +160,7 @@ def task_base(
     metric, noise = str(settings.training.metric), settings.training.noise
 
     def objective_of(train: Examples, valid: Examples) -> Supervised:
+        check_read(valid, "read_examples")
         check_pairs(train.pairs is not None, valid)
         return supervised(task, train, valid, labels, tokenizer, length, metric, noise=noise, seed=settings.seed)
 
@@ -222,6 +225,7 @@ def transfer(
 
     Raises DeftxError as `fit_language`, `fit_task` and `compose` do.
     """
+    check_read(target_text, "read_text")  # the others when they are used first
     language, task = language or LanguageFit(), task or TaskFit()
     phi_source = fit_language(base, source_text, language, title="source language")
     phi_task = fit_task(base, train_set, valid_set, task, source=phi_source)

@@ -20,7 +20,7 @@ from deftx.core.vector import SparseVector, check_distinct, listed
 from deftx.errors import DeftxError, unknown
 from deftx.models import Base, load_tokenizer, place
 from deftx.tasks.classification import CLASSIFICATION, probabilities
-from deftx.tasks.data import Examples, check_pairs
+from deftx.tasks.data import Examples, check_pairs, check_read
 from deftx.tasks.respelling import Spelling, respell
 from deftx.tasks.supervised import predict
 
@@ -125,12 +125,14 @@ class Switcher:
             finally:
                 self._taken = False
 
-    def predict(self, examples: Examples, languages: Sequence[str | None]) -> list[tuple[Any, ...]]:
-        """The answer to every example in its own language; a classifier's are its label and the probability."""
+    def predict(self, examples: Examples | Sequence[str], languages: Sequence[str | None]) -> list[tuple[Any, ...]]:
+        """The answer to every example, or text, in its own language; a classifier's are its label and the
+        probability."""
         return self._answers(partial(predict, self._task), examples, languages)
 
-    def probabilities(self, examples: Examples, languages: Sequence[str | None]) -> Tensor:
-        """How probable each label is for every example in its own language [examples, labels], float32 on the CPU.
+    def probabilities(self, examples: Examples | Sequence[str], languages: Sequence[str | None]) -> Tensor:
+        """How probable each label is for every example, or text, in its own language [examples, labels], float32 on the
+        CPU.
 
         Raises DeftxError where the task is no classification.
         """
@@ -139,11 +141,16 @@ class Switcher:
         rows = self._answers(lambda *given: list(probabilities(*given)), examples, languages)
         return torch.stack(rows) if rows else torch.empty(0, len(self.labels))
 
-    def _answers(self, answer: Callable[..., list[T]], examples: Examples, languages: Sequence[str | None]) -> list[T]:
+    def _answers(
+        self, answer: Callable[..., list[T]], given: Examples | Sequence[str], languages: Sequence[str | None]
+    ) -> list[T]:
         """What `answer` gives for every example, in its own language.
 
         Each language is switched to once, whatever the order of the examples.
         """
+        if not isinstance(given, Examples):
+            check_read(given, "read_text")
+        examples = given if isinstance(given, Examples) else Examples(list(given))
         if len(languages) != len(examples):
             raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
         check_pairs(self.pairs, examples)

@@ -63,9 +63,9 @@ class SparseVector:
     head     the task's head, for task vectors only
     info     where it came from: JSON-like data; `base_fingerprint` names the base it belongs to
 
-    Vectors of one base add, subtract, scale and negate as the dense differences would; the places
-    of a sum are the union of the places of its terms. Heads do not add: at most one term may have
-    one, and only addition keeps it, with how it is to be fed.
+    Vectors of one base add, subtract, negate, and are multiplied and divided by numbers as the dense differences
+    would; `sum(vectors) / len(vectors)` is their mean. The places of a sum are the union of the places of its terms.
+    Heads do not add: at most one term may have one, and only addition keeps it, with how it is to be fed.
     """
 
     tensors: Mapping[str, Entries]
@@ -78,6 +78,8 @@ class SparseVector:
         return sum(len(entries.indices) for entries in self.tensors.values())
 
     def __add__(self, other: "SparseVector") -> "SparseVector":
+        if not isinstance(other, SparseVector):
+            return NotImplemented
         check_same_base(self, other)
         if self.head is not None and other.head is not None:
             raise DeftxError("cannot add two vectors that both have a head: heads of tasks do not add up")
@@ -86,11 +88,22 @@ class SparseVector:
         top = next((vector for vector in (self, other) if vector.head), None)
         return SparseVector(tensors, top.head if top else None, derived("sum", self, other, top=top))
 
+    def __radd__(self, other: int) -> "SparseVector":
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # what `sum` begins with
+
     def __mul__(self, scale: float) -> "SparseVector":
+        if isinstance(scale, SparseVector):
+            return NotImplemented
         tensors = {name: entries.map(lambda values: values * scale) for name, entries in self.tensors.items()}
         return SparseVector(tensors, None, derived(f"{scale} times", self))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "SparseVector":
+        if isinstance(divisor, SparseVector):
+            return NotImplemented
+        tensors = {name: entries.map(lambda values: values / divisor) for name, entries in self.tensors.items()}
+        return SparseVector(tensors, None, derived(f"divided by {divisor}", self))
 
     def __neg__(self) -> "SparseVector":
         return self * -1.0

@@ -1,5 +1,6 @@
 """Examples of a task and plain text, column by column, from any source that `deftx.tasks.sources` can open."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -59,13 +60,34 @@ class Examples:
     labels: list[Any] | None = None
     parts: list[list[str]] | None = None
 
+    def __post_init__(self) -> None:
+        check_read(self.texts, "read_examples")
+        for each in fields(self):
+            column = getattr(self, each.name)
+            if column is not None and len(column) != len(self.texts):
+                raise DeftxError(f"there are {len(self.texts)} texts and {len(column)} {each.name}: give one for each")
+
     def __len__(self) -> int:
         return len(self.texts)
+
+    def column(self, name: str) -> list[Any]:
+        """A column that is needed. Raises DeftxError where it is not there."""
+        if (found := getattr(self, name)) is None:
+            raise DeftxError(f"the examples have no {name}, which this task reads: give Examples(texts, {name}=[...])")
+        return list(found)
 
     def at(self, rows: Sequence[int]) -> "Examples":
         """The examples with these numbers, counted from 0."""
         columns = {each.name: getattr(self, each.name) for each in fields(self)}
         return Examples(**{name: column and [column[row] for row in rows] for name, column in columns.items()})
+
+
+def check_read(data: object, reader: str) -> None:
+    """Raise DeftxError for the name of a file, or a text, where a list is wanted, such as `deftx.READER` gives."""
+    if isinstance(data, str | os.PathLike):
+        name = os.fspath(data)
+        fix = f"put it in one, or read the file of that name with deftx.{reader}"
+        raise DeftxError(f"{name!r:.80} is one text, where a list is wanted: {fix}")
 
 
 def written(examples: Examples) -> list[str]:

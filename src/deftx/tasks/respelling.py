@@ -20,7 +20,7 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
 from deftx.errors import DeftxError
-from deftx.tasks.data import Examples, lower_case, written
+from deftx.tasks.data import Examples, check_read, lower_case, written
 from deftx.tasks.table import task_of
 
 SIMILARITY = 0.7  # of two spellings, at least: 1 − letters to change / letters of the longer one
@@ -71,6 +71,8 @@ def spelling_for(
 
     The other parameters are those of `respelt`.
     """
+    for some in (texts, like, text):
+        check_read(some, "read_text")
     return Spelling(cognates(texts, [*like, *text]) if words else {}, lower_case(like))
 
 

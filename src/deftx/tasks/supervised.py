@@ -239,6 +239,9 @@ def names_of(task: Task, examples: Examples) -> tuple[str, ...]:
 
 def label_names(labels: Sequence[str]) -> tuple[str, ...]:
     """The labels that occur, sorted. Raises DeftxError where there are fewer than two."""
+    for label in labels:
+        if not isinstance(label, str):
+            raise DeftxError(f"label {label!r:.40} is no text, as names of labels are: give {str(label)!r:.40}")
     names = tuple(sorted(set(labels)))
     if len(names) < 2:
         raise DeftxError(f"the training data has {len(names)} label(s) {list(names)}; a classifier needs at least two")

@@ -62,7 +62,7 @@ def encode(
         raise DeftxError("the base's tokenizer does not say where its tokens stand: words cannot be tagged with it")
     options = {"return_overflowing_tokens": True, "return_offsets_mapping": True}
     tokens, inputs = tokenised(examples, tokenizer, length, labelled, **options)
-    owners, parts = tokens["overflow_to_sample_mapping"], examples.parts or []
+    owners, parts = tokens["overflow_to_sample_mapping"], examples.column("parts")
     tags = [numbers(row, names) for row in examples.labels or []] if labelled else []
     places, targets, seen = [], [], set[tuple[int, int]]()
     for owner, offsets in zip(owners, tokens["offset_mapping"], strict=True):
