@@ -11,9 +11,11 @@ from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import deftx
+from deftx.commands import compose_to, predictions_of_model
 from deftx.core.backbone import tunable
 from deftx.core.vector import SparseVector
 from deftx.models import load_language_model
+from deftx.settings import changed
 from deftx.tasks.data import Examples
 from deftx.training import rows, sparse
 
@@ -22,7 +24,7 @@ DECODER = {**tiny.DECODER, "pad_token_id": 1, "bos_token_id": 0}
 GROUPED = {**DECODER, "num_key_value_heads": 1, "head_dim": 8}
 GPT2 = {"vocab_size": 75, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, **tiny.COMMON}
 BLOOM = {"vocab_size": 75, "hidden_size": 16, "n_layer": 2, "n_head": 2, **tiny.COMMON}
-OPT = {**ENCODER, "ffn_dim": 24, "word_embed_proj_dim": 16}
+OPT = {**ENCODER, "ffn_dim": 24, "word_embed_proj_dim": 16, "init_std": 0.3}
 XGLM = {**tiny.COMMON, "d_model": 16, "num_layers": 2, "attention_heads": 2, "ffn_dim": 24}
 XLM = {**tiny.COMMON, "emb_dim": 16, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 34}
 XLM |= {"pad_index": 1, "bos_index": 0, "eos_index": 2, "unk_index": 3, "mask_index": 4}
@@ -126,6 +128,22 @@ def test_a_task_composes_on_every_kind_saves_and_switches(kind, language, tmp_pa
     with switcher.language("source") as switched:
         assert torch.equal(said(switched), before)
     assert switcher.probabilities(Examples(TEXT[:3]), ["source"] * 3).shape == (3, len(task.head.labels))
+
+
+@pytest.mark.slow
+def test_every_kind_that_writes_learns_to(kind, tmp_path):
+    pairs = Examples(TEXT, labels=["ba be"] * len(TEXT))
+    training = {"metric": None, "max_steps": 80, "evaluate_every": 80}
+    settings = changed(TASK, {"task": "generation", "method": "lt-sft", "k": "80%", "training": training})
+    if kind[0] in ENCODERS and kind[0] != "XLM":
+        with pytest.raises(deftx.DeftxError, match="cannot write texts"):
+            deftx.fit_task(kind[1], pairs, pairs, settings)
+        return
+    task = deftx.fit_task(kind[1], pairs, pairs, settings)
+    compose_to(tmp_path / "model", kind[1], [task], [], rule="sum", force=False, any_base=False)
+    found = predictions_of_model(str(tmp_path / "model"), Examples(TEXT[:4]))
+    if kind[0] != "XLM":  # an encoder that may be loaded as a decoder
+        assert [each["text"] for each in found] == ["ba be"] * 4
 
 
 @pytest.mark.slow

@@ -172,10 +172,17 @@ def _load_writer(base: Base) -> PreTrainedModel:
     save_untied(model)
     if model.config.is_encoder_decoder:  # what it was to write otherwise, such as languages' codes, is not learnt here
         pad, end = model.config.pad_token_id, model.config.eos_token_id
-        start = int(model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([[end]]))[0, 0])
-        about = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": pad}
+        about = {"decoder_start_token_id": _first_written(model), "eos_token_id": end, "pad_token_id": pad}
         model.generation_config = GenerationConfig(**about)  # type: ignore[no-untyped-call]
     return cast(PreTrainedModel, model)
+
+
+def _first_written(model: Any) -> int:
+    """The token that the decoder of an encoder-decoder is given first in its training."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        labels = torch.tensor([[model.config.eos_token_id]])
+        return int(model.prepare_decoder_input_ids_from_labels(labels=labels)[0, 0])
+    return int(model.config.decoder_start_token_id)  # NLLB, M2M100
 
 
 def save_untied(model: Any) -> None:
