@@ -148,8 +148,7 @@ class Switcher:
 
         Each language is switched to once, whatever the order of the examples.
         """
-        if not isinstance(given, Examples):
-            check_read(given, "read_text")
+        check_read(given, "read_text")
         examples = given if isinstance(given, Examples) else Examples(list(given))
         if len(languages) != len(examples):
             raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
