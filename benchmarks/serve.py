@@ -72,7 +72,7 @@ class Dedicated:
         for model in self.models.values():
             place(model)
         self.tokenizer, self.languages, self.labels = load_tokenizer(base), tuple(languages), LABELS
-        self.pairs = None
+        self.kind, self.pairs = "classification", None
         self.length = trained_length(next(iter(self.models.values())), self.tokenizer, task)
 
     def probabilities(self, examples: Examples, languages: Sequence[str]) -> Tensor:

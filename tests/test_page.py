@@ -78,6 +78,31 @@ def test_pairs_of_texts_have_a_field_for_each(page, url):
         assert [line for line in filled(page, "one\ntwo", "min") if "/" in line] == ["one / a", "two / b"]
 
 
+KINDS = {  # what stands beside the texts, what the task answers, the heading and the rows that are shown
+    "tagging": ("", (["X", "Y"],), "ba be", ["ba", "X", "be", "Y"]),
+    "question-answering": ("a <i>bo</i>", ("<i>bo</i>", 0.25), "ba be / a <i>bo</i>", ["<i>bo</i>", "25.0%"]),
+    "multiple-choice": ("one | the other", (1, 0.75), "ba be / one | the other", ["the other", "75.0%"]),
+    "regression": ("", (-1.5,), "ba be", ["-1.5"]),
+    "generation": ("", ("bu\nby",), "ba be", ["bu by"]),
+}
+
+
+@pytest.mark.parametrize(("kind", "beside", "answer", "heading", "rows"), [(kind, *row) for kind, row in KINDS.items()])
+def test_every_kind_of_task_is_shown(page, kind, beside, answer, heading, rows):
+    switcher = StandIn()
+    switcher.kind, switcher.pairs = kind, kind == "question-answering"
+    switcher.predict = lambda examples, languages: [answer] * len(examples)
+    page.console.clear()
+    with serving(switcher) as port:
+        page.open(f"http://127.0.0.1:{port}/", *SIZES["phone"])
+        page.wait("document.querySelectorAll('option').length > 1")
+        assert page.run("document.querySelector('#beside').checkVisibility()") is bool(beside)
+        page.run(f"document.querySelector('#second').value = {json.dumps(beside)}")
+        said = [line for line in filled(page, "ba be", "min") if line]
+    assert said == [heading, *rows]
+    assert page.console == []
+
+
 def test_what_is_wrong_is_said_on_the_page(page, url):
     page.open(url, *SIZES["phone"])
     assert filled(page, "break", "min") == ["the server failed (RuntimeError): its log says why"]
@@ -89,7 +114,7 @@ def test_everything_has_a_name_for_screen_readers_and_can_be_reached_by_keyboard
     page.open(url, *SIZES["desktop"])
     tree = page.send("Accessibility.getFullAXTree")["nodes"]
     named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in tree if not node["ignored"]}
-    wanted = {("textbox", "Texts, one a line"), ("combobox", "Language"), ("button", "Label"), ("region", "Result")}
+    wanted = {("textbox", "Texts, one a line"), ("combobox", "Language"), ("button", "Ask"), ("region", "Result")}
     assert wanted <= named
     assert page.run("document.querySelector('#result').ariaLive") == "polite"
     reached = []

@@ -24,6 +24,7 @@ from deftx.errors import DeftxError
 from deftx.models import load_task_model
 from deftx.serving import Limits
 from deftx.tasks.classification import probabilities
+from deftx.tasks.table import TASKS
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
@@ -36,7 +37,7 @@ LABELS = ("bad", "good")
 class StandIn:
     """What the application needs of a Switcher; says how long a text is and which language it was asked in."""
 
-    languages, labels, pairs = tuple(NAMES), LABELS, None
+    languages, kind, labels, pairs = tuple(NAMES), "classification", LABELS, None
 
     def __init__(self):
         self.go, self.begun = threading.Event(), threading.Event()
@@ -102,7 +103,8 @@ def test_answers_come_in_order_with_label_and_probabilities(port, language):
 
 
 def test_languages_labels_and_health_can_be_asked_for(port):
-    assert json.loads(call(port, "/languages")[2]) == {"languages": NAMES, "labels": list(LABELS), "pairs": None}
+    about = {"languages": NAMES, "kind": "classification", "labels": list(LABELS), "pairs": None}
+    assert json.loads(call(port, "/languages")[2]) == about
     assert call(port, "/health")[::2] == (200, b'{"status":"ok","waiting":0}')
 
 
@@ -142,10 +144,13 @@ WRONG = {
     "one of them unknown": ({"texts": ["a", "b"], "language": ["min", "x"]}, 422, r"unknown language 'x'.*ace"),
     "too few languages": ({"texts": ["a", "b"], "language": ["min"]}, 422, r"2 texts and 1 languages: give one"),
     "too few pairs": ({"texts": ["a", "b"], "language": "min", "pairs": ["a"]}, 422, r"2 texts and 1 pairs"),
+    "too many parts": ({"texts": ["a"], "language": "min", "parts": [["a"], []]}, 422, r"1 texts and 2 parts"),
+    "parts that are not read": ({"texts": ["a"], "language": "min", "parts": [["a"]]}, 422, r".* have parts, which "),
     "an unknown field": ({"texts": ["a"], "language": "min", "lang": "x"}, 422, r"lang: extra inputs"),
     "too many texts": ({"texts": ["a"] * 4, "language": "min"}, 413, r"4 texts; at most 3 are taken at once"),
     "a long text": ({"texts": ["a" * 10], "language": "min"}, 413, r"a text of 10 characters; at most 9"),
     "a long pair": ({"texts": ["a"], "language": "min", "pairs": ["a" * 10]}, 413, r"a text of 10 .*at most 9"),
+    "long parts": ({"texts": ["a"], "language": "min", "parts": [["a" * 5] * 2]}, 413, r"a text of 11 .*at most 9"),
     "a long request": (
         {"texts": ["a" * 4000], "language": "min"},
         413,
@@ -238,7 +243,8 @@ class Watched:
         self.switcher, self.wrong = deftx.Switcher(base, task, languages), 0
         self.composed = {name: deftx.compose(base, task, vector) for name, vector in languages.items()}
         self.composed[None] = deftx.compose(base, task)
-        self.languages, self.labels, self.pairs = self.switcher.languages, self.switcher.labels, None
+        self.languages, self.kind, self.pairs = self.switcher.languages, self.switcher.kind, None
+        self.labels = self.switcher.labels
 
     def alone(self, examples, language):
         return probabilities(self.composed[language], self.switcher._tokenizer, examples, self.switcher._length)
@@ -369,12 +375,14 @@ def test_texts_are_read_in_the_spelling_that_is_named(command, parts, monkeypatc
     assert others["BA be"] != others["be be"]
 
 
-def test_another_task_than_classification_is_one_line(command, parts, capsys, tmp_path):
-    deftx.save(replace(parts[1], info={**parts[1].info, "task": "tagging"}), tmp_path / "tagger")
+def test_every_kind_of_task_may_be_served(bases, monkeypatch, tmp_path):
+    served, model = [], load_task_model(bases(), LABELS, task=TASKS["tagging"])
+    monkeypatch.setattr("deftx.serving.app.serve", lambda switcher, *_: served.append(switcher))
+    deftx.save(replace(random_vector(model, 0, LABELS), info={"task": "tagging"}), tmp_path / "tagger")
     with pytest.raises(SystemExit) as end:
-        main(["serve", "--base", parts[0], "--task", str(tmp_path / "tagger")])
-    assert end.value.code == 2
-    assert "deftx serve answers for classifiers, not for tagging: use deftx predict" in capsys.readouterr().err
+        main(["serve", "--base", bases(), "--task", str(tmp_path / "tagger")])
+    assert not end.value.code
+    assert (served[0].kind, served[0].labels) == ("tagging", LABELS)
 
 
 @pytest.mark.parametrize("name", ["", "mni="])

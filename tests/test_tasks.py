@@ -157,15 +157,53 @@ def test_a_task_with_a_rule_is_learnt_and_holds_for_other_texts(bases, task, met
     assert before < 0.8
 
 
+COLUMNS = {  # what is said of examples -> the task, the column, and what is in it
+    r"the examples have no parts, which this task reads: give `parts`, one for each text": [
+        ("multiple-choice", "parts", None)
+    ],
+    r"the examples have no pairs, which this task reads: give `pairs`, one for each text": [
+        ("question-answering", "pairs", None)
+    ],
+    r"example 2 has no parts: give it at least one": [("multiple-choice", "parts", [["a"], *[[]] * 11])],
+    r"the examples have pairs, which this task does not read: leave them out": [
+        ("generation", "pairs", TEXTS),
+        ("tagging", "pairs", TEXTS),
+        ("multiple-choice", "pairs", TEXTS),
+    ],
+    r"the examples have parts, which this task does not read: leave them out": [
+        ("classification", "parts", WORDS),
+        ("question-answering", "parts", WORDS),
+    ],
+    r"example 1 has \d+ words and \d+ tags: give every word one": [
+        ("tagging", "labels", [tags[1:] for tags in TAGS]),
+        ("tagging", "labels", [[*tags, "BACK"] for tags in TAGS]),
+        ("ner", "parts", [words[1:] for words in WORDS]),
+    ],
+}
+
+
 @pytest.mark.parametrize(
-    ("task", "column"), [("tagging", "parts"), ("multiple-choice", "parts"), ("question-answering", "pairs")]
+    ("says", "task", "column", "given"), [(says, *case) for says, cases in COLUMNS.items() for case in cases]
 )
-def test_a_column_that_a_task_reads_is_missed_before_any_training(bases, task, column):
-    examples = replace(EXAMPLES[task], **{column: None})
-    with pytest.raises(
-        DeftxError, match=rf"the examples have no {column}, which this task reads: give Examples\(texts, "
-    ):
-        fit_task(bases(), examples, examples, TaskFit(task=task))
+def test_columns_that_do_not_fit_a_task_are_one_line_before_any_training(bases, says, task, column, given):
+    examples = replace(EXAMPLES[task], **{column: given})
+    with pytest.raises(DeftxError, match=f"^{says}$"):
+        fit_task(bases("qwen" if task == "generation" else "xlmr"), examples, examples, TaskFit(task=task))
+
+
+def test_words_to_be_tagged_are_what_stands_between_spaces_unless_they_are_given():
+    encoded = [
+        TASKS["tagging"].encode(examples, TOKENIZER, 24, ("BACK", "FRONT"), True)
+        for examples in (
+            EXAMPLES["tagging"],
+            replace(EXAMPLES["tagging"], parts=None),
+            replace(EXAMPLES["tagging"], texts=["what is not read"] * len(TEXTS)),
+        )
+    ]
+    first, *others = [(each.inputs, each.targets, each.places, each.examples) for each in encoded]
+    assert others == [first, first]
+    spelt = TASKS["tagging"].respelt(Examples(["ba  be"]), str.upper)
+    assert spelt == Examples(["BA BE"], parts=[["BA", "BE"]])
 
 
 def test_a_task_that_transformers_does_not_know_for_a_base_is_an_error_of_one_line(bases):
@@ -232,6 +270,18 @@ FILES = {
 def test_words_and_tags_are_read_from_files_of_every_kind(tmp_path, kind):
     found = read_examples(written(tmp_path, *FILES[kind]), task="tagging")
     assert found == Examples(["ba be", "#"], None, [["X", "Y"], ["Z"]], [["ba", "be"], ["#"]])
+
+
+def test_a_column_beside_words_is_refused(tmp_path):
+    with pytest.raises(DeftxError, match="nothing is read beside words to be tagged: leave out the column 'other'"):
+        read_examples(written(tmp_path, "a.tsv", "ba\tX\n"), Columns("words", "other", "tags"), task="tagging")
+
+
+def test_plain_text_is_read_where_no_labels_are_wanted(tmp_path):
+    file = written(tmp_path, "a.txt", "ba  be\nbi\n")
+    assert read_examples(file, task="tagging", labelled=False) == Examples(["ba  be", "bi"])
+    with pytest.raises(DeftxError, match="has no column 'forms', only 'text'"):
+        read_examples(file, Columns("forms", None, "tags"), task="tagging", labelled=False)
 
 
 def test_words_without_tags_are_read_where_no_labels_are_wanted(tmp_path):

@@ -27,7 +27,6 @@ from deftx.models import load_composed, load_tokenizer, longest_input, place, sa
 from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, MODEL, check_file, check_target, claimed, write_text
 from deftx.switcher import Switcher
-from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples, capitals, check_pairs, usable, written
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.respelling import Spelling, plain_spelling, respell, spelling_for
@@ -168,10 +167,7 @@ def switcher_for(
     rule: str,
     any_base: bool,
 ) -> Switcher:
-    """What is served: of several task vectors, the first one's head counts. Raises DeftxError for other tasks than
-    classification."""
-    if kind_of(tasks[0]) is not CLASSIFICATION:
-        raise DeftxError(f"deftx serve answers for classifiers, not for {tasks[0].info['task']}: use deftx predict")
+    """What is served: of several task vectors, the first one's head counts."""
     switcher = Switcher(base, tasks, languages, rule=rule, head=0, spellings=spellings, any_base=any_base)
     as_written = [name for name in languages if name not in spellings]
     if as_written and without_capitals(tasks[0]):

@@ -18,11 +18,11 @@ from deftx.core.entries import read_entries, write_entries
 from deftx.core.merge import rule_of, to_add, with_head
 from deftx.core.vector import SparseVector, check_distinct, listed
 from deftx.errors import DeftxError, unknown
-from deftx.models import Base, load_tokenizer, place
+from deftx.models import TASK, Base, load_tokenizer, place
 from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.data import Examples, check_pairs, check_read
 from deftx.tasks.respelling import Spelling, respell
-from deftx.tasks.supervised import predict
+from deftx.tasks.supervised import check_columns, output_names, predict
 
 T = TypeVar("T")
 
@@ -48,7 +48,8 @@ class Switcher:
     spellings  name -> how `predict` and `probabilities` write that language's texts anew: see `spelling_for`
     any_base   go on, with a warning, where the base has other weights than the vectors' base
 
-    Its `pairs` says whether the task reads pairs of texts; None where the vector does not tell.
+    Its `kind` is that of the task, such as `tagging`; its `pairs` says whether the task reads pairs of texts; None
+    where the vector does not tell.
 
     `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"], rule=rule,
     head=head)` would, the same to the last bit; None stands for the task alone. A switch writes the entries in which
@@ -85,6 +86,7 @@ class Switcher:
         alone = to_add(rule, tasks, [], head)
         top = with_head(tasks, head) or tasks[0]
         self._task, self.pairs = kind_of(top), with_pairs(top)
+        self.kind = str(getattr(self._model.config, TASK))
         self._length = trained_length(self._model, self._tokenizer, top)
         place(self._model)
         check_fit(self._model, *alone, *every)
@@ -103,8 +105,8 @@ class Switcher:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels of the task, in the order of the columns of `probabilities`."""
-        return tuple((self._model.config.id2label or {}).values())
+        """The labels of the task, in the order of the columns of `probabilities`; none where it has no such names."""
+        return output_names(self._model) if self._task.names else ()
 
     @contextmanager
     def language(self, name: str | None) -> Iterator[PreTrainedModel]:
@@ -126,8 +128,8 @@ class Switcher:
                 self._taken = False
 
     def predict(self, examples: Examples | Sequence[str], languages: Sequence[str | None]) -> list[tuple[Any, ...]]:
-        """The answer to every example, or text, in its own language; a classifier's are its label and the
-        probability."""
+        """The answer to every example, or text, in its own language, as the kind of task has it: a classifier's are its
+        label and the probability, a tagger's the tags of the words."""
         return self._answers(partial(predict, self._task), examples, languages)
 
     def probabilities(self, examples: Examples | Sequence[str], languages: Sequence[str | None]) -> Tensor:
@@ -152,6 +154,7 @@ class Switcher:
         examples = given if isinstance(given, Examples) else Examples(list(given))
         if len(languages) != len(examples):
             raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
+        check_columns(self._task, examples)
         check_pairs(self.pairs, examples)
         answers: dict[int, T] = {}
         for name in sorted(set(languages), key=lambda name: name != self._written):  # the one at hand first

@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
@@ -16,9 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import deftx
 from deftx.errors import DeftxError, unknown
 from deftx.serving import Limits
+from deftx.serving.answers import ANSWERS, Said
 from deftx.serving.batches import Batches, Busy
 from deftx.switcher import Switcher
 from deftx.tasks.data import Examples, check_pairs
+from deftx.tasks.supervised import check_columns
+from deftx.tasks.table import TASKS
 
 PAGE = Path(__file__).with_name("page.html")
 # the page needs nothing from anywhere else, and may have nothing
@@ -27,29 +31,19 @@ STOPPING = 60  # seconds that a stop waits for answers
 
 
 class Asked(BaseModel):
-    """Texts to be labelled."""
+    """Texts to be answered."""
 
     model_config = ConfigDict(extra="forbid")
-    texts: list[str] = Field(min_length=1)
-    pairs: list[str] | None = Field(None, description="Second texts, such as hypotheses: one for each text.")
+    texts: list[str] = Field(min_length=1, description="Of question answering and multiple choice, the questions.")
+    pairs: list[str] | None = Field(
+        None, description="Second texts, such as hypotheses, or the contexts of questions: one for each text."
+    )
+    parts: list[list[str]] | None = Field(
+        None, description="For each text its options, or its words, where they are not what stands between spaces."
+    )
     language: str | list[str | None] | None = Field(
         description="The language of all texts, or a list with one for each; null: the task without a language vector."
     )
-
-
-class Prediction(BaseModel):
-    """What is said of one text."""
-
-    language: str | None
-    label: str
-    probability: float = Field(description="Of `label`, 0 to 1.")
-    probabilities: dict[str, float] = Field(description="Of every label; they sum to 1.")
-
-
-class Predictions(BaseModel):
-    """What is said of the texts, in their order."""
-
-    predictions: list[Prediction]
 
 
 class Problem(BaseModel):
@@ -62,7 +56,8 @@ class Languages(BaseModel):
     """What can be asked for."""
 
     languages: list[str]
-    labels: list[str]
+    kind: str = Field(description="Of the task, such as classification or tagging.")
+    labels: list[str] = Field(description="Of the task, if it has labels.")
     pairs: bool | None = Field(description="Whether the task reads pairs of texts; null: not known.")
 
 
@@ -75,9 +70,9 @@ class Health(BaseModel):
 
 def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
     """The web application. One thread has the model; an end of the application ends it when all have been answered."""
-    limits, labels = limits or Limits(), switcher.labels
-    batches: Batches[list[float]] = Batches(
-        lambda some, language: switcher.probabilities(some, [language] * len(some)).tolist(), waiting=limits.waiting
+    limits, answers = limits or Limits(), ANSWERS[switcher.kind]
+    batches: Batches[Said] = Batches(
+        lambda some, language: answers.say(switcher, some, [language] * len(some)), waiting=limits.waiting
     )
 
     @asynccontextmanager
@@ -93,21 +88,28 @@ def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
     app.add_exception_handler(400, _unreadable)
     app.add_exception_handler(Exception, _failed)
 
-    @app.post("/predict", responses={code: {"model": Problem} for code in (413, 422, 503)})
-    async def predict(asked: Asked) -> Predictions:
-        """Label texts, each in its language: a label and the probabilities of all, in the order of the texts."""
-        languages = _checked(asked, switcher, limits)
+    problems: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (413, 422, 503)}
+
+    @app.post("/predict", response_model=answers.form, responses=problems)
+    async def predict(asked: Asked) -> dict[str, list[Said]]:
+        """What the task says of texts, each in its language, in the order of the texts."""
+        examples, languages = _checked(asked, switcher, limits)
         try:
-            waiting = batches.submit(asked.texts, asked.pairs, languages)
+            waiting = batches.submit(examples, languages)
         except Busy as error:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-        said = await asyncio.gather(*map(asyncio.wrap_future, waiting))
-        return Predictions(predictions=[_prediction(labels, *one) for one in zip(languages, said, strict=True)])
+        found = await asyncio.gather(*map(asyncio.wrap_future, waiting))
+        return {"predictions": [{"language": name, **said} for name, said in zip(languages, found, strict=True)]}
 
     @app.get("/languages")
     async def languages() -> Languages:
-        """The names of the languages, the labels of the task, and whether it reads pairs of texts."""
-        return Languages(languages=list(switcher.languages), labels=list(labels), pairs=switcher.pairs)
+        """The names of the languages, the kind of task, its labels, and whether it reads pairs of texts."""
+        return Languages(
+            languages=list(switcher.languages),
+            kind=switcher.kind,
+            labels=list(switcher.labels),
+            pairs=switcher.pairs,
+        )
 
     @app.get("/health", responses={503: {"model": Problem}})
     async def health() -> Health:
@@ -149,13 +151,16 @@ def _listen(host: str, port: int) -> socket.socket:
         raise DeftxError(f"cannot listen at {host}, port {port}: {reason}: choose others, --host and --port") from error
 
 
-def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> list[str | None]:
-    """The language of each text. Raises HTTPException for what is too large and for what does not fit together."""
-    count, given = len(asked.texts), asked.language
+def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> tuple[Examples, list[str | None]]:
+    """What is asked, and the language of each text. Raises HTTPException for what is too large and for what does not
+    fit together."""
+    count, given, task = len(asked.texts), asked.language, TASKS[switcher.kind]
     languages = given if isinstance(given, list) else [given] * count
-    if count > limits.texts:
-        raise HTTPException(413, f"{count} texts; at most {limits.texts} are taken at once: ask in parts")
-    texts = [*asked.texts, *(asked.pairs or [])]
+    options = sum(map(len, asked.parts or [])) if task.takes.get("parts") else 0  # each is read beside its text
+    for what, there in {"texts": count, "options": options}.items():
+        if there > limits.texts:
+            raise HTTPException(413, f"{there} {what}; at most {limits.texts} are taken at once: ask in parts")
+    texts = [*asked.texts, *(asked.pairs or []), *map(" ".join, asked.parts or [])]
     longest = max(map(len, texts))
     if longest > limits.chars:
         raise HTTPException(413, f"a text of {longest:,} characters; at most {limits.chars:,} are taken: shorten it")
@@ -165,6 +170,7 @@ def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> list[str | Non
         raise HTTPException(422, "a text holds half a character, a surrogate by itself: send whole ones") from error
     for what, there in {
         "pairs": count if asked.pairs is None else len(asked.pairs),
+        "parts": count if asked.parts is None else len(asked.parts),
         "languages": len(languages),
     }.items():
         if there != count:
@@ -173,16 +179,12 @@ def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> list[str | Non
         if name is not None and name not in switcher.languages:
             raise HTTPException(422, str(unknown("language", name, switcher.languages)))
     try:
-        check_pairs(switcher.pairs, Examples(asked.texts, asked.pairs))
+        examples = Examples(asked.texts, asked.pairs, parts=asked.parts)
+        check_columns(task, examples)
+        check_pairs(switcher.pairs, examples)
     except DeftxError as error:
         raise HTTPException(422, str(error)) from error
-    return languages
-
-
-def _prediction(labels: tuple[str, ...], language: str | None, probabilities: list[float]) -> Prediction:
-    best = max(range(len(labels)), key=probabilities.__getitem__)
-    said = dict(zip(labels, probabilities, strict=True))
-    return Prediction(language=language, label=labels[best], probability=probabilities[best], probabilities=said)
+    return examples, languages
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from deftx.tasks.data import Examples
+from deftx.tasks.data import Examples, joined
 
 A = TypeVar("A")  # what is said of one text
 Answer = Callable[[Examples, str | None], Sequence[A]]  # of texts of one language, which may be None
@@ -20,15 +20,14 @@ class Busy(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Waiting(Generic[A]):
-    """One text, when it came, and its answer to be."""
+    """One example, when it came, and its answer to be."""
 
-    text: str
-    pair: str | None
+    example: Examples
     since: float = field(default_factory=time.monotonic)
     answer: Future[A] = field(default_factory=Future)
 
 
-_Kind = tuple[str | None, bool]  # what can be answered together: one language, all with pairs or all without
+_Kind = tuple[str | None, bool, bool]  # what can be answered together: one language, the same columns
 
 
 class Batches(Generic[A]):
@@ -62,22 +61,20 @@ class Batches(Generic[A]):
         """Whether there is anybody to answer."""
         return self._thread.is_alive()
 
-    def submit(
-        self, texts: Sequence[str], pairs: Sequence[str] | None, languages: Sequence[str | None]
-    ) -> list[Future[A]]:
-        """The answers to be, in order, of texts (and their pairs), each in its own language.
+    def submit(self, examples: Examples, languages: Sequence[str | None]) -> list[Future[A]]:
+        """The answers to be, in order, of examples without labels, each in its own language.
 
         Raises Busy, and takes none of them, where there is no room for all.
         """
-        beside: Sequence[str | None] = pairs or [None] * len(texts)
-        new = [_Waiting[A](text, pair) for text, pair in zip(texts, beside, strict=True)]
+        new = [_Waiting[A](examples.at([row])) for row in range(len(examples))]
+        paired, parted = examples.pairs is not None, examples.parts is not None
         with self._changed:
             if self._closing:
                 raise Busy("the server is about to stop")
             if self._count() + len(new) > self._room:
                 raise Busy(f"{self._count()} texts wait already, and {self._room} may: try again later")
             for one, language in zip(new, languages, strict=True):
-                self._queues.setdefault((language, one.pair is not None), deque()).append(one)
+                self._queues.setdefault((language, paired, parted), deque()).append(one)
             self._changed.notify()
         return [one.answer for one in new]
 
@@ -95,9 +92,10 @@ class Batches(Generic[A]):
         kind: _Kind | None = None
         while taken := self._take(kind):
             kind, batch = taken
-            some = Examples([one.text for one in batch], [one.pair or "" for one in batch] if kind[1] else None)
+            if not batch:  # nobody wants their answers any more
+                continue
             try:
-                answers = self._answer(some, kind[0])
+                answers = self._answer(joined([one.example for one in batch]), kind[0])
             except Exception as error:  # whoever asked is told; the others go on
                 for one in batch:
                     one.answer.set_exception(error)

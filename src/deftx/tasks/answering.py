@@ -72,7 +72,6 @@ def encode(
     stride = (length // 2 - tokenizer.num_special_tokens_to_add(pair=True)) // 2
     if stride < 1:
         raise DeftxError(f"a length of {length} tokens has no room for a question and its context: give more")
-    examples.column("pairs")
     short = replace(examples, texts=_cut(examples.texts, tokenizer, length // 2))
     options = {"truncation": "only_second", "return_overflowing_tokens": True, "return_offsets_mapping": True}
     tokens, inputs = tokenised(short, tokenizer, length, labelled, stride=stride, **options)
@@ -169,4 +168,5 @@ ANSWERING = Task(
     respelt=lambda examples, spell: replace(
         examples, texts=list(map(spell, examples.texts))
     ),  # not where answers stand
+    takes={"pairs": True},
 )

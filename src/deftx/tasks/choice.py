@@ -36,7 +36,7 @@ def encode(
 ) -> Encoded:
     """Tokenise every question with each of its options, cut to `length` tokens, with the number of the right one."""
     check(examples, tokenizer, labelled)
-    parts = examples.column("parts")
+    parts = examples.parts or []
     pairs = Examples(
         [text for text, options in zip(examples.texts, parts, strict=True) for _ in options],
         [option for options in parts for option in options],
@@ -99,4 +99,5 @@ CHOICE = Task(
     shown=("label", "probability"),
     metrics={"accuracy": lambda true, predicted: float(accuracy_score(true, predicted))},
     respelt=respelt,
+    takes={"parts": True},
 )

@@ -49,10 +49,10 @@ class ColumnNames(Settings):
 class Examples:
     """Examples, column by column, in the order of their source.
 
-    texts   what is to be labelled; in words to be tagged, the words with spaces between them
+    texts   what is to be labelled
     pairs   second texts, such as hypotheses, or the contexts of questions
     labels  what the task says: names, tags, numbers, answers
-    parts   what a text is made of or may be answered with: its words, or its options
+    parts   what a text is made of or may be answered with: its words, which are then read in its place, or its options
     """
 
     texts: list[str]
@@ -69,12 +69,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    def column(self, name: str) -> list[Any]:
-        """A column that is needed. Raises DeftxError where it is not there."""
-        if (found := getattr(self, name)) is None:
-            raise DeftxError(f"the examples have no {name}, which this task reads: give Examples(texts, {name}=[...])")
-        return list(found)
 
     def at(self, rows: Sequence[int]) -> "Examples":
         """The examples with these numbers, counted from 0."""

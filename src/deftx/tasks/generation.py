@@ -144,4 +144,5 @@ GENERATION = Task(
     metrics={"chrf": chrf, "exact_match": exact_match},
     stack=ragged,
     tokens=("input_ids", "labels"),
+    takes={},
 )

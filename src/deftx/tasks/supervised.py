@@ -69,6 +69,7 @@ class Task:
     stack      the targets of a batch as one tensor, a row an example
     tokens     what of an example holds tokens that the model reads
     respelt    examples with their texts changed by a function, as far as labels do not point into them
+    takes      the columns of examples that it reads beside texts and labels -> whether it cannot do without
     """
 
     auto: Any
@@ -85,6 +86,7 @@ class Task:
     tokens: tuple[str, ...] = ("input_ids",)
     mean_over: Callable[[Tensor], int] | None = None
     respelt: Callable[[Examples, Callable[[str], str]], Examples] = respelt
+    takes: Mapping[str, bool] = field(default_factory=lambda: {"pairs": False})
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,10 @@ def supervised(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Supervised:
-    """Tokenise both sets, `train` with noise by `seed`. Raises DeftxError for a label that is not in `names`."""
+    """Tokenise both sets, `train` with noise by `seed`. Raises DeftxError for a label that is not in `names`, and as
+    `check_columns` does."""
+    for given in (train, valid):
+        check_columns(task, given)
     if noise:
         train = task.respelt(train, misspeller(written(train), noise, seed))
     learnt, held_out = (task.encode(examples, tokenizer, length, names, True) for examples in (train, valid))
@@ -162,6 +167,7 @@ def evaluate(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
 ) -> dict[str, float]:
     """All metrics of a model on labelled examples; its outputs are named in its config."""
+    check_columns(task, examples)
     encoded = task.encode(examples, tokenizer, length, output_names(model), True)
     return scores(task, examples, answers(task, model, encoded))
 
@@ -170,6 +176,7 @@ def predict(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
 ) -> list[tuple[Any, ...]]:
     """The answer to every example: its predicted label, and what else the task's `shown` names."""
+    check_columns(task, examples)
     return answers(task, model, task.encode(examples, tokenizer, length, output_names(model), False))
 
 
@@ -221,6 +228,20 @@ def check(examples: Examples, tokenizer: PreTrainedTokenizerBase, labelled: bool
         raise DeftxError("the base's tokenizer has no padding token: give an encoder such as XLM-R as base")
     if labelled and examples.labels is None:
         raise DeftxError("the examples have no labels: give data with a column of labels")
+
+
+def check_columns(task: Task, examples: Examples) -> None:
+    """Raise DeftxError where examples lack a column that their task reads, or have one that it does not read."""
+    for name in ("pairs", "parts"):
+        column = getattr(examples, name)
+        if column is not None and name not in task.takes:
+            raise DeftxError(f"the examples have {name}, which this task does not read: leave them out")
+        if not task.takes.get(name):
+            continue
+        if column is None:
+            raise DeftxError(f"the examples have no {name}, which this task reads: give `{name}`, one for each text")
+        if name == "parts" and not all(column):
+            raise DeftxError(f"example {[*map(bool, column)].index(False) + 1} has no parts: give it at least one")
 
 
 def numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -34,12 +34,18 @@ from deftx.tasks.supervised import (
     tokenised,
 )
 
+WORDS = "words"  # the column, if nothing else is said
 Span = tuple[int, int, str]  # first word, the one after the last, kind
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
-    """Lists of words and lists of tags, as many; or a file with a word and its tag on each line."""
+    """Lists of words and lists of tags, as many; or a file with a word and its tag on each line. Plain text to be
+    tagged has its words between white space."""
+    if columns.pair:
+        raise DeftxError(f"nothing is read beside words to be tagged: leave out the column {columns.pair!r}")
     table = open_source(source, {**READERS, **SENTENCES})
+    if table.plain and not labelled:
+        return Examples(cells(table, "text" if columns.text == WORDS else columns.text, data.text))
     words = cells(table, columns.text, data.names)
     tags = cells(table, columns.label, data.names) if labelled else None
     for (place, _), each, some in zip(table.values(columns.text), words, tags or words, strict=True):
@@ -60,9 +66,9 @@ def encode(
     """
     if not tokenizer.is_fast:
         raise DeftxError("the base's tokenizer does not say where its tokens stand: words cannot be tagged with it")
-    options = {"return_overflowing_tokens": True, "return_offsets_mapping": True}
+    examples, options = in_words(examples), {"return_overflowing_tokens": True, "return_offsets_mapping": True}
     tokens, inputs = tokenised(examples, tokenizer, length, labelled, **options)
-    owners, parts = tokens["overflow_to_sample_mapping"], examples.column("parts")
+    owners, parts = tokens["overflow_to_sample_mapping"], examples.parts or []
     tags = [numbers(row, names) for row in examples.labels or []] if labelled else []
     places, targets, seen = [], [], set[tuple[int, int]]()
     for owner, offsets in zip(owners, tokens["offset_mapping"], strict=True):
@@ -71,6 +77,16 @@ def encode(
         if labelled:
             targets.append([IGNORED if word < 0 else tags[owner][word] for word in firsts])
     return Encoded(examples, inputs, targets, names, padding(tokenizer), owners, places)
+
+
+def in_words(examples: Examples) -> Examples:
+    """The examples with their words, and these with a space between them as texts. Without `parts`, a text's words are
+    what stands between white space. Raises DeftxError where there are more words than tags, or less."""
+    words = [text.split() for text in examples.texts] if examples.parts is None else examples.parts
+    for number, (each, tags) in enumerate(zip(words, examples.labels or words, strict=True), 1):
+        if len(each) != len(tags):
+            raise DeftxError(f"example {number} has {len(each)} words and {len(tags)} tags: give every word one")
+    return replace(examples, texts=[" ".join(each) for each in words], parts=words)
 
 
 def _firsts(
@@ -138,8 +154,8 @@ def span_f1(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -
 
 def respelt(examples: Examples, spell: Callable[[str], str]) -> Examples:
     """The examples with `spell` of each word, by which a word can neither go nor become two."""
-    words = [list(map(spell, each)) for each in examples.parts or []]
-    return replace(examples, texts=[" ".join(each) for each in words], parts=words)
+    words = [list(map(spell, each)) for each in in_words(examples).parts or []]
+    return in_words(replace(examples, parts=words))
 
 
 def tag_names(examples: Examples) -> tuple[str, ...]:
@@ -158,7 +174,7 @@ def span_names(examples: Examples) -> tuple[str, ...]:
 
 TAGGING = Task(
     auto=AutoModelForTokenClassification,
-    columns=Columns("words", None, "tags"),
+    columns=Columns(WORDS, None, "tags"),
     read=read,
     names=tag_names,
     encode=encode,
@@ -169,5 +185,6 @@ TAGGING = Task(
     metrics={name: over_words(metric) for name, metric in METRICS.items()},
     stack=by_token,
     respelt=respelt,
+    takes={"parts": False},
 )
 NER = replace(TAGGING, names=span_names, metrics={"span_f1": span_f1, **TAGGING.metrics})
