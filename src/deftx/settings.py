@@ -222,15 +222,17 @@ class LoraTaskFit(LoraFit):
 # The paper's settings, and small ones for a first look on an ordinary machine. At XLM-R base's 277M
 # tunable parameters the default shares of k are the paper's 7.6M and 14.2M.
 LANGUAGE_PRESETS = {
-    "paper": LanguageFit(k="7.6M"),
+    "paper": LanguageFit(k="7.6M", rank="90%"),
     "quick": LanguageFit(
         training=LanguageTraining(learning_rate=1e-4, max_steps=1000, min_steps=0, evaluate_every=100)
     ),
 }
 TASK_PRESETS = {
-    "paper-sentiment": TaskFit(k="14.2M", training=TaskTraining(metric="macro_f1")),
+    "paper-sentiment": TaskFit(k="14.2M", rank="90%", training=TaskTraining(metric="macro_f1")),
     "paper-nli": TaskFit(
-        k="14.2M", training=TaskTraining(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy")
+        k="14.2M",
+        rank="90%",
+        training=TaskTraining(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy"),
     ),
     "quick": TaskFit(training=TaskTraining(learning_rate=1e-4, epochs=2, evaluate_every=100)),
 }
