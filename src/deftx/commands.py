@@ -31,7 +31,7 @@ from deftx.tasks.data import Examples, capitals, check_pairs, usable, written
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.respelling import Spelling, plain_spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for
-from deftx.tasks.supervised import Task, evaluate, predict
+from deftx.tasks.supervised import by_name, evaluate, predict
 from deftx.training import processes
 
 SAVING = "saving"  # in the lock of a folder of work: what is learnt is being saved, or has been
@@ -145,7 +145,7 @@ def predictions_of_vectors(
     _warn_of_capitals(without_capitals(task), examples)
     model, tokenizer = compose(base, task, languages, rule=rule, any_base=any_base), load_tokenizer(base)
     place(model)
-    return _shown(kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task)))
+    return by_name(kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task)))
 
 
 def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]
     check_pairs(getattr(model.config, PAIRS, None), examples)
     _warn_of_capitals(getattr(model.config, LOWER_CASE, None) is True, examples)
     place(model)
-    return _shown(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))
+    return by_name(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))
 
 
 def switcher_for(
@@ -182,10 +182,6 @@ def _warn_of_capitals(lower_case: bool, examples: Examples) -> None:
     if lower_case and capitals(written(examples)):
         fix = "`deftx data respell --case-only` writes texts as those were"
         warnings.warn(f"the task was learnt from texts without capitals, and these have some: {fix}", stacklevel=2)
-
-
-def _shown(task: Task, answers: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [dict(zip(task.shown, answer, strict=True)) for answer in answers]
 
 
 def trim(

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from deftx.switcher import Switcher
 from deftx.tasks.data import Examples
+from deftx.tasks.supervised import by_name
 from deftx.tasks.table import TASKS
 from deftx.tasks.tagging import in_words
 
@@ -80,8 +81,7 @@ class Answers:
 
 def by_parts(switcher: Switcher, examples: Examples, languages: Sequence[str | None]) -> list[Said]:
     """The parts of each answer, as the task names them."""
-    shown = TASKS[switcher.kind].shown
-    return [dict(zip(shown, answer, strict=True)) for answer in switcher.predict(examples, languages)]
+    return by_name(TASKS[switcher.kind], switcher.predict(examples, languages))
 
 
 def labels(switcher: Switcher, examples: Examples, languages: Sequence[str | None]) -> list[Said]:

@@ -180,6 +180,11 @@ def predict(
     return answers(task, model, task.encode(examples, tokenizer, length, output_names(model), False))
 
 
+def by_name(task: Task, found: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Answers with their parts by the names that the task has for them."""
+    return [dict(zip(task.shown, answer, strict=True)) for answer in found]
+
+
 @torch.no_grad()
 def answers(task: Task, model: nn.Module, encoded: Encoded, batch_size: int = 32) -> list[tuple[Any, ...]]:
     """What a model answers to every example, in eval mode."""

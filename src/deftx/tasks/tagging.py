@@ -81,7 +81,7 @@ def encode(
 
 def in_words(examples: Examples) -> Examples:
     """The examples with their words, and these with a space between them as texts. Without `parts`, a text's words are
-    what stands between white space. Raises DeftxError where there are more words than tags, or less."""
+    what stands between white space. Raises DeftxError where words and tags are not as many."""
     words = [text.split() for text in examples.texts] if examples.parts is None else examples.parts
     for number, (each, tags) in enumerate(zip(words, examples.labels or words, strict=True), 1):
         if len(each) != len(tags):
