@@ -18,6 +18,7 @@ from deftx.settings import TaskFit, TaskTraining
 from deftx.tasks import classification, supervised
 from deftx.tasks.classification import CLASSIFICATION, METRICS, encode
 from deftx.tasks.data import Examples
+from deftx.tasks.encoded import logits_of
 from deftx.tasks.table import settled
 
 TOKENIZER = tiny.tokenizer()
@@ -38,7 +39,7 @@ label_names = CLASSIFICATION.names
 
 @torch.no_grad()
 def logits(model, encoded, batch_size=32):
-    return torch.stack(supervised.logits_of(model.eval(), encoded, batch_size, classification.logits))
+    return torch.stack(logits_of(model.eval(), encoded, batch_size, classification.logits))
 
 
 def scores(true, predicted):

@@ -22,9 +22,10 @@ from deftx.models import load_composed, load_task_model, load_tokenizer, save_mo
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
 from deftx.storage.files import load, save
 from deftx.tasks.data import Columns, Examples
+from deftx.tasks.encoded import IGNORED, inputs_of
 from deftx.tasks.generation import chrf, exact_match
 from deftx.tasks.regression import pearson, spearman
-from deftx.tasks.supervised import IGNORED, evaluate, inputs_of, names_of, predict, supervised
+from deftx.tasks.supervised import evaluate, names_of, predict, supervised
 from deftx.tasks.table import TASKS, read_examples, settled
 from deftx.tasks.tagging import span_f1, spans
 

@@ -20,8 +20,9 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, cells
+from deftx.tasks.encoded import Batch, Encoded, inputs_of, logits_of, padding, tokenised
 from deftx.tasks.sources import open_source
-from deftx.tasks.supervised import Batch, Encoded, Metric, Task, inputs_of, logits_of, padding, tokenised
+from deftx.tasks.supervised import Metric, Task
 
 LONGEST = 30  # tokens of an answer
 NOWHERE = (0, 0)  # characters of a token that is not of the context

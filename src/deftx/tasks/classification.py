@@ -12,17 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.supervised import (
-    Batch,
-    Encoded,
-    Task,
-    inputs_of,
-    label_names,
-    logits_of,
-    numbers,
-    padding,
-    tokenised,
-)
+from deftx.tasks.encoded import Batch, Encoded, inputs_of, label_names, logits_of, numbers, padding, tokenised
+from deftx.tasks.supervised import Task
 
 # Scores of (true, predicted) labels, 0 to 1.
 METRICS: dict[str, Callable[[Sequence[Any], Sequence[Any]], float]] = {

@@ -19,8 +19,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs
+from deftx.tasks.encoded import IGNORED, Batch, Encoded, batches, padding, tokenised
 from deftx.tasks.seq2seq_lm import written_loss
-from deftx.tasks.supervised import IGNORED, Batch, Encoded, Task, batches, padding, tokenised
+from deftx.tasks.supervised import Task
 
 SEPARATOR = "\n"  # between what a decoder reads and what it writes
 ORDER, BETA = 6, 2  # of chrF

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks, digest
-from deftx.tasks.supervised import IGNORED
+from deftx.tasks.encoded import IGNORED
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from deftx.tasks import data
 from deftx.tasks.classification import logits
 from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.supervised import Batch, Encoded, Task, logits_of, padding, tokenised
+from deftx.tasks.encoded import Batch, Encoded, logits_of, padding, tokenised
+from deftx.tasks.supervised import Task
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks, digest
-from deftx.tasks.supervised import IGNORED, Batch
+from deftx.tasks.encoded import IGNORED, Batch
 
 SPAN = 3  # mean tokens of a span, in both papers
 SENTINELS = ("▁<extra_id_{}>", "<extra_id_{}>")  # as mT5's tokenizer spells them, and as T5's does

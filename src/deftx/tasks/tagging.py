@@ -18,21 +18,10 @@ from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.classification import METRICS, logits
 from deftx.tasks.data import Columns, Examples, cells
+from deftx.tasks.encoded import IGNORED, Batch, Encoded, by_token, label_names, logits_of, numbers, padding, tokenised
 from deftx.tasks.sentences import SENTENCES
 from deftx.tasks.sources import READERS, open_source
-from deftx.tasks.supervised import (
-    IGNORED,
-    Batch,
-    Encoded,
-    Metric,
-    Task,
-    by_token,
-    label_names,
-    logits_of,
-    numbers,
-    padding,
-    tokenised,
-)
+from deftx.tasks.supervised import Metric, Task
 
 WORDS = "words"  # the column, if nothing else is said
 Span = tuple[int, int, str]  # first word, the one after the last, kind
