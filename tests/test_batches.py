@@ -113,13 +113,35 @@ def test_where_there_is_no_room_for_all_none_is_taken():
     assert model.batches[1:] == [("b", ["1", "2", "5"])]
 
 
-def test_a_failure_is_told_to_those_who_asked_and_the_others_are_answered():
-    with running(most=1) as (batches, _):
-        bad, good = batches.submit(Examples(["a bad one", "good"]), ["a", "a"])
-        with pytest.raises(ValueError, match="bad"):
-            bad.result(10)
-        assert good.result(10) == ("good", "a")
+@pytest.mark.parametrize("most", [1, 32])
+def test_a_failure_is_told_to_those_who_asked_and_the_others_are_answered(most):
+    with running(most=most) as (batches, model):
+        texts = ["a good one", "a bad one", "another", "and another"]
+        with model.busy(batches):
+            answers = batches.submit(Examples(texts), ["a"] * 4)
+        for text, answer in zip(texts, answers, strict=True):
+            if text == "a bad one":
+                with pytest.raises(ValueError, match="bad"):
+                    answer.result(10)
+            else:
+                assert answer.result(10) == (text, "a")
         assert batches.alive
+
+
+def test_texts_that_are_too_many_for_the_memory_together_are_answered_in_parts():
+    sizes = []
+
+    def answer(examples, language):
+        sizes.append(len(examples))
+        if len(examples) > 3:
+            raise MemoryError
+        return examples.texts
+
+    batches = Batches(answer)
+    texts = [str(number) for number in range(10)]
+    assert [each.result(10) for each in batches.submit(Examples(texts), ["a"] * 10)] == texts
+    assert sum(size for size in sizes if size <= 3) == 10
+    batches.close()
 
 
 def test_a_text_whose_answer_nobody_wants_any_more_is_left_out():

@@ -40,7 +40,7 @@ class Batches(Generic[A]):
               time. A text that has waited for longer goes first: from then on only those that came before it, and
               their company in a batch, are answered before it
 
-    A batch is what waits when the last one has ended: nothing waits for company.
+    A batch is what waits when the last one has ended: nothing waits for company. Where one fails, its halves are tried.
     """
 
     def __init__(self, answer: Answer[A], *, most: int = 32, waiting: int = 1024, patience: float = 0.5) -> None:
@@ -94,14 +94,23 @@ class Batches(Generic[A]):
             kind, batch = taken
             if not batch:  # nobody wants their answers any more
                 continue
-            try:
-                answers = self._answer(joined([one.example for one in batch]), kind[0])
-            except Exception as error:  # whoever asked is told; the others go on
-                for one in batch:
-                    one.answer.set_exception(error)
-            else:
-                for one, said in zip(batch, answers, strict=True):
-                    one.answer.set_result(said)
+            self._tell(batch, kind[0])
+
+    def _tell(self, batch: list[_Waiting[A]], language: str | None) -> None:
+        """Answer a batch; where that fails, its halves, so that a text that cannot be answered, or more of them than
+        memory takes at once, is no harm to those beside it."""
+        try:
+            answers = self._answer(joined([one.example for one in batch]), language)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+                return
+            half = len(batch) // 2
+            self._tell(batch[:half], language)
+            self._tell(batch[half:], language)
+        else:
+            for one, said in zip(batch, answers, strict=True):
+                one.answer.set_result(said)
 
     def _take(self, last: _Kind | None) -> tuple[_Kind, list[_Waiting[A]]] | None:
         """The next batch, when there is one, after one of the kind `last`; None at the end."""
