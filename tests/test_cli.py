@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tiny import save_base, sentences
+from tiny import random_vector, save_base, sentences
 from transformers import pipeline
 from typed import COMPOSE, EVALUATE, FIT_TASK, LANGUAGE, QUICK, TWO, tree, with_options
 
@@ -19,10 +19,11 @@ from deftx import given
 from deftx.composed import compose, without_vectors
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
-from deftx.models import load_composed, load_tokenizer
+from deftx.models import load_composed, load_task_model, load_tokenizer
 from deftx.settings import changed
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.supervised import evaluate
+from deftx.tasks.table import TASKS
 
 
 def test_a_language_vector_has_exactly_k_entries_and_leaves_no_working_files(home):
@@ -164,6 +165,22 @@ def test_predict_writes_texts_beside_their_answers_where_that_is_wanted(here, ru
     assert shown == [f"{text}\t{line}" for text, line in zip(["input", "ba be", "bi bo"], plain, strict=True)]
     lines = run("predict", "--model", "home/model", "texts.jsonl", "--with-text", "--json").out.splitlines()
     assert [json.loads(line)["input"] for line in lines] == ["ba be", "bi\n bo"]
+
+
+def test_predict_writes_what_was_read_beside_texts_too(bases, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = bases("modernbert")
+    vector = random_vector(load_task_model(base, (), task=TASKS["multiple-choice"]), 0, ("any",))
+    head = replace(vector.head, labels=())
+    deftx.save(replace(vector, head=head, info={"task": "multiple-choice"}), "task")
+    asked = [("ba be", ["bi", "bo bu"]), ("da", ["de", "di", "do"])]
+    Path("new.jsonl").write_text(
+        "".join(json.dumps({"question": text, "options": options}) + "\n" for text, options in asked)
+    )
+    done = run("predict", "--base", base, "--task", "task", "new.jsonl", "--with-text", "--json")
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [(row["input"], row["options"]) for row in found] == asked
+    assert [set(row) for row in found] == [{"input", "options", "label", "probability"}] * 2
 
 
 def test_predict_writes_a_table_whole_and_only_where_nothing_is(here, run):

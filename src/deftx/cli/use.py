@@ -108,7 +108,9 @@ def predict(
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     any_base: AnyBase = False,
-    with_text: Annotated[bool, option("Write each text before its answer.", "--with-text")] = False,
+    with_text: Annotated[
+        bool, option("Write each text, and what was read beside it, before its answer.", "--with-text")
+    ] = False,
     as_json: Annotated[bool, option("Write JSON lines instead of TSV.", "--json")] = False,
     force: Force = False,
 ) -> None:
@@ -134,9 +136,11 @@ def predict(
         languages = list(given.named_languages(language or []).values())
         found = commands.predictions_of_vectors(str(base), phi, languages, examples, rule=rule, any_base=any_base)
     if with_text:
-        beside = [{"pair": pair} for pair in examples.pairs] if examples.pairs else [{}] * len(examples)
-        texts = zip(examples.texts, beside, found, strict=True)
-        found = [{"input": text, **pair, **answer} for text, pair, answer in texts]
+        options = examples.parts if kind.takes.get("parts") else None  # words to be tagged are the text itself
+        columns = {"input": examples.texts, "pair": examples.pairs, "options": options}
+        shown = {name: column for name, column in columns.items() if column}
+        rows = zip(*shown.values(), strict=True)
+        found = [dict(zip(shown, row, strict=True)) | answer for row, answer in zip(rows, found, strict=True)]
     if as_json:
         lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
     else:
