@@ -22,6 +22,7 @@ from deftx.fit import METHODS, fit, fit_language, fit_task, language_start, tran
 from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.scales import tune_scales
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
+from deftx.several import fit_task_several
 from deftx.storage.tensors import load_tensors
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
@@ -488,6 +489,28 @@ def test_a_half_precision_base_gives_the_vectors_of_its_full_precision_copy(base
 def test_the_name_of_a_file_in_place_of_what_is_in_it_is_refused_before_any_training(bases, called, reader):
     with pytest.raises(DeftxError, match=rf"'text\.txt' is one text, where a list is wanted: .* deftx\.{reader}$"):
         called(bases())
+
+
+WRONG_KINDS = {  # what is said -> what is called with something of another kind
+    "the settings are a dict: give a deftx.LanguageFit": lambda base: fit_language(base, TEXT, {"k": "5%"}),
+    "the settings are a TaskFit: give a deftx.LanguageFit": lambda base: fit_language(base, TEXT, TASK),
+    "the settings are a dict: give a deftx.TaskFit": lambda base: fit_task(base, TRAIN, VALID, {"k": "5%"}),
+    "the settings are a LanguageFit: give a deftx.TaskFit": lambda base: fit_task_several(
+        base, {"ind": TRAIN}, {"ind": VALID}, LANGUAGE
+    ),
+    "'vectors/ind' is the name of a vector": lambda base: fit_task(base, TRAIN, VALID, TASK, source="vectors/ind"),
+    "a list is given where examples are wanted": lambda base: fit_task(
+        base, [{"text": "ba", "label": "x"}], VALID, TASK
+    ),
+    "a list is given where examples are wanted: give deftx.Examples": lambda base: fit_task(base, TRAIN, ["ba"], TASK),
+}
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("says", WRONG_KINDS)
+def test_arguments_of_another_kind_are_told_before_any_training(bases, says):
+    with pytest.raises(DeftxError, match=f"^{says}"):
+        WRONG_KINDS[says](bases())
 
 
 def test_labels_that_are_no_text_are_refused_before_any_training(bases):

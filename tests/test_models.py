@@ -436,9 +436,33 @@ def test_composing_says_nothing_of_heads_that_are_new(bases, caplog, capsys):
     assert logging.get_verbosity() == verbosity
 
 
-def test_the_name_of_a_vector_is_told_from_a_vector(bases):
-    with pytest.raises(DeftxError, match=r"'vectors/min' is the name of a vector, .* deftx.load\('vectors/min'\)"):
-        compose(bases(), vector(bases(), 1, with_head=True), "vectors/min")
+NO_VECTORS = {  # what is said of what is no vector, and what is asked for with one
+    r"'vectors/min' is the name of a vector, not one: give deftx.load\('vectors/min'\)": {
+        "compose": lambda model, made, folder: compose(folder, made, "vectors/min"),
+        "compose a list": lambda model, made, folder: compose(folder, made, ["vectors/min"]),
+        "apply": lambda model, made, folder: deftx.apply(model, "vectors/min"),
+        "overlap": lambda model, made, folder: deftx.overlap(made, "vectors/min"),
+    },
+    "a list is given where a vector is wanted: give what deftx.load or a fit returns, several one after the other": {
+        "apply": lambda model, made, folder: deftx.apply(model, [made]),
+        "applied": lambda model, made, folder: deftx.applied(model, [made]).__enter__(),
+    },
+    "a NoneType is given where a vector is wanted": {
+        "compose": lambda model, made, folder: compose(folder, None, made),
+    },
+    "a XLMRobertaModel is given where a vector is wanted": {
+        "save": lambda model, made, folder: deftx.save(model, folder / "new"),
+    },
+}
+
+
+@pytest.mark.parametrize(("says", "asked"), [(says, name) for says, some in NO_VECTORS.items() for name in some])
+def test_what_is_no_vector_is_told_from_one(bases, says, asked):
+    model = AutoModel.from_pretrained(bases())
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(DeftxError, match=f"^{says}"):
+        NO_VECTORS[says][asked](model, vector(bases(), 1, with_head=True), Path(bases()))
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("foreign", ["task", "language"])

@@ -37,9 +37,9 @@ from deftx.models import (
     noted_name,
     place,
 )
-from deftx.settings import Fit, LanguageFit, TaskFit
+from deftx.settings import Fit, LanguageFit, TaskFit, check_kind
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import Examples, about_texts, check_pairs, check_read
+from deftx.tasks.data import Examples, about_texts, check_examples, check_pairs, check_read
 from deftx.tasks.language import language_of
 from deftx.tasks.supervised import Supervised, names_of, supervised
 from deftx.tasks.table import settled, task_of
@@ -144,7 +144,7 @@ def task_base(
     """θ0 with a new head for a task's labels, `sources` checked against it; where a vector of it comes from; and what
     makes an objective of training and validation data."""
     processes.join()
-    check_read(train_set, "read_examples")
+    check_examples(train_set)
     check_language(*sources)
     check_same_base(*sources)
     settings, task = settled(settings), task_of(settings.task)
@@ -160,7 +160,7 @@ def task_base(
     metric, noise = str(settings.training.metric), settings.training.noise
 
     def objective_of(train: Examples, valid: Examples) -> Supervised:
-        check_read(valid, "read_examples")
+        check_examples(valid)
         check_pairs(train.pairs is not None, valid)
         return supervised(task, train, valid, labels, tokenizer, length, metric, noise=noise, seed=settings.seed)
 
@@ -176,6 +176,7 @@ def fit_language(
     DeftxError where the base cannot be loaded or has no language modelling head, for text that is too short or that its
     tokenizer does not know, and as `fit` does.
     """
+    check_kind(settings, LanguageFit)
     start = language_start(base, text, settings)
     vector = fit(start.model, start.objective, settings, work=work, title=title)
     return replace(vector, info={**start.origin, **vector.info})
@@ -201,6 +202,7 @@ def fit_task(
     Raises DeftxError where the base cannot be loaded, for examples that are not of the task, where `source` does not
     fit the base, and as `fit` does.
     """
+    check_kind(settings, TaskFit)
     settings = settled(settings)
     start = task_start(base, train_set, valid_set, settings, source, any_base=any_base)
     vector = fit(start.model, start.objective, settings, work=work, title=title)

@@ -12,7 +12,7 @@ from deftx.core.merge import rule_of, to_add
 from deftx.core.vector import SparseVector
 from deftx.errors import unknown
 from deftx.models import Base, load_tokenizer, place
-from deftx.tasks.data import Examples, check_pairs, check_read
+from deftx.tasks.data import Examples, check_examples, check_pairs
 from deftx.tasks.supervised import SMALLER, evaluate
 
 GRID = (0.6, 0.8, 1.0, 1.2, 1.4)
@@ -55,7 +55,7 @@ def tune_scales(
     equally near ones the smaller, so that the same data always give the same scales. Raises DeftxError as `compose`
     does, for a rule without scales, and for an unknown metric.
     """
-    check_read(valid, "read_examples")
+    check_examples(valid)
     kind = kind_of(task)
     metric = metric or task.info.get("training", {}).get("metric") or next(iter(kind.metrics))
     if metric not in kind.metrics:

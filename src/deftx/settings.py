@@ -252,6 +252,12 @@ def changed(settings: S, changes: Mapping[str, Any]) -> S:
     return parse(type(settings), merged(settings.model_dump(exclude_unset=True), changes))
 
 
+def check_kind(settings: object, kind: type[Settings]) -> None:
+    """Raise DeftxError for settings of another kind, or a dict of them."""
+    if not isinstance(settings, kind):
+        raise DeftxError(f"the settings are a {type(settings).__name__}: give a deftx.{kind.__name__}")
+
+
 def parse(kind: type[S], data: Mapping[str, Any]) -> S:
     """`data` as settings of a `kind`. Raises DeftxError, one line, that names the key and what it allows."""
     try:

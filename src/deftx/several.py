@@ -10,7 +10,7 @@ from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.fit import Start, fit, learnt_head, takes_halves, task_base, task_start
 from deftx.models import Base
-from deftx.settings import TaskFit, changed
+from deftx.settings import TaskFit, changed, check_kind
 from deftx.tasks.data import Examples, about_texts, joined
 from deftx.tasks.table import settled
 from deftx.training.several import several
@@ -37,6 +37,7 @@ def fit_task_several(
 
     With one language the same as `fit_task`. Raises DeftxError as that does, and where a language lacks one of these.
     """
+    check_kind(settings, TaskFit)
     start, made = several_start(
         base, train_sets, valid_sets, settings, sources, temperature=temperature, any_base=any_base
     )

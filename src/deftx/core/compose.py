@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deftx.core.backbone import backbone, head
 from deftx.core.entries import read_entries, write_entries
-from deftx.core.vector import Entries, SparseVector
+from deftx.core.vector import Entries, SparseVector, check_vectors
 from deftx.errors import DeftxError
 
 PIECE = 1 << 16  # entries changed together: few enough that what is read of the weights is in the cache to be written
@@ -88,6 +88,7 @@ def _put(parameter: nn.Parameter, indices: Tensor | None, values: Tensor) -> Non
 
 def _fit_body(model: nn.Module, vector: SparseVector) -> list[tuple[nn.Parameter, Entries]]:
     """The model's parameters beside the vector's entries, all checked."""
+    check_vectors(vector)
     parameters = backbone(model)
     for name, entries in vector.tensors.items():
         if name not in parameters:

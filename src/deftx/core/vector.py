@@ -1,7 +1,7 @@
 """Sparse vectors: which entries of a model's backbone change, and by how much."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -147,6 +147,7 @@ def entries_at(delta: Mapping[str, Tensor], selection: Selection) -> SparseVecto
 
 def overlap(first: SparseVector, second: SparseVector) -> float:
     """The share of the smaller vector's places that the other holds too (paper, Figures 2 and 3)."""
+    check_vectors(first, second)
     common = sum(
         _common(entries, second.tensors[name]) for name, entries in first.tensors.items() if name in second.tensors
     )
@@ -182,14 +183,25 @@ def check_same_tokenizer(*vectors: SparseVector) -> None:
 
 
 def listed(some: SparseVector | Sequence[SparseVector]) -> list[SparseVector]:
-    """One vector or several, as a list. Raises DeftxError for the name of one."""
-    if isinstance(some, str | os.PathLike):
-        raise DeftxError(f"{str(some)!r} is the name of a vector, not one: give deftx.load({str(some)!r})")
-    return [some] if isinstance(some, SparseVector) else list(some)
+    """One vector or several, as a list. Raises DeftxError as `check_vectors` does."""
+    vectors = list(some) if isinstance(some, Iterable) and not isinstance(some, str) else [some]
+    check_vectors(*vectors)
+    return vectors
+
+
+def check_vectors(*given: object) -> None:
+    """Raise DeftxError for what is no vector, such as the name of one."""
+    for each in given:
+        if isinstance(each, str | os.PathLike):
+            raise DeftxError(f"{str(each)!r} is the name of a vector, not one: give deftx.load({str(each)!r})")
+        if not isinstance(each, SparseVector):
+            what = f"a {type(each).__name__} is given where a vector is wanted"
+            raise DeftxError(f"{what}: give what deftx.load or a fit returns, several one after the other")
 
 
 def check_language(*vectors: SparseVector) -> None:
-    """Raise DeftxError for a task vector, known by its head, where language vectors are wanted."""
+    """Raise DeftxError for a task vector, known by its head, where language vectors are wanted, and for no vector."""
+    check_vectors(*vectors)
     for place, vector in enumerate(vectors, 1):
         if vector.head is not None:
             which = f"vector {place} of {len(vectors)}" if len(vectors) > 1 else "the vector"

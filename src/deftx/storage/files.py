@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.vector import Entries, Head, SparseVector, check_vectors
 from deftx.errors import DeftxError
 from deftx.storage import manifest
 from deftx.storage.codec import decode_indices, decode_values, encode_indices, encode_values
@@ -38,9 +38,10 @@ _NAMES = {dtype: name for name, dtype in _FLOATS.items()}
 def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = False) -> None:
     """Write `vector` to `folder`, whole or not at all; with `force`, replace the vector there, the whole folder.
 
-    Raises DeftxError for what `folders.check_target` refuses, for a vector that `load` would refuse (values
-    that are not finite, info that is not JSON), and for a disk that is full or read-only.
+    Raises DeftxError for what `folders.check_target` refuses, for what is no vector, for one that `load` would refuse
+    (values that are not finite, info that is not JSON), and for a disk that is full or read-only.
     """
+    check_vectors(vector)
     target = check_target(folder, force=force)
     with _about(f"cannot save {target}"), new_folder(target, force=force) as new:
         _write(vector, new)

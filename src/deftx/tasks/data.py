@@ -84,6 +84,14 @@ def check_read(data: object, reader: str) -> None:
         raise DeftxError(f"{name!r:.80} is one text, where a list is wanted: {fix}")
 
 
+def check_examples(data: object) -> None:
+    """Raise DeftxError for what are no Examples, such as a list of texts."""
+    check_read(data, "read_examples")
+    if not isinstance(data, Examples):
+        fix = "give deftx.Examples(texts, labels=labels), or what deftx.read_examples reads"
+        raise DeftxError(f"a {type(data).__name__} is given where examples are wanted: {fix}")
+
+
 def written(examples: Examples) -> list[str]:
     """All that is written in examples: texts, pairs and parts."""
     return [*examples.texts, *(examples.pairs or []), *chain(*(examples.parts or []))]
