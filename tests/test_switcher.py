@@ -15,9 +15,11 @@ import deftx
 from deftx import switcher as module
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
-from deftx.models import load_task_model
+from deftx.models import load_task_model, load_tokenizer
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
+from deftx.tasks.supervised import evaluate
+from deftx.tasks.table import TASKS
 
 NAMES = ["ace", "ban", "min"]
 CHOICES = st.lists(st.sampled_from([*NAMES, None]), max_size=8)
@@ -263,6 +265,33 @@ def test_texts_are_read_in_the_spelling_of_their_language(parts):
     assert torch.equal(found, plain.probabilities(spelt, names))
     assert not torch.equal(found, plain.probabilities(Examples(texts), names))
     assert switcher.predict(Examples(texts), names) == plain.predict(spelt, names)
+
+
+@pytest.mark.parametrize("language", ["min", None])
+def test_scores_are_those_of_the_composed_model(parts, language):
+    base, _, languages = parts
+    kind, made = TASKS["regression"], random_vector(load_task_model(base, (), task=TASKS["regression"]), 0, ("any",))
+    task = replace(made, head=replace(made.head, labels=()), info={"task": "regression"})
+    spelling = deftx.Spelling({"ba": "be"}, lower=True)
+    switcher = deftx.Switcher(base, task, languages, spellings={"min": spelling})
+    test = Examples(sentences(20), labels=[float(number) for number in range(20)])
+    spelt = replace(test, texts=[" ".join("be" if w == "ba" else w for w in text.split()) for text in test.texts])
+    composed, tokenizer = deftx.compose(base, task, languages.get(language, ())), load_tokenizer(base)
+    scores = {name: evaluate(kind, composed, tokenizer, some, 64) for name, some in {"min": spelt, None: test}.items()}
+    assert switcher.evaluate(test, language) == scores[language]
+    assert scores[None] != scores["min"]
+
+
+def test_examples_that_cannot_be_scored_are_refused(made):
+    switcher, test = made[0], Examples(["ba be"], labels=["fine"])
+    for wrong, says in [
+        (replace(test, labels=None), "the examples have no labels"),
+        (test, "label 'fine' is not among the labels of the training data: bad, good"),
+        (["ba be"], "a list is given where examples are wanted"),
+    ]:
+        with pytest.raises(DeftxError, match=says):
+            switcher.evaluate(wrong, "min")
+    assert switcher.predict(["ba be"], ["min"])  # and the model can be had again
 
 
 def test_the_spelling_of_a_language_that_is_not_there_is_refused(parts):

@@ -20,9 +20,9 @@ from deftx.core.vector import SparseVector, check_distinct, listed
 from deftx.errors import DeftxError, unknown
 from deftx.models import TASK, Base, load_tokenizer, place
 from deftx.tasks.classification import CLASSIFICATION, probabilities
-from deftx.tasks.data import Examples, check_pairs, check_read
+from deftx.tasks.data import Examples, check_examples, check_pairs, check_read
 from deftx.tasks.respelling import Spelling, respell
-from deftx.tasks.supervised import check_columns, output_names, predict
+from deftx.tasks.supervised import check_columns, evaluate, output_names, predict
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Switcher:
     languages  name -> language vector, or several that are applied together
     rule       how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
     head       of several task vectors with heads, whose is used: 0 is the first
-    spellings  name -> how `predict` and `probabilities` write that language's texts anew: see `spelling_for`
+    spellings  name -> how that language's texts are written anew before the model reads them: see `spelling_for`
     any_base   go on, with a warning, where the base has other weights than the vectors' base
 
     Its `kind` is that of the task, such as `tagging`; its `pairs` says whether the task reads pairs of texts; None
@@ -132,6 +132,16 @@ class Switcher:
         label and the probability, a tagger's the tags of the words."""
         return self._answers(partial(predict, self._task), examples, languages)
 
+    def evaluate(self, examples: Examples, language: str | None) -> dict[str, float]:
+        """All metrics of the kind of task on labelled examples, in a language: what `deftx evaluate` prints.
+
+        Raises DeftxError for examples without labels, and for a label that the task has not learnt.
+        """
+        check_examples(examples)
+        check_pairs(self.pairs, examples)
+        with self.language(language) as model:
+            return evaluate(self._task, model, self._tokenizer, self._spelt(examples, language), self._length)
+
     def probabilities(self, examples: Examples | Sequence[str], languages: Sequence[str | None]) -> Tensor:
         """How probable each label is for every example, or text, in its own language [examples, labels], float32 on the
         CPU.
@@ -159,13 +169,15 @@ class Switcher:
         answers: dict[int, T] = {}
         for name in sorted(set(languages), key=lambda name: name != self._written):  # the one at hand first
             rows = [row for row, language in enumerate(languages) if language == name]
-            some = examples.at(rows)
-            if name in self._spellings:
-                some = self._task.respelt(some, partial(respell, spelling=self._spellings[name]))
             with self.language(name) as model:
-                found = answer(model, self._tokenizer, some, self._length)
+                found = answer(model, self._tokenizer, self._spelt(examples.at(rows), name), self._length)
             answers |= dict(zip(rows, found, strict=True))
         return [answers[row] for row in range(len(examples))]
+
+    def _spelt(self, examples: Examples, language: str | None) -> Examples:
+        """Examples of a language as they are read."""
+        spelling = self._spellings.get(language) if language else None
+        return self._task.respelt(examples, partial(respell, spelling=spelling)) if spelling else examples
 
     @torch.no_grad()
     def _switch(self, name: str | None) -> None:
