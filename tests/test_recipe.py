@@ -10,7 +10,7 @@ from deftx.errors import DeftxError
 from deftx.experiments import layers
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
-from deftx.settings import merged
+from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, changed, merged
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -54,6 +54,44 @@ def test_a_lora_does_not_take_over_the_rank_of_denoising(folder: Path) -> None:
     found = recipe(folder, merged(changes, {"variants": {"M": {"language": {"rank": 3}}}}))
     assert [found.language_fit(name, 0).rank for name in "LM"] == [None, 3]
     assert found.language_fit("L", 0).training.max_steps == found.language.training.max_steps
+
+
+def test_settings_start_from_a_preset_in_a_recipe_and_in_a_variant(folder: Path) -> None:
+    changes = {"language": {"preset": "quick", "k": "7%", "training": {"max_steps": 9}}}
+    changes |= {"task": {"preset": "standard", "training": None}, "variants": {"V": {"task": {"preset": "paper-nli"}}}}
+    data = {**RECIPE, **changes}
+    del data["task"]["training"]
+    (folder / "preset.yaml").write_text(yaml.safe_dump(data))
+    found = load_recipe(folder / "preset.yaml")
+    quick = LANGUAGE_PRESETS["quick"]
+    assert found.language == changed(quick, {"k": "7%", "training": {"max_steps": 9}})
+    assert found.task.training.max_steps == TASK_PRESETS["standard"].training.max_steps
+    variant = found.task_fit("V", 0)
+    assert (variant.k, variant.training.batch_size, variant.training.metric) == ("14.2M", 32, "accuracy")
+    assert found.task_fit("V", 3).seed == 3
+    set_on_top = load_recipe(folder / "preset.yaml", {"language": {"preset": "paper"}})
+    assert (set_on_top.language.training.max_steps, set_on_top.language.k) == (9, "7%")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"language": {"preset": "quik"}}, r"unknown preset 'quik' \(did you mean 'quick'\?\); known: paper, quick"),
+        ({"task": {"preset": "paper"}}, "unknown preset 'paper'.*known: paper-nli, paper-sentiment"),
+        ({"task": {"preset": None}}, "unknown preset 'None'"),
+        ({"language": {"preset": ["quick"]}}, "unknown preset"),
+        ({"variants": {"DeFT-X": {"task": {"preset": "x"}}}}, "unknown preset 'x'"),
+        (
+            {"variants": {"L": {"family": "lora", "language": {"preset": "quick"}}}},
+            r"variant 'L' \(lora\) has no presets",
+        ),
+    ],
+)
+def test_a_preset_that_there_is_not_is_named_with_those_there_are(
+    folder: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DeftxError, match=message):
+        recipe(folder, changes)
 
 
 def test_the_base_of_a_recipe_is_found_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

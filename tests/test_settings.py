@@ -1,11 +1,25 @@
 """Settings: what is unknown or wrong is named in one line, and changes leave the rest as it was."""
 
+import json
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from deftx.console import settings_table
 from deftx.errors import DeftxError
 from deftx.given import assigned
-from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, LanguageFit, TaskFit, Training, changed, parse
+from deftx.settings import (
+    LANGUAGE_PRESETS,
+    TABLES,
+    TASK_PRESETS,
+    LanguageFit,
+    TaskFit,
+    Training,
+    changed,
+    described,
+    parse,
+)
 
 
 def error(kind, data):
@@ -71,16 +85,40 @@ def test_a_wrong_value_is_named_with_its_place_and_what_it_should_be(data, messa
 
 
 def test_fewest_steps_above_the_most_are_an_error_and_not_a_long_surprise():
-    """The paper's 30,000 steps at least would else outdo a user's 100 at most."""
-    message = "setting training.min_steps = 30000: is more than max_steps = 100; change one of the two"
-    assert error(LanguageFit, {"training": {"max_steps": 100}}) == message
-    assert error(TaskFit, {"training": {"max_steps": 100, "min_steps": 101}}).startswith(
-        "setting training.min_steps = 101"
-    )
+    """Where both are said: otherwise the fewest would outdo a user's most."""
+    message = "setting training.min_steps = 101: is more than max_steps = 100; change one of the two"
+    assert error(LanguageFit, {"training": {"max_steps": 100, "min_steps": 101}}) == message
+    assert error(TaskFit, {"training": {"max_steps": 100, "min_steps": 101}}) == message
+    with pytest.raises(DeftxError, match="min_steps = 30000: is more than max_steps = 100"):
+        changed(LanguageFit(), {"training": {"max_steps": 100, "min_steps": 30_000}})
     assert parse(LanguageFit, {"training": {"max_steps": 100, "min_steps": 100}}).training.max_steps == 100
-    assert parse(LanguageFit, {"training": {"max_steps": None}}).training.min_steps == 30_000
-    with pytest.raises(DeftxError, match="max_steps = 100"):
-        changed(LANGUAGE_PRESETS["paper"], {"training": {"max_steps": 100}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "most", "fewest"),
+    [
+        ([{"max_steps": 100}], 100, 100),
+        ([{"max_steps": 40_000}], 40_000, 30_000),
+        ([{"max_steps": None}], None, 30_000),
+        ([{}], 100_000, 30_000),
+        ([{"max_steps": 100}, {"max_steps": 50}], 50, 50),
+        ([{"max_steps": 100}, {"max_steps": 50_000}], 50_000, 30_000),
+        ([{"max_steps": 100}, {"epochs": 3}], 100, 100),
+        ([{"max_steps": 100}, {"min_steps": 7}], 100, 7),
+    ],
+)
+def test_the_most_steps_alone_lower_the_fewest(changes, most, fewest):
+    """The paper's 30,000 steps at least do not stand in the way of `--set training.max_steps=100`."""
+    settings = LANGUAGE_PRESETS["paper"]
+    for change in changes:
+        settings = changed(settings, {"training": change})
+    assert (settings.training.max_steps, settings.training.min_steps) == (most, fewest)
+    assert parse(LanguageFit, settings.model_dump()) == settings
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, "many"])
+def test_most_steps_that_are_no_number_of_steps_are_named(most):
+    assert error(LanguageFit, {"training": {"max_steps": most}}).startswith(f"setting training.max_steps = {most!r}: ")
 
 
 @pytest.mark.parametrize("value", [7, "7.6M", "2.8%", 7.6e6])
@@ -150,3 +188,59 @@ def test_what_is_set_to_null_is_null():
     found = changed(LanguageFit(), assigned(["training.held_out_blocks=null"]))
     assert LanguageFit().training.held_out_blocks == 1000
     assert found.training.held_out_blocks is None
+
+
+def markdown(kind):
+    """The table of a kind of settings, as it stands in docs/settings.md."""
+    columns, rows = settings_table(described(*TABLES[kind]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_the_settings_of_the_docs_are_those_of_the_code(kind):
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert markdown(kind) in page
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_every_setting_is_described_once_with_its_default_and_its_presets(kind):
+    settings, presets = TABLES[kind]
+    rows = {row.name: row for row in described(settings, presets)}
+    training = {f"training.{name}" for name in type(settings().training).model_fields}
+    assert rows.keys() == settings.model_fields.keys() - {"training"} | training
+    for row in rows.values():
+        assert len(row.meaning) > 20
+        assert row.meaning[0].isupper()
+        assert row.meaning.endswith(".")
+        assert "|" not in row.meaning
+        *path, last = row.name.split(".")
+        for name, preset in presets.items():
+            part = preset.training if path else preset
+            assert getattr(part, last) == row.presets.get(name, row.default)
+            assert name not in row.presets or row.presets[name] != row.default
+
+
+def test_standard_stands_between_quick_and_the_papers_settings():
+    for presets in (LANGUAGE_PRESETS, TASK_PRESETS):
+        paper = next(name for name in presets if name.startswith("paper"))
+        quick, standard, whole = (presets[name].training for name in ("quick", "standard", paper))
+        assert quick.epochs <= standard.epochs <= whole.epochs
+        assert (quick.max_steps or 0) <= standard.max_steps <= (whole.max_steps or standard.max_steps)
+
+
+def test_the_command_lists_all_settings_or_those_of_one_kind(run):
+    both = json.loads(run("settings", "--json").out)
+    assert both.keys() == {"language", "task"}
+    only = json.loads(run("settings", "task", "--json").out)
+    assert only == {"task": both["task"]}
+    rate = next(row for row in both["language"] if row["name"] == "training.learning_rate")
+    assert (rate["default"], rate["presets"]["quick"]) == (5e-5, 1e-4)
+    table = run("settings", "language")
+    assert table.code == 0
+    assert all(name in table.out for name in ("deftx fit language", "quick", "standard", "mask"))
+    assert "deftx fit task" not in table.out
+    wrong = run("settings", "lang")
+    assert wrong.code == 2
+    assert wrong.complaint == (
+        "deftx: unknown kind of settings 'lang' (did you mean 'language'?); known: language, task"
+    )

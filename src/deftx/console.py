@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
     from deftx.doctor import Finding
     from deftx.experiments.run import Prepared
+    from deftx.settings import Described
 
+MEANING = "meaning"  # a column of sentences
 NO_SHARES = {"mse"}  # metrics that are not shown in percent
 
 
@@ -18,13 +20,14 @@ def print_json(data: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column is text and whose others are figures."""
+    """Print a table whose first column is text and whose others are figures, but for the column MEANING."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        text = number == 0 or column == MEANING
+        table.add_column(column, justify="left" if text else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
@@ -44,6 +47,26 @@ def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     print_table(["language", *(metric_name(name) for name in metrics), "examples"], cells)
+
+
+def settings_table(rows: Sequence["Described"]) -> tuple[list[str], list[list[str]]]:
+    """Settings as a table: its columns, with one for each preset, empty where the default holds, and its rows."""
+    presets = list(dict.fromkeys(preset for row in rows for preset in row.presets))
+    columns = ["setting", "default", *presets, MEANING]
+    cells = []
+    for row in rows:
+        changed = [_as_typed(row.presets[preset]) if preset in row.presets else "" for preset in presets]
+        cells.append([row.name, _as_typed(row.default), *changed, row.meaning])
+    return columns, cells
+
+
+def _as_typed(value: Any) -> str:
+    """A value as it is typed after `--set NAME=`."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None or isinstance(value, bool | tuple):
+        return json.dumps(value)
+    return str(value)
 
 
 def cell(value: Any) -> str:

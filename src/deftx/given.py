@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import yaml
 
 from deftx.core.vector import SparseVector
-from deftx.errors import DeftxError, unknown
-from deftx.settings import Fit, changed, merged
+from deftx.errors import DeftxError
+from deftx.settings import Fit, changed, merged, preset_named
 from deftx.several import check_same_languages
 from deftx.storage.files import load
 from deftx.tasks.data import ColumnNames, Columns, Examples, check_labels, held_out, joined
@@ -29,10 +29,9 @@ def settings_from(
     plain: F, presets: Mapping[str, F], preset: str | None, flags: Mapping[str, str | None], changes: Iterable[str]
 ) -> F:
     """The settings of a preset (None: `plain`) with those `flags` that were given, and further changes."""
-    if preset is not None and preset not in presets:
-        raise unknown("preset", preset, presets)
-    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
-    return changed(plain if preset is None else presets[preset], assigned([*given, *changes]))
+    start = plain if preset is None else preset_named(presets, preset)
+    flagged = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    return changed(start, assigned([*flagged, *changes]))
 
 
 def assigned(changes: Iterable[str]) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from deftx.core.ranks import noted
@@ -23,44 +26,62 @@ from deftx.errors import DeftxError, unknown
 # what was learnt before keeps its name.
 LATER = {"noise": 0.0, "held_out_blocks": None}
 
+T = TypeVar("T", bound="Training")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and strict about names; numbers are finite."""
+    """Base of all settings: frozen, and strict about names; numbers are finite.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The text below a field says what it means; `described` reads it, for `deftx settings` and docs/settings.md.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Training(Settings):
-    """One training, the same in both phases. Steps are optimiser steps.
-
-    epochs, max_steps, min_steps  steps = max(min_steps, min(max_steps, epochs over the data)); min_steps ≤ max_steps
-    accumulate  batches whose gradients are added up before a step
-    average    phase 2 ends at the mean of its last so many evaluated steps; 1: at the best one
-    length     longest input, in tokens
-    l1         weight λ of the penalty λ/N · ‖θ − θ0‖₁, N the backbone's parameter count
-    clip       largest norm of the gradient
-    precision  auto takes bf16 where the device computes it faster than fp32
-    report_to  the Trainer's logging integrations, such as tensorboard, wandb or trackio
-    logs       folder for the files of tensorboard, a folder in it for each phase of each fit
-    """
+    """One training, the same in both phases. Steps are optimiser steps."""
 
     learning_rate: PositiveFloat = 5e-5
+    """Learning rate of AdamW at the first step; it falls linearly to 0."""
     batch_size: PositiveInt = 8
+    """Examples, or blocks of text, in a batch."""
     accumulate: PositiveInt = 1
+    """Batches whose gradients are added up before a step."""
     epochs: PositiveFloat = 100
+    """Times that the training data are seen, within `min_steps` and `max_steps`."""
     max_steps: PositiveInt | None = None
+    """The most steps; null: as many as `epochs` take. Set alone, it lowers `min_steps` where that is larger."""
     min_steps: int = Field(0, ge=0, validate_default=True)
+    """The fewest steps, however few the data."""
     evaluate_every: PositiveInt = 1000
+    """Steps between two evaluations on held-out data; the best evaluated step is kept."""
     average: PositiveInt = 1
+    """Phase 2 ends at the mean of its last so many evaluated steps; 1: at the best one."""
     length: PositiveInt = 256
+    """Longest input, in tokens."""
     l1: NonNegativeFloat = 0.0
+    """Weight λ of the penalty λ/N · ‖θ − θ0‖₁, N being the number of parameters of the backbone."""
     clip: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the forward pass; auto takes bf16 where the device computes it faster than fp32."""
     report_to: tuple[str, ...] = ()
+    """Trackers to log to, such as tensorboard, wandb or trackio."""
     logs: str = "logs"
+    """Folder for the files of tensorboard, with a folder for each phase of each fit."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _max_steps_alone(cls, data: Any, handler: ModelWrapValidatorHandler[T]) -> T:
+        """Where `max_steps` is given and `min_steps` is not, the default of the latter is no more than the former."""
+        most = data.get("max_steps") if isinstance(data, Mapping) and "min_steps" not in data else None
+        if not isinstance(most, int) or most >= cls.model_fields["min_steps"].default:
+            return handler(data)
+        training = handler({**data, "min_steps": most})
+        training.model_fields_set.discard("min_steps")  # another max_steps may change it again
+        return training
 
     @field_validator("min_steps")
     @classmethod
@@ -72,35 +93,31 @@ class Training(Settings):
 
 
 class LanguageTraining(Training):
-    """Language modelling on plain text; the defaults are the paper's (Appendix C), but for `held_out_blocks`.
-
-    mask      share of the tokens that masked language modelling chooses, and that denoising hides
-    held_out  share of the lines that the best step is chosen on
-    held_out_blocks  the most blocks of `length` tokens of them; None: all, as in the paper
-    head      model of the same kind whose language modelling head stands in where the base has none, as mE5 has none
-    """
+    """Language modelling on plain text; the defaults are the paper's (Appendix C), but for `held_out_blocks`."""
 
     max_steps: PositiveInt | None = 100_000
     min_steps: int = Field(30_000, ge=0, validate_default=True)
     l1: NonNegativeFloat = 0.1
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens that masked language modelling chooses, and that denoising hides."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the lines that the best step is chosen on."""
     held_out_blocks: PositiveInt | None = 1000
+    """The most blocks of `length` tokens that are held out; null: the whole share, as in the paper."""
     head: str | None = None
+    """Model of the same kind whose language modelling head is used where the base has none, as mE5 has none."""
 
 
 class TaskTraining(Training):
-    """Labelled data; the defaults are the paper's for sentiment (Appendix C).
-
-    metric  decides between steps; without it the task's own, which is macro-F1 for classification
-    noise   share of the words of the training texts that get one wrong letter: see `deftx.tasks.noise`
-    """
+    """Labelled data; the defaults are the paper's for sentiment (Appendix C)."""
 
     batch_size: PositiveInt = 16
     epochs: PositiveFloat = 10
     evaluate_every: PositiveInt = 250
     metric: str | None = None
+    """Metric that decides between steps; null: the task's own, which is macro-F1 for classification."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the words of the training texts that get one wrong letter."""
 
 
 def metric_name(metric: str) -> str:
@@ -112,6 +129,7 @@ class Learning(Settings):
     """What is trained, and the seed that decides everything random."""
 
     seed: Seed = 0
+    """Decides everything random."""
     training: Training
 
     def deciding(self) -> dict[str, Any]:
@@ -126,19 +144,20 @@ class Learning(Settings):
 
 
 class Fit(Learning):
-    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance.
-
-    rank    a count, a share, or the name of a rule: see `deftx.core.ranks`
-    split   within what the k entries compete: everything, each matrix, or each layer
-    phase2  False: the selected entries have what phase 1 learnt, as denoising left it (the paper's ablations, Table 5)
-    """
+    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance."""
 
     method: str = "deftx"
+    """What selects the entries: deftx, lt-sft (without denoising), or random (any k entries)."""
     k: int | float | str = "2.8%"
+    """Entries that the vector may change: a count (7.6M), or a share of the tunable weights (2.8%)."""
     rank: int | float | str = "90%"
+    """What denoising keeps of each matrix: a share of the variance (90%), a rank (100), or a rule by name."""
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of each matrix's entries that are added back after the low-rank approximation."""
     split: Literal["global", "matrix", "layer"] = "global"
+    """Within what the k entries compete: all tensors together, each matrix, or each layer."""
     phase2: bool = True
+    """False: the selected entries have what phase 1 learnt, as denoising left it (the paper's ablation, Table 5)."""
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide something; beside the rank `auto` also the `rank_rule` that it stands for."""
@@ -152,12 +171,10 @@ class LanguageFit(Fit):
 
 
 class TaskFit(Fit):
-    """A task vector.
-
-    task  what kind of task it is, such as tagging: one of `deftx.tasks.table.TASKS`
-    """
+    """A task vector."""
 
     task: str = "classification"
+    """Kind of task, such as classification, tagging or question-answering."""
     k: int | float | str = "5.1%"
     training: TaskTraining = TaskTraining()
 
@@ -176,15 +193,17 @@ class AdapterTaskTraining(TaskTraining):
 
 
 class MadxFit(Learning):
-    """An adapter of MAD-X. Bottlenecks are `reduction` times narrower than the base, whose width gives the number."""
+    """An adapter of MAD-X."""
 
     reduction: Annotated[float, Field(ge=1)] = 2
+    """How many times narrower than the base bottlenecks are."""
 
 
 class MadxLanguageFit(MadxFit):
-    """A language adapter of MAD-X; `invertible_reduction` is that of the halves of the invertible adapter."""
+    """A language adapter of MAD-X."""
 
     invertible_reduction: Annotated[float, Field(ge=1)] = 2
+    """How many times narrower the bottleneck of each half of the invertible adapter is."""
     training: AdapterLanguageTraining = AdapterLanguageTraining()
 
 
@@ -196,15 +215,14 @@ class MadxTaskFit(MadxFit):
 
 
 class LoraFit(Learning):
-    """A LoRA, W + alpha / rank · B A.
-
-    rank   None: the one whose number of parameters is nearest to k of the tunable entries
-    alpha  None: as the rank
-    """
+    """A LoRA, W + alpha / rank · B A."""
 
     k: int | float | str = "2.8%"
+    """Parameters to have about as many as: a count, or a share of the tunable weights."""
     rank: PositiveInt | None = None
+    """Rank of the LoRA; null: the one whose number of parameters is nearest to k."""
     alpha: PositiveInt | None = None
+    """Scale of the LoRA; null: as the rank."""
 
 
 class LoraLanguageFit(LoraFit):
@@ -219,12 +237,16 @@ class LoraTaskFit(LoraFit):
     training: AdapterTaskTraining = AdapterTaskTraining()
 
 
-# The paper's settings, and small ones for a first look on an ordinary machine. At XLM-R base's 277M
-# tunable parameters the default shares of k are the paper's 7.6M and 14.2M.
+# quick     a first look on an ordinary machine
+# standard  an evening on an ordinary GPU, or a night on a processor; provisional, until curves have been measured
+# paper     the paper's settings. At XLM-R base's 277M tunable parameters the default shares of k are its 7.6M and 14.2M
 LANGUAGE_PRESETS = {
     "paper": LanguageFit(k="7.6M", rank="90%"),
     "quick": LanguageFit(
         training=LanguageTraining(learning_rate=1e-4, max_steps=1000, min_steps=0, evaluate_every=100)
+    ),
+    "standard": LanguageFit(
+        training=LanguageTraining(learning_rate=1e-4, length=128, max_steps=3000, min_steps=0, evaluate_every=250)
     ),
 }
 TASK_PRESETS = {
@@ -235,6 +257,13 @@ TASK_PRESETS = {
         training=TaskTraining(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy"),
     ),
     "quick": TaskFit(training=TaskTraining(learning_rate=1e-4, epochs=2, evaluate_every=100)),
+    "standard": TaskFit(training=TaskTraining(epochs=3, max_steps=3000, evaluate_every=250)),
+}
+
+# what is learnt -> its kind of settings, and its presets
+TABLES: dict[str, tuple[type[Fit], Mapping[str, Fit]]] = {
+    "language": (LanguageFit, LANGUAGE_PRESETS),
+    "task": (TaskFit, TASK_PRESETS),
 }
 
 # How values are to be written, where pydantic names a type of Python.
@@ -245,6 +274,56 @@ FORMS = {
 }
 
 S = TypeVar("S", bound=Settings)
+PRESET = "preset"  # among settings in a recipe: the name of those to start from
+
+
+def preset_named(presets: Mapping[str, S], name: object) -> S:
+    """The settings of a preset. Raises DeftxError for a name that none of them has."""
+    if not isinstance(name, str) or name not in presets:
+        raise unknown("preset", str(name), presets)
+    return presets[name]
+
+
+def with_preset(data: Any, presets: Mapping[str, S]) -> Any:
+    """Settings as data, those of their `preset` below what they say besides; without one, as they are."""
+    if not isinstance(data, Mapping) or PRESET not in data:
+        return data
+    own = {key: value for key, value in data.items() if key != PRESET}
+    return merged(preset_named(presets, data[PRESET]).model_dump(exclude_unset=True), own)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A setting for people: its name, written out, its default, what it means, and what presets set it to."""
+
+    name: str
+    default: Any
+    meaning: str
+    presets: Mapping[str, Any]
+
+
+def described(kind: type[Settings], presets: Mapping[str, Settings] | None = None) -> list[Described]:
+    """All settings of a kind. Of each preset, those that it sets to something else than the default are named."""
+    own, inner = [], []
+    for name, field in kind.model_fields.items():
+        values = {key: getattr(preset, name) for key, preset in (presets or {}).items()}
+        if isinstance(field.default, Settings):
+            parts = described(type(field.default), values)
+            inner += [replace(part, name=f"{name}.{part.name}") for part in parts]
+        else:
+            different = {key: value for key, value in values.items() if value != field.default}
+            own.append(Described(name, field.default, _meaning(kind, name), different))
+    return [*own, *inner]
+
+
+def _meaning(kind: type[BaseModel], name: str) -> str:
+    """What a setting means, as the nearest class says that says something of it."""
+    for ancestor in kind.__mro__:
+        if issubclass(ancestor, BaseModel) and name in ancestor.model_fields:
+            description = ancestor.model_fields[name].description
+            if description:
+                return " ".join(description.split())
+    return ""
 
 
 def changed(settings: S, changes: Mapping[str, Any]) -> S:

@@ -1,7 +1,10 @@
-"""Learning: language and task vectors, the demo."""
+"""Learning: language and task vectors, their settings, the demo."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from deftx.cli.app import app, fit_app
 from deftx.messages import quiet_transformers
@@ -10,6 +13,7 @@ from deftx.options import (
     FORMATS,
     LABELLED,
     AnyBase,
+    AsJson,
     Base,
     Changes,
     Force,
@@ -49,7 +53,7 @@ def fit_language(
     set_: Changes = None,
     force: Force = False,
 ) -> None:
-    """Learn a language vector from plain text. Presets: paper, quick."""
+    """Learn a language vector from plain text. Presets: paper, standard, quick."""
     quiet_transformers()
     from deftx import commands, fit, given, settings
     from deftx.tasks.data import read_text
@@ -107,7 +111,7 @@ def fit_task(
     any_base: AnyBase = False,
     force: Force = False,
 ) -> None:
-    """Learn a task vector from labelled data of any kind of task. Presets: paper-sentiment, paper-nli, quick."""
+    """Learn a task vector from labelled data of any task. Presets: paper-sentiment, paper-nli, standard, quick."""
     quiet_transformers()
     from deftx import commands, given, settings
     from deftx.several import fit_task_several
@@ -151,6 +155,30 @@ def _print_learnt(out: Path, vector: "SparseVector") -> None:
     sources = [vector.info["source"], *vector.info.get("sources", {}).values()] if vector.head else []
     alone = "; without --source, so learnt on the base alone" if vector.head and not any(sources) else ""
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}{alone}")
+
+
+@app.command(epilog="Example: deftx settings task")
+def settings(
+    what: Annotated[
+        list[str] | None, typer.Argument(help="language or task; without one, both.", metavar="[WHAT]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List all settings for --set and recipes: their names, defaults, meanings, and values in presets."""
+    from deftx.console import print_json, print_table, settings_table
+    from deftx.errors import unknown
+    from deftx.settings import TABLES, described
+
+    for name in what or []:
+        if name not in TABLES:
+            raise unknown("kind of settings", name, TABLES)
+    rows = {name: described(*TABLES[name]) for name in what or TABLES}
+    if as_json:
+        print_json({name: [asdict(row) for row in some] for name, some in rows.items()})
+        return
+    for number, (name, some) in enumerate(rows.items()):
+        print(f"{chr(10) if number else ''}deftx fit {name}")
+        print_table(*settings_table(some))
 
 
 @app.command(epilog="Example: deftx demo --out demo")

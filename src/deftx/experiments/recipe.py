@@ -12,6 +12,9 @@ from deftx.core.merge import rule_of
 from deftx.errors import DeftxError, unknown
 from deftx.experiments.layers import read
 from deftx.settings import (
+    LANGUAGE_PRESETS,
+    PRESET,
+    TASK_PRESETS,
     Fit,
     LanguageFit,
     Learning,
@@ -25,6 +28,7 @@ from deftx.settings import (
     changed,
     merged,
     parse,
+    with_preset,
 )
 from deftx.tasks.data import ColumnNames
 from deftx.tasks.table import settled, task_of
@@ -198,9 +202,9 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file, with nested `changes` made to it; everything in it is checked.
 
     A recipe that `extends` others, files of the same folder and later ones above earlier ones, says only what is
-    different; null takes away what they say.
+    different; null takes away what they say. Settings may start from a `preset`, in the recipe and in a variant.
     """
-    recipe = changed(parse(Recipe, read(path)), changes or {})
+    recipe = parse(Recipe, _with_presets(merged(read(path), changes or {})))
     recipe = recipe.model_copy(update={"task": settled(recipe.task)})
     _check_sources(recipe)
     _check_task(recipe)
@@ -215,6 +219,30 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     if recipe.baseline is not None and recipe.baseline not in recipe.variants:
         raise unknown("variant (baseline)", recipe.baseline, recipe.variants)
     return _rooted(recipe, path.parent)
+
+
+def _with_presets(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's data with presets as the settings that they stand for."""
+    whole = _settings_spelled_out(data)
+    variants = data.get("variants")
+    if isinstance(variants, Mapping):
+        whole["variants"] = {name: _settings_spelled_out(variant, str(name)) for name, variant in variants.items()}
+    return whole
+
+
+def _settings_spelled_out(data: Any, variant: str | None = None) -> Any:
+    """The recipe, or a variant of it, with the settings of its languages and its task spelled out."""
+    if not isinstance(data, Mapping):
+        return data
+    language, task = data.get("language"), data.get("task")
+    family = data.get("family", VECTORS)
+    for settings in (language, task):
+        if family != VECTORS and isinstance(settings, Mapping) and PRESET in settings:
+            raise DeftxError(
+                f"the variant {variant!r} ({family}) has no presets, which are for vectors: say its settings"
+            )
+    spelled_out = {"language": with_preset(language, LANGUAGE_PRESETS), "task": with_preset(task, TASK_PRESETS)}
+    return {**data, **{name: settings for name, settings in spelled_out.items() if name in data}}
 
 
 def _of_kind(kind: type[L], settings: Learning, changes: Mapping[str, Any]) -> L:
