@@ -6,11 +6,14 @@ import pytest
 import yaml
 from tiny_run import RECIPE, recipe, write_recipe
 
+import deftx
 from deftx.errors import DeftxError
 from deftx.experiments import layers
+from deftx.experiments.data import read
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
 from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, changed, merged
+from deftx.tasks.data import held_out
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -186,10 +189,39 @@ def test_what_is_wrong_in_a_recipe_is_named(folder: Path, changes: dict[str, obj
         recipe(folder, changes)
 
 
-@pytest.mark.parametrize("missing", ["source", "train", "valid"])
+@pytest.mark.parametrize("missing", ["source", "train"])
 def test_a_recipe_without_labelled_data_is_refused(folder: Path, missing: str) -> None:
-    with pytest.raises(DeftxError, match="either as source, train and valid, or as sources"):
+    with pytest.raises(DeftxError, match=r"either as source and train \(and valid\), or as sources"):
         recipe(folder, {missing: ""})
+
+
+def test_without_validation_data_a_tenth_is_held_out_as_fit_task_does(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="without validation data, 4 of the rows of src choose the best step"):
+        data = read(recipe(folder, {"valid": "", "seeds": [3]}))
+    whole = deftx.read_examples(folder / "src.tsv")
+    train, valid = held_out(whole, 0.1, 3, named=True)
+    assert (data.train, data.valid) == ({"src": train}, {"src": valid})
+    assert sorted([*data.train["src"].texts, *data.valid["src"].texts]) == sorted(whole.texts)
+
+
+def test_a_finished_vector_needs_no_text_and_targets_need_no_test(folder: Path) -> None:
+    languages = {"languages": {"src": None, "tar": "tar.txt"}, "vectors": {"src": "base"}, "test": {}}
+    data = {**RECIPE, **languages, "targets": ["tar", "more"]}
+    del data["languages"]["src"]
+    (folder / "finished.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(DeftxError, match="has no text for 'more'; give it under `languages`, or a finished vector"):
+        load_recipe(folder / "finished.yaml")
+    found = load_recipe(folder / "finished.yaml", {"languages": {"more": "tar.txt"}})
+    assert found.needed_languages("DeFT-X") == ["src", "tar", "more"]
+    assert found.texts_of("DeFT-X") == ["tar", "more"]
+    with pytest.raises(DeftxError, match="has no text for 'src'"):
+        load_recipe(
+            folder / "finished.yaml", {"languages": {"more": "tar.txt"}, "variants": {"DeFT-X": {"family": "lora"}}}
+        )
+    with pytest.raises(DeftxError, match="has no text for 'src'"):  # whose words are looked for in the text
+        load_recipe(
+            folder / "finished.yaml", {"languages": {"more": "tar.txt"}, "variants": {"DeFT-X": {"respell": "words"}}}
+        )
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("[!_]*.yaml")), ids=lambda file: file.stem)

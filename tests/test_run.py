@@ -1,6 +1,7 @@
 """A recipe from YAML to table, on a tiny base: its plan, its results, what a changed run computes again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tiny import sentences
 from tiny_run import RECIPE, recipe, same, write_recipe
 
 import deftx
+from deftx.errors import DeftxError
 from deftx.experiments import housekeeping, plan, steps
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import Recipe, load_recipe
@@ -49,6 +51,32 @@ def test_a_recipe_scores_every_variant_on_every_language(found: list[Score], fol
     assert all(variant in (folder / "out" / "results.md").read_text() for variant in variants)
     parquet = pytest.importorskip("pyarrow.parquet")
     assert parquet.read_table(folder / "out" / "results.parquet").to_pylist() == rows
+
+
+def test_a_finished_vector_is_taken_as_it_is_and_gives_the_same_scores(
+    found: list[Score], folder: Path, tmp_path: Path, computed: list[Step]
+) -> None:
+    finished = vectors_of(folder / "out", "DeFT-X", 0)
+    data = yaml.safe_load((folder / "recipe.yaml").read_text())
+    data |= {"variants": {"DeFT-X": data["variants"]["DeFT-X"]}, "ngrams": False, "languages": {}}
+    data["vectors"] = {name: str(finished[name]) for name in ("src", "tar")}
+    (folder / "given.yaml").write_text(yaml.safe_dump(data))
+    again = run_recipe(load_recipe(folder / "given.yaml"), tmp_path / "out")
+    assert [step.kind for step in computed] == ["given", "given", "delta", "vector", "score", "score"]
+    assert [s.scores for s in again] == [s.scores for s in found if s.variant == "DeFT-X"]
+    taken = vectors_of(tmp_path / "out", "DeFT-X", 0)
+    assert taken.keys() == {"src", "tar", "task"}
+    assert all(same(taken[name], finished[name]) for name in taken)
+    assert deftx.load(taken["tar"]).info == deftx.load(finished["tar"]).info
+    other = {"vectors": {"tar": str(finished["src"])}}
+    run = prepare(load_recipe(folder / "given.yaml", other), tmp_path / "store")
+    assert [step.kind for step in run.left()] == ["score"]  # src's in the place of tar's: other content, another step
+    with pytest.raises(DeftxError, match="is a task vector"):
+        prepare(load_recipe(folder / "given.yaml", {"vectors": {"tar": str(finished["task"])}}), tmp_path / "store")
+    base = deftx.load(finished["tar"])
+    deftx.save(replace(base, info={**base.info, "base_fingerprint": "0" * 64}), tmp_path / "foreign")
+    with pytest.raises(DeftxError, match="the vector was made on"):
+        prepare(load_recipe(folder / "given.yaml", {"vectors": {"tar": str(tmp_path / "foreign")}}), tmp_path / "s")
 
 
 def test_predictions_are_kept_and_give_the_scores(found: list[Score], folder: Path) -> None:

@@ -14,14 +14,13 @@ from deftx.errors import DeftxError
 from deftx.settings import Fit, changed, merged, preset_named
 from deftx.several import check_same_languages
 from deftx.storage.files import load
-from deftx.tasks.data import ColumnNames, Columns, Examples, check_labels, held_out, joined
+from deftx.tasks.data import HELD_OUT_SHARE, ColumnNames, Columns, Examples, check_labels, held_out, joined
 from deftx.tasks.respelling import Spelling, read_spelling
 from deftx.tasks.supervised import Task, names_of
 
 F = TypeVar("F", bound=Fit)
 
 LITTLE = 2000  # characters of a language's text
-SHARE = 0.1  # of labelled data, held out where no validation data are given
 MANY = 0.1  # of validation texts, to be also in the training data
 
 
@@ -68,7 +67,7 @@ def labelled(
     train_sets = {name: task.read(file, columns, True) for name, file in train.items()}
     names = names_of(task, joined(list(train_sets.values())))
     if not valid:
-        parts = {name: held_out(some, SHARE, seed, named=bool(names)) for name, some in train_sets.items()}
+        parts = {name: held_out(some, HELD_OUT_SHARE, seed, named=bool(names)) for name, some in train_sets.items()}
         rows = sum(len(part) for _, part in parts.values())
         warnings.warn(f"without --valid, {rows:,} of the rows choose the best step and are not learnt", stacklevel=2)
         return {name: part for name, (part, _) in parts.items()}, {name: part for name, (_, part) in parts.items()}

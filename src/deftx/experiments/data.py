@@ -5,19 +5,34 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
 from deftx.core.backbone import head as head_of
 from deftx.core.backbone import tunable
+from deftx.core.compose import check_fit
+from deftx.core.vector import SparseVector, check_language
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import Recipe
 from deftx.fit import check_settings
-from deftx.models import about_tokenizer, load_language_model, load_tokenizer
+from deftx.models import about_tokenizer, check_tokenizer, load_language_model, load_tokenizer
 from deftx.settings import Fit
-from deftx.storage.fingerprint import fingerprint, fingerprint_of
-from deftx.tasks.data import Examples, capitals, check_labels, check_pairs, joined, lower_case, read_text, written
+from deftx.storage.files import load
+from deftx.storage.fingerprint import check_base, fingerprint, fingerprint_of
+from deftx.tasks.data import (
+    HELD_OUT_SHARE,
+    Columns,
+    Examples,
+    capitals,
+    check_labels,
+    check_pairs,
+    held_out,
+    joined,
+    lower_case,
+    read_text,
+    written,
+)
 from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
 from deftx.tasks.supervised import Task, names_of
 from deftx.tasks.table import task_of
@@ -29,6 +44,7 @@ class Data:
 
     texts    language -> plain text
     train, valid, test  language -> labelled data
+    vectors  language -> a finished language vector, which is used as it is
     base     a name of the base by its content: weights, head, configuration, tokenizer
     trimmed  what was left out since it holds evaluation text: language or "labelled data" (of several languages
              "labelled data of eng") -> how much, in words
@@ -41,6 +57,7 @@ class Data:
     base: str
     trimmed: Mapping[str, str]
     reading: str
+    vectors: Mapping[str, SparseVector] = field(default_factory=dict)
 
 
 def read(recipe: Recipe) -> Data:
@@ -54,14 +71,16 @@ def read(recipe: Recipe) -> Data:
                 check_settings(settings, entries, head=bool(head))
     task = task_of(recipe.task.task)
     columns = recipe.columns.over(task.columns)
+    train, valid = _labelled(recipe, task, columns)
     data = Data(
         {name: read_text(*sources) for name, sources in recipe.languages.items()},
-        {name: task.read(source.train, columns, True) for name, source in recipe.labelled.items()},
-        {name: task.read(source.valid, columns, True) for name, source in recipe.labelled.items()},
+        train,
+        valid,
         {name: task.read(source, columns, True) for name, source in recipe.test.items()},
         _identity(recipe.base, model),
         {},
         _reading(recipe.base),
+        _finished_vectors(recipe, model),
     )
     pairs = any(examples.pairs is not None for examples in data.train.values())
     for examples in [*data.train.values(), *data.valid.values(), *data.test.values()]:
@@ -73,13 +92,41 @@ def read(recipe: Recipe) -> Data:
     return data
 
 
+def _labelled(recipe: Recipe, task: Task, columns: Columns) -> tuple[dict[str, Examples], dict[str, Examples]]:
+    """Training and validation data by language; a language without the latter has a tenth of the former held out, by
+    the first seed, as `deftx fit task` does."""
+    train, valid = {}, {}
+    for name, files in recipe.labelled.items():
+        examples = task.read(files.train, columns, True)
+        if files.valid:
+            train[name], valid[name] = examples, task.read(files.valid, columns, True)
+        else:
+            named = task.names is not None
+            train[name], valid[name] = held_out(examples, HELD_OUT_SHARE, recipe.seeds[0], named=named)
+            what = f"without validation data, {len(valid[name]):,} of the rows of {name}"
+            warnings.warn(f"{what} choose the best step and are not learnt", stacklevel=2)
+    return train, valid
+
+
+def _finished_vectors(recipe: Recipe, model: PreTrainedModel) -> dict[str, SparseVector]:
+    """The vectors that the recipe takes instead of learning them. Raises DeftxError where one does not fit the base."""
+    vectors = {name: load(source) for name, source in recipe.vectors.items()}
+    for vector in vectors.values():
+        check_language(vector)
+        check_base(model, vector, any_base=None)
+        check_fit(model, vector)
+    check_tokenizer(load_tokenizer(recipe.base), *vectors.values(), any_base=None)
+    return vectors
+
+
 def _check_labels(recipe: Recipe, task: Task, data: Data) -> None:
     """Raise DeftxError for a label of validation or test data that some variant does not learn."""
     for variant in recipe.variants if recipe.test else ():
         sources = recipe.sources_of(variant)
         names = names_of(task, joined([data.train[source] for source in sources]))
         for source in sources:
-            check_labels(recipe.labelled[source].valid, data.valid[source], names)
+            files = recipe.labelled[source]
+            check_labels(files.valid or files.train, data.valid[source], names)
         for name, examples in data.test.items():
             check_labels(recipe.test[name], examples, names)
 
@@ -117,9 +164,9 @@ def _reading(base: str) -> str:
 def _guarded(data: Data, *, trim: bool) -> Data:
     """The data without evaluation text in what is trained on; with `trim` it is left out, else it is an error."""
     evaluation = [(name, text) for name, examples in data.test.items() for text in texts_of(examples)]
-    held_out = [text for _, text in evaluation]
-    texts = {name: leaks(lines, held_out) for name, lines in data.texts.items()}
-    train = {name: leaking(examples, held_out) for name, examples in data.train.items()}
+    evaluation_texts = [text for _, text in evaluation]
+    texts = {name: leaks(lines, evaluation_texts) for name, lines in data.texts.items()}
+    train = {name: leaking(examples, evaluation_texts) for name, examples in data.train.items()}
     checked = {name: (found, data.texts[name]) for name, found in texts.items()}
     for name, found in train.items():
         checked[f"labelled data of {name}" if len(train) > 1 else "labelled data"] = found, data.train[name].texts

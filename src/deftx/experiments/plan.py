@@ -3,6 +3,7 @@
     delta    phase 1 of a fit: θ1 − θ0, shared by all methods, ranks and k; also that of a half of the data, shared
              by all that take their ranks from two halves
     vector   the rest of a fit: denoise, select, phase 2
+    given    a finished vector that the recipe takes as it is
     adapter  a fit of a baseline that learns something else than vectors
     score    a composed model on a language's test data
     ngrams   the baseline of character n-grams, on a language's test data
@@ -29,7 +30,7 @@ from deftx.training.halves import HALVES
 
 # Versions of the code of each kind of step, of what all fits of a task share, and those of several sources. Raise one
 # when a change alters what the step gives: results of the old code are not taken then.
-VERSIONS = {"delta": 2, "vector": 2, "adapter": 2, "score": 1, "ngrams": 1, TASK: 2, "several": 2}
+VERSIONS = {"delta": 2, "vector": 2, "given": 1, "adapter": 2, "score": 1, "ngrams": 1, TASK: 2, "several": 2}
 
 NGRAMS = "character n-grams"
 
@@ -135,6 +136,7 @@ class _Planner:
     def __init__(self, recipe: Recipe, data: Data, store: Store) -> None:
         self.recipe, self.data, self.store = recipe, data, store
         self.texts = {name: store.put(texts) for name, texts in data.texts.items()}
+        self.vectors = {name: store.put_vector(vector) for name, vector in data.vectors.items()}
         self.train = {name: store.put(examples) for name, examples in data.train.items()}
         self.valid = {name: store.put(examples) for name, examples in data.valid.items()}
         self.pooled = store.put(joined([data.train[name] for name in sorted(data.train)]))
@@ -144,11 +146,17 @@ class _Planner:
     def add_variant(self, plan: Plan, variant: str, seed: int) -> None:
         """All steps of a variant with a seed."""
         recipe, chosen = self.recipe, self.recipe.variants[variant]
+        about: dict[str, Any]
         shared = {"base": self.data.base, **({} if chosen.family == VECTORS else {"family": chosen.family})}
         vectors = {}
         for name in recipe.needed_languages(variant):
-            about: dict[str, Any] = {**shared, "what": "language", "text": self.texts[name]}
-            vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, Use(variant, seed, name))
+            use = Use(variant, seed, name)
+            if name in self.vectors and chosen.family == VECTORS:
+                about = {**shared, "what": "language", "vector": self.vectors[name]}
+                vectors[name] = plan.add(Step("given", about, title=f"{name}, as it was given"), use)
+                continue
+            about = {**shared, "what": "language", "text": self.texts[name]}
+            vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, use)
         if not recipe.needs_task:
             return
         labelled, roles = self._labelled(variant)

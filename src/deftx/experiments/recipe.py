@@ -48,10 +48,10 @@ FAMILIES: dict[str, tuple[type[Learning], type[Learning]]] = {
 
 
 class Labelled(Settings):
-    """Labelled data of one language; `valid` is for choosing the best step."""
+    """Labelled data of one language; `valid` is for choosing the best step, without it a tenth of `train`."""
 
     train: str
-    valid: str
+    valid: str = ""
 
 
 class Variant(Settings):
@@ -104,9 +104,11 @@ class Recipe(Settings):
     base       folder or hub id
     languages  name -> plain text (one file or several) from which its language vector is learnt
     source     the language of the labelled data
-    train      labelled data; valid: the same, for choosing the best step
+    train      labelled data; valid: the same, for choosing the best step; without it a tenth of `train` is held out
     sources    in place of these three, where several languages have labelled data: language -> train and valid
+    vectors    language -> finished language vector (folder or hub id), which is taken instead of learning one
     test       language -> labelled data to score on; without any the vectors alone are learnt
+    targets    languages whose vectors are learnt too, although there is no test data of them
     language   settings of the language fits; task: of the task fits
     ngrams     also score character n-grams and logistic regression trained on all labelled data
     baseline   the variant that the others are held against
@@ -119,11 +121,13 @@ class Recipe(Settings):
     title: str = ""
     base: str
     seeds: tuple[Seed, ...] = (0,)
-    languages: dict[str, str | tuple[str, ...]]
+    languages: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     source: str = ""
     train: str = ""
     valid: str = ""
     sources: dict[str, Labelled] = Field(default_factory=dict)
+    vectors: dict[str, str] = Field(default_factory=dict)
+    targets: tuple[str, ...] = ()
     test: dict[str, str] = Field(default_factory=dict)
     columns: ColumnNames = ColumnNames()
     language: LanguageFit = LanguageFit()
@@ -135,15 +139,15 @@ class Recipe(Settings):
     paper: Published | None = None
     leakage: Literal["stop", "trim", "ignore"] = "stop"
 
-    @field_validator("languages", "sources", "test", "source", mode="before")
+    @field_validator("languages", "sources", "vectors", "targets", "test", "source", mode="before")
     @classmethod
     def _called_by_text(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else [value]:
+        for name in value if isinstance(value, dict | list | tuple) else [value]:
             if isinstance(name, bool):
                 raise ValueError(f"a language is called {name}: YAML reads no, yes, on and off so; put it in quotes")
         return value
 
-    @field_validator("languages")
+    @field_validator("languages", "vectors")
     @classmethod
     def _names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
@@ -187,15 +191,18 @@ class Recipe(Settings):
         """The languages whose vectors a variant uses, its sources first."""
         chosen, sources = self.variants[variant], self.sources_of(variant)
         if not self.test:
-            return list(dict.fromkeys([*sources, *self.languages]))
-        targets = list(self.test) if chosen.target else []
+            return list(dict.fromkeys([*sources, *self.languages, *self.vectors, *self.targets]))
+        targets = [*self.test, *self.targets] if chosen.target else []
         below = [name for name in sources if chosen.source or chosen.keep_source or name in targets]
         return list(dict.fromkeys([*below, *targets]))
 
     def texts_of(self, variant: str) -> list[str]:
         """The languages whose plain text a variant uses."""
-        read = self.sources_of(variant) if self.variants[variant].respell == "words" else []
-        return list(dict.fromkeys([*self.needed_languages(variant), *read]))
+        chosen = self.variants[variant]
+        finished = self.vectors if chosen.family == VECTORS else {}
+        learnt = [name for name in self.needed_languages(variant) if name not in finished]
+        read = self.sources_of(variant) if chosen.respell == "words" else []
+        return list(dict.fromkeys([*learnt, *read]))
 
 
 def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -215,7 +222,8 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
             raise DeftxError(f"the variant {variant!r} has no vectors to compose: leave rule and keep_source out")
         missing = [name for name in recipe.texts_of(variant) if name not in recipe.languages]
         if missing:
-            raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; give it under `languages`")
+            where = "give it under `languages`, or a finished vector under `vectors`"
+            raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; {where}")
     if recipe.baseline is not None and recipe.baseline not in recipe.variants:
         raise unknown("variant (baseline)", recipe.baseline, recipe.variants)
     return _rooted(recipe, path.parent)
@@ -223,7 +231,7 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
 
 def _with_presets(data: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's data with presets as the settings that they stand for."""
-    whole = _settings_spelled_out(data)
+    whole: dict[str, Any] = _settings_spelled_out(data)
     variants = data.get("variants")
     if isinstance(variants, Mapping):
         whole["variants"] = {name: _settings_spelled_out(variant, str(name)) for name, variant in variants.items()}
@@ -254,10 +262,11 @@ def _of_kind(kind: type[L], settings: Learning, changes: Mapping[str, Any]) -> L
 
 def _check_sources(recipe: Recipe) -> None:
     """Raise DeftxError for labelled data that are given in no way or in two, and for variants that cannot use them."""
-    one = [recipe.source, recipe.train, recipe.valid]
-    if any(one) if recipe.sources else not all(one):
+    needed = recipe.source and recipe.train
+    superfluous = recipe.source or recipe.train or recipe.valid
+    if superfluous if recipe.sources else not needed:
         several = "sources: {LANGUAGE: {train: FILE, valid: FILE}}"
-        raise DeftxError(f"a recipe has its labelled data either as source, train and valid, or as {several}")
+        raise DeftxError(f"a recipe has its labelled data either as source and train (and valid), or as {several}")
     for name, variant in recipe.variants.items():
         for source in variant.sources or ():
             if source not in recipe.labelled:
@@ -312,8 +321,9 @@ def _rooted(recipe: Recipe, folder: Path) -> Recipe:
             "variants": variants,
             "train": recipe.train and root(recipe.train),
             "valid": recipe.valid and root(recipe.valid),
+            "vectors": {name: model(vector) for name, vector in recipe.vectors.items()},
             "sources": {
-                name: Labelled(train=root(source.train), valid=root(source.valid))
+                name: Labelled(train=root(source.train), valid=source.valid and root(source.valid))
                 for name, source in recipe.sources.items()
             },
             "test": {name: root(source) for name, source in recipe.test.items()},

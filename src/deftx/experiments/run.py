@@ -123,7 +123,7 @@ def scores_of(run: Prepared) -> list[Score]:
 def vectors_of(out: Path, variant: str, seed: int) -> dict[str, Path]:
     """The folders of a variant's finished vectors in a run, by language, and "task"."""
     about = read_steps(out)
-    wanted = [step for step in about.steps if step.kind == "vector" and step.seed == seed]
+    wanted = [step for step in about.steps if step.kind in ("vector", "given") and step.seed == seed]
     folders = {str(step.name): out / about.store / step.id for step in wanted if variant in step.variant}
     return {name: folder / VECTOR for name, folder in folders.items() if (folder / VECTOR).is_dir()}
 

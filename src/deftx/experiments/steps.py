@@ -86,6 +86,11 @@ def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
     save(vector, folder / VECTOR)
 
 
+def _given(store: Store, step: Step, work: Path, folder: Path) -> None:
+    """A vector that the recipe takes as it is: the folder `vector`."""
+    shutil.copytree(store.given_vector(step.about["vector"]), folder / VECTOR)
+
+
 def _adapter(store: Store, step: Step, work: Path, folder: Path) -> None:
     """A fit of a baseline: the folder `adapter`."""
     module, settings, title = _baseline(step), step.settings, step.title
@@ -122,6 +127,7 @@ def _ngrams(store: Store, step: Step, work: Path, folder: Path) -> None:
 KINDS: Mapping[str, Callable[[Store, Step, Path, Path], None]] = {
     "delta": _delta,
     "vector": _vector,
+    "given": _given,
     "adapter": _adapter,
     "score": _score,
     "ngrams": _ngrams,

@@ -3,6 +3,7 @@
 STORE/steps/ID/          a finished step, whole or not there: step.json, log.txt, and what its kind of step makes
 STORE/work/ID/           one that is under way or was stopped, and goes on from there
 STORE/data/DIGEST.json   texts and labelled data, named by their content
+STORE/data/DIGEST/       a finished vector that a recipe takes, named so too
 STORE/runs/DIGEST.txt    the folder of a run that uses it
 STORE/bases/ID.txt       how the tokenizer of a base reads
 """
@@ -21,7 +22,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, InUse
+from deftx.storage.files import save
 from deftx.storage.folders import LOCK, claimed, new_folder, write_text
 from deftx.tasks.data import Examples
 
@@ -91,6 +94,22 @@ class Store:
     def examples(self, digest: str) -> Examples:
         """Labelled data that were put here."""
         return Examples(**read_json(self._data(digest)))
+
+    def put_vector(self, vector: SparseVector) -> str:
+        """Keep a finished vector; the name of its content."""
+        content = hashlib.sha256(json.dumps(dict(vector.info), sort_keys=True).encode())
+        for name, entries in vector.tensors.items():
+            content.update(f"{name} {entries.shape}".encode())
+            content.update(entries.indices.cpu().numpy().tobytes())
+            content.update(entries.values.cpu().float().numpy().tobytes())
+        digest = content.hexdigest()[:16]
+        if not self.given_vector(digest).exists():
+            save(vector, self.given_vector(digest))
+        return digest
+
+    def given_vector(self, digest: str) -> Path:
+        """The folder of a vector that was put here."""
+        return self.root / "data" / digest
 
     def _data(self, digest: str) -> Path:
         return self.root / "data" / f"{digest}.json"

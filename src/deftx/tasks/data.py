@@ -16,6 +16,7 @@ from deftx.settings import Settings
 from deftx.tasks.sources import Table, open_source
 
 NLI = {"premise", "hypothesis"}
+HELD_OUT_SHARE = 0.1  # of labelled data, where no validation data are given
 FEW = 0.01  # of texts that are taken to be in lower case: those with a capital
 T = TypeVar("T")
 Cell = Callable[[str, str, object], T]  # what a cell holds, by its place in words, its column and its content

@@ -61,7 +61,7 @@ def _files_named(value: Any) -> Any:
 
 def _repeat(found: Findings) -> Section | None:
     run = found.run
-    files = {"train", "valid", "languages", "test", "sources"}
+    files = {"train", "valid", "languages", "test", "sources", "vectors"}
     recipe = {
         key: _files_named(value) if key in files else without_paths(key, value)
         for key, value in run.recipe.model_dump(exclude={"variants", "paper"}).items()
