@@ -31,11 +31,14 @@ from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models import (
     about_tokenizer,
+    load_composed,
+    load_encoder,
     load_language_model,
     load_task_model,
     load_tokenizer,
     longest_input,
     save_model,
+    skeleton,
 )
 from deftx.storage.fingerprint import fingerprint
 from deftx.tasks.classification import CLASSIFICATION
@@ -58,6 +61,41 @@ def error(load, *args):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- bases that bring code ---
+
+
+@pytest.fixture
+def bringing_code(bases, tmp_path, monkeypatch):
+    """A base's folder with Python code, by its kind; the test fails where the code runs or somebody is asked."""
+    folder, ran = tmp_path / "base", tmp_path / "ran"
+
+    def make(model_type: str) -> Path:
+        shutil.copytree(bases("xlmr"), folder)
+        write = f"open({str(ran)!r}, 'w')"
+        classes = "from transformers import XLMRobertaConfig as C, XLMRobertaModel as M, XLMRobertaTokenizer as T"
+        (folder / "conf.py").write_text(f"{write}\n{classes}\n")
+        classes = {"AutoConfig": "conf.C", "AutoModel": "conf.M", "AutoTokenizer": ["conf.T", None]}
+        changes = {"config.json": {"model_type": model_type}, "tokenizer_config.json": {}}
+        for name, change in changes.items():
+            before = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({**before, "auto_map": classes, **change}))
+        return folder
+
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    yield make
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("load", [load_encoder, load_language_model, load_composed, skeleton])
+def test_a_base_that_needs_its_own_code_is_refused(bringing_code, load):
+    assert "deftx does not run" in error(load, bringing_code("own"))
+
+
+@pytest.mark.parametrize("load", [load_encoder, load_language_model, load_tokenizer, skeleton])
+def test_a_base_that_transformers_knows_loads_without_the_code_beside_it(bringing_code, load):
+    assert load(bringing_code("xlm-roberta")) is not None
 
 
 # --- the parts of a model ---

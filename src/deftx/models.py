@@ -221,7 +221,7 @@ def skeleton(base: Base, auto: Any = AutoModel, **config_options: Any) -> PreTra
     """The model that `auto` makes for `base`, without weights: names, shapes and modules at no cost (device meta)."""
     config = _load(AutoConfig, base, **config_options)
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config)
+        model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
     return model
 
 
@@ -260,7 +260,10 @@ def _load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]
 
 
 def _load(auto: Any, base: Base, **options: Any) -> Any:
-    """What `auto` loads for `base`, or one line that says why it cannot."""
+    """What `auto` loads for `base`, or one line that says why it cannot.
+
+    Python files that a base brings are never run, and nobody is asked whether they may be.
+    """
     name, revision, where = os.fspath(base), None, ""
     if os.path.isfile(name):
         raise DeftxError(f"cannot load the model {name!r}: it is a file: give the folder that it is in")
@@ -273,9 +276,13 @@ def _load(auto: Any, base: Base, **options: Any) -> Any:
         where = "there is no such folder; as a hub id: "
     try:
         with _quiet():  # `_load_checked` tells what is missing
-            return auto.from_pretrained(name, revision=revision or None, **options)
+            return auto.from_pretrained(name, revision=revision or None, trust_remote_code=False, **options)
     except BAD_BASE as error:
         reason = str(error).strip().split("\n")[0].rstrip(" .:")
+        if "trust_remote_code" in str(error):
+            reason = (
+                "it needs Python code that it brings, which deftx does not run: give a base that transformers knows"
+            )
         if reason.startswith("Unrecognized configuration class"):
             reason = f"transformers has no {auto.__name__} of this kind of base: give another base"
         raise DeftxError(f"cannot load the model {name!r}: {where}{reason}") from None
