@@ -10,7 +10,8 @@ from tiny_run import recipe, write_recipe
 from deftx.errors import DeftxError
 from deftx.experiments import housekeeping
 from deftx.experiments.recipe import Recipe
-from deftx.experiments.run import Score, estimate, prepare, run_recipe
+from deftx.experiments.estimate import seconds_left
+from deftx.experiments.run import Score, prepare, run_recipe
 from deftx.experiments.store import Store, size
 
 
@@ -34,10 +35,11 @@ def test_plans_runs_and_room(found, folder, run) -> None:
     planned = "run", folder / "recipe.yaml", "--out", folder / "planned", "--dry-run"
     plan = json.loads(run(*planned, "--json").out)
     assert len(plan["steps"]) == 20
-    assert plan["seconds_left"] == 0
-    assert "38 steps, 18 to do: about " in run(*planned, "--set", "seeds=[0,1]").out
+    assert plan["left"] == {"seconds": 0, "memory": 0, "disk": 0, "disk_state": 0}
+    assert "38 steps, 18 to do, one after the other" in run(*planned, "--set", "seeds=[0,1]").out
     assert not (folder / "planned").exists()
-    assert "no such steps were timed yet" in run(*planned, "--store", folder / "new").out
+    said = run(*planned, "--store", folder / "new").out
+    assert all(word in said for word in ("time: about ", "memory: about ", "disk: about "))
     about = {Path(row["folder"]).name: row for row in json.loads(run("runs", folder, "--json").out)}
     assert (about["out"]["steps"], about["out"]["done"], about["out"]["scored"]) == (20, 20, 8)
     assert about["out"]["bytes"] > 0
@@ -90,7 +92,7 @@ def test_a_damaged_file_of_the_store_is_named_with_what_to_do(folder, tmp_path) 
     found = run_recipe(one(folder), tmp_path / "run")
     uses = {
         "scores.json": lambda: run_recipe(one(folder), tmp_path / "run"),
-        "step.json": lambda: estimate(ready),
+        "step.json": lambda: seconds_left(ready.left(), ready.store),
     }
     for file, use in uses.items():
         damaged = sorted((tmp_path / "store" / "steps").glob(f"score-*/{file}"))[0]
@@ -113,16 +115,16 @@ def test_a_vector_that_is_not_finished_keeps_its_delta(folder, tmp_path) -> None
 
 def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
     run = prepare(recipe(folder), tmp_path / "store")
-    assert estimate(run) is None
+    assert seconds_left(run.left(), run.store) is None
     for number, step in enumerate(run.plan.steps.values()):
         with run.store.making(step.id, {"kind": step.kind, "cost": step.cost, **step.about}) as (_, made):
             pass
         record = json.loads((made.parent / step.id / "step.json").read_text())
         (run.store.folder(step.id) / "step.json").write_text(json.dumps({**record, "seconds": 2.0 * step.cost}))
         if number == 0:
-            assert estimate(run) is None
+            assert seconds_left(run.left(), run.store) is None
     more = prepare(recipe(folder, {"seeds": [0, 1]}), tmp_path / "store")
-    assert estimate(more) == sum(2.0 * step.cost for step in more.left())
+    assert seconds_left(more.left(), more.store) == sum(2.0 * step.cost for step in more.left())
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
     from deftx.doctor import Finding
+    from deftx.experiments.estimate import Estimate
     from deftx.experiments.run import Prepared
     from deftx.settings import Described
 
@@ -77,19 +79,46 @@ def cell(value: Any) -> str:
 
 
 def print_plan(run: "Prepared", *, as_json: bool) -> None:
-    """Print the steps of a recipe, which of them are done, and about how long the others take."""
-    from deftx.experiments.report.tables import duration
-    from deftx.experiments.run import estimate
+    """Print the steps of a recipe, which of them are done, and about what the others take."""
+    from dataclasses import asdict
 
-    left, seconds = {step.id for step in run.left()}, estimate(run)
+    from deftx.experiments.estimate import estimate_steps
+
+    steps, unfinished = run.plan.steps, run.left()
+    left = {step.id for step in unfinished}
+    needed = estimate_steps(unfinished, run.store)
     if as_json:
-        steps = [{"id": i, "kind": s.kind, "title": s.title, "done": i not in left} for i, s in run.plan.steps.items()]
-        print_json({"store": str(run.store.root), "seconds_left": seconds, "steps": steps})
+        rows = [{"id": i, "kind": s.kind, "title": s.title, "done": i not in left} for i, s in steps.items()]
+        print_json({"store": str(run.store.root), "left": asdict(needed), "steps": rows})
         return
-    rows = [[step.title, step.kind, "" if i in left else "done", i] for i, step in run.plan.steps.items()]
-    print_table(["for", "step", "", "name in the store"], rows)
-    took = f"about {duration(seconds)}" if seconds is not None else "no such steps were timed yet"
-    print(f"\n{len(rows)} steps, {len(left)} to do" + (f": {took}, one after the other" if left else ""))
+    cells = [[step.title, step.kind, "" if i in left else "done", i] for i, step in steps.items()]
+    print_table(["for", "step", "", "name in the store"], cells)
+    print(f"\n{len(steps)} steps, {len(left)} to do, one after the other")
+    if left:
+        print_estimate(needed, run.store.root)
+
+
+def print_estimate(needed: "Estimate", folder: Path) -> None:
+    """Print what some work will take, and what of it this machine has not got."""
+    from deftx.experiments.estimate import free_disk, free_memory
+    from deftx.experiments.report.tables import duration
+
+    memory, disk = free_memory(), free_disk(folder)
+    most_disk = needed.disk + needed.disk_state
+    print(f"time: about {duration(needed.seconds)} on this machine, by a few timed steps")
+    print(f"memory: about {_gigabytes(needed.memory)}" + (f", of {_gigabytes(memory)} free" if memory else ""))
+    while_learning = f", and {_gigabytes(needed.disk_state)} while learning" if needed.disk_state else ""
+    print(f"disk: about {_gigabytes(needed.disk)}{while_learning}, of {_gigabytes(disk)} free")
+    if memory and needed.memory > memory:
+        fix = "lower training.batch_size and raise training.accumulate, or take a smaller base"
+        print(f"This is more memory than is free: {fix}.")
+    if most_disk > disk:
+        print("This is more than the disk has free: choose a folder on another disk.")
+
+
+def _gigabytes(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
 
 
 def print_findings(found: Sequence["Finding"]) -> None:

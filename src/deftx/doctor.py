@@ -18,6 +18,7 @@ from deftx.core.compose import check_fit
 from deftx.core.select import parse_k
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
+from deftx.experiments.estimate import FLOAT, phase1_numbers
 from deftx.models import (
     check_head,
     check_tokenizer,
@@ -35,7 +36,7 @@ from deftx.training.precision import bf16_pays
 
 PACKAGES = ("deftx", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
 OURS = {"dev", "docs", "neighbours"}  # extras that only work on deftx itself needs
-FLOAT = 4  # bytes
+# FLOAT  # bytes
 PATIENCE = 5  # seconds that the hub is given to answer
 
 
@@ -179,13 +180,12 @@ def _check_head(base: str, vector: SparseVector) -> None:
 def _needed(model: PreTrainedModel) -> Iterator[Finding]:
     """The memory that the two phases hold at most, beside what a batch takes for itself.
 
-    Phase 1: the weights, and of each tunable one its start twice, the best value so far, a gradient and two moments of
-    AdamW. Phase 2: the weights, their start and the denoised delta, one dense gradient at a time, and eight numbers
-    for each of the k entries.
+    Phase 1: see `phase1_numbers`. Phase 2: the weights, their start and the denoised delta, one dense gradient at a
+    time, and eight numbers for each of the k entries.
     """
     every, sizes = sum(weight.numel() for weight in model.parameters()), [w.numel() for w in tunable(model).values()]
     k = parse_k(LanguageFit().k, sum(sizes))
-    first, second = every + 6 * sum(sizes), every + 2 * sum(sizes) + max(sizes) + 8 * k
+    first, second = phase1_numbers(every, sum(sizes)), every + 2 * sum(sizes) + max(sizes) + 8 * k
     least = "less where the text uses few of the tokens"
     yield Finding("phase 1", f"at most {_gb(FLOAT * first)} of memory, and what a batch takes; {least}")
     yield Finding("phase 2", f"at most {_gb(FLOAT * second)} with k = {k:,}, and what a batch takes")

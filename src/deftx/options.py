@@ -27,6 +27,9 @@ LABELLED = "TSV, CSV, JSONL, Parquet, .conllu for tags, or hub:NAME[@REVISION][:
 FILE = {"metavar": "FILE", "parser": source}
 VECTOR = {"metavar": "VECTOR", "parser": source}  # a folder, or USER/NAME[@REVISION] on the hub
 
+DryRun = Annotated[
+    bool, option("Only print about what time, memory and disk it takes, by a few timed steps.", "--dry-run")
+]
 Base = Annotated[str, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)]
 Out = Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)]
 Force = Annotated[bool, option("Replace what is at the place of the output.", "--force")]

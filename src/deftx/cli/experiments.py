@@ -33,7 +33,7 @@ def run(
         option("Any key of the recipe, such as seeds=[0] or task.training.batch_size=4.", "--set", metavar="KEY=VALUE"),
     ] = None,
     dry_run: Annotated[
-        bool, option("Print the plan, what is done of it, and about how long it takes; train nothing.", "--dry-run")
+        bool, option("Print the plan, what is done of it, and about what the rest takes; train nothing.", "--dry-run")
     ] = False,
     jobs: Annotated[int, option("Steps at a time; on Ray, 1 means as many as fit.", min=1)] = 1,
     executor: Annotated[str, option("local or ray.", metavar="NAME")] = "local",

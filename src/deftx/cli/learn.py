@@ -16,6 +16,7 @@ from deftx.options import (
     AsJson,
     Base,
     Changes,
+    DryRun,
     Force,
     K,
     Keep,
@@ -51,17 +52,23 @@ def fit_language(
     keep: Keep = None,
     seed: Seed = None,
     set_: Changes = None,
+    dry_run: DryRun = False,
     force: Force = False,
 ) -> None:
     """Learn a language vector from plain text. Presets: paper, standard, quick."""
     quiet_transformers()
     from deftx import commands, fit, given, settings
+    from deftx.console import print_estimate
+    from deftx.experiments.estimate import estimate_language
     from deftx.tasks.data import read_text
 
     flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
     chosen = given.settings_from(settings.LanguageFit(), settings.LANGUAGE_PRESETS, preset, flags, set_ or [])
     commands.check_free(out, force=force)
     lines = read_text(*text, column=column)
+    if dry_run:
+        print_estimate(estimate_language(base, lines, chosen), out)
+        return
 
     def learn(work: Path) -> "SparseVector":
         return fit.fit_language(base, lines, chosen, work=work, title=out.name)
@@ -109,14 +116,17 @@ def fit_task(
     seed: Seed = None,
     set_: Changes = None,
     any_base: AnyBase = False,
+    dry_run: DryRun = False,
     force: Force = False,
 ) -> None:
     """Learn a task vector from labelled data of any task. Presets: paper-sentiment, paper-nli, standard, quick."""
     quiet_transformers()
     from deftx import commands, given, settings
+    from deftx.console import print_estimate
+    from deftx.experiments.estimate import estimate_task
     from deftx.several import fit_task_several
     from deftx.storage.files import load
-    from deftx.tasks.data import ColumnNames
+    from deftx.tasks.data import ColumnNames, joined
     from deftx.tasks.table import settled, task_of
 
     flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
@@ -126,6 +136,10 @@ def fit_task(
     columns = ColumnNames(text=text_column, pair=pair_column, label=label_column).over(task.columns)
     *files, vectors = given.of_sources(train, valid or [], source or [])
     train_sets, valid_sets = given.labelled(task, files[0], files[1], columns, chosen.seed)
+    if dry_run:
+        pooled = joined(list(train_sets.values())), joined(list(valid_sets.values()))
+        print_estimate(estimate_task(base, *pooled, chosen), out)
+        return
     above = {name: load(folder) for name, folder in vectors.items()} or None
 
     def learn(work: Path) -> "SparseVector":

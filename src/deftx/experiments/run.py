@@ -12,13 +12,14 @@ The results of the steps are in a store, which runs share: see `deftx.experiment
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 from deftx.experiments.data import read
+from deftx.experiments.estimate import seconds_left
 from deftx.experiments.executors import Executor, here, work_off
 from deftx.experiments.plan import Plan, Step, make_plan
 from deftx.experiments.recipe import Recipe
@@ -128,29 +129,12 @@ def vectors_of(out: Path, variant: str, seed: int) -> dict[str, Path]:
     return {name: folder / VECTOR for name, folder in folders.items() if (folder / VECTOR).is_dir()}
 
 
-def estimate(run: Prepared) -> float | None:
-    """About how many seconds the steps that are left take, one after the other, going by what such steps took before;
-    None where there were none."""
-    rates: dict[tuple[Any, ...], list[float]] = {}
-    for record in run.store.records():
-        if record.get("seconds"):
-            rates.setdefault(_alike(record["kind"], record), []).append(record["seconds"] / record["cost"])
-    left = [(step.cost, rates.get(_alike(step.kind, step.about))) for step in run.left()]
-    return None if any(seen is None for _, seen in left) else sum(cost * median(seen) for cost, seen in left if seen)
-
-
-def _alike(kind: str, about: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What steps have in common whose time goes with their cost."""
-    training = (about.get("settings") or {}).get("training", {})
-    return kind, about.get("what"), about.get("base"), training.get("batch_size"), training.get("length")
-
-
 def _line(run: Prepared, step: Step, became: str) -> str:
     """What became of a step, how many are done, and about how long the others take."""
-    left = len(run.left())
-    seconds = estimate(run) if became == "done" and left else None
+    left = run.left()
+    seconds = seconds_left(left, run.store) if became == "done" and left else None
     rest = f", about {duration(seconds)} left" if seconds else ""
-    return f"[{len(run.plan.steps) - left}/{len(run.plan.steps)}{rest}] {became}: {step.kind}, {step.title}"
+    return f"[{len(run.plan.steps) - len(left)}/{len(run.plan.steps)}{rest}] {became}: {step.kind}, {step.title}"
 
 
 def _describe(run: Prepared, out: Path) -> None:
