@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from dataclasses import replace
+from time import process_time
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.storage.fingerprint import fingerprint
-from deftx.storage.formats import lt_sft
+from deftx.storage.formats import lt_sft, pickled
 from deftx.tasks.table import task_of
 
 LABELS = ("bad", "good")
@@ -359,6 +360,116 @@ def test_a_long_shape_that_is_named_often_is_not_copied_each_time(tmp_path):
         file.writestr("archive/version", "3")
     with pytest.raises(DeftxError, match="too many dimensions"):
         lt_sft.read(tmp_path / "pytorch_diff.bin")
+
+
+def write_program(folder, program):
+    """A file of the newer form with a pickle as it is given."""
+    with zipfile.ZipFile(folder / lt_sft.FILE, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/version", "3")
+
+
+DEEP = b"\x85" * 500_000  # a tuple of a tuple of a tuple ...
+WIDE = b"q\x00" + b"h\x00h\x00\x86q\x00" * 60  # a pair of the same pair of the same pair ...
+SET = b"K\x01s."
+
+
+@pytest.mark.parametrize(
+    "program",
+    {
+        "deep key": b"\x80\x02})" + DEEP + SET,
+        "wide key": b"\x80\x02})" + WIDE + SET,
+        "wide keys at once": b"\x80\x02}()" + WIDE + b"K\x01u.",
+        "wide code of a type": b"\x80\x02cnumpy\ndtype\n)" + WIDE + b"\x85R.",
+        "wide key of data": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)" + WIDE + b"NNtQ.",
+        "deep content": b"\x80\x02)" + DEEP + b".",
+        "wide content": b"\x80\x02)" + WIDE + b".",
+        "deep lists": b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b".",
+        "deep marks": b"\x80\x02" + b"(" * 500_000 + b"t" * 500_000 + b".",
+        "memo far away": b"\x80\x02}r\xff\xff\xff\xff.",
+        "list in itself": b"\x80\x02]q\x00h\x00a.",
+        "call of text": b"\x80\x02X\x01\x00\x00\x00a)R.",
+        "empty": b"",
+        "stack that is empty": b"\x80\x02a.",
+    }.values(),
+)
+def test_a_hostile_pickle_is_refused_at_once(tmp_path, program):
+    write_program(tmp_path, program)
+    began = process_time()
+    with pytest.raises(DeftxError) as error:
+        read(tmp_path)
+    assert process_time() - began < 5
+    assert len(str(error.value)) < 1000
+
+
+def test_a_file_whose_steps_are_all_numbers_of_numpy_is_read(tmp_path):
+    """Its memo has more than 2**16 numbers."""
+    dense = torch.ones(20_000)
+    plain = coded(dense)
+    plain["index_steps"] = [np.int64(step) for step in plain["index_steps"]]
+    torch.save({"diffs": {"roberta.x": plain}}, tmp_path / lt_sft.FILE)
+    entries, _ = lt_sft.read(tmp_path / lt_sft.FILE)
+    assert entries["roberta.x"].dense().equal(dense)
+
+
+@both_forms
+def test_damaged_files_and_random_programs_are_read_or_refused(tmp_path, form):
+    """Bits of a good file are flipped, and operations of its pickle put in, left out and exchanged."""
+    generator = np.random.default_rng(7)
+    write_sft(tmp_path, {"roberta.x": sparse((3, 4))}, {"head": torch.ones(2, 3)}, form)
+    good = (tmp_path / lt_sft.FILE).read_bytes()
+    operations = [
+        b"(",
+        b")",
+        b"t",
+        b"\x85",
+        b"\x86",
+        b"\x87",
+        b"]",
+        b"}",
+        b"a",
+        b"e",
+        b"s",
+        b"u",
+        b"R",
+        b"b",
+        b"Q",
+        b"N",
+    ]
+    operations += [b"q\x00", b"h\x00", b"h\x01", b"h\x05", b"K\x03", b"J\xff\xff\xff\x7f", b"ctorch\nSize\n"]
+    operations += [b"\x8a\x10" + b"\x7f" * 16, b"ctorch\nFloatStorage\n", b"cnumpy\ndtype\n"]
+    refused = 0
+    for _ in range(1500):
+        content = bytearray(good)
+        for _ in range(generator.integers(1, 4)):
+            place = int(generator.integers(len(content)))
+            if generator.random() < 0.5:
+                content[place] ^= 1 << int(generator.integers(8))
+            else:
+                content[place : place + int(generator.integers(4))] = operations[generator.integers(len(operations))]
+        (tmp_path / lt_sft.FILE).write_bytes(content)
+        try:
+            lt_sft.read(tmp_path / lt_sft.FILE)
+        except DeftxError:
+            refused += 1
+    for _ in range(1500):
+        length = int(generator.integers(2, 40))
+        program = b"".join(operations[i] for i in generator.integers(len(operations), size=length))
+        write_program(tmp_path, b"\x80\x02" + program + b".")
+        with pytest.raises(DeftxError):
+            lt_sft.read(tmp_path / lt_sft.FILE)
+    assert 1000 < refused < 1500
+
+
+@pytest.mark.parametrize("shape", [(0, 2**100), (0, 2**47, 2**47), (2**60, 0), (0,) * 8])
+def test_an_empty_tensor_of_an_impossible_shape_is_refused(tmp_path, shape):
+    data = pickled._Data(100, {"0": bytearray()})
+    stored = pickled.Stored(data, "0", torch.float32, 0, shape)
+    if max(shape) > 0:
+        with pytest.raises(DeftxError, match="no such shape"):
+            stored.tensor()
+    else:
+        assert stored.tensor().shape == shape
 
 
 def test_sharing_data_among_tensors_does_not_multiply_memory(tmp_path):

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from deftx.core.vector import Entries
 from deftx.errors import DeftxError
-from deftx.storage.formats.pickled import Stored, load_plain, whole
+from deftx.storage.formats.pickled import DIMENSIONS, LARGEST, Stored, load_plain, whole
 
 FILE = "pytorch_diff.bin"
-_LARGEST = 2**48  # entries of a tensor
 
 
 def read(path: Path) -> tuple[dict[str, Entries], dict[str, Tensor]]:
@@ -61,16 +60,20 @@ def _decoded(name: str, coded: Any, path: Path) -> Entries:
     if not isinstance(coded, dict) or coded.keys() != {"size", "index_steps", "values"}:
         raise _refused(name, path, "is not coded as size, index_steps and values")
     size, steps = coded["size"], coded["index_steps"]
-    if not isinstance(size, tuple | list) or not whole(size) or len(size) > 8 or max(*size, prod(size), 0) > _LARGEST:
+    if not isinstance(size, tuple | list) or len(size) > DIMENSIONS or not whole(size):
+        raise _refused(name, path, "has no such size as a tensor can have")
+    numel = prod(size)
+    if max([*size, numel]) > LARGEST:
         raise _refused(name, path, "has no such size as a tensor can have")
     if not isinstance(steps, list) or not whole(steps):
         raise _refused(name, path, "has steps that are not whole numbers, 0 or more")
     values = _tensor(name, coded["values"], path)
     if values.shape != (len(steps),):
         raise _refused(name, path, f"has {len(steps)} steps for values of shape {tuple(values.shape)}")
-    if steps and (sum(steps) >= prod(size) or 0 in steps[1:]):
-        raise _refused(name, path, f"has indices that leave its {prod(size)} entries, or come twice")
-    shape, indices = tuple(size), np.cumsum(np.array(steps, np.int64))
+    if steps and (sum(steps) >= numel or 0 in steps[1:]):
+        raise _refused(name, path, f"has indices that leave its {numel} entries, or come twice")
+    shape = tuple(size)
+    indices = np.cumsum(np.array(steps, np.int64))
     if len(shape) > 1 and steps:
         indices = np.ravel_multi_index(np.unravel_index(indices, shape, order="F"), shape)
     order = np.argsort(indices, kind="stable")
