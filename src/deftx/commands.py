@@ -6,8 +6,11 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from deftx.composed import (
     LOWER_CASE,
@@ -19,15 +22,27 @@ from deftx.composed import (
     without_capitals,
     without_vectors,
 )
-from deftx.core.compose import applied
+from deftx.core.compose import applied, check_fit
 from deftx.core.merge import rule_of, to_add
-from deftx.core.vector import SparseVector, check_distinct
+from deftx.core.vector import SparseVector, check_distinct, check_language
 from deftx.errors import DeftxError, unknown
-from deftx.models import load_composed, load_tokenizer, longest_input, place, save_model, task_noted
+from deftx.models import (
+    check_tokenizer,
+    load_composed,
+    load_language_model,
+    load_tokenizer,
+    longest_input,
+    place,
+    save_model,
+    task_noted,
+)
+from deftx.settings import LanguageTraining
 from deftx.storage.files import load, save
+from deftx.storage.fingerprint import check_base
 from deftx.storage.folders import LOCK, MODEL, check_file, check_target, claimed, write_text
 from deftx.switcher import Switcher
 from deftx.tasks.data import Examples, capitals, check_pairs, usable, written
+from deftx.tasks.language import language_of
 from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.respelling import Spelling, plain_spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for
@@ -134,6 +149,39 @@ def evaluations(
             scores = evaluate(kind_of(first), model, tokenizer, examples, length)
         rows.append({"language": name, "examples": len(examples), **scores})
     return rows
+
+
+def language_losses(
+    base: str, languages: Mapping[str, SparseVector], lines: Sequence[str], head: str | None, *, any_base: bool
+) -> list[dict[str, Any]]:
+    """How well a base knows a text by itself, and with each of the language vectors: a row of losses for each.
+
+    The loss is in nats for each token that the base is to guess, the same ones for all rows.
+    """
+    check_language(*languages.values())
+    model, tokenizer = load_language_model(base, head), load_tokenizer(base)
+    for vector in languages.values():
+        check_base(model, vector, any_base=any_base)
+        check_fit(model, vector)
+    check_tokenizer(tokenizer, *languages.values(), any_base=any_base)
+    place(model)
+    training = LanguageTraining()
+    lengths = [vector.info.get("training", {}).get("length") or training.length for vector in languages.values()]
+    length = min([longest_input(model, tokenizer), training.length, *lengths])
+    objective = language_of(model.config).objective(lines, tokenizer, training, length, 0, held_out=lines)
+
+    def loss_with(*vectors: SparseVector) -> float:
+        with applied(model, *vectors), torch.no_grad():
+            return float(objective.validate(model, training.batch_size)["loss"])
+
+    tokens = sum(map(len, tokenizer(list(lines), add_special_tokens=False, verbose=False)["input_ids"]))
+    tokens_by_character = tokens / sum(map(len, lines))
+    losses: dict[str | None, float] = {None: loss_with()}
+    losses |= {name: loss_with(vector) for name, vector in languages.items()}
+    return [
+        {"language": name, "loss": loss, "bits_by_character": loss * tokens_by_character / log(2)}
+        for name, loss in losses.items()
+    ]
 
 
 def predictions_of_vectors(

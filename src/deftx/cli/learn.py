@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deftx.cli.app import app, fit_app
-from deftx.messages import quiet_transformers
+from deftx.messages import quiet_transformers, say
 from deftx.options import (
     FILE,
     FORMATS,
@@ -159,16 +159,18 @@ def fit_task(
 
 
 def _print_learnt(out: Path, vector: "SparseVector") -> None:
-    """One line about a new vector."""
+    """One line about a new vector: how it did before, between and after its phases; and what to try if it did badly."""
+    from deftx.experiments.benefit import advice_on, course_of
     from deftx.training.processes import first
 
     if not first():
         return
-    best, training = list(vector.info["log"].values())[-1], vector.info["training"]
-    metric = training.get("metric", "loss")
+    course = course_of(vector)
     sources = [vector.info["source"], *vector.info.get("sources", {}).values()] if vector.head else []
     alone = "; without --source, so learnt on the base alone" if vector.head and not any(sources) else ""
-    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, held-out {metric} {best['best_score']:.4f}{alone}")
+    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, {course}{alone}")
+    for line in advice_on(course):
+        say(line)
 
 
 @app.command(epilog="Example: deftx settings task")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deftx.cli.app import app
-from deftx.console import cell, print_json, print_scores
+from deftx.console import cell, print_json, print_scores, print_table
 from deftx.errors import DeftxError, not_installed
 from deftx.messages import quiet_transformers
 from deftx.options import (
@@ -90,6 +90,42 @@ def evaluate(
         print_json(rows)
     else:
         print_scores(rows)
+
+
+@app.command(
+    "evaluate-language",
+    epilog="Example: deftx evaluate-language --base xlm-roberta-base --language min=vectors/min --text held-out.txt",
+)
+def evaluate_language(
+    base: Base,
+    text: Annotated[
+        list[str],
+        option(f"Text that no vector was learnt from ({FORMATS}); may be repeated.", metavar="FILE", parser=source),
+    ],
+    language: Languages = None,
+    column: Annotated[str, option("Column of texts, where a file has columns.", metavar="NAME")] = "text",
+    head: Annotated[
+        str | None,
+        option("Model whose language modelling head is used where the base has none.", metavar="MODEL", parser=source),
+    ] = None,
+    any_base: AnyBase = False,
+    as_json: AsJson = False,
+) -> None:
+    """How well a base knows a text, by itself and with each of the language vectors: less is better."""
+    quiet_transformers()
+    from deftx import commands, given
+    from deftx.tasks.data import read_text
+
+    languages = given.named_languages(language or [])
+    rows = commands.language_losses(base, languages, read_text(*text, column=column), head, any_base=any_base)
+    if as_json:
+        print_json(rows)
+        return
+    cells = []
+    for row in rows:
+        change = f"{row['loss'] - rows[0]['loss']:+.4f}" if row["language"] else ""
+        cells.append([row["language"] or "(none)", f"{row['loss']:.4f}", change, f"{row['bits_by_character']:.3f}"])
+    print_table(["language", "nats per token", "change", "bits per character"], cells)
 
 
 @app.command(epilog="Example: deftx predict --model models/sentiment-min reviews.txt")

@@ -26,13 +26,19 @@ def blocks(
     generator: torch.Generator,
     *,
     closed: bool = True,
+    held_out: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Shuffle the lines of `texts`, hold some of them out, and `pack` both parts: those to train on come first.
 
-    Held out is the share `training.held_out` of the lines, or as many as make `training.held_out_blocks`.
+    Held out is the share `training.held_out` of the lines, or as many as make `training.held_out_blocks`; or all of
+    the lines `held_out`, where these are given, and none of the others.
     Raises DeftxError where there are fewer than two lines, or where the tokenizer knows nothing, or less than half, of
     the text; warns where it does not know all.
     """
+    if held_out is not None:
+        parts = [pack(lines, tokenizer, length, closed=closed) for lines in (texts, held_out)]
+        _check_known(held_out, parts, tokenizer)
+        return parts[0], parts[1]
     if len(texts) < 2:
         raise DeftxError(f"the text has {len(texts)} usable line(s); give at least 2, to learn from and to hold out")
     lines = [texts[i] for i in torch.randperm(len(texts), generator=generator).tolist()]

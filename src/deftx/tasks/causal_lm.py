@@ -56,14 +56,21 @@ class CausalLM:
 
 
 def causal_lm(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, training: LanguageTraining, length: int, seed: int
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    training: LanguageTraining,
+    length: int,
+    seed: int,
+    *,
+    held_out: Sequence[str] | None = None,
 ) -> CausalLM:
-    """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens.
+    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts into blocks of
+    `length` tokens.
 
     Raises DeftxError where a block is a single token, which none follows.
     """
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(texts, tokenizer, training, length, generator, closed=False)
+    train, valid = blocks(texts, tokenizer, training, length, generator, closed=False, held_out=held_out)
     if min(train.shape[1], valid.shape[1]) < 2:
         raise DeftxError("a part of the text is one token, and none follows it: give more text or a larger length")
     return CausalLM(train, valid, digest(train, valid))

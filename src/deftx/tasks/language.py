@@ -1,6 +1,6 @@
 """How a language is learnt, by what kind of language model the base is."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
-    PreTrainedTokenizerBase,
 )
 
 from deftx.errors import DeftxError
-from deftx.settings import LanguageTraining
 from deftx.tasks.causal_lm import causal_lm
 from deftx.tasks.masked_lm import masked_lm
 from deftx.tasks.seq2seq_lm import seq2seq_lm
@@ -28,13 +26,14 @@ class Language:
     called     what it is, in words
     configs    the classes of configs that transformers knows such a model of
     auto       transformers' auto class of it
-    objective  what is learnt: of texts, tokenizer, settings, tokens of a block, seed
+    objective  what is learnt: of texts, tokenizer, settings, tokens of a block, seed; `held_out` being other texts to
+               validate on
     """
 
     called: str
     configs: Container[type]
     auto: Any
-    objective: Callable[[Sequence[str], PreTrainedTokenizerBase, LanguageTraining, int, int], Any]
+    objective: Callable[..., Any]
 
 
 # The first one that transformers knows of a base: encoders may be loaded as decoders too, and BART as any of the three.

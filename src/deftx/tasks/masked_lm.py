@@ -66,13 +66,20 @@ class MaskedLM:
 
 
 def masked_lm(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, training: LanguageTraining, length: int, seed: int
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    training: LanguageTraining,
+    length: int,
+    seed: int,
+    *,
+    held_out: Sequence[str] | None = None,
 ) -> MaskedLM:
-    """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
+    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts into blocks of
+    `length` tokens."""
     if tokenizer.mask_token_id is None:
         raise DeftxError("the base's tokenizer has no mask token: a language vector needs a masked language model")
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(texts, tokenizer, training, length, generator)
+    train, valid = blocks(texts, tokenizer, training, length, generator, held_out=held_out)
     special = torch.tensor(sorted(tokenizer.all_special_ids))
     share, mask_id = training.mask, tokenizer.mask_token_id
     used = train.unique()

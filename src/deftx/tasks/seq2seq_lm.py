@@ -93,14 +93,21 @@ class Seq2SeqLM:
 
 
 def seq2seq_lm(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, training: LanguageTraining, length: int, seed: int
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    training: LanguageTraining,
+    length: int,
+    seed: int,
+    *,
+    held_out: Sequence[str] | None = None,
 ) -> Seq2SeqLM:
-    """Shuffle the lines of `texts`, hold some out, and pack both parts into blocks of `length` tokens."""
+    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts into blocks of
+    `length` tokens."""
     noise = noise_of(tokenizer, training.mask)
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(texts, tokenizer, training, length, generator)
-    held_out = [corrupted(block, noise, generator) for block in valid.tolist()]
-    return Seq2SeqLM(train, held_out, noise, digest(train, valid))
+    train, valid = blocks(texts, tokenizer, training, length, generator, held_out=held_out)
+    corrupted_blocks = [corrupted(block, noise, generator) for block in valid.tolist()]
+    return Seq2SeqLM(train, corrupted_blocks, noise, digest(train, valid))
 
 
 def noise_of(tokenizer: PreTrainedTokenizerBase, share: float) -> Noise:
