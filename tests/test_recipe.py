@@ -140,9 +140,29 @@ def test_a_recipe_extends_another(folder: Path, tmp_path: Path) -> None:
     assert both.language.training.max_steps == 100_000  # its default again
 
 
+def test_recipes_that_fan_out_are_read_once_each(folder: Path, tmp_path: Path) -> None:
+    """Two that extend two that extend two ...: read again for each mention, 2**8 times."""
+    base = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (tmp_path / "a8.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "b8.yaml").write_text("seeds: [3]")
+    for level in range(8):
+        for name in "ab":
+            (tmp_path / f"{name}{level}.yaml").write_text(f"extends: [a{level + 1}.yaml, b{level + 1}.yaml]")
+    assert layers.read(tmp_path / "a0.yaml") == {**base, "seeds": [3]}
+
+
+def test_a_recipe_extends_no_more_than_can_be_read(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"b{number}.yaml").write_text(f"seeds: [{number}]")
+    (tmp_path / "a.yaml").write_text(f"extends: [{', '.join(f'b{number}.yaml' for number in range(200))}]")
+    with pytest.raises(DeftxError, match="more than 50 others"):
+        load_recipe(tmp_path / "a.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("extends: [b.yaml, b.yaml]", "extends a recipe twice"),
         ("extends: above.yaml", "extends itself"),
         ("extends: ../below.yaml", "same folder"),
         ("extends: 3", "same folder"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 
@@ -17,15 +18,28 @@ class InUse(DeftxError):
     """Another process is at work at the same place."""
 
 
+LONGEST_NAME = 100  # characters: a longer name is no misspelling of a known one
+MOST_NAMES = 1000  # that are looked through for the nearest one, and are listed
+
+
 def unknown(kind: str, name: str, known: Iterable[str], beside: Iterable[str] = ()) -> DeftxError:
     """The error for a name that is in no table: lists the known ones, and the nearest of these and those `beside`."""
     names = sorted(known)
-    return DeftxError(f"unknown {kind} {name!r:.100}{did_you_mean(name, [*names, *beside])}; known: {', '.join(names)}")
+    listed = ", ".join(names[:MOST_NAMES])
+    if len(names) > MOST_NAMES:
+        listed += f" and {len(names) - MOST_NAMES:,} others"
+    return DeftxError(f"unknown {kind} {name!r:.100}{did_you_mean(name, [*names, *beside])}; known: {listed}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known name that is spelt most like this one, in whatever case, as a question in brackets; "" without one."""
-    folded = {each.casefold(): each for each in known}
+    """The known name that is spelt most like this one, in whatever case, as a question in brackets; "" without one.
+
+    What is long is not compared: that takes time quadratic in its length.
+    """
+    if len(name) > LONGEST_NAME:
+        return ""
+    short = [other for other in islice(known, MOST_NAMES) if len(other) <= LONGEST_NAME]
+    folded = {other.casefold(): other for other in short}
     near = get_close_matches(name.casefold(), folded, n=1)
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 

@@ -7,10 +7,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
+from deftx.plain_yaml import BadYaml, parse_yaml
 from deftx.settings import Fit, changed, merged, preset_named
 from deftx.several import check_same_languages
 from deftx.storage.files import load
@@ -40,12 +39,13 @@ def assigned(changes: Iterable[str]) -> dict[str, Any]:
 
 def _assignment(change: str) -> dict[str, Any]:
     key, _, text = change.partition("=")
+    example = "write KEY=VALUE, such as training.batch_size=4, VALUE in YAML"
+    if not key or not text.strip():
+        raise DeftxError(f"{change!r:.200} sets nothing: {example}")
     try:
-        value, said = yaml.safe_load(text), bool(text.strip())
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2024-99-99
-        value, said = None, False
-    if not key or not said:
-        raise DeftxError(f"{change!r} sets nothing: write KEY=VALUE, such as training.batch_size=4, VALUE in YAML")
+        value = parse_yaml(text)
+    except BadYaml as error:
+        raise DeftxError(f"{change!r:.200} sets nothing ({error}): {example}") from None
     *path, last = key.strip().split(".")
     return reduce(lambda inner, part: {part: inner}, reversed(path), {last: value})
 

@@ -5,34 +5,54 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deftx.errors import DeftxError
+from deftx.plain_yaml import BadYaml, parse_yaml
 
-_LARGEST, _DEEPEST = 100_000, 8  # values of a recipe; recipes below it, one extending the other
+_DEEPEST = 8  # recipes below one, one extending the other
+_MOST_RECIPES = 50  # that a recipe extends, in all
 EXTENDS = "extends"
 
 
-def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a recipe and those it extends say."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DeftxError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date such as 2024-99-99
-        raise DeftxError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
-    if _too_large(data):
-        raise DeftxError(f"the recipe {path} has more than {_LARGEST:,} values: its references (*) multiply them")
-    if not isinstance(data, dict):
-        raise DeftxError(f"the recipe {path} is not a mapping of keys to values")
+def read(path: Path) -> dict[str, Any]:
+    """What a recipe and those it extends say.
+
+    Raises DeftxError for what is no recipe, for one that extends itself, and for too many that are extended.
+    """
+    return _read(path, (), {})
+
+
+def _read(path: Path, above: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """`read`, of a recipe that those `above` extend; `known` has those that were read before."""
+    if path in above or len(above) > _DEEPEST:
+        raise DeftxError(f"the recipe {path} extends itself, by way of {', '.join(map(str, above))}")
+    if path in known:
+        return known[path]
+    if len(known) >= _MOST_RECIPES:
+        raise DeftxError(f"the recipe {above[0]} extends more than {_MOST_RECIPES} others: put what they say together")
+    data = _parsed(path)
     below = data.pop(EXTENDS, [])
     files = below if isinstance(below, list) else [below]
     if not all(isinstance(file, str) and Path(file).name == file for file in files):
-        raise DeftxError(f"the recipe {path} extends {below!r}: give the names of recipes in the same folder")
-    if path in above or len(above) > _DEEPEST:
-        raise DeftxError(f"the recipe {path} extends itself, by way of {', '.join(map(str, above))}")
-    parts = [read(path.parent / file, (*above, path)) for file in files]
-    return reduce(_overlaid, [*parts, data], {})
+        raise DeftxError(f"the recipe {path} extends {below!r:.200}: give the names of recipes in the same folder")
+    if len(set(files)) < len(files):
+        raise DeftxError(f"the recipe {path} extends a recipe twice: name each once")
+    parts = [_read(path.parent / file, (*above, path), known) for file in files]
+    known[path] = reduce(_overlaid, [*parts, data], {})
+    return known[path]
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DeftxError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DeftxError(f"the recipe {path} is not UTF-8: {error}") from None
+    except BadYaml as error:
+        raise DeftxError(f"the recipe {path} is not YAML that can be read: {error}") from None
+    if not isinstance(data, dict):
+        raise DeftxError(f"the recipe {path} is not a mapping of keys to values")
+    return data
 
 
 def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,13 +66,3 @@ def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
         else:
             both[key] = value
     return both
-
-
-def _too_large(data: Any) -> bool:
-    """Whether data holds more values than a recipe can have, each counted as often as it is referred to."""
-    rest, count = [data], 1
-    while rest and count <= _LARGEST:
-        value = rest.pop()
-        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-        rest, count = rest + inner, count + len(inner)
-    return count > _LARGEST

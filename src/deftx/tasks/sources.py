@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,6 +16,7 @@ PARQUET = "refs/convert/parquet"
 HUB = "hub:"
 HUB_FORM = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
 WHICH = "say which to read (options that end in `column`; `columns` in a recipe)"
+MOST_NAMED = 30  # columns, in a message
 UNNAMED = f"{WHICH}, or name columns in a first line"
 
 
@@ -34,9 +36,11 @@ class Table:
     def values(self, name: str) -> Iterator[tuple[str, object]]:
         """Each value of a column, after its place in words."""
         if name not in self.names:
-            there = ", ".join(f"{name!r:.40}" for name in self.names)  # without a header these are whole texts
+            there = ", ".join(f"{name!r:.40}" for name in self.names[:MOST_NAMED])  # without a header, whole texts
+            if len(self.names) > MOST_NAMED:
+                there += f" and {len(self.names) - MOST_NAMED:,} others"
             near = did_you_mean(name, self.names)
-            raise DeftxError(f"{self.source} has no column {name!r}{near}, only {there}: {self.hint}")
+            raise DeftxError(f"{self.source} has no column {name!r:.100}{near}, only {there}: {self.hint}")
         for line, value in zip(self.lines, self.column(name), strict=True):
             yield f"{self.source}, {self.unit} {line}", value
 
@@ -52,9 +56,9 @@ def open_source(source: str | Path, readers: Mapping[str, Reader] | None = None)
     It has at least one row, and no name twice. Raises DeftxError where the source cannot be read.
     """
     table = _hub(str(source)) if str(source).startswith(HUB) else _file(Path(source), readers or READERS)
-    for name in table.names:
-        if table.names.count(name) > 1:
-            raise DeftxError(f"{source} has more than one column {name!r}: rename all but one")
+    for name, count in Counter(table.names).items():
+        if count > 1:
+            raise DeftxError(f"{source} has more than one column {name!r:.100}: rename all but one")
     if not table.lines:
         raise DeftxError(f"{source} has columns but no rows: it needs at least one")
     return table
