@@ -358,6 +358,42 @@ def test_a_keep_that_is_no_share_is_an_error(keep):
         denoise({"w": torch.eye(3)}, 1, keep)
 
 
+def embedding_with_few_rows_in_use():
+    """The difference of an embedding of 500 rows, 20 of them (4%) in use: a direction, and noise."""
+    generator = torch.Generator().manual_seed(11)
+    used = torch.randn(20, 1, generator=generator) @ torch.randn(1, 16, generator=generator)
+    matrix = torch.zeros(500, 16)
+    rows = torch.randperm(500, generator=generator)[:20]
+    matrix[rows] = used + 0.1 * torch.randn(20, 16, generator=generator)
+    return matrix, rows
+
+
+def test_with_few_rows_in_use_a_share_of_the_matrix_is_all_of_them_and_a_share_of_those_rows_is_not():
+    """5% of 500 · 16 entries are 400, and 20 rows have 320: nothing is denoised. 5% of these 320 are 16."""
+    matrix, rows = embedding_with_few_rows_in_use()
+    whole, _ = denoise_matrix(matrix, uniform(1), 0.05, "matrix")
+    assert torch.equal(whole, matrix)
+    assert torch.equal(whole, denoise_matrix(matrix, uniform(1), 0.05)[0])
+
+    denoised, rank = denoise_matrix(matrix, uniform(1), 0.05, "rows-in-use")
+    assert rank == 1
+    alone, _ = denoise_matrix(matrix[rows], uniform(1), 0.05)  # the rows in use as a matrix of their own
+    torch.testing.assert_close(denoised[rows], alone)
+    assert int((denoised[rows] == matrix[rows]).sum()) == 16
+    assert int((denoised != 0).any(dim=1).sum()) == len(rows)
+
+
+def test_where_all_rows_are_in_use_both_ways_of_counting_are_one():
+    matrix = torch.randn(40, 9, generator=torch.Generator().manual_seed(3))
+    one, other = (denoise({"w": matrix}, 2, 0.1, keep_of)["w"] for keep_of in ("matrix", "rows-in-use"))
+    assert torch.equal(one, other)
+
+
+def test_an_unknown_way_of_counting_what_is_kept_is_named_with_the_known_ones():
+    with pytest.raises(DeftxError, match=r"^unknown keep_of 'rows'; known: matrix, rows-in-use"):
+        denoise({"w": torch.eye(3)}, 1, 0.05, "rows")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_are_an_error_that_names_the_tensor(value):
     matrix = torch.randn(5, 6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import deftx.training.phases as phases_module
 from deftx.composed import compose
@@ -19,7 +19,7 @@ from deftx.core.select import select
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import METHODS, fit, fit_language, fit_task, language_start, transfer
-from deftx.models import load_language_model, load_task_model, load_tokenizer
+from deftx.models import hidden_width, load_language_model, load_task_model, load_tokenizer
 from deftx.scales import tune_scales
 from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
 from deftx.several import fit_task_several
@@ -347,6 +347,7 @@ def no_training(monkeypatch):
         ({"rank": 0}, "rank 0 is out of range"),
         ({"rank": "101%"}, "rank 101% is out of range"),
         ({"rank": "best"}, "unknown rank 'best'"),
+        ({"rank": "768/100"}, "rank 768/100 is out of range: give a part of the width"),
         ({"method": "deft-x"}, "unknown method 'deft-x' (did you mean 'deftx'?); known: deftx, lt-sft"),
     ],
 )
@@ -582,9 +583,40 @@ def test_random_entries_are_others_for_each_difference_and_always_the_same_for_o
     language, task = ({"a": torch.randn(40, 50, generator=drawn), "b": torch.randn(60, generator=drawn)} for _ in "12")
 
     def places(delta, seed=0):
-        chosen = select(METHODS["random"](delta, "90%", LanguageFit(method="random", seed=seed)).tensors, 206)
+        chosen = select(METHODS["random"](delta, "90%", LanguageFit(method="random", seed=seed, k=206)).tensors, 206)
         return {(name, place) for name, some in chosen.items() for place in some.indices.tolist()}
 
     assert places(language) == places({name: tensor.clone() for name, tensor in language.items()})
     for other in (places(task), places(language, seed=1)):
         assert len(places(language) & other) < 60  # of 206; by chance about 21
+
+
+def test_random_entries_are_drawn_among_those_that_phase_1_moved():
+    moved = torch.rand(40, 50, generator=torch.Generator().manual_seed(1)) < 0.2  # as few rows of embeddings move
+    delta = {"a": torch.where(moved, 1e-9, 0.0), "b": torch.zeros(60)}
+    drawn = METHODS["random"](delta, "90%", LanguageFit(method="random", k=100)).tensors
+    chosen = select(drawn, 100)
+    assert len(chosen["a"].indices) == 100
+    assert moved.view(-1)[chosen["a"].indices].all()
+    assert set(chosen["a"].indices.tolist()) != set(moved.view(-1).nonzero().view(-1)[:100].tolist())
+
+
+def test_where_fewer_entries_moved_than_are_to_be_drawn_all_of_them_are_and_that_is_said():
+    delta = {"a": torch.zeros(40, 50), "b": torch.ones(60)}
+    with pytest.warns(UserWarning, match="phase 1 moved 60 entries, fewer than k = 100: random takes all of them"):
+        drawn = METHODS["random"](delta, "90%", LanguageFit(method="random", k=100)).tensors
+    chosen = select(drawn, 100)
+    assert len(chosen["b"].indices) == 60
+    assert len(chosen["a"].indices) == 40
+
+
+@pytest.mark.parametrize("shape", ["xlmr", "distilbert", "llama", "t5", "bart"])
+def test_a_rank_relative_to_the_width_is_the_same_for_every_matrix_and_is_recorded(bases, shape):
+    assert hidden_width(AutoConfig.from_pretrained(bases(shape))) == 16
+    relative = fit_language(bases(shape), TEXT, changed(LANGUAGE, {"rank": "3/16"}))
+    number = fit_language(bases(shape), TEXT, changed(LANGUAGE, {"rank": 3}))
+    assert relative.info["rank"] == "3/16"
+    assert relative.info["rank_rule"] == 3
+    assert relative.info["ranks"] == number.info["ranks"]
+    assert max(relative.info["ranks"].values()) == 3
+    assert same(relative, number)

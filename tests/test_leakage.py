@@ -135,13 +135,14 @@ def folder(tmp_path_factory):
     (folder / "src.txt").write_text("ba be bi\nda de di\n")
     (folder / "tar.txt").write_text(f"ba bo bu\n{HELD_OUT.upper()}\nga ge gi\n")
     (folder / "train.tsv").write_text(f"text\tlabel\n{HELD_OUT}\tgood\nda do\tbad\nka ko\tgood\n")
+    (folder / "valid.tsv").write_text(f"text\tlabel\n{HELD_OUT}\tgood\nga go\tbad\nna no\tgood\n")
     (folder / "test.tsv").write_text(f"text\tlabel\nsesuatu\tbad\n{HELD_OUT}\tgood\n")
     recipe = {
         "base": "base",
         "languages": {"src": "src.txt", "tar": "tar.txt"},
         "source": "src",
         "train": "train.tsv",
-        "valid": "train.tsv",
+        "valid": "valid.tsv",
         "test": {"tar": "test.tsv"},
         "variants": {"LT-SFT": {}},
     }
@@ -161,7 +162,27 @@ def test_a_run_trims_where_it_is_told_to_and_says_how_much(folder):
     data = read(load_recipe(folder / "recipe.yaml", {"leakage": "trim"}))
     assert data.texts == {"src": ["ba be bi", "da de di"], "tar": ["ba bo bu", "ga ge gi"]}
     assert data.train["src"] == Examples(["da do", "ka ko"], None, ["bad", "good"])
-    assert data.trimmed == {"tar": "1 of 3 (1 equal)", "labelled data": "1 of 3 (1 equal)"}
+    assert data.valid["src"] == Examples(["ga go", "na no"], None, ["bad", "good"])
+    one_of_three = "1 of 3 (1 equal)"
+    assert data.trimmed == {"tar": one_of_three, "labelled data": one_of_three, "validation data": one_of_three}
+
+
+def test_evaluation_text_in_validation_data_alone_stops_a_run_too(folder, tmp_path):
+    """The best step would else be chosen on the test."""
+    clean = tmp_path / "clean.tsv"
+    clean.write_text("text\tlabel\nDa do\tbad\nka ko\tgood\n")
+    text = tmp_path / "tar.txt"
+    text.write_text("ba bo bu\nga ge gi\n")
+    changes = {"train": str(clean), "languages": {"tar": str(text)}}
+    with pytest.raises(DeftxError, match=r"^validation data: 1 of 3 texts hold evaluation text: no. 1 'Makanannya"):
+        read(load_recipe(folder / "recipe.yaml", changes))
+
+
+def test_validation_data_that_are_all_evaluation_text_are_missed_before_any_training(folder, tmp_path):
+    leaking = tmp_path / "valid.tsv"
+    leaking.write_text(f"text\tlabel\n{HELD_OUT}\tgood\n")
+    with pytest.raises(DeftxError, match=r"^validation data: all 1 texts hold evaluation text, so nothing is left"):
+        read(load_recipe(folder / "recipe.yaml", {"valid": str(leaking), "leakage": "trim"}))
 
 
 def test_a_run_ignores_it_where_it_is_told_to(folder):

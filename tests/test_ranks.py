@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deftx.core.denoise import denoise
-from deftx.core.ranks import RANK_RULES, RECOMMENDED, noise_median, noted, rank_rule, split_half, split_half_ranks
+from deftx.core.ranks import (
+    RANK_RULES,
+    RECOMMENDED,
+    noise_median,
+    rank_rule,
+    recorded_rank,
+    resolve_rank,
+    split_half,
+    split_half_ranks,
+)
 from deftx.errors import DeftxError
 
 NOISE_RULES = ["gavish-donoho", "bulk-edge"]
@@ -118,8 +127,46 @@ def test_auto_is_the_rule_that_is_recommended(monkeypatch):
     for rule in (RECOMMENDED, "stable", 7):
         monkeypatch.setattr("deftx.core.ranks.RECOMMENDED", rule)
         assert denoise({"w": matrix}, "auto").ranks == denoise({"w": matrix}, rule).ranks
-        assert noted("auto") == {"rank": "auto", "rank_rule": rule}
-    assert [noted(rank) for rank in (None, 7, "90%")] == [{"rank": rank} for rank in (None, 7, "90%")]
+        assert recorded_rank("auto") == {"rank": "auto", "rank_rule": rule}
+    assert [recorded_rank(rank) for rank in (None, 7, "90%")] == [{"rank": rank} for rank in (None, 7, "90%")]
+
+
+@pytest.mark.parametrize(
+    ("rank", "width", "number"),
+    [
+        ("100/768", 768, 100),
+        ("200/1024", 1024, 200),
+        ("100/768", 384, 50),
+        (" 200 / 768 ", 384, 100),
+        ("100/768", 1024, 133),
+        ("1/768", 64, 1),  # 0.08: at least one
+        ("1/1", 768, 768),
+        (7, 384, 7),
+        ("7", 384, "7"),
+        ("90%", 384, "90%"),
+        ("auto", 384, "auto"),
+        (0.9, 384, 0.9),
+    ],
+)
+def test_a_rank_relative_to_the_width_is_one_number_for_a_model_and_others_stay(rank, width, number):
+    assert resolve_rank(rank, width) == number
+
+
+@pytest.mark.parametrize("rank", ["0/768", "768/100", "1/0"])
+def test_a_rank_that_is_no_part_of_the_width_is_refused(rank):
+    with pytest.raises(DeftxError, match=rf"^rank {rank} is out of range: give a part of the width"):
+        resolve_rank(rank, 768)
+
+
+def test_matrices_alone_do_not_tell_a_rank_relative_to_the_width():
+    with pytest.raises(DeftxError, match=r"^rank 100/768 is relative to a model's width.*round\(100/768 \* width\)$"):
+        denoise({"w": noise((4, 3), 0)}, "100/768")
+
+
+def test_of_a_relative_rank_the_number_is_recorded_too():
+    assert recorded_rank("100/768", 50) == {"rank": "100/768", "rank_rule": 50}
+    assert recorded_rank("100/768") == {"rank": "100/768"}
+    assert recorded_rank(50, 50) == {"rank": 50}
 
 
 def test_one_difference_alone_does_not_tell_the_rank_of_two_halves():

@@ -159,7 +159,7 @@ def _summary(vector: "SparseVector") -> dict[str, Any]:
         "kind": info.get("kind") or info.get("operation"),
         "base": info.get("base"),
         "fingerprint": info.get("base_fingerprint"),
-        **{key: info.get(key) for key in ("task", "method", "rank", "rank_rule", "keep", "seed")},
+        **{key: info.get(key) for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")},
         "k": vector.k,
         "ranks": spread,
         "labels": list(vector.head.labels) if vector.head else None,

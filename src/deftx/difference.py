@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.backbone import backbone, head, tunable
 from deftx.core.denoise import KEEP, denoise
-from deftx.core.ranks import noted
+from deftx.core.ranks import recorded_rank
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import Base, load_encoder, noted_name, skeleton
+from deftx.models import Base, load_encoder, noted_name, rank_on, skeleton
 from deftx.storage.checkpoints import Checkpoint, open_checkpoint
 from deftx.storage.fingerprint import fingerprint_of
 
@@ -47,12 +47,13 @@ def extract(
     """
     body = skeleton(base)
     weights = tunable(body)
+    resolved = None if rank is None else rank_on(body, rank)
     before, after = (_reader(open_checkpoint(model), model, body) for model in (base, finetuned))
     total = sum(weight.numel() for weight in weights.values())
     count = None if k is None else parse_k(k, total)
     found: dict[str, _Found] = {}
     for name in weights:
-        found[name] = _entries(name, after(name).float() - before(name).float(), count, rank)
+        found[name] = _entries(name, after(name).float() - before(name).float(), count, resolved)
         if count is not None and sum(len(part.indices) for part in found.values()) > 2 * count:
             found = _strongest(found, count)
     found = found if count is None else _strongest(found, count)
@@ -64,7 +65,7 @@ def extract(
         for name, part in found.items()
         if len(part.indices)
     }
-    about = {"finetuned": noted_name(finetuned), "base": noted_name(base), **noted(rank)}
+    about = {"finetuned": noted_name(finetuned), "base": noted_name(base), **recorded_rank(rank, resolved)}
     chosen = sum(len(part.indices) for part in found.values())
     origin = {"base_fingerprint": fingerprint_of(backbone(body), before), "k": chosen}
     top = _head(finetuned)

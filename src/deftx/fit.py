@@ -8,6 +8,7 @@ it, and note where the vector came from.
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from deftx.composed import compose
 from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply, check_fit
 from deftx.core.denoise import Denoised, denoise
-from deftx.core.ranks import Rank, is_split_half, rank_rule, split_half_ranks
+from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
 from deftx.core.select import digest, parse_k, select
 from deftx.core.vector import Head, SparseVector, check_language, check_same_base, entries_at
 from deftx.errors import DeftxError, unknown
@@ -36,6 +37,7 @@ from deftx.models import (
     longest_input,
     noted_name,
     place,
+    rank_on,
 )
 from deftx.settings import Fit, LanguageFit, TaskFit, check_kind
 from deftx.storage.fingerprint import check_base, fingerprint
@@ -50,9 +52,11 @@ from deftx.training.phases import Delta, Phase, full_tuning, put, selected_tunin
 
 # What happens to θ1 − θ0 before the selection: the methods differ in nothing else.
 METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], Fit], Denoised]] = {
-    "deftx": lambda delta, rank, settings: denoise(delta, rank, settings.keep),  # Simon and Jyothi 2025
+    "deftx": lambda delta, rank, settings: denoise(
+        delta, rank, settings.keep, settings.keep_of
+    ),  # Simon and Jyothi 2025
     "lt-sft": lambda delta, rank, settings: Denoised(delta, {}),  # Ansell et al. 2022
-    "random": lambda delta, rank, settings: Denoised(_lots(delta, settings.seed), {}),  # any k entries: the floor
+    "random": lambda delta, rank, settings: Denoised(_random_strengths(delta, settings), {}),  # the floor
 }
 
 
@@ -69,11 +73,11 @@ def fit(
     Raises DeftxError before any training where a setting is out of range, and Diverged, the last good state
     being kept in `work`, where a loss is not finite.
     """
-    entries = sum(weight.numel() for weight in tunable(model).values())
-    check_settings(settings, entries, head=bool(trained_head(model)))
+    check_settings(settings, model, head=bool(trained_head(model)))
 
     # Ranks: as they are set, or measured by two trainings, which come first so that δ need not be held meanwhile
-    rank: Rank | Mapping[str, int] = settings.rank
+    resolved = rank_on(model, settings.rank)
+    rank: Rank | Mapping[str, int] = resolved
     logs: dict[str, Any] = {}
     if takes_halves(settings):
         rank, logs = _measured_ranks(model, objective, settings, work, title)
@@ -94,7 +98,8 @@ def fit(
     else:  # the paper's ablation: φ is δ at μ
         phi = entries_at(delta, selection)
         put(trained_head(model), learnt.head)
-    return replace(phi, info={**settings.deciding(), "k": phi.k, "ranks": ranks, "log": logs})
+    recorded = {**settings.deciding(), **recorded_rank(settings.rank, resolved)}
+    return replace(phi, info={**recorded, "k": phi.k, "ranks": ranks, "log": logs})
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,14 +246,15 @@ def learnt_head(model: PreTrainedModel, labels: Sequence[str]) -> Head:
     return Head({name: parameter.detach().cpu().clone() for name, parameter in trained.items()}, tuple(labels))
 
 
-def check_settings(settings: Fit, tunable_entries: int, *, head: bool) -> None:
+def check_settings(settings: Fit, model: PreTrainedModel, *, head: bool) -> None:
     """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is learnt too."""
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
     if settings.method == "random" and not settings.phase2:
         raise DeftxError("method random needs phase 2: without it the entries would stay as phase 1 left them")
     if not is_split_half(settings.rank):
-        rank_rule(settings.rank)
+        rank_rule(rank_on(model, settings.rank))
+    tunable_entries = sum(weight.numel() for weight in tunable(model).values())
     if parse_k(settings.k, tunable_entries) == 0 and not head:
         raise DeftxError(f"k = {settings.k} leaves nothing to learn: give at least 1")
 
@@ -270,12 +276,28 @@ def _measured_ranks(
     return ranks, {role: part.log for role, part in learnt.items()}
 
 
-def _lots(delta: Delta, seed: int) -> dict[str, Tensor]:
-    """Random numbers in the place of a delta: others for each, lest a language's places be all those of the task."""
+def _random_strengths(delta: Delta, settings: Fit) -> dict[str, Tensor]:
+    """Random numbers in place of a delta, above 0 where it is not 0: entries are drawn among those that phase 1 moved.
+
+    They depend on the delta as well as on the seed: by the seed alone a language's entries would be all the task's.
+    Where fewer than k entries moved, `select` takes all of these, and fills up with others as it does for any method.
+    """
+    k = parse_k(settings.k, sum(tensor.numel() for tensor in delta.values()))
+    moved = sum(int(tensor.count_nonzero()) for tensor in delta.values())
+    if moved < k:
+        warnings.warn(
+            f"phase 1 moved {moved:,} entries, fewer than k = {k:,}: random takes all of them, and others besides",
+            stacklevel=2,
+        )
+
     sums = torch.stack([tensor.double().sum().cpu() for tensor in delta.values()])
-    lot = hashlib.sha256(f"{seed}".encode() + sums.numpy().tobytes()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(lot[:8], "little") >> 1)
-    return {name: torch.rand(tensor.shape, generator=generator).to(tensor.device) for name, tensor in delta.items()}
+    digest_of_both = hashlib.sha256(f"{settings.seed}".encode() + sums.numpy().tobytes()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest_of_both[:8], "little") >> 1)
+    strengths: dict[str, Tensor] = {}
+    for name, tensor in delta.items():
+        drawn = 1 - torch.rand(tensor.shape, generator=generator)  # above 0, at most 1
+        strengths[name] = drawn.to(tensor.device).masked_fill_(tensor == 0, 0)
+    return strengths
 
 
 def origin_of(kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
 from deftx.core.backbone import head
+from deftx.core.ranks import Rank, is_relative, resolve_rank
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.storage.fingerprint import ANY_BASE
@@ -231,6 +233,25 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     # RoBERTa-like models number positions from the padding index on
     offset = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
     return min(positions - offset, int(tokenizer.model_max_length))
+
+
+def hidden_width(config: PretrainedConfig) -> int:
+    """How many numbers a model's layers pass on for each token: the `768` of XLM-R base.
+
+    Configurations give it several names (`hidden_size`, `d_model`, `n_embd`, `dim`), of which transformers makes one;
+    those of models that also read images have it in their text part. Raises DeftxError where there is none.
+    """
+    width = getattr(config.get_text_config(), "hidden_size", None)
+    if not isinstance(width, int):
+        raise DeftxError(f"a {config.model_type!r} model does not say how wide it is: give rank as a number or a share")
+    return width
+
+
+def rank_on(model: PreTrainedModel, rank: Rank) -> Rank:
+    """What a rank comes to on a model: a number, where it is relative to the width (`100/768`); others as they are."""
+    if not is_relative(rank):
+        return rank
+    return resolve_rank(rank, hidden_width(model.config))
 
 
 def save_model(

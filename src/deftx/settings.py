@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from deftx.core.ranks import noted
+from deftx.core.ranks import recorded_rank
 from deftx.errors import DeftxError, unknown
 
 # Settings of trainings that came after vectors were learnt without them, and the value with which nothing is different:
@@ -147,13 +147,16 @@ class Fit(Learning):
     """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance."""
 
     method: str = "deftx"
-    """What selects the entries: deftx, lt-sft (without denoising), or random (any k entries)."""
+    """What selects the entries: deftx, lt-sft (without denoising), or random (any k entries that phase 1 moved)."""
     k: int | float | str = "2.8%"
     """Entries that the vector may change: a count (7.6M), or a share of the tunable weights (2.8%)."""
     rank: int | float | str = "90%"
-    """What denoising keeps of each matrix: a share of the variance (90%), a rank (100), or a rule by name."""
+    """What denoising keeps of each matrix: a share of the variance (90%), a rank (100; or 100/768, relative to the
+    base's width), or a rule by name."""
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of each matrix's entries that are added back after the low-rank approximation."""
+    keep_of: Literal["matrix", "rows-in-use"] = "matrix"
+    """What `keep` is a share of: the whole matrix, as in the paper, or its rows that are not all zeros."""
     split: Literal["global", "matrix", "layer"] = "global"
     """Within what the k entries compete: all tensors together, each matrix, or each layer."""
     phase2: bool = True
@@ -161,7 +164,7 @@ class Fit(Learning):
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide something; beside the rank `auto` also the `rank_rule` that it stands for."""
-        return {**super().deciding(), **noted(self.rank)}
+        return {**super().deciding(), **recorded_rank(self.rank)}
 
 
 class LanguageFit(Fit):

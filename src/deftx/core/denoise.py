@@ -19,13 +19,19 @@ from torch.nn.functional import pad
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.ranks import RankRule, is_matrix, rank_rule
 from deftx.core.select import Chunk, largest
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, unknown
 
 BLOCK = 1 << 20  # entries worked on together: whole rows, few enough to stay in the processor's cache
 STRIP = 192  # columns of a Gram matrix computed together
 SAMPLED_ROWS, SAMPLE = 1 << 13, 1 << 17  # rows and their entries that tell roughly how large the kept entries are
 TALL = 64  # times as long as wide: most of the time goes into multiplications then, which share the cores themselves
 KEEP = 0.05  # share of a matrix's entries kept from the residual, as in the paper
+
+# What `keep` is a share of: from a matrix [m, n] and the number of its rows in use to a number of entries.
+KEEP_OF: dict[str, Callable[[Tensor, int], int]] = {
+    "matrix": lambda matrix, rows_in_use: matrix.numel(),  # as in the paper
+    "rows-in-use": lambda matrix, rows_in_use: rows_in_use * matrix.shape[1],
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,133 +51,198 @@ class Denoised(Mapping[str, Tensor]):
         return len(self.tensors)
 
 
-def denoise(delta: Mapping[str, Tensor], rank: int | float | str | Mapping[str, int], keep: float = KEEP) -> Denoised:
+def denoise(
+    delta: Mapping[str, Tensor],
+    rank: int | float | str | Mapping[str, int],
+    keep: float = KEEP,
+    keep_of: str = "matrix",
+) -> Denoised:
     """Denoise every matrix of `delta`; biases and other vectors pass as they are (Algorithm 1).
 
-    rank  see `rank_rule`, or the rank of every matrix by its name (0: nothing but what `keep` keeps); ranks of at least
-          min(m, n) leave a matrix as it is
-    keep  share (0 to 1) of a matrix's m·n entries that is kept from the residual; 0 is the paper's
-          ablation "without higher-order components"
+    Args:
+        delta: Tensor name -> difference.
+        rank: See `rank_rule`, or the rank of every matrix by its name (0: nothing but what `keep` keeps). Ranks of at
+            least min(m, n) leave a matrix as it is.
+        keep: Share (0 to 1) of a matrix's entries that is kept from the residual; 0 is the paper's ablation "without
+            higher-order components".
+        keep_of: Which entries `keep` is a share of. `matrix`: all m·n, as in the paper. `rows-in-use`: those of rows
+            that are not all zeros. In the difference of an embedding most rows are zeros, those of pieces that the
+            text lacks: where 5% of the rows or fewer are in use, 5% of the matrix is all of them, and it passes
+            undenoised.
 
-    Raises DeftxError for a rank or keep out of range, a rank that is missing, and a matrix with NaN or infinity.
+    Returns:
+        The denoised tensors, and the rank that each matrix kept.
+
+    Raises:
+        DeftxError: A rank or keep out of range, an unknown `keep_of`, a rank that is missing, and a matrix with NaN or
+            infinity.
     """
-    rules = _given(delta, rank) if isinstance(rank, Mapping) else dict.fromkeys(delta, rank_rule(rank))
+    matrices = {name: tensor for name, tensor in delta.items() if is_matrix(tensor)}
+    rules = _rules_by_name(matrices, rank)
     if not 0 <= keep <= 1:
         raise DeftxError(f"keep {keep} is no share; give a number from 0 to 1 (the paper keeps {KEEP})")
-    matrices = {name: tensor for name, tensor in delta.items() if is_matrix(tensor)}
+    if keep_of not in KEEP_OF:
+        raise unknown("keep_of", keep_of, KEEP_OF)
 
-    def denoised(name: str) -> tuple[Tensor, int]:
-        if not all(bound.isfinite() for bound in matrices[name].aminmax()):  # without a temporary of its size
-            why = "holds values that are not finite: the training diverged; lower the learning rate"
-            raise DeftxError(f"the difference of tensor {name!r} {why}")
-        return denoise_matrix(matrices[name], rules[name], keep)
+    def denoise_one(name: str) -> tuple[Tensor, int]:
+        _check_finite(name, matrices[name])
+        return denoise_matrix(matrices[name], rules[name], keep, keep_of)
 
-    tall = {name: denoised(name) for name, matrix in matrices.items() if len(matrix) >= TALL * matrix.shape[1]}
-    others = [name for name in matrices if name not in tall]
-    on_cpu = all(matrices[name].device.type == "cpu" for name in others)
-    done = tall | dict(zip(others, _a_core_each(denoised, others) if on_cpu else map(denoised, others), strict=True))
-    tensors = {name: done[name][0] if name in done else tensor for name, tensor in delta.items()}
-    return Denoised(tensors, {name: done[name][1] for name in matrices})
+    # Tall matrices one after the other, since their multiplications use all cores
+    tall = [name for name, matrix in matrices.items() if len(matrix) >= TALL * matrix.shape[1]]
+    results = {name: denoise_one(name) for name in tall}
 
+    # The others at once, a core each
+    others = [name for name in matrices if name not in results]
+    if all(matrices[name].device.type == "cpu" for name in others):
+        results |= _on_a_core_each(denoise_one, others)
+    else:
+        results |= {name: denoise_one(name) for name in others}
 
-def _given(delta: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, RankRule]:
-    """The ranks of the matrices by name, as rules."""
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
     for name, tensor in delta.items():
-        if is_matrix(tensor) and ranks.get(name, -1) < 0:
+        if name in results:
+            tensors[name], ranks[name] = results[name]
+        else:
+            tensors[name] = tensor
+    return Denoised(tensors, ranks)
+
+
+def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP, keep_of: str = "matrix") -> tuple[Tensor, int]:
+    """One matrix [m, n] denoised, in its own dtype, and the rank that `rule` kept; `keep_of`: see `denoise`.
+
+    Rows of zeros (embeddings of unseen pieces) take no part: they change neither Σ nor V.
+    """
+    rows = _rows_in_use(matrix)
+    gram, is_right = _gram(matrix, rows)
+    values, vectors = torch.linalg.eigh(gram)  # of the lower triangle, ascending
+    singular = _singular(values, matrix)
+    rank = rule(singular, (len(rows), matrix.shape[1]))
+    if rank >= len(values):
+        return matrix, min(rank, len(singular))
+    leading = vectors[:, len(values) - rank :]
+    n_keep = round(keep * KEEP_OF[keep_of](matrix, len(rows)))
+    return _low_rank_plus_largest(matrix, rows, leading, is_right, n_keep), rank
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values [min(m, n)] of a matrix [m, n], descending, in float64: what a rank rule is given."""
+    gram, _ = _gram(matrix, _rows_in_use(matrix))
+    return _singular(torch.linalg.eigvalsh(gram), matrix)
+
+
+def _rules_by_name(matrices: Mapping[str, Tensor], rank: int | float | str | Mapping[str, int]) -> dict[str, RankRule]:
+    """The rank rule of every matrix: one for all, or the rank that is given for it."""
+    if not isinstance(rank, Mapping):
+        return dict.fromkeys(matrices, rank_rule(rank))
+    for name in matrices:
+        if rank.get(name, -1) < 0:
             raise DeftxError(f"there is no rank for the matrix {name!r}, or one below 0: give one for each")
-    return {name: _at_most(rank) for name, rank in ranks.items()}
+    return {name: _at_most(rank[name]) for name in matrices}
 
 
 def _at_most(rank: int) -> RankRule:
     return lambda singular, shape: min(rank, len(singular))
 
 
-def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP) -> tuple[Tensor, int]:
-    """One matrix [m, n] denoised, in its own dtype, and the rank that `rule` kept.
-
-    Rows of zeros (embeddings of unseen pieces) take no part: they change neither Σ nor V.
-    """
-    rows = _in_use(matrix)
-    gram, right = _gram(matrix, rows)
-    values, vectors = torch.linalg.eigh(gram)  # of the lower triangle
-    singular = _singular(values, matrix)
-    rank = rule(singular, (len(rows), matrix.shape[1]))
-    if rank >= len(values):
-        return matrix, min(rank, len(singular))
-    return _approximated(matrix, rows, vectors[:, len(values) - rank :], right, round(keep * matrix.numel())), rank
+def _check_finite(name: str, matrix: Tensor) -> None:
+    """Raise DeftxError for NaN and infinity: both show in the least or the greatest entry, without a temporary copy."""
+    least, greatest = matrix.aminmax()
+    if not (least.isfinite() and greatest.isfinite()):
+        why = "holds values that are not finite: the training diverged; lower the learning rate"
+        raise DeftxError(f"the difference of tensor {name!r} {why}")
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """All singular values [min(m, n)] of a matrix [m, n], descending, in float64: what a rank rule is given."""
-    return _singular(torch.linalg.eigvalsh(_gram(matrix, _in_use(matrix))[0]), matrix)
-
-
-def _in_use(matrix: Tensor) -> Tensor:
-    """The rows that are not all zeros."""
-    return ((matrix.amax(dim=1) != 0) | (matrix.amin(dim=1) != 0)).nonzero().view(-1)
-
-
-def _singular(values: Tensor, matrix: Tensor) -> Tensor:
-    """The singular values of a matrix from the eigenvalues, ascending, of the Gram matrix of its rows in use."""
-    return pad(values.flip(0).clamp_min(0).sqrt(), (0, min(matrix.shape) - len(values)))
-
-
-def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
-    """The smaller Gram matrix of the `rows` in use, on and below its diagonal; whether it is WᵀW (not WWᵀ)."""
-    right = matrix.shape[1] <= len(rows)
-    if right:
-        blocks = (matrix.index_select(0, some) for some in rows.split(_at_once(matrix.shape[1])))
-    else:
-        blocks = iter(matrix.index_select(0, rows).mT.split(_at_once(len(rows))))
-    width = matrix.shape[1] if right else len(rows)
-    gram = torch.zeros(width, width, dtype=torch.float64, device=matrix.device)
-    for block in blocks:
-        exact = block.double()
-        for start in range(0, width, STRIP):
-            gram[start:, start : start + STRIP].addmm_(exact[:, start:].mT, exact[:, start : start + STRIP])
-    return gram, right
-
-
-def _a_core_each(work: Callable[[str], tuple[Tensor, int]], names: Sequence[str]) -> list[tuple[Tensor, int]]:
+def _on_a_core_each(work: Callable[[str], tuple[Tensor, int]], names: Sequence[str]) -> dict[str, tuple[Tensor, int]]:
     """What `work` makes of each name, several of them at a time, each on one core."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)  # what the pool's threads begin with
     try:
         with ThreadPoolExecutor(cores) as pool:
-            return list(pool.map(work, names))
+            return dict(zip(names, pool.map(work, names), strict=True))
     finally:
         torch.set_num_threads(cores)
 
 
-def _approximated(matrix: Tensor, rows: Tensor, vectors: Tensor, right: bool, n_keep: int) -> Tensor:
-    """L + S: the `rows` in use projected on the span of the singular `vectors` of one side, but for the
-    `n_keep` entries which that changes most: these are as in the matrix."""
-    dtype, width = torch.promote_types(matrix.dtype, torch.float32), matrix.shape[1]
-    vectors = vectors.to(dtype)
-    other = vectors.mT if right else vectors.mT @ matrix.index_select(0, rows).to(dtype)
+def _rows_in_use(matrix: Tensor) -> Tensor:
+    """The numbers of the rows that are not all zeros."""
+    has_positive_or_nan = matrix.amax(dim=1) != 0
+    has_negative_or_nan = matrix.amin(dim=1) != 0
+    return (has_positive_or_nan | has_negative_or_nan).nonzero().view(-1)
+
+
+def _singular(values: Tensor, matrix: Tensor) -> Tensor:
+    """The singular values of a matrix from the eigenvalues, ascending, of the Gram matrix of its rows in use."""
+    descending = values.flip(0).clamp_min(0).sqrt()
+    return pad(descending, (0, min(matrix.shape) - len(values)))
+
+
+def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
+    """The smaller Gram matrix of the `rows` in use, on and below its diagonal; whether it is WᵀW (not WWᵀ)."""
+    is_right = matrix.shape[1] <= len(rows)
+    if is_right:
+        width = matrix.shape[1]
+        blocks = (matrix.index_select(0, some_rows) for some_rows in rows.split(_rows_of_a_block(width)))
+    else:
+        width = len(rows)
+        blocks = iter(matrix.index_select(0, rows).mT.split(_rows_of_a_block(width)))
+
+    gram = torch.zeros(width, width, dtype=torch.float64, device=matrix.device)
+    for block in blocks:
+        exact = block.double()
+        for start in range(0, width, STRIP):
+            strip = exact[:, start : start + STRIP]
+            gram[start:, start : start + STRIP].addmm_(exact[:, start:].mT, strip)
+    return gram, is_right
+
+
+def _low_rank_plus_largest(matrix: Tensor, rows: Tensor, leading: Tensor, is_right: bool, n_keep: int) -> Tensor:
+    """L + S: the rows in use, projected on the span of singular vectors, and the largest entries that this changes.
+
+    Args:
+        matrix: W [m, n].
+        rows: The numbers of its rows in use.
+        leading: The singular vectors of one side that are kept, [n, r] of the right one, [len(rows), r] of the left.
+        is_right: Whether they are those of the right side.
+        n_keep: How many entries stay as they are in W: those which the projection changes most.
+    """
+    dtype = torch.promote_types(matrix.dtype, torch.float32)
+    width = matrix.shape[1]
+    leading = leading.to(dtype)
+    # L = (W V_r) V_rᵀ, or U_r (U_rᵀ W): this is the second factor
+    other = leading.mT if is_right else leading.mT @ matrix.index_select(0, rows).to(dtype)
     result = torch.zeros(matrix.shape, dtype=matrix.dtype, device=matrix.device)
 
-    def parted(places: Tensor) -> tuple[Tensor, Tensor]:
-        """L and W − L at the rows in use that stand at these places among them."""
-        block = matrix.index_select(0, rows[places]).to(dtype)
-        low = (block @ vectors if right else vectors[places]) @ other
+    def split_rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """L and W − L, for some of the rows in use, by their numbers among these."""
+        block = matrix.index_select(0, rows[numbers]).to(dtype)
+        coefficients = block @ leading if is_right else leading[numbers]
+        low = coefficients @ other
         return low, block.sub_(low)
 
     def leftovers() -> Iterator[Chunk]:
-        for places in everywhere.split(_at_once(width)):
-            low, leftover = parted(places)
-            result.index_copy_(0, rows[places], low.to(result.dtype))  # at hand now, so that L is computed once
-            yield "", int(places[0]) * width, leftover.view(-1)
+        """W − L in blocks of rows; L is written to the result on the way, so that it is computed once."""
+        for numbers in all_numbers.split(_rows_of_a_block(width)):
+            low, leftover = split_rows(numbers)
+            result.index_copy_(0, rows[numbers], low.to(result.dtype))
+            yield "", int(numbers[0]) * width, leftover.view(-1)
 
-    everywhere, total = torch.arange(len(rows), device=rows.device), len(rows) * width
-    sample = parted(everywhere[:: max(5, len(rows) // SAMPLED_ROWS)])[1].view(-1)
-    kept = largest(leftovers, [sample[:: len(sample) // SAMPLE | 1]], min(n_keep, total), total)[""]
+    # A sample of the leftovers tells roughly how large those are that are kept
+    all_numbers = torch.arange(len(rows), device=rows.device)
+    sampled_numbers = all_numbers[:: max(5, len(rows) // SAMPLED_ROWS)]
+    sample = split_rows(sampled_numbers)[1].view(-1)
+    sample = sample[:: len(sample) // SAMPLE | 1]
+
+    # S: where the largest leftovers are, W itself, which is L + (W − L) without the rounding
+    total = len(rows) * width
+    kept = largest(leftovers, [sample], min(n_keep, total), total)[""]
     if len(rows) < len(matrix):
-        kept = rows[kept // width] * width + kept % width
-    write_entries(result, kept, read_entries(matrix, kept))  # L + (W − L) is W, without the rounding
+        kept = rows[kept // width] * width + kept % width  # flat indices among the rows in use -> in the matrix
+    write_entries(result, kept, read_entries(matrix, kept))
     return result
 
 
-def _at_once(width: int) -> int:
+def _rows_of_a_block(width: int) -> int:
     """How many rows of `width` entries are worked on together."""
     return max(1, BLOCK // max(1, width))

@@ -1,6 +1,7 @@
 """How many singular values of a weight difference are kept: the rank r of the paper's section 3, by rule.
 
     100      the same rank for every matrix
+    100/768  the same, relative to the model's width: 100 of 768, so 50 in a model of width 384 (`resolve_rank`)
     90%      the fewest values whose squares reach that share of all squares
     a name   a rule that needs no number, see RANK_RULES; or `auto`, the one of these that did best (docs/log.md)
 
@@ -13,7 +14,9 @@ median of the spectrum, so that it need not be known.
 half of the data, what both have is signal. It takes both of them (`split_half_ranks`) and is no function of a spectrum.
 """
 
+import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import cache
 from math import asin, ceil, cos, exp, pi, sin, sqrt
 
@@ -110,15 +113,48 @@ def is_split_half(rank: Rank) -> bool:
     return str(RECOMMENDED if is_auto(rank) else rank).strip() == SPLIT_HALF
 
 
-def noted(rank: Rank | None) -> dict[str, Rank | None]:
-    """What is noted of a rank: itself, and beside `auto` the `rank_rule` that this stood for."""
-    return {"rank": rank, **({"rank_rule": RECOMMENDED} if is_auto(rank) else {})}
+def is_relative(rank: Rank | None) -> bool:
+    """Whether a rank is written relative to a model's width, such as `100/768`."""
+    return re.fullmatch(r"\d+\s*/\s*\d+", str(rank).strip()) is not None
+
+
+def resolve_rank(rank: Rank, width: int) -> Rank:
+    """`rank` for a model of hidden width `width`: of one that is relative to the width the number, others as they are.
+
+    `100/768` is round(100/768 · width), at least 1: one number for all matrices of the model, whatever their shapes,
+    as the paper's 100 is at a width of 768.
+
+    Raises DeftxError for a relative rank that is zero or above the whole width.
+    """
+    if not is_relative(rank):
+        return rank
+    numerator, denominator = (int(number) for number in str(rank).split("/"))
+    if not 0 < numerator <= denominator:
+        raise DeftxError(
+            f"rank {rank} is out of range: give a part of the width, above 0 and at most 1, such as 100/768"
+        )
+    share = Fraction(numerator, denominator)
+    return max(1, round(share * width))
+
+
+def recorded_rank(rank: Rank | None, resolved: Rank | None = None) -> dict[str, Rank | None]:
+    """What a vector records of a rank: itself, and as `rank_rule` what it stood for, where it does not say so itself.
+
+    That is the rule that `auto` stands for, or the number that a relative rank was `resolved` to.
+    """
+    recorded: dict[str, Rank | None] = {"rank": rank}
+    if is_auto(rank):
+        recorded["rank_rule"] = RECOMMENDED
+    elif is_relative(rank) and resolved is not None:
+        recorded["rank_rule"] = resolved
+    return recorded
 
 
 def rank_rule(rank: Rank) -> RankRule:
     """The rule meant by `100` or `"100"` (uniform), `"90%"` or `0.9` (share of variance), a name of RANK_RULES, `auto`.
 
-    Raises DeftxError for a rank out of range, an unknown name, and `split-half`, to which a spectrum says too little.
+    Raises DeftxError for a rank out of range, an unknown name, and for what matrices alone do not tell: `split-half`,
+    and a rank relative to the width of a model.
     """
     rank = RECOMMENDED if is_auto(rank) else rank
     text = str(rank).strip()
@@ -126,6 +162,11 @@ def rank_rule(rank: Rank) -> RankRule:
         raise DeftxError(
             f"rank {SPLIT_HALF} takes two trainings on half of the data each: learn the vector by a fit, or give"
             " denoise the ranks of deftx.split_half_ranks"
+        )
+    if is_relative(rank):
+        raise DeftxError(
+            f"rank {text} is relative to a model's width, which matrices alone do not tell: give the number that it"
+            f" comes to, round({text} * width)"
         )
     try:
         if text.endswith("%"):
@@ -138,8 +179,8 @@ def rank_rule(rank: Rank) -> RankRule:
     except ValueError:
         if text in RANK_RULES:
             return RANK_RULES[text]
-        known = ["an integer such as 100", "a share such as 90%", *RANK_RULES, SPLIT_HALF, AUTO]
-        raise unknown("rank", text, known) from None
+        forms = ["an integer such as 100 (100/768: relative to the width)", "a share such as 90%"]
+        raise unknown("rank", text, [*forms, *RANK_RULES, SPLIT_HALF, AUTO]) from None
 
 
 def split_half_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, int]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedModel
 
 from deftx.core.backbone import head as head_of
-from deftx.core.backbone import tunable
 from deftx.core.compose import check_fit
 from deftx.core.vector import SparseVector, check_language
 from deftx.errors import DeftxError
@@ -37,6 +36,8 @@ from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
 from deftx.tasks.supervised import Task, names_of
 from deftx.tasks.table import task_of
 
+LABELLED, VALIDATION = "labelled data", "validation data"  # what they are called where they leak
+
 
 @dataclass(frozen=True)
 class Data:
@@ -46,8 +47,8 @@ class Data:
     train, valid, test  language -> labelled data
     vectors  language -> a finished language vector, which is used as it is
     base     a name of the base by its content: weights, head, configuration, tokenizer
-    trimmed  what was left out since it holds evaluation text: language or "labelled data" (of several languages
-             "labelled data of eng") -> how much, in words
+    trimmed  what was left out since it holds evaluation text: language, "labelled data" or "validation data" (of
+             several languages "labelled data of eng") -> how much, in words
     """
 
     texts: Mapping[str, list[str]]
@@ -64,11 +65,12 @@ def read(recipe: Recipe) -> Data:
     """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is wrong with it, the
     variants' settings too."""
     model = load_language_model(recipe.base, recipe.language.training.head)
-    entries = sum(weight.numel() for weight in tunable(model).values())
     for variant in recipe.variants:
-        for head, settings in enumerate((recipe.language_fit(variant, 0), recipe.task_fit(variant, 0))):
-            if isinstance(settings, Fit):
-                check_settings(settings, entries, head=bool(head))
+        language, fitted_task = recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
+        if isinstance(language, Fit):
+            check_settings(language, model, head=False)
+        if isinstance(fitted_task, Fit):
+            check_settings(fitted_task, model, head=True)
     task = task_of(recipe.task.task)
     columns = recipe.columns.over(task.columns)
     train, valid = _labelled(recipe, task, columns)
@@ -162,29 +164,49 @@ def _reading(base: str) -> str:
 
 
 def _guarded(data: Data, *, trim: bool) -> Data:
-    """The data without evaluation text in what is trained on; with `trim` it is left out, else it is an error."""
+    """The data without evaluation text in what is trained on, or what the best step is chosen on.
+
+    With `trim` such texts are left out; without it they are a DeftxError.
+    """
     evaluation = [(name, text) for name, examples in data.test.items() for text in texts_of(examples)]
     evaluation_texts = [text for _, text in evaluation]
-    texts = {name: leaks(lines, evaluation_texts) for name, lines in data.texts.items()}
-    train = {name: leaking(examples, evaluation_texts) for name, examples in data.train.items()}
-    checked = {name: (found, data.texts[name]) for name, found in texts.items()}
-    for name, found in train.items():
-        checked[f"labelled data of {name}" if len(train) > 1 else "labelled data"] = found, data.train[name].texts
-    leaky = {name: (found, lines) for name, (found, lines) in checked.items() if found}
+    by_language = " of {}" if len(data.train) > 1 else ""
+
+    # What leaks, and in which texts, by the name under which people are told of it
+    found: dict[str, tuple[list[Leak], Sequence[str]]] = {}
+    for name, lines in data.texts.items():
+        found[name] = leaks(lines, evaluation_texts), lines
+    for kind, sets in ((LABELLED, data.train), (VALIDATION, data.valid)):
+        for name, examples in sets.items():
+            found[kind + by_language.format(name)] = leaking(examples, evaluation_texts), examples.texts
+
+    leaky = {name: (of_name, texts) for name, (of_name, texts) in found.items() if of_name}
     if leaky and not trim:
-        name, (found, lines) = next(iter(leaky.items()))
-        raise DeftxError(_complaint(name, found, lines, evaluation))
+        name, (of_name, texts) = next(iter(leaky.items()))
+        raise DeftxError(_complaint(name, of_name, texts, evaluation))
+
+    for name, (of_name, texts) in leaky.items():
+        if len(of_name) == len(texts):
+            raise DeftxError(f"{name}: all {len(texts):,} texts hold evaluation text, so nothing is left: give others")
+
+    def rest(name: str) -> list[int]:
+        """The numbers of the texts that do not leak."""
+        leaking_texts, texts = found[name]
+        numbers = {leak.training for leak in leaking_texts}
+        return [number for number in range(len(texts)) if number not in numbers]
+
+    def rest_of(kind: str, sets: Mapping[str, Examples]) -> dict[str, Examples]:
+        return {name: examples.at(rest(kind + by_language.format(name))) for name, examples in sets.items()}
+
     return replace(
         data,
-        texts={name: [lines[i] for i in _left(len(lines), texts[name])] for name, lines in data.texts.items()},
-        train={name: examples.at(_left(len(examples), train[name])) for name, examples in data.train.items()},
-        trimmed={n: f"{len(found)} of {len(lines):,} ({counted(found)})" for n, (found, lines) in leaky.items()},
+        texts={name: [lines[number] for number in rest(name)] for name, lines in data.texts.items()},
+        train=rest_of(LABELLED, data.train),
+        valid=rest_of(VALIDATION, data.valid),
+        trimmed={
+            name: f"{len(of_name)} of {len(texts):,} ({counted(of_name)})" for name, (of_name, texts) in leaky.items()
+        },
     )
-
-
-def _left(size: int, found: Sequence[Leak]) -> list[int]:
-    leaking = {leak.training for leak in found}
-    return [number for number in range(size) if number not in leaking]
 
 
 def _complaint(name: str, found: Sequence[Leak], texts: Sequence[str], evaluation: Sequence[tuple[str, str]]) -> str:

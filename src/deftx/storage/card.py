@@ -187,7 +187,7 @@ def _facts(vector: SparseVector, repo: str, about: About) -> str:
         "revision of the base": revision or None,
         "fingerprint of the base": info.get("base_fingerprint"),
         "k (entries)": f"{vector.k:,}",
-        **{key: info.get(key) for key in ("task", "method", "rank", "rank_rule", "keep", "seed")},
+        **{key: info.get(key) for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")},
         "labels": ", ".join(vector.head.labels) if vector.head else None,
         "licence": about.license,
     }
