@@ -11,6 +11,8 @@ from torch.nn.functional import gelu, linear, relu
 
 from deftx.baselines import madx
 from deftx.baselines.adapters import FILE, load_adapter, save_adapter
+from deftx.core.backbone import tunable
+from deftx.core.select import parse_k
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
 from deftx.models import load_language_model, load_task_model, load_tokenizer
@@ -159,7 +161,28 @@ def test_reductions_can_be_set(bases):
     assert tensors["layers.0.down.weight"].shape == (4, WIDTH)
     assert tensors["invertible.f.down.weight"].shape == (1, WIDTH // 2)
     with pytest.raises(DeftxError, match="reduction"):
-        changed(LANGUAGE, {"reduction": 0.5})
+        changed(LANGUAGE, {"reduction": 0})
+
+
+@pytest.mark.parametrize("k", [1000, 2000, "30%", 5000])
+def test_without_a_reduction_an_adapter_has_as_many_parameters_as_k_says(bases, k):
+    """Also where that takes bottlenecks wider than the base, as a larger k on a small one does."""
+    model = load_language_model(bases())
+    count = parse_k(k, sum(weight.numel() for weight in tunable(model).values()))
+    for kind, layers in ((MadxLanguageFit, LAYERS), (MadxTaskFit, LAYERS - 1)):
+        settings = madx.sized(model, parse(kind, {"k": k, "reduction": None}))
+        size = sum(parameter.numel() for parameter in madx.untrained(model, settings).parameters())
+        assert abs(size - count) <= layers * (2 * WIDTH + 1) / 2  # half of what one number more in each adds
+
+
+def test_an_adapter_sized_by_k_is_put_on_as_it_was_learnt(bases):
+    settings = changed(TASK, {"k": 2000, "reduction": None})
+    adapter = madx.fit_task(bases(), TRAIN, VALID, settings, source=None)
+    assert adapter.info["reduction"] == WIDTH / 60
+    assert adapter.tensors["layers.0.down.weight"].shape == (60, WIDTH)
+    assert adapter.size == adapter.info["size"] == 60 * (2 * WIDTH + 1) + WIDTH
+    model = madx.compose(bases(), adapter, None)
+    assert model.base_model.adapters[0].layers[0].down.out_features == 60
 
 
 # --- what moves ---

@@ -70,16 +70,16 @@ def test_settings_start_from_a_preset_in_a_recipe_and_in_a_variant(folder: Path)
     assert found.language == changed(quick, {"k": "7%", "training": {"max_steps": 9}})
     assert found.task.training.max_steps == TASK_PRESETS["standard"].training.max_steps
     variant = found.task_fit("V", 0)
-    assert (variant.k, variant.training.batch_size, variant.training.metric) == ("14.2M", 32, "accuracy")
+    assert (variant.k, variant.training.batch_size, variant.training.metric) == (14_155_776, 32, "accuracy")
     assert found.task_fit("V", 3).seed == 3
-    set_on_top = load_recipe(folder / "preset.yaml", {"language": {"preset": "paper"}})
+    set_on_top = load_recipe(folder / "preset.yaml", {"language": {"preset": "paper-sentiment"}})
     assert (set_on_top.language.training.max_steps, set_on_top.language.k) == (9, "7%")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"language": {"preset": "quik"}}, r"unknown preset 'quik' \(did you mean 'quick'\?\); known: paper, quick"),
+        ({"language": {"preset": "quik"}}, r"unknown preset 'quik' \(did you mean 'quick'\?\); known: paper-nli, paper-sentiment"),
         ({"task": {"preset": "paper"}}, "unknown preset 'paper'.*known: paper-nli, paper-sentiment"),
         ({"task": {"preset": None}}, "unknown preset 'None'"),
         ({"language": {"preset": ["quick"]}}, "unknown preset"),

@@ -109,7 +109,7 @@ def test_fewest_steps_above_the_most_are_an_error_and_not_a_long_surprise():
 )
 def test_the_most_steps_alone_lower_the_fewest(changes, most, fewest):
     """The paper's 30,000 steps at least do not stand in the way of `--set training.max_steps=100`."""
-    settings = LANGUAGE_PRESETS["paper"]
+    settings = LANGUAGE_PRESETS["paper-sentiment"]
     for change in changes:
         settings = changed(settings, {"training": change})
     assert (settings.training.max_steps, settings.training.min_steps) == (most, fewest)
@@ -165,22 +165,6 @@ def test_settings_do_not_change():
         LanguageFit().k = 5
     with pytest.raises(ValidationError, match="frozen"):
         LanguageFit().training.epochs = 5
-
-
-def test_the_papers_settings_are_the_defaults():
-    language, sentiment, nli = LANGUAGE_PRESETS["paper"], TASK_PRESETS["paper-sentiment"], TASK_PRESETS["paper-nli"]
-    training = language.training
-    assert (language.method, language.k, language.rank, language.keep) == ("deftx", "7.6M", "90%", 0.05)
-    assert (training.epochs, training.max_steps, training.min_steps) == (100, 100_000, 30_000)
-    assert (training.batch_size, training.length, training.learning_rate) == (8, 256, 5e-5)
-    assert (training.evaluate_every, training.held_out, training.l1, training.mask) == (1000, 0.05, 0.1, 0.15)
-    assert (sentiment.k, sentiment.training.epochs, sentiment.training.batch_size) == ("14.2M", 10, 16)
-    assert (sentiment.training.evaluate_every, sentiment.training.metric) == (250, "macro_f1")
-    assert (nli.k, nli.training.epochs, nli.training.batch_size) == ("14.2M", 5, 32)
-    assert (nli.training.evaluate_every, nli.training.metric) == (625, "accuracy")
-    assert {preset.training.l1 for preset in (sentiment, nli)} == {0.0}
-    assert {preset.training.clip for preset in (language, sentiment, nli)} == {1.0}
-    assert Training().learning_rate == sentiment.training.learning_rate == nli.training.learning_rate == 5e-5
 
 
 def test_what_is_set_to_null_is_null():

@@ -198,8 +198,10 @@ class AdapterTaskTraining(TaskTraining):
 class MadxFit(Learning):
     """An adapter of MAD-X."""
 
-    reduction: Annotated[float, Field(ge=1)] = 2
-    """How many times narrower than the base bottlenecks are."""
+    k: int | float | str = "2.8%"
+    """Parameters to have about as many as, where `reduction` is null: a count, or a share of the tunable weights."""
+    reduction: PositiveFloat | None = 2
+    """How many times narrower than the base bottlenecks are, below 1 wider; null: the one that comes nearest to k."""
 
 
 class MadxLanguageFit(MadxFit):
@@ -213,7 +215,8 @@ class MadxLanguageFit(MadxFit):
 class MadxTaskFit(MadxFit):
     """A task adapter of MAD-X."""
 
-    reduction: Annotated[float, Field(ge=1)] = 1
+    k: int | float | str = "5.1%"
+    reduction: PositiveFloat | None = 1
     training: AdapterTaskTraining = AdapterTaskTraining()
 
 
@@ -242,9 +245,10 @@ class LoraTaskFit(LoraFit):
 
 # quick     a first look on an ordinary machine
 # standard  an evening on an ordinary GPU, or a night on a processor; provisional, until curves have been measured
-# paper     the paper's settings. At XLM-R base's 277M tunable parameters the default shares of k are its 7.6M and 14.2M
+# paper-*   the paper's settings for XLM-R base, with its best ranks (Tables 2 and 3) and k as in LT-SFT's code
 LANGUAGE_PRESETS = {
-    "paper": LanguageFit(k="7.6M", rank="90%"),
+    "paper-sentiment": LanguageFit(k=7_667_712, rank=100),
+    "paper-nli": LanguageFit(k=7_667_712, rank=200),
     "quick": LanguageFit(
         training=LanguageTraining(learning_rate=1e-4, max_steps=1000, min_steps=0, evaluate_every=100)
     ),
@@ -253,9 +257,9 @@ LANGUAGE_PRESETS = {
     ),
 }
 TASK_PRESETS = {
-    "paper-sentiment": TaskFit(k="14.2M", rank="90%", training=TaskTraining(metric="macro_f1")),
+    "paper-sentiment": TaskFit(k=14_155_776, rank=100, training=TaskTraining(metric="macro_f1")),
     "paper-nli": TaskFit(
-        k="14.2M",
+        k=14_155_776,
         rank="90%",
         training=TaskTraining(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy"),
     ),

@@ -16,7 +16,7 @@ after the embeddings, whose inverse comes before the output embeddings (NICE cou
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from torch.nn.functional import layer_norm, relu
 from transformers import PreTrainedModel
 
 from deftx.baselines.adapters import Adapter, check, classifier, learn
+from deftx.core.backbone import tunable
+from deftx.core.select import parse_k
 from deftx.errors import DeftxError
 from deftx.fit import language_start, task_start
 from deftx.models import Base
@@ -32,7 +34,10 @@ from deftx.tasks.data import Examples
 
 METHOD = "madx"
 MODEL_TYPES = ("bert", "camembert", "roberta", "xlm-roberta")  # whose layers end as above
+ROUNDING = 1e-6  # what width / reduction may miss a whole number by
 SPREAD = 0.02  # standard deviation of the weights at the start, as in BERT; biases are 0
+
+M = TypeVar("M", bound=MadxFit)
 
 
 class Bottleneck(nn.Module):
@@ -40,7 +45,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, reduction: float, out: int | None = None) -> None:
         super().__init__()
-        inner = max(1, int(width / reduction))
+        inner = max(1, int(width / reduction + ROUNDING))
         self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, out or width)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -75,6 +80,7 @@ class Parts(nn.Module):
 
     def __init__(self, width: int, layers: int, settings: MadxFit) -> None:
         super().__init__()
+        assert settings.reduction is not None  # as `sized` gave it
         self.layers = nn.ModuleList(Bottleneck(width, settings.reduction) for _ in range(layers))
         if isinstance(settings, MadxLanguageFit):
             self.invertible = Coupling(width, settings.invertible_reduction)
@@ -95,6 +101,7 @@ def fit_language(
 ) -> Adapter:
     """A language adapter with its invertible adapter, by masked language modelling; nothing else moves."""
     start = language_start(base, text, LanguageFit(seed=settings.seed, training=settings.training))
+    settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
     attach(start.model, parts, layers=len(parts.layers))
     return learn(METHOD, start, dict(parts.named_parameters()), settings, work=work, title=title)
@@ -114,6 +121,7 @@ def fit_task(
     start = task_start(base, train_set, valid_set, TaskFit(seed=settings.seed, training=settings.training))
     if source is not None:
         check(source, METHOD, "language", base, start.origin["base_fingerprint"])
+    settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
     below = [] if source is None else [trained(start.model, source)]
     attach(start.model, *below, parts, layers=len(parts.layers))
@@ -134,9 +142,25 @@ def compose(base: Base, task: Adapter, language: Adapter | None) -> PreTrainedMo
     return model
 
 
+def sized(model: PreTrainedModel, settings: M) -> M:
+    """`settings` with the reduction that they stand for on this model: without one, that of the bottlenecks with which
+    the adapter's number of parameters, the coupling's included, is nearest to k of the tunable entries."""
+    if settings.reduction is not None:
+        return settings
+    width, layers = model.config.hidden_size, _adapted_layers(model, settings)
+    wanted = parse_k(settings.k, sum(weight.numel() for weight in tunable(model).values()))
+    if isinstance(settings, MadxLanguageFit):
+        coupling = Coupling(width, settings.invertible_reduction)
+        wanted -= sum(parameter.numel() for parameter in coupling.parameters())
+
+    # A bottleneck through `inner` numbers has inner · (2 · width + 1) + width parameters
+    inner = (wanted / layers - width) / (2 * width + 1)
+    return settings.model_copy(update={"reduction": width / max(1, round(inner))})
+
+
 def untrained(model: PreTrainedModel, settings: MadxFit) -> Parts:
     """The parts of an adapter of `model`, on its device, at their start, which is drawn from the seed."""
-    layers = len(_layers(model)) - isinstance(settings, MadxTaskFit)
+    layers = _adapted_layers(model, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return Parts(model.config.hidden_size, layers, settings).to(model.device)
@@ -181,6 +205,11 @@ def _after(coupling: Coupling, embeddings: nn.Module, inputs: object, output: Te
 
 def _before(coupling: Coupling, decoder: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return coupling.inverse(inputs[0])
+
+
+def _adapted_layers(model: Any, settings: MadxFit) -> int:
+    """How many layers have a bottleneck: of a task adapter all but the last (MAD-X 2.0)."""
+    return len(_layers(model)) - isinstance(settings, MadxTaskFit)
 
 
 def _layers(model: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from deftx.core.merge import rule_of
 from deftx.errors import DeftxError, unknown
@@ -89,12 +89,23 @@ class Variant(Settings):
 class Published(Settings):
     """Published numbers, in percent, to stand beside ours: row -> language -> number.
 
-    table  where they stand, such as `Table 2 of the paper`
+    table  where they stand, and of which base, such as `Table 2 of the paper, XLM-R base`
+    rows   a row may have `average` in place of languages, where nothing else is published
     """
 
     table: str
     url: str
     rows: dict[str, dict[str, float]]
+
+
+def _as_tables(value: Any) -> Any:
+    """Published tables as a list: one alone, and none, may stand without."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, Mapping | Published) else value
+
+
+PublishedTables = Annotated[tuple[Published, ...], BeforeValidator(_as_tables)]
 
 
 class Recipe(Settings):
@@ -113,7 +124,7 @@ class Recipe(Settings):
     ngrams     also score character n-grams and logistic regression trained on all labelled data
     baseline   the variant that the others are held against
     overlap    which vectors' overlaps are wanted: each language's with the task's, or the languages' with each other
-    paper      what others published
+    paper      what others published: a table of it, or several
     leakage    what to do where text to train on holds text of `test` (see `deftx.tasks.leakage`): stop, trim it, or
                ignore it
     """
@@ -136,7 +147,7 @@ class Recipe(Settings):
     ngrams: bool = False
     baseline: str | None = None
     overlap: Literal["language-task", "languages"] | None = None
-    paper: Published | None = None
+    paper: PublishedTables = ()
     leakage: Literal["stop", "trim", "ignore"] = "stop"
 
     @field_validator("languages", "sources", "vectors", "targets", "test", "source", mode="before")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from torch import Tensor
 
 from deftx.errors import DeftxError, first_fault
-from deftx.experiments.recipe import Published
+from deftx.experiments.recipe import PublishedTables
 from deftx.experiments.store import PREDICTIONS, RECORD
 from deftx.storage.tensors import load_tensors
 
@@ -51,7 +51,7 @@ class RecipeData(Form):
     metric: Literal["macro_f1", "accuracy"] = "macro_f1"
     baseline: str | None = None
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    paper: Published | None = None
+    paper: PublishedTables = ()
     overlap: Literal["language-task", "languages"] | None = None
 
     @property

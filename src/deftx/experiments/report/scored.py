@@ -1,5 +1,8 @@
 """The sections on scores: how well variants do, and which of them is better."""
 
+from collections.abc import Sequence
+
+from deftx.experiments.recipe import Published
 from deftx.experiments.report import figures, tables
 from deftx.experiments.report.parts import Findings, Section, picture
 from deftx.experiments.report.statistics import AVERAGE
@@ -32,12 +35,8 @@ def scores(found: Findings) -> Section | None:
     for name in run.languages:
         if name in run.recipe.labelled:
             notes.append(f"{name} is {article} language of the labelled data; it is not in the average.")
-    if paper := run.recipe.paper:
-        where = f" ({paper.url})" if paper.url else ""
-        notes.append(
-            f"Rows that begin with “published” are others' numbers, {paper.table}{where}, of another base "
-            "model: compare the pattern, not the digits."
-        )
+    if run.recipe.paper:
+        notes.append(_about_published(run.recipe.paper))
     shades = looks(run.variants, baseline)
     spread = " The lines show the standard deviation, the dots the single seeds." if several else ""
     drawing = picture(
@@ -47,6 +46,14 @@ def scores(found: Findings) -> Section | None:
         "Bars: " + "; ".join(f"{name} {tables.spread(by[AVERAGE])}" for name, by in values.items()) + " on average.",
     )
     return Section("scores", "Scores", about, notes, [tables.score_table(run, baseline, found.comparisons)], [drawing])
+
+
+def _about_published(published: Sequence[Published]) -> str:
+    tables_and_places = [f"{one.table} ({one.url})" if one.url else one.table for one in published]
+    return (
+        f"Rows that begin with “published” are others' numbers: {'; '.join(tables_and_places)}. Their base model, "
+        "texts and number of steps may be others than those of this run: compare the pattern, not the digits."
+    )
 
 
 def _about_spread(several: bool) -> str:
