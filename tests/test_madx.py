@@ -147,6 +147,13 @@ def test_at_the_width_of_xlm_r_base_adapters_have_the_papers_numbers_of_weights(
     assert weights(madx.Parts(768, 12, MadxLanguageFit())) == 7_077_888 + 294_912
     assert weights(madx.Parts(768, 11, MadxTaskFit())) == 11 * 2 * 768 * 768
 
+    def share(made, k):
+        return round(sum(parameter.numel() for parameter in made.parameters()) / k, 2)
+
+    # as docs/experiments.md says
+    assert share(madx.Parts(768, 12, MadxLanguageFit()), 7_667_712) == 0.96
+    assert share(madx.Parts(768, 11, MadxTaskFit()), 14_155_776) == 0.92
+
 
 def test_the_size_of_an_adapter_is_that_of_the_formula(language, task):
     inner, half, quarter = WIDTH // 2, WIDTH // 2, WIDTH // 4

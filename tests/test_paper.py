@@ -9,7 +9,7 @@ from deftx.core.ranks import resolve_rank
 from deftx.experiments.recipe import Recipe, load_recipe
 from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, Fit, LanguageFit, TaskFit, Training
 
-# The paper's tables (Simon and Jyothi 2025) by the recipe of each: how wide its base is, its languages, whether the task
+# The tables of the paper (Simon and Jyothi 2025) by recipe: how wide its base is, its languages, whether the task
 # is learnt on φ_src (`both`: as the row says), and its rows: name | ranks of languages and task | numbers, the last one
 # being the average.
 NUSAX = "mad bjn ban ace min"
