@@ -15,7 +15,6 @@ from deftx.settings import (
     TASK_PRESETS,
     LanguageFit,
     TaskFit,
-    Training,
     changed,
     described,
     parse,
