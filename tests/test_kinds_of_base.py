@@ -11,7 +11,8 @@ from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import deftx
-from deftx.commands import compose_to, predictions_of_model
+from deftx.commands import predictions_of_model
+from deftx.composed import compose_to
 from deftx.core.backbone import tunable
 from deftx.core.vector import SparseVector
 from deftx.models import load_language_model

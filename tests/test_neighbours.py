@@ -10,7 +10,7 @@ import torch
 from test_conversion import LABELS, vector_of
 
 import deftx
-from deftx import commands
+from deftx import commands, composed
 from deftx.composed import compose
 from deftx.conversion import convert
 from deftx.core.compose import apply
@@ -139,7 +139,7 @@ def test_commands_that_compose_check_the_tokenizer(tmp_path, bases):
     base, out = str(tmp_path / "base"), tmp_path / "out"
     examples = deftx.Examples(TEXTS, labels=[LABELS[i % 2] for i in range(len(TEXTS))])
     for command in (
-        lambda: commands.compose_to(out, base, [task], [], rule="sum", force=False, any_base=False),
+        lambda: composed.compose_to(out, base, [task], [], rule="sum", force=False, any_base=False),
         lambda: commands.evaluations(base, [task], {}, {None: examples}, rule="sum", any_base=False),
         lambda: commands.predictions_of_vectors(base, task, [], examples, rule="sum", any_base=False),
     ):

@@ -33,13 +33,12 @@ from deftx.models import (
     load_tokenizer,
     longest_input,
     place,
-    save_model,
     task_noted,
 )
 from deftx.settings import LanguageTraining
 from deftx.storage.files import load, save
 from deftx.storage.fingerprint import check_base
-from deftx.storage.folders import LOCK, MODEL, check_file, check_target, claimed, write_text
+from deftx.storage.folders import LOCK, check_file, check_target, claimed, write_text
 from deftx.switcher import Switcher
 from deftx.tasks.data import Examples, capitals, check_pairs, usable, written
 from deftx.tasks.language import language_of
@@ -101,26 +100,6 @@ def _saved(out: Path) -> bool:
     """Whether OUT was saved by a fit that was killed before it had cleared its folder of work."""
     lock = _work(out) / LOCK  # the last file to go
     return os.path.exists(out) and lock.is_file() and lock.read_text() == SAVING
-
-
-def compose_to(
-    out: Path,
-    base: str,
-    tasks: Sequence[SparseVector],
-    languages: Sequence[SparseVector],
-    *,
-    rule: str,
-    force: bool,
-    any_base: bool,
-) -> None:
-    """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an ordinary checkpoint.
-
-    Of several task vectors, the first one's head and length count.
-    """
-    check_target(out, MODEL, force=force)
-    model, tokenizer = compose(base, tasks, languages, rule=rule, head=0, any_base=any_base), load_tokenizer(base)
-    tokenizer.model_max_length = trained_length(model, tokenizer, tasks[0])
-    save_model(model, tokenizer, out, force=force)
 
 
 def evaluations(

@@ -1,6 +1,7 @@
 """Composed models: a base with a task vector and language vectors."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,8 +10,19 @@ from deftx.core.compose import apply
 from deftx.core.merge import NO_HEAD, rule_of, to_add, with_head
 from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base, listed
 from deftx.errors import DeftxError
-from deftx.models import DEFAULT_TASK, TASK, Base, check_head, check_reading, longest_input, with_new_head
+from deftx.models import (
+    DEFAULT_TASK,
+    TASK,
+    Base,
+    check_head,
+    check_reading,
+    load_tokenizer,
+    longest_input,
+    save_model,
+    with_new_head,
+)
 from deftx.storage.fingerprint import check_base
+from deftx.storage.folders import MODEL, check_target
 from deftx.tasks.supervised import Task
 from deftx.tasks.table import task_of
 
@@ -55,6 +67,26 @@ def compose(
     model = without_vectors(base, tasks, languages, head=head, any_base=any_base)
     apply(model, *to_add(rule, tasks, languages, head))
     return model
+
+
+def compose_to(
+    out: Path,
+    base: str,
+    tasks: Sequence[SparseVector],
+    languages: Sequence[SparseVector],
+    *,
+    rule: str,
+    force: bool,
+    any_base: bool,
+) -> None:
+    """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an ordinary checkpoint.
+
+    Of several task vectors, the first one's head and length count.
+    """
+    check_target(out, MODEL, force=force)
+    model, tokenizer = compose(base, tasks, languages, rule=rule, head=0, any_base=any_base), load_tokenizer(base)
+    tokenizer.model_max_length = trained_length(model, tokenizer, tasks[0])
+    save_model(model, tokenizer, out, force=force)
 
 
 def without_vectors(

@@ -5,10 +5,10 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deftx.core.vector import SparseVector
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, unknown
 from deftx.plain_yaml import BadYaml, parse_yaml
 from deftx.settings import Fit, changed, merged, preset_named
 from deftx.several import check_same_languages
@@ -16,6 +16,9 @@ from deftx.storage.files import load
 from deftx.tasks.data import HELD_OUT_SHARE, ColumnNames, Columns, Examples, check_labels, held_out, joined
 from deftx.tasks.respelling import Spelling, read_spelling
 from deftx.tasks.supervised import Task, names_of
+
+if TYPE_CHECKING:
+    from deftx.experiments.transfer import Request
 
 F = TypeVar("F", bound=Fit)
 
@@ -111,6 +114,82 @@ def by_language(option: str, texts: Sequence[str]) -> dict[str, str]:
         if name in found:
             raise DeftxError(f"{option} {name}={file} is the second one of {name!r}: give one each")
         found[name or ""] = file
+    return found
+
+
+def named_by_file(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Files by the language in `NAME=FILE`, or that the file is called after, such as ind of texts/ind.txt."""
+    found: dict[str, str] = {}
+    for name, file in map(_named, texts):
+        if name is None and file.startswith("hub:"):
+            raise DeftxError(f"{option} {file} is of which language? write NAME={file}")
+        language = name or Path(file).stem
+        if language in found:
+            raise DeftxError(f"{option} {file} is the second one named {language!r}: give it another name, NAME={file}")
+        found[language] = file
+    return found
+
+
+def transfer_request(
+    base: str,
+    train: str,
+    valid: str | None,
+    source: str | None,
+    source_vector: str | None,
+    target: Sequence[str],
+    target_vector: Sequence[str],
+    test: Sequence[str],
+    preset: str,
+    changes: Mapping[str, Any],
+) -> "Request":
+    """What `deftx transfer` is given. Raises DeftxError for languages that are missing, or that are given twice."""
+    sources = named_by_file("--source", [source] if source else [])
+    source_vectors = named_by_file("--source-vector", [source_vector] if source_vector else [])
+    if len({*sources, *source_vectors}) != 1:
+        needed = "give --source NAME=FILE, text of the language of --train, or --source-vector NAME=VECTOR"
+        which = " and ".join([*sources, *source_vectors])
+        raise DeftxError(
+            f"{needed}, of the same name" if which else f"there is no text of the source language: {needed}"
+        )
+    (name,) = {*sources, *source_vectors}
+    texts, vectors = named_by_file("--target", target), named_by_file("--target-vector", target_vector)
+    targets = list(dict.fromkeys([*texts, *vectors]))
+    if not targets:
+        raise DeftxError("there is no target language: give --target NAME=FILE, or --target-vector NAME=VECTOR")
+    if name in targets:
+        raise DeftxError(f"the target {name!r} is the source, of which --train is: leave it out of the targets")
+    for target_name, file in texts.items():
+        if sources and os.path.exists(file) and os.path.realpath(file) == os.path.realpath(sources.get(name, "")):
+            raise DeftxError(
+                f"--target {target_name}={file} is the text of the source {name!r}: give text of the target"
+            )
+    from deftx.experiments.transfer import Request
+
+    tests = _tests_of_targets(test, targets)
+    return Request(
+        base=base,
+        train=train,
+        valid=valid or "",
+        source=name,
+        targets=targets,
+        texts={**sources, **texts},
+        vectors={**source_vectors, **vectors},
+        tests=tests,
+        preset=preset,
+        changes=changes,
+    )
+
+
+def _tests_of_targets(test: Sequence[str], targets: Sequence[str]) -> dict[str, str]:
+    """Test data by target; a lone file of a lone target needs no name."""
+    found: dict[str, str] = {}
+    for name, file in by_language("--test", test).items():
+        language = name or (targets[0] if len(targets) == 1 else "")
+        if not language:
+            raise DeftxError(f"--test {file} is of which target? write NAME={file}; targets: {', '.join(targets)}")
+        if language not in targets:
+            raise unknown("target (--test)", language, targets)
+        found[language] = file
     return found
 
 

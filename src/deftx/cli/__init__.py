@@ -5,13 +5,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from deftx.cli import learn, use, vectors, experiments  # in the order in which help lists their commands
+from deftx.cli import transfer, learn, use, vectors, experiments  # in the order in which help lists their commands
 from deftx.cli.app import app
 from deftx.messages import error_line, exit_on_sigterm, say, short_warnings
 
 WRONG_INPUT, STOPPED, TERMINATED = 2, 130, 143  # exit codes; the last two after Ctrl-C and SIGTERM
 
-__all__ = ["app", "experiments", "learn", "main", "use", "vectors"]
+__all__ = ["app", "experiments", "learn", "main", "transfer", "use", "vectors"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -47,11 +47,12 @@ def compose(
 ) -> None:
     """Save base + language vector + task vector as an ordinary model."""
     quiet_transformers()
-    from deftx import commands, given
+    from deftx import given
+    from deftx.composed import compose_to
     from deftx.storage.files import load
 
     tasks, languages = [load(folder) for folder in task], list(given.named_languages(language or []).values())
-    commands.compose_to(out, base, tasks, languages, rule=rule, force=force, any_base=any_base)
+    compose_to(out, base, tasks, languages, rule=rule, force=force, any_base=any_base)
     print(f"{out}: a model that transformers loads, composed of {', '.join([*task, *(language or [])])}")
 
 

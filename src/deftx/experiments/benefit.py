@@ -102,16 +102,15 @@ class Answers:
     def advice(self, trained_share: float) -> list[str]:
         """What is wrong with the answers, and what to try; `trained_share` is that of the commonest training label."""
         label, count = max(self.labels.items(), key=lambda item: item[1])
-        found = []
         if count >= ONE_LABEL * self.texts and trained_share < ONE_LABEL:
             before = self.labels_without.get(label, 0) / self.texts
             fix = "take half of the vector, or train the language for fewer steps"
             if before >= ONE_LABEL:
-                fix = "look at the task first: is its score in the source language good?"
-            found.append(f"the answer is {label!r} to {count / self.texts:.0%} of the texts: {fix}")
+                fix = "look at the task first, is its score in the source language good?"
+            return [f"the answer is {label!r} to {count / self.texts:.0%} of the texts: {fix}"]
         if self.agreement == 1:
-            found.append("the vector changes no answer: train the language longer, or give a larger k")
-        return found
+            return ["the vector changes no answer: train the language longer, or give a larger k"]
+        return []
 
 
 def answers_by_language(

@@ -222,7 +222,12 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     A recipe that `extends` others, files of the same folder and later ones above earlier ones, says only what is
     different; null takes away what they say. Settings may start from a `preset`, in the recipe and in a variant.
     """
-    recipe = parse(Recipe, _with_presets(merged(read(path), changes or {})))
+    return recipe_from(merged(read(path), changes or {}), path)
+
+
+def recipe_from(data: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe that the file `path` would hold with these data, there or not; everything in it is checked."""
+    recipe = parse(Recipe, _with_presets(data))
     recipe = recipe.model_copy(update={"task": settled(recipe.task)})
     _check_sources(recipe)
     _check_task(recipe)
@@ -309,12 +314,17 @@ def _check_task(recipe: Recipe) -> None:
 def _rooted(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its files as paths from here instead of from the recipe's folder; models as full paths."""
 
+    def from_here(source: str) -> str:
+        """Its path, without the recipe's folder in it where it leads out of that, which may not be there yet."""
+        path = folder / os.path.expanduser(source)
+        return os.path.join(os.path.realpath(path.parent), path.name) if ".." in path.parts else str(path)
+
     def root(source: str) -> str:
-        return source if source.startswith("hub:") else str(folder / os.path.expanduser(source))
+        return source if source.startswith("hub:") else from_here(source)
 
     def model(name: str) -> str:
-        local = folder / os.path.expanduser(name)
-        return os.path.abspath(local) if local.is_dir() else name
+        local = from_here(name)
+        return os.path.abspath(local) if os.path.isdir(local) else name
 
     def with_head(language: Mapping[str, Any]) -> dict[str, Any]:
         head = language.get("training", {}).get("head")

@@ -78,11 +78,13 @@ def run_recipe(
     executor: Executor = here,
     room: int = 1,
     said: Callable[[str, int, int], None] = lambda line, done, total: None,
+    ready: Callable[["Prepared"], None] = lambda run: None,
 ) -> list[Score]:
     """All scores of a recipe. What the store has is taken from there; without one it is the folder store beside `out`.
 
     executor  where the steps are carried out: see `deftx.experiments.executors`; room: how many at once
     said      is told what happens in a line, how many steps are done, and how many there are
+    ready     is told of the run once all that it needs was read and checked, before its first step
 
     Raises InUse where another process is at work in `out`, and DeftxError for a step that failed; what does not need
     it is done all the same.
@@ -90,6 +92,7 @@ def run_recipe(
     processes.alone("a run")
     with claimed(out):
         run = prepare(recipe, store or out.parent / "store")
+        ready(run)
         _describe(run, out)
 
         def report(step: Step, became: str) -> None:

@@ -37,8 +37,7 @@ def write_report(
     Raises DeftxError where `folder` is no run or damaged, where `out` is something else than an earlier report, for
     a baseline that has no scores, and where the libraries of the extra `report` are missing.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
+    if missing := lacking():
         raise DeftxError(f"a report needs {' and '.join(missing)}: pip install 'deftx[report]'")
     run, out = read_run(folder), (out or folder / "report").resolve()
     if out.exists() and not (out.is_dir() and ((out / PAGE).is_file() or not any(out.iterdir()))):
@@ -60,6 +59,11 @@ def write_report(
             (new / FIGURES / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
             (new / FIGURES / f"{picture.name}.png").write_bytes(picture.png)
     return out / PAGE
+
+
+def lacking() -> list[str]:
+    """The libraries that a report needs and that are not installed."""
+    return [name for name in NEEDED if find_spec(name) is None]
 
 
 def page(found: Findings, parts: Sequence[Section]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from deftx.experiments.report import learnt, scored, tables
+from deftx.experiments.report import benefit, learnt, scored, tables
 from deftx.experiments.report.parts import Findings, Section
 from deftx.experiments.report.statistics import AVERAGE
 from deftx.settings import metric_name
@@ -89,6 +89,7 @@ def _repeat(found: Findings) -> Section | None:
 
 
 SECTIONS: list[Callable[[Findings], Section | None]] = [
+    benefit.helped,
     scored.scores,
     scored.comparison,
     learnt.overlaps,

@@ -1,0 +1,307 @@
+"""`deftx transfer`: from labelled data of one language, and text of it and of others, to models for the others.
+
+What it does is written down as a recipe and carried out as `deftx run` would, so what was stopped resumes, and phase 1
+is shared. Then what a user wants is gathered:
+
+OUT/recipe.yaml     exactly what was done, for `deftx run`
+OUT/vectors/NAME    the vectors of the source, of each target, and of the task
+OUT/models/TARGET   base + task vector + the target's vector, with its tokenizer
+OUT/results.md      scores, where there is test data, and whether the vectors helped
+OUT/report/         the same and more as one page
+OUT/run, OUT/store  the run, and its finished steps
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from deftx.composed import compose_to
+from deftx.core.vector import SparseVector
+from deftx.errors import DeftxError, unknown
+from deftx.experiments.benefit import Benefit, Course, advice_on, benefits, course_of
+from deftx.experiments.recipe import TASK, Recipe, recipe_from
+from deftx.experiments.report.benefit import FILE as BENEFIT
+from deftx.experiments.report.page import lacking, write_report
+from deftx.experiments.report.read import read_run
+from deftx.experiments.report.statistics import compare, resampled
+from deftx.experiments.run import Prepared, prepare, run_recipe, vectors_of
+from deftx.plain_yaml import parse_yaml
+from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, merged, metric_name, with_preset
+from deftx.storage.files import load, save
+from deftx.storage.folders import claimed, write_text
+from deftx.tasks.data import read_text
+from deftx.tasks.table import task_of
+from deftx.training import processes
+
+WITH, WITHOUT = "with its vector", "without its vector"  # variants, of a target
+PRESETS = [name for name in LANGUAGE_PRESETS if name in TASK_PRESETS]  # of languages and of the task
+RECIPE, RUN, STORE, RESULTS = "recipe.yaml", "run", "store", "results.md"
+GATHERED = ("vectors", "models", "report", RESULTS)  # what is made anew from the finished steps
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a transfer is made of. Files are paths from here, or `hub:` datasets.
+
+    source   language of the labelled data; targets: those to carry the task over to
+    texts    language -> plain text
+    vectors  language -> finished vector, which is used instead of learning one
+    tests    target -> labelled data to score on
+    valid    labelled data of the source on which the best step is chosen; "": a tenth of `train`
+    preset   one of PRESETS
+    changes  further keys of the recipe, nested
+    """
+
+    base: str
+    train: str
+    source: str
+    targets: Sequence[str]
+    texts: Mapping[str, str]
+    vectors: Mapping[str, str] = field(default_factory=dict)
+    tests: Mapping[str, str] = field(default_factory=dict)
+    valid: str = ""
+    preset: str = "standard"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """A target's scores on its test data, 0 to 1, and the 95% interval of what its vector adds."""
+
+    language: str
+    examples: int
+    metric: str
+    with_vector: float
+    without: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        gain = self.with_vector - self.without
+        interval = f"{100 * gain:+.1f} points (95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        scores = f"{100 * self.with_vector:.1f} with the vector, {100 * self.without:.1f} without"
+        verdict = "" if self.low > 0 or self.high < 0 else ", which may be chance"
+        return f"{metric_name(self.metric)} {scores}: {interval}{verdict}, on {self.examples} texts"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a transfer: how learning the task went, what is known of each language's vector, and the scores."""
+
+    folder: Path
+    task: Course | None
+    benefits: Sequence[Benefit]
+    scores: Sequence[TargetScore]
+
+    def about(self) -> list[dict[str, Any]]:
+        """For each language and the task what is known, and what to try."""
+        task = {"name": TASK, "facts": [str(self.task)] if self.task else [], "advice": advice_on(self.task)}
+        rows = [task]
+        for benefit in self.benefits:
+            scores = [score for score in self.scores if score.language == benefit.language]
+            facts = [*map(str, scores), *benefit.facts()]
+            advice = list(benefit.advice())
+            advice += [
+                f"its vector costs {-100 * (s.with_vector - s.without):.1f} points" for s in scores if s.high < 0
+            ]
+            rows.append({"name": benefit.language, "facts": facts, "advice": advice})
+        return rows
+
+    def markdown(self) -> str:
+        """What is known, as a page of Markdown."""
+        lines = ["# What came of it", ""]
+        if self.scores:
+            lines += ["| language | without its vector | with it | difference | 95% interval | texts |"]
+            lines += ["| --- | ---: | ---: | ---: | --- | ---: |"]
+            for score in self.scores:
+                points = [score.without, score.with_vector, score.with_vector - score.without]
+                cells = [f"{100 * points[0]:.1f}", f"{100 * points[1]:.1f}", f"{100 * points[2]:+.1f}"]
+                interval = f"{100 * score.low:+.1f} to {100 * score.high:+.1f}"
+                lines.append(f"| {' | '.join([score.language, *cells, interval, str(score.examples)])} |")
+            lines += ["", f"{metric_name(self.scores[0].metric)} in percent.", ""]
+        for row in self.about():
+            lines += [f"## {row['name']}", "", *(f"- {fact}" for fact in row["facts"])]
+            lines += [*(f"- **To try:** {line}" for line in row["advice"]), ""]
+        return "\n".join(lines)
+
+
+def transfer(
+    request: Request,
+    out: Path,
+    *,
+    force: bool = False,
+    ready: Callable[[Prepared], None] = lambda run: None,
+    said: Callable[[str, int, int], None] = lambda line, done, total: None,
+) -> Outcome:
+    """Carry out a transfer, or go on with one that was stopped, and gather what came of it in `out`.
+
+    ready  is told what is to be done, once all that is needed was read and before anything is learnt
+    said   is told what happens: see `run_recipe`
+
+    Raises DeftxError for what is wrong with the request, where `out` holds something else, or another transfer unless
+    `force`, and as `run_recipe` does.
+    """
+    processes.alone("a transfer")
+    data = recipe_data(request, out)
+    recipe = recipe_from(data, out / RECIPE)
+    check_out(out, data, force=force)
+    with claimed(out):
+
+        def begin(run: Prepared) -> None:
+            ready(run)
+            if _recipe_in(out) != data:
+                _clear(out)
+                write_text(out / RECIPE, _as_yaml(data))
+
+        run_recipe(recipe, out / RUN, out / STORE, said=said, ready=begin)
+        return _gather(recipe, request, out)
+
+
+def plan(request: Request, out: Path, show: Callable[[Prepared], None], *, force: bool = False) -> None:
+    """Have `show` told what a transfer would do; nothing is learnt, and nothing left in `out`."""
+    data = recipe_data(request, out)
+    recipe = recipe_from(data, out / RECIPE)
+    check_out(out, data, force=force)
+    with TemporaryDirectory() as folder:
+        known = out / STORE
+        show(prepare(recipe, known if known.is_dir() else Path(folder)))
+
+
+def recipe_data(request: Request, out: Path) -> dict[str, Any]:
+    """A transfer as a recipe in the folder `out`. Raises DeftxError for an unknown preset."""
+    if request.preset not in PRESETS:
+        raise unknown("preset", request.preset, PRESETS)
+
+    def from_out(source: str) -> str:
+        """A file as a path from `out`; what is none, as a hub id, as it is."""
+        if source.startswith(HUB) or not os.path.exists(source):
+            return source
+        return os.path.relpath(os.path.realpath(source), os.path.realpath(out))
+
+    data: dict[str, Any] = {
+        "title": f"From {request.source} to {', '.join(request.targets)}",
+        "base": from_out(request.base),
+        "seeds": [0],
+        "source": request.source,
+        "train": from_out(request.train),
+    }
+    if request.valid:
+        data["valid"] = from_out(request.valid)
+    files = {"languages": request.texts, "vectors": request.vectors, "test": request.tests}
+    for key, sources in files.items():
+        if sources:
+            data[key] = {name: from_out(source) for name, source in sources.items()}
+    data |= {
+        "targets": list(request.targets),
+        "leakage": "trim",
+        "language": {"preset": request.preset},
+        "task": {"preset": request.preset},
+        "variants": {WITH: {}},
+    }
+    if request.tests:
+        data["variants"][WITHOUT] = {"target": False}
+        data["baseline"] = WITHOUT
+    data = merged(data, request.changes)
+    # spelled out, since a later version may change what a preset stands for
+    data["language"] = with_preset(data["language"], LANGUAGE_PRESETS)
+    data["task"] = with_preset(data["task"], TASK_PRESETS)
+    as_read: dict[str, Any] = yaml.safe_load(yaml.safe_dump(data, sort_keys=False))
+    return as_read
+
+
+def check_out(out: Path, data: Mapping[str, Any], *, force: bool) -> None:
+    """Raise DeftxError where `out` holds something that is no transfer, or, unless `force`, another one."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    before = _recipe_in(out)
+    if before is None:
+        if out.is_dir() and {path.name for path in out.iterdir()} <= {STORE, RUN, ".lock"}:
+            return  # one that was stopped before it began to learn
+        raise DeftxError(f"{out} exists and is not the folder of a transfer: choose another folder")
+    if before != data and not force:
+        keys = [key for key in {**before, **data} if before.get(key) != data.get(key)]
+        where = f"{out} holds another transfer ({', '.join(keys)} differ)"
+        raise DeftxError(
+            f"{where}: choose another folder, or replace it with --force, which keeps what can be used again"
+        )
+
+
+def _recipe_in(out: Path) -> dict[str, Any] | None:
+    """The recipe of the transfer in a folder; None where there is none."""
+    try:
+        data = parse_yaml((out / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # such as BadYaml
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _as_yaml(data: Mapping[str, Any]) -> str:
+    """A recipe as the text of a file, with how to use it."""
+    head = f"# What `deftx transfer` of deftx {version('deftx')} did. Once more: deftx run {RECIPE}\n"
+    return head + yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
+
+
+def _clear(out: Path) -> None:
+    """Remove what was gathered for another recipe, but not the finished steps."""
+    for name in GATHERED:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _gather(recipe: Recipe, request: Request, out: Path) -> Outcome:
+    """Put what a finished run came to where it is easily found, and say whether it helped."""
+    seed = recipe.seeds[0]
+    vectors = {name: load(folder) for name, folder in vectors_of(out / RUN, WITH, seed).items()}
+    for name, vector in vectors.items():
+        save(vector, out / "vectors" / name, force=True)
+    for name in request.targets:
+        compose_to(
+            out / "models" / name, recipe.base, [vectors[TASK]], [vectors[name]], rule="sum", force=True, any_base=False
+        )
+    outcome = Outcome(out, course_of(vectors[TASK]), _benefits(recipe, request, vectors), _scores(recipe, out))
+    write_text(out / RESULTS, outcome.markdown())
+    write_text(out / RUN / BENEFIT, json.dumps(outcome.about(), ensure_ascii=False, indent=1))
+    if not lacking():
+        write_report(out / RUN, out / "report")
+    return outcome
+
+
+def _benefits(recipe: Recipe, request: Request, vectors: Mapping[str, SparseVector]) -> list[Benefit]:
+    """What is known of the source's and the targets' vectors without labels."""
+    task = task_of(recipe.task.task)
+    columns = recipe.columns.over(task.columns)
+    train = task.read(recipe.train, columns, True)
+    texts = {name: read_text(*sources) for name, sources in recipe.languages.items()}
+    to_answer = {name: texts[name] for name in request.targets if name in texts}
+    to_answer |= {name: task.read(source, columns, True).texts for name, source in recipe.test.items()}
+    languages = {name: vectors[name] for name in (request.source, *request.targets)}
+    return benefits(recipe.base, vectors[TASK], languages, texts, to_answer, train)
+
+
+def _scores(recipe: Recipe, out: Path) -> list[TargetScore]:
+    """The scores of the targets that have test data."""
+    if not recipe.test:
+        return []
+    run = read_run(out / RUN)
+    compared = compare(run, resampled(run), WITH, WITHOUT)
+    if compared is None:
+        return []
+    (seed,) = recipe.seeds
+    metric, scores = run.recipe.metric, {name: run.scores(name)[seed] for name in (WITH, WITHOUT)}
+    examples = {row.language: row.examples for row in run.rows}
+    return [
+        TargetScore(name, examples[name], metric, scores[WITH][name], scores[WITHOUT][name], gap.low, gap.high)
+        for name, gap in compared.by_language.items()
+    ]
