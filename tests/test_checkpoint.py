@@ -179,7 +179,8 @@ def test_a_state_of_other_text_or_a_damaged_one_is_not_taken(bases, tmp_path, cu
     until_cut(lambda: language(bases(), tmp_path), cut, 4)
     state = tmp_path / STATE1
     state.write_bytes(state.read_bytes()[:-9])
-    assert same(language(bases(), tmp_path), whole)
+    with pytest.warns(UserWarning, match="is damaged, so it is not used"):
+        assert same(language(bases(), tmp_path), whole)
 
 
 def test_in_less_than_a_minute_nothing_is_kept_of_a_phase(bases, tmp_path, cut):

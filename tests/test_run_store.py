@@ -1,7 +1,12 @@
 """What runs leave: their list, their room, what can go, how long more of the same will take."""
 
+import itertools
 import json
+import os
+import re
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +14,8 @@ from tiny_run import recipe, write_recipe
 
 from deftx.errors import DeftxError
 from deftx.experiments import housekeeping
-from deftx.experiments.recipe import Recipe
 from deftx.experiments.estimate import seconds_left
+from deftx.experiments.recipe import Recipe
 from deftx.experiments.run import Score, prepare, run_recipe
 from deftx.experiments.store import Store, size
 
@@ -101,6 +106,103 @@ def test_a_damaged_file_of_the_store_is_named_with_what_to_do(folder, tmp_path) 
             use()
         shutil.rmtree(damaged.parent)
         assert run_recipe(one(folder), tmp_path / "run") == found
+
+
+@pytest.mark.parametrize("change", [b"7", b"0.9999"])
+def test_a_changed_score_or_text_is_never_shown(folder, tmp_path, change) -> None:
+    """By its checksum; where an older version kept none, what is no share is refused all the same."""
+    run_recipe(one(folder), tmp_path / "run")
+    scores = sorted((tmp_path / "store" / "steps").glob("score-*/scores.json"))[0]
+    good = scores.read_bytes()
+    scores.write_bytes(re.sub(rb'("macro_f1": )[0-9.]+', rb"\g<1>" + change, good))
+    with pytest.raises(DeftxError, match=r"scores.json is damaged .*checksum.*: remove"):
+        run_recipe(one(folder), tmp_path / "run")
+    record = scores.parent / "step.json"
+    about = json.loads(record.read_text())
+    del about["sha256"]
+    record.write_text(json.dumps(about))
+    if change == b"7":
+        with pytest.raises(DeftxError, match=r"scores.json is damaged: it needs macro_f1 and accuracy from 0 to 1"):
+            run_recipe(one(folder), tmp_path / "run")
+    scores.write_bytes(good)
+    run_recipe(one(folder), tmp_path / "run")
+    store = Store(tmp_path / "store")
+    digest = store.put(["a text", "another"])
+    assert store.texts(digest) == ["a text", "another"]
+    (store.root / "data" / f"{digest}.json").write_text('["a test", "another"]')
+    with pytest.raises(DeftxError, match=f"{digest}.json is damaged .*: remove .*{digest}.json, and it is made"):
+        store.texts(digest)
+
+
+PARTS = {
+    "delta": ["phase1.safetensors"],
+    "vector": ["vector/vector.json", "vector/vector.safetensors"],
+    "score": ["scores.json", "predictions.json"],
+}
+
+
+def finished_step(store: Store, kind: str) -> str:
+    step_id = f"{kind}-0123456789abcdef"
+    with store.making(step_id, {"kind": kind}) as (_, made):
+        for name in PARTS[kind]:
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_text(f'"{name}"')
+    assert store.done(step_id)
+    return step_id
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_what_a_removal_that_was_killed_once_left_is_made_anew(tmp_path, kind) -> None:
+    """Older versions removed file by file: without its record or without its parts a step is not done."""
+    for missing in ["step.json", *PARTS[kind]]:
+        store = Store(tmp_path / missing.replace("/", "-"))
+        step_id = finished_step(store, kind)
+        (store.folder(step_id) / missing).unlink()
+        assert not store.done(step_id)
+        finished_step(store, kind)
+        assert [path.name for path in store.steps.iterdir()] == [step_id]
+
+
+def pruned_until(store: Store, folder: Path, fatal: int) -> bool:
+    """Whether a process that prunes a folder was killed at a file operation, the one of number `fatal`."""
+    child = os.fork()
+    if child == 0:
+        seen = [0]
+
+        def event(name, args):
+            if name in KILLING_EVENTS and str(store.root) in str(args[0]):
+                seen[0] += 1
+                if seen[0] == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(event)
+        try:
+            housekeeping.prune(store, [folder])
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+KILLING_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree"}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_prune_that_is_killed_anywhere_leaves_the_step_whole_or_gone(tmp_path, kind) -> None:
+    kills = 0
+    for fatal in itertools.count(1):
+        store = Store(tmp_path / str(fatal))
+        step_id = finished_step(store, kind)
+        killed = pruned_until(store, store.folder(step_id), fatal)
+        if store.folder(step_id).exists():
+            assert store.done(step_id)
+            housekeeping.prune(store, [store.folder(step_id)])
+        finished_step(store, kind)
+        housekeeping.prune(store, [store.folder(step_id)])
+        assert not [path for path in store.steps.rglob("*") if path.is_file()], "no leftover stays"
+        kills += killed
+        if not killed:
+            break
+    assert kills > 5
 
 
 def test_a_vector_that_is_not_finished_keeps_its_delta(folder, tmp_path) -> None:

@@ -15,13 +15,14 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_storage import assert_same, example
 
 from deftx.errors import DeftxError
 from deftx.storage import files
 from deftx.storage.files import load, save
 from deftx.storage.folders import check_target, claimed, new_file
-from deftx.storage.tensors import save_tensors
+from deftx.storage.tensors import load_tensors, save_tensors
 
 
 class Crash(BaseException):
@@ -211,6 +212,32 @@ def test_a_full_disk_gives_one_clear_line_and_keeps_the_old_vector(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert seed_of(tmp_path / "v") == 0
     assert os.listdir(tmp_path) == ["v"]
+
+
+def test_tensors_of_which_any_bit_changed_are_not_used(tmp_path):
+    """Nor what they are about: weights with a wrong exponent would go on into a vector without a word."""
+    path = tmp_path / "phase1.safetensors"
+    tensors = {"a": torch.tensor([1.0, -2.0, 0.5]), "b": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(3)}
+    save_tensors(path, tensors, {"key": "k", "steps": 3})
+    loaded, about = load_tensors(path, "k")
+    assert about == {"key": "k", "steps": 3}
+    assert all(loaded[name].equal(tensor) for name, tensor in tensors.items())
+    good = path.read_bytes()
+    length = int.from_bytes(good[:8], "little")
+    for place in [*range(len(good) - 1, 8 + length - 1, -1), good.index(b"steps") + 9]:
+        for bit in range(8):
+            content = bytearray(good)
+            content[place] ^= 1 << bit
+            path.write_bytes(content)
+            with pytest.warns(UserWarning, match="phase1.safetensors is damaged, so it is not used"):
+                assert load_tensors(path) is None
+
+
+def test_tensors_of_an_older_version_have_no_checksum_and_are_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "old.safetensors", metadata={"about": '{"key": "k"}'})
+    found = load_tensors(tmp_path / "old.safetensors", "k")
+    assert found is not None
+    assert load_tensors(tmp_path / "none.safetensors") is None
 
 
 def test_a_claim_on_a_folder_ends_with_its_process(tmp_path):

@@ -5,6 +5,7 @@ import json
 import random
 import resource
 import shutil
+import warnings
 import zipfile
 
 import pytest
@@ -207,7 +208,9 @@ class Deltas:
     def attack(self, draw, home):
         shutil.copyfile(home / "good", home / "phase1.safetensors")
         damage(draw, home / "phase1.safetensors")
-        found = load_tensors(home / "phase1.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the word that it is damaged
+            found = load_tensors(home / "phase1.safetensors")
         assert found is None or all(isinstance(tensor, torch.Tensor) for tensor in found[0].values())
 
 

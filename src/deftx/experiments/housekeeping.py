@@ -1,6 +1,5 @@
 """What runs there are, and freeing the room that nobody needs any more."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from deftx.errors import DeftxError, InUse
 from deftx.experiments.report.read import STEPS, Step, read_steps
 from deftx.experiments.run import SCORING
 from deftx.experiments.store import RECORD, Store, size
-from deftx.storage.folders import claimed
+from deftx.storage.folders import claimed, remove_folder
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def prune(store: Store, folders: list[Path]) -> int:
     for folder in folders:
         with suppress(InUse), claimed(store.work(folder.name)):
             freed += size(folder)
-            shutil.rmtree(folder)
+            remove_folder(folder)
     return freed
 
 

@@ -18,15 +18,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from deftx.errors import DeftxError
 from deftx.experiments.data import read
 from deftx.experiments.estimate import seconds_left
 from deftx.experiments.executors import Executor, here, work_off
 from deftx.experiments.plan import Plan, Step, make_plan
-from deftx.experiments.recipe import Recipe
+from deftx.experiments.recipe import METRICS, Recipe
 from deftx.experiments.report.read import RECIPE, RESULTS, STEPS, TRIMMED, read_steps
 from deftx.experiments.report.statistics import AVERAGE
 from deftx.experiments.report.tables import duration, spread
-from deftx.experiments.store import SCORES, VECTOR, Store, read_json
+from deftx.experiments.store import SCORES, VECTOR, Store
 from deftx.storage.folders import claimed, new_file, write_text
 from deftx.training import processes
 
@@ -118,10 +119,19 @@ def scores_of(run: Prepared) -> list[Score]:
     found = []
     for use, step_id in run.plan.of(*SCORING):
         if run.store.done(step_id):
-            folder, cost = run.store.folder(step_id), run.plan.steps[step_id].cost
-            scores = read_json(folder / SCORES)
+            scores = run.store.result(step_id, SCORES)
+            _check_scores(scores, run.store.folder(step_id))
+            cost = run.plan.steps[step_id].cost
             found.append(Score(use.variant, use.seed, use.name, cost, scores, step_id))
     return found
+
+
+def _check_scores(scores: Any, folder: Path) -> None:
+    """Raise DeftxError for scores that a step cannot have given: what is compared is a share."""
+    values = [scores.get(metric) for metric in METRICS] if isinstance(scores, dict) else [None]
+    if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
+        what = f"needs {' and '.join(sorted(METRICS, reverse=True))} from 0 to 1"
+        raise DeftxError(f"{folder / SCORES} is damaged: it {what}: remove {folder}, and it is made anew")
 
 
 def vectors_of(out: Path, variant: str, seed: int) -> dict[str, Path]:

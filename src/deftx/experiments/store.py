@@ -25,11 +25,19 @@ from typing import Any
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, InUse
 from deftx.storage.files import save
-from deftx.storage.folders import LOCK, claimed, new_folder, write_text
+from deftx.storage.folders import LOCK, claimed, new_folder, remove_folder, write_text
 from deftx.tasks.data import Examples
 
 RECORD, LOG = "step.json", "log.txt"  # of every step
 VECTOR, ADAPTER, PREDICTIONS, SCORES = "vector", "adapter", "predictions.json", "scores.json"  # of kinds of them
+# what a finished step of a kind holds at the least; files as patterns
+NEEDED = {
+    "delta": ("phase1*.safetensors",),
+    "vector": (f"{VECTOR}/vector.json", f"{VECTOR}/vector.safetensors"),
+    "adapter": (f"{ADAPTER}/*",),
+    "score": (SCORES, PREDICTIONS),
+    "ngrams": (SCORES, PREDICTIONS),
+}
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,17 @@ class Store:
         return self.root / "work" / step_id
 
     def done(self, step_id: str) -> bool:
-        """Whether a step is finished."""
-        return (self.folder(step_id) / RECORD).is_file()
+        """Whether a step is finished, and what its kind of step makes is there."""
+        folder = self.folder(step_id)
+        needed = NEEDED.get(step_id.partition("-")[0], ())
+        return (folder / RECORD).is_file() and all(any(folder.glob(pattern)) for pattern in needed)
+
+    def result(self, step_id: str, name: str) -> Any:
+        """What the JSON file `name` of a finished step holds. Raises DeftxError where it is damaged."""
+        folder = self.folder(step_id)
+        checksums = read_json(folder / RECORD).get("sha256", {})
+        check_sum(folder / name, checksums.get(name))
+        return read_json(folder / name)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """What is noted of all finished steps."""
@@ -88,12 +105,18 @@ class Store:
 
     def texts(self, digest: str) -> list[str]:
         """Texts that were put here."""
-        texts: list[str] = read_json(self._data(digest))
+        texts: list[str] = self._content(digest)
         return texts
 
     def examples(self, digest: str) -> Examples:
         """Labelled data that were put here."""
-        return Examples(**read_json(self._data(digest)))
+        return Examples(**self._content(digest))
+
+    def _content(self, digest: str) -> Any:
+        """Texts or labelled data, whose checksum is their name."""
+        path = self._data(digest)
+        check_sum(path, digest)
+        return read_json(path)
 
     def put_vector(self, vector: SparseVector) -> str:
         """Keep a finished vector; the name of its content."""
@@ -122,6 +145,8 @@ class Store:
         """
         work, began = self.work(step_id), monotonic()
         with claimed(work):
+            if self.folder(step_id).exists() and not self.done(step_id):  # such as a removal was killed at, once
+                remove_folder(self.folder(step_id))
             with new_folder(self.folder(step_id)) as folder, _logged(work / LOG):
                 yield work, folder
                 shutil.copyfile(work / LOG, folder / LOG)
@@ -133,6 +158,7 @@ class Store:
                     "seconds": round(monotonic() - began, 3),
                     "versions": versions,
                     "finished": finished,
+                    "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.json"))},
                 }
                 (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
             _emptied(work)
@@ -145,13 +171,33 @@ class Store:
                     _emptied(work)
 
 
+def check_sum(path: Path, expected: str | None) -> None:
+    """Raise DeftxError where a file is damaged: its SHA-256 does not begin with what is `expected`.
+
+    Steps that older versions made have no checksums (None): anything goes.
+    """
+    if expected is None or not path.is_file():
+        return
+    if not _sha256(path).startswith(expected):
+        raise DeftxError(f"{path} is damaged (its checksum is not the one that was kept): {_remedy(path)}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remedy(path: Path) -> str:
+    what = path if path.parent.name == "data" else path.parent
+    return f"remove {what}, and it is made anew"
+
+
 def read_json(path: Path) -> Any:
     """What a file of a store holds. Raises DeftxError where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        where = path if path.parent.name == "data" else path.parent
-        raise DeftxError(f"{path} is damaged ({error}): remove {where}, and it is made anew") from None
+        raise DeftxError(f"{path} is damaged ({error}): {_remedy(path)}") from None
 
 
 def _emptied(work: Path) -> None:

@@ -129,11 +129,7 @@ def _scratch(target: Path) -> Iterator[Path]:
     A library that writes a file may make others beside it until that is done: in here they are nobody's.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
-        with suppress(OSError):  # another user's
-            if (held := _held(leftover)) is not None:
-                shutil.rmtree(leftover, ignore_errors=True)
-                os.close(held)
+    _remove_leftovers(target.parent, escape(target.name))
     new, held = _held_anew(target)
     try:
         yield new
@@ -144,11 +140,34 @@ def _scratch(target: Path) -> Iterator[Path]:
             os.close(held)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder at once: a crash leaves it whole, or nothing by its name.
+
+    It gets the name of a leftover first. What other crashes left in the same folder goes too.
+    """
+    os.rename(folder, _scratch_name(folder))
+    _remove_leftovers(folder.parent, "*")
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Remove the scratch folders of targets with a `name` (a pattern) that no process holds."""
+    for leftover in parent.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(OSError):  # another user's
+            held = _held(leftover)
+            if held is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(held)
+
+
+def _scratch_name(target: Path) -> Path:
+    return target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+
+
 def _held_anew(target: Path) -> tuple[Path, int]:
     """A new folder beside `target`, and the descriptor that holds it; again where another process takes it for a
     leftover before it is held."""
     for _ in range(ATTEMPTS):
-        new = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+        new = _scratch_name(target)
         new.mkdir()
         try:
             held = _held(new)

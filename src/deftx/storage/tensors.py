@@ -1,10 +1,13 @@
 """Tensors and what they are about, kept in a folder of work: what phase 1 learnt, and the state of a training."""
 
+import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,9 +22,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     Raises DeftxError where the disk is full or the folder read-only; what was at `path` is left then.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(about, default=lambda array: array.tolist())
+    metadata = {"about": text, "sha256": _checksum(plain, text)}
     try:
         with new_file(path) as half:
-            save_file(plain, half, metadata={"about": json.dumps(about, default=lambda array: array.tolist())})
+            save_file(plain, half, metadata=metadata)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DeftxError(f"cannot write {path}: {reason}; what was kept before is still there") from error
@@ -30,13 +35,36 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 def load_tensors(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The tensors at `path` and what they are about; None where there are none, or none that can be read.
 
-    With a `key`, None too where it is not the one in what they are about.
+    With a `key`, None too where it is not the one in what they are about. Warns of a file that is there, but damaged;
+    files of older versions have no checksum.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
+            metadata = file.metadata() or {}
+            about = json.loads(metadata["about"])
             if not isinstance(about, dict) or (key is not None and about.get("key") != key):
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118  # no mapping
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except FileNotFoundError:
         return None
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
+        _warn_of_damage(path)
+        return None
+    if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata["about"]):
+        _warn_of_damage(path)
+        return None
+    return tensors, about
+
+
+def _warn_of_damage(path: Path) -> None:
+    warnings.warn(f"{path} is damaged, so it is not used", stacklevel=3)
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: str) -> str:
+    """Of all that a file holds: what it is about, and each tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(errors="surrogatepass"))
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

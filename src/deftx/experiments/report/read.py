@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deftx.errors import DeftxError, first_fault
 from deftx.experiments.recipe import PublishedTables
-from deftx.experiments.store import PREDICTIONS, RECORD
+from deftx.experiments.store import PREDICTIONS, RECORD, check_sum
 from deftx.storage.tensors import load_tensors
 
 RECIPE, RESULTS, STEPS, TRIMMED = "recipe.json", "results.jsonl", "steps.json", "trimmed.json"
@@ -95,6 +95,7 @@ class Finished(Form):
 
     seconds: Annotated[float, Field(ge=0)] = 0.0
     versions: dict[str, str] = Field(default_factory=dict)
+    sha256: dict[str, str] = Field(default_factory=dict, description="Of the step's small files, by name.")
 
 
 class Predictions(Form):
@@ -160,6 +161,8 @@ class RunData:
         path = self.store / row.step / PREDICTIONS
         if not path.is_file():
             return None
+        if row.step in self.finished:
+            check_sum(path, self.finished[row.step].sha256.get(PREDICTIONS))
         found = _read(path, Predictions)
         numbers = (*found.true, *found.predicted)
         if len(found.true) != len(found.predicted) or not numbers or max(numbers) >= len(found.labels):
