@@ -52,13 +52,15 @@ def parse_k(k: int | float | str, total: int) -> int:
     Raises DeftxError for anything else, and for a count below 0 or above `total`.
     """
     text = str(k).strip()
+    unit = text[-1:].lower()
     try:
-        if text.endswith("%"):
+        if unit == "%":
             count = round(float(text[:-1]) / 100 * total)
-        elif text[-1:].lower() in UNITS:
-            count = round(float(text[:-1]) * UNITS[text[-1].lower()])
+        elif unit in UNITS:
+            count = round(float(text[:-1]) * UNITS[unit])
         else:
-            count = int(number := float(text))
+            number = float(text)
+            count = int(number)
             if count != number:
                 raise ValueError
     except (ValueError, OverflowError):
@@ -71,68 +73,89 @@ def parse_k(k: int | float | str, total: int) -> int:
 def select(delta: Mapping[str, Tensor], k: int | float | str, split: str = "global") -> Selection:
     """The k entries of `delta` largest in magnitude, exactly k of them (Algorithm 1, line "μ").
 
-    delta  tensor name -> difference of any shape; its order is the order in which ties are broken
-    k      a count or a share of all entries, see `parse_k`
-    split  what compares with each other: everything (`global`, as in the paper), or only what is of one tensor
-           (`matrix`) or of one layer (`layer`), each having its part of k by its size, see `shares_of`
+    Needs one pass over the delta beside a sample, and memory for the candidates only (about 1.05 k of them).
 
-    Every tensor appears in the result, those without a place with an empty one. Needs one pass over
-    the delta beside a sample, and memory for the candidates only (about 1.05 k of them). Raises
-    DeftxError where the delta holds NaN, for a k outside its range, and for an unknown split.
+    Args:
+        delta: Tensor name -> difference of any shape; its order is the order in which ties are broken.
+        k: A count or a share of all entries, see `parse_k`.
+        split: What compares with each other: everything (`global`, as in the paper), or only what is of one tensor
+            (`matrix`) or of one layer (`layer`), each having its part of k by its size, see `shares_of`.
+
+    Returns:
+        Tensor name -> places. Every tensor appears, those without a place with an empty one.
+
+    Raises:
+        DeftxError: A delta that holds NaN, a k outside its range, an unknown split.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    group_of = SPLITS[split]
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in delta.items():
-        groups.setdefault(SPLITS[split](name), {})[name] = tensor
+        groups.setdefault(group_of(name), {})[name] = tensor
+
     sizes = [sum(tensor.numel() for tensor in group.values()) for group in groups.values()]
     counts = shares_of(parse_k(k, sum(sizes)), sizes)
-    chosen = [_selected(group, count) for group, count in zip(groups.values(), counts, strict=True)]
-    found = {name: places for selection in chosen for name, places in selection.items()}
-    return {name: found[name] for name in delta}
+    selection: Selection = {}
+    for group, count in zip(groups.values(), counts, strict=True):
+        selection |= _select_largest(group, count)
+    return {name: selection[name] for name in delta}  # in the order of the delta, which groups may not keep
 
 
 def shares_of(k: int, sizes: Sequence[int]) -> list[int]:
     """k as a sum of counts in proportion to `sizes`, none above its size (for a k of at most their sum): rounded down
     first, then one more where the remainder is largest, in the order of the sizes where remainders tie (Hamilton)."""
     total = max(sum(sizes), 1)
-    counts, remainders = [k * size // total for size in sizes], [k * size % total for size in sizes]
-    order = sorted(range(len(sizes)), key=lambda number: -remainders[number])
-    for number in order[: k - sum(counts)]:
+    counts = [k * size // total for size in sizes]
+    remainders = [k * size % total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda number: -remainders[number])
+    for number in by_remainder[: k - sum(counts)]:
         counts[number] += 1
     return counts
 
 
-def _selected(delta: Mapping[str, Tensor], count: int) -> Selection:
+def _select_largest(delta: Mapping[str, Tensor], count: int) -> Selection:
     """The `count` entries of `delta` largest in magnitude."""
     total = sum(tensor.numel() for tensor in delta.values())
     flat = {name: tensor.detach().reshape(-1) for name, tensor in delta.items()}
     step = total // SAMPLE | 1  # odd, to meet all columns of a matrix
-    chosen = largest(lambda: _chunks(flat), [entries[::step] for entries in flat.values()], count, total)
-    empty = torch.empty(0, dtype=torch.int64)
-    return {name: Places(chosen.get(name, empty), tuple(tensor.shape)) for name, tensor in delta.items()}
+    sample = [entries[::step] for entries in flat.values()]
+    chosen = largest(lambda: _chunks(flat), sample, count, total)
+
+    selection: Selection = {}
+    for name, tensor in delta.items():
+        indices = chosen.get(name, torch.empty(0, dtype=torch.int64))
+        selection[name] = Places(indices, tuple(tensor.shape))
+    return selection
 
 
 def largest(chunks: Callable[[], Iterable[Chunk]], sample: Iterable[Tensor], k: int, total: int) -> dict[str, Tensor]:
     """Per name the sorted flat indices of the k largest in magnitude of the `total` entries of `chunks`.
 
-    chunks  gives the same chunks at each call; it is called again where too few of them reached the bar
-    sample  some of the entries, flat, from which the bar is guessed: a poor sample costs time, no more
+    Entries below a bar, which the sample tells, are forgotten at once.
 
-    Entries below the bar are forgotten at once. Raises DeftxError where an entry is NaN.
+    Args:
+        chunks: Gives the same chunks at each call; it is called again where too few of them reached the bar.
+        sample: Some of the entries, flat, from which the bar is guessed: a poor sample costs time, no more.
+        k: How many entries are wanted.
+        total: How many entries all chunks have.
+
+    Raises:
+        DeftxError: An entry is NaN.
     """
-    magnitudes = torch.cat([_widened(part.abs()) for part in sample] or [torch.empty(0)])
-    share = 1.05 * k / total + 1e-4 if total else 1.0
+    sampled = [_widened(part.abs()) for part in sample]
+    magnitudes = torch.cat(sampled) if sampled else torch.empty(0)
+    share = 1.05 * k / total + 1e-4 if total else 1.0  # somewhat more candidates than k, mostly
     while True:
         bar = _bar(magnitudes, share)
-        room = min(total, int(1.1 * share * total))
-        spans, places, values = _reaching(chunks(), bar, magnitudes.new_empty(room))
+        expected = min(total, int(1.1 * share * total))
+        spans, places, values = _reaching(chunks(), bar, magnitudes.new_empty(expected))
         if bar <= 0 or len(places) >= k:
             break
         share *= 2
-    kept = _largest(values, k)
+    is_kept = _largest(values, k)
     del values
-    return {name: places[start:end][kept[start:end]] for name, (start, end) in spans.items()}
+    return {name: places[start:end][is_kept[start:end]] for name, (start, end) in spans.items()}
 
 
 def _bar(magnitudes: Tensor, share: float) -> float:
@@ -148,7 +171,9 @@ def _reaching(chunks: Iterable[Chunk], bar: float, room: Tensor) -> tuple[dict[s
     One array of each, filled from its start, since thousands of small ones cannot be given back to the system.
     """
     spans: dict[str, tuple[int, int]] = {}
-    places, values, end = torch.empty_like(room, dtype=torch.int64), room, 0
+    places = torch.empty_like(room, dtype=torch.int64)
+    values = room
+    end = 0
     for name, start, entries in chunks:
         # written so that NaN, which compares false with everything, is found too
         reaching = (~(entries.abs() < bar)).nonzero().view(-1)
@@ -156,12 +181,15 @@ def _reaching(chunks: Iterable[Chunk], bar: float, room: Tensor) -> tuple[dict[s
         if magnitudes.isnan().any():
             why = "holds NaN: the training diverged; lower the learning rate"
             raise DeftxError(f"the difference of tensor {name!r} {why}")
+
         begin, end = end, end + len(reaching)
-        if end > len(places):
-            places, values = (torch.cat([every, every.new_empty(end)]) for every in (places, values))
+        if end > len(places):  # at least twice the room
+            places = torch.cat([places, places.new_empty(end)])
+            values = torch.cat([values, values.new_empty(end)])
         places[begin:end] = reaching + start
         values[begin:end] = magnitudes
-        spans[name] = spans.get(name, (begin, end))[0], end
+        first_of_name, _ = spans.get(name, (begin, end))
+        spans[name] = first_of_name, end
     return spans, places[:end], values[:end]
 
 
@@ -180,13 +208,21 @@ def _largest(magnitudes: Tensor, k: int) -> Tensor:
     """A mask [n] of exactly the k largest magnitudes, the first ones where they tie."""
     if k == 0 or k >= len(magnitudes):
         return torch.full_like(magnitudes, k > 0, dtype=torch.bool)
-    # The k-th largest, sought among the few that a sample leaves in question: ordering takes three times their memory.
-    high = _bar(magnitudes[:: len(magnitudes) // SAMPLE | 1], 0.95 * k / len(magnitudes))
-    kept = magnitudes > high
-    above = int(kept.sum())
-    low, above = (magnitudes[~kept], above) if above < k else (magnitudes, 0)
-    threshold = low.kthvalue(len(low) - (k - above) + 1).values
-    kept = magnitudes > threshold
+
+    # Ordering takes three times the memory of what is ordered. So a sample tells a magnitude that somewhat fewer than k
+    # are above of, and the k-th largest is sought among the rest.
+    sample = magnitudes[:: len(magnitudes) // SAMPLE | 1]
+    guess = _bar(sample, 0.95 * k / len(magnitudes))
+    is_above = magnitudes > guess
+    above = int(is_above.sum())
+    if above < k:
+        rest = magnitudes[~is_above]
+    else:  # the sample misled
+        rest, above = magnitudes, 0
+    threshold = rest.kthvalue(len(rest) - (k - above) + 1).values
+
+    # All above the k-th largest, and of those that equal it the first ones
+    is_kept = magnitudes > threshold
     ties = (magnitudes == threshold).nonzero().view(-1)
-    kept[ties[: k - int(kept.sum())]] = True
-    return kept
+    is_kept[ties[: k - int(is_kept.sum())]] = True
+    return is_kept
