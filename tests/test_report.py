@@ -175,6 +175,22 @@ def test_the_papers_rows_stand_apart_with_its_average_only_where_it_has_all_lang
     assert not any(cell.best or cell.mark for line in lines for cell in line.cells)
 
 
+def test_of_several_published_tables_each_has_its_rows_and_is_named(tmp_path):
+    """Of one that gives averages alone the average is shown as it stands; where there are languages it is theirs."""
+    url = "https://example.org/paper"
+    tables = [
+        {"table": "Table 2, base A", "url": url, "rows": {"LT-SFT": {"ace": 70.0, "min": 80.0, "average": 99.0}}},
+        {"table": "Table 4, base A", "url": "", "rows": {"LT-SFT": {"average": 80.2}}},
+    ]
+    folder = make_run(tmp_path / "run", VARIANTS, (0,), ("ace", "min"), examples=30, vectors=False, paper=tables)
+    read = read_run(folder)
+    cells = [[cell.text for cell in line.cells][:3] for line in score_table(read, None, []).lines if line.aside]
+    assert cells == [["70.0", "80.0", "75.0"], [NOTHING, NOTHING, "80.2"]]
+    assert typed("report", folder, *QUICK) == 0
+    shown = (folder / "report" / page.PAGE).read_text(encoding="utf-8")
+    assert "numbers: Table 2, base A (https://example.org/paper); Table 4, base A. Their base" in shown
+
+
 def test_p_is_never_said_to_be_nothing():
     assert [probability(p) for p in (0.0001, 0.0123, 0.25, 1.0)] == ["< 0.001", "0.012", "0.25", "1.00"]
 
