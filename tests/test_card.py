@@ -222,6 +222,8 @@ def test_a_rank_left_to_the_library_is_shown_with_the_rule_that_it_stood_for():
     auto = replace(LANGUAGE, info={**INFO, "rank": "auto", "rank_rule": "90%"})
     assert "| rank | auto |\n| rank_rule | 90% |" in str(read(auto))
     assert "rank_rule" not in str(read(LANGUAGE))
+    counted = replace(LANGUAGE, info={**INFO, "keep_of": "rows-in-use"})
+    assert "| keep | 0.05 |\n| keep_of | rows-in-use |" in str(read(counted))
 
 
 def test_vectors_learnt_on_a_folder_name_it_so_that_nobody_takes_it_for_an_id(bases, tmp_path, monkeypatch):

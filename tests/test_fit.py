@@ -115,6 +115,20 @@ def test_the_selection_is_made_from_the_denoised_change_of_phase_1(bases, tmp_pa
     assert any(not torch.equal(vector.tensors[name].indices, plain[name].indices) for name in plain)
 
 
+def test_what_is_kept_can_be_counted_over_rows_in_use_and_a_vector_says_so(bases, tmp_path):
+    """With so little text most rows of the embeddings do not move."""
+    text, base = tiny.sentences(4), AutoModel.from_pretrained(bases())
+    vectors = {}
+    for way in ("matrix", "rows-in-use"):
+        settings = changed(LANGUAGE, {"rank": 1, "keep": 0.3, "keep_of": way, "training": {"batch_size": 1}})
+        vectors[way] = fit_language(bases(), text, settings, work=tmp_path)
+        delta, _ = load_tensors(tmp_path / "phase1.safetensors")
+        expected = select(denoise({name: delta[name] for name in tunable(base)}, 1, 0.3, way), "5%")
+        assert all(torch.equal(vectors[way].tensors[name].indices, places.indices) for name, places in expected.items())
+        assert vectors[way].info["keep_of"] == way
+    assert not same(vectors["matrix"], vectors["rows-in-use"])
+
+
 @pytest.mark.parametrize("split", ["matrix", "layer"])
 def test_k_can_be_split_between_matrices_or_layers(bases, split):
     vector, whole = (fit_language(bases(), TEXT, changed(LANGUAGE, {"split": way})) for way in (split, "global"))
