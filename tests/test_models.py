@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -43,7 +44,7 @@ from deftx.models import (
 from deftx.storage.fingerprint import fingerprint
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
-from deftx.tasks.supervised import predict
+from deftx.tasks.supervised import output_names, predict
 from deftx.tasks.table import task_of
 
 LABELS = ("bad", "fair", "good")
@@ -188,6 +189,145 @@ def test_the_longest_input_is_one_that_the_model_takes(bases, shape, longest):
     model, tokenizer = load_language_model(bases(shape)), load_tokenizer(bases(shape))
     assert longest_input(model, tokenizer) == longest
     model(input_ids=torch.full((1, longest), 7))
+
+
+# Config, model, whether positions begin after the padding index: by how it counts, not by its name
+POSITIONS = {
+    "CamembertConfig": ("CamembertForMaskedLM", True),
+    "MPNetConfig": ("MPNetForMaskedLM", True),
+    "XmodConfig": ("XmodForMaskedLM", True),
+    "Data2VecTextConfig": ("Data2VecTextForMaskedLM", True),
+    "LongformerConfig": ("LongformerForMaskedLM", True),
+    "LukeConfig": ("LukeForMaskedLM", True),
+    "EsmConfig": ("EsmForMaskedLM", True),
+    "RobertaPreLayerNormConfig": ("RobertaPreLayerNormForMaskedLM", True),
+    "IBertConfig": ("IBertForMaskedLM", True),
+    "ElectraConfig": ("ElectraForMaskedLM", False),
+    "NystromformerConfig": ("NystromformerForMaskedLM", False),
+}
+
+
+@pytest.mark.parametrize("config", POSITIONS)
+def test_the_longest_input_of_a_base_is_one_that_it_takes_whatever_it_is_called(config):
+    model_class, after_padding = POSITIONS[config]
+    further = {"mask_token_id": 4, "attention_window": 4, "position_embedding_type": "absolute", "embedding_size": 16}
+    sizes = {**tiny.SIZES, **tiny.COMMON, "max_position_embeddings": 34}
+    if config in ("XmodConfig",):
+        further |= {"languages": ["en_XX"], "default_language": "en_XX"}
+    model = getattr(transformers, model_class)(getattr(transformers, config)(**sizes, **further)).eval()
+    tokenizer = tiny.tokenizer()
+    tokenizer.model_max_length = int(1e30)
+
+    longest = longest_input(model, tokenizer)
+    model(input_ids=torch.full((1, longest), 7))
+    assert longest <= 32 if after_padding else longest in (32, 34)
+    if config not in ("LongformerConfig", "NystromformerConfig"):  # which pad their inputs themselves
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, longest + 1), 7))
+
+
+def test_a_config_without_a_padding_id_takes_the_tokenizers(bases, tmp_path):
+    folder = shutil.copytree(bases(), tmp_path / "base")
+    config_of(folder, pad_token_id=None)
+    texts = Examples(["ba be", "ba be bi bo bu da de"])
+    tokenizer, models = load_tokenizer(folder), [load_task_model(base, LABELS) for base in (folder, bases())]
+    assert models[0].config.pad_token_id == tokenizer.pad_token_id == 1
+    found, wanted = (predict(CLASSIFICATION, model, tokenizer, texts, 32) for model in models)
+    assert found == wanted
+    assert same(backbone(load_language_model(folder)), backbone(load_language_model(bases())))
+    assert load_encoder(folder).config.pad_token_id == 1
+
+
+def config_of(folder, **changes):
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("shape", ["xlmr", "bert", "distilbert", "qwen", "mt5"])
+def test_a_base_without_the_files_of_its_tokenizer_is_one_line(bases, tmp_path, shape):
+    folder = shutil.copytree(bases(shape), tmp_path / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    assert "tokenizer" in error(load_tokenizer, folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_has_embeddings_is_one_line(bases, tmp_path):
+    folder = shutil.copytree(bases(), tmp_path / "base")
+    tokenizer = load_tokenizer(bases())
+    tokenizer.add_tokens(["ŋgoro"])
+    tokenizer.save_pretrained(folder)
+    said = error(load_tokenizer, folder)
+    assert "'ŋgoro'" in said
+    assert "75 rows" in said
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model.resize_token_embeddings(76)
+    model.save_pretrained(folder)
+    assert len(load_tokenizer(folder)) == 76
+
+
+@pytest.mark.parametrize("shape", ["xlmr", "bert", "distilbert", "modernbert", "qwen", "mt5"])
+@pytest.mark.parametrize("labels", [("x", "y", "z"), ("x", "y")])
+def test_a_classifier_as_base_does_not_lend_its_head_to_another_task(bases, tmp_path, shape, labels):
+    first = load_task_model(bases(shape), LABELS, seed=9)
+    save_model(first, load_tokenizer(bases(shape)), tmp_path / "base")
+    one, again, other = (load_task_model(tmp_path / "base", labels, seed=seed) for seed in (5, 5, 6))
+    assert same(backbone(one), backbone(first))
+    assert same(head(one), head(again))
+    drawn = [n for n, weight in head(one).items() if weight.any() and n.endswith("weight") and "pooler" not in n]
+    assert drawn
+    for name in drawn:
+        if "norm" not in name.lower():
+            assert not head(one)[name].equal(head(other)[name])
+            assert not head(one)[name].equal(head(first)[name])
+    assert one.config.num_labels == len(labels)
+
+
+def test_a_composed_model_keeps_its_head_when_it_is_loaded(bases, tmp_path):
+    model = compose(bases(), vector(bases(), 1, with_head=True))
+    save_model(model, load_tokenizer(bases()), tmp_path / "model")
+    assert same(head(load_composed(tmp_path / "model")), head(model))
+
+
+def test_weights_of_the_backbone_with_another_shape_are_one_line(bases, tmp_path):
+    folder = shutil.copytree(bases(), tmp_path / "base")
+    config_of(folder, intermediate_size=28)
+    said = error(load_task_model, folder, LABELS)
+    assert "[24] in the checkpoint and [28] by config.json" in said
+
+
+def test_names_of_outputs_go_by_their_numbers_not_by_their_order(bases, tmp_path):
+    labels = tuple(f"t{number:02d}" for number in range(12))
+    model = load_task_model(bases(), labels)
+    assert output_names(model) == labels
+    model.config.id2label = dict(sorted(model.config.id2label.items(), key=lambda item: str(item[0]), reverse=True))
+    assert output_names(model) == labels
+    save_model(model, load_tokenizer(bases()), tmp_path / "model")
+    named = json.loads((tmp_path / "model/config.json").read_text())["id2label"]
+    config_of(tmp_path / "model", id2label=dict(sorted(named.items(), reverse=True)))
+    assert output_names(load_composed(tmp_path / "model")) == labels
+
+
+def test_outputs_that_are_numbered_with_gaps_are_one_line(bases):
+    model = load_task_model(bases(), LABELS)
+    model.config.id2label = {1: "bad", 2: "fair", 3: "good"}
+    assert "1, 2, 3: number them from 0 on" in error(output_names, model)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_what_git_lfs_has_not_fetched_is_called_so(bases, tmp_path, file):
+    folder = shutil.copytree(bases(), tmp_path / "base")
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    for load in (load_language_model, load_tokenizer, load_encoder):
+        assert "git lfs pull" in error(load, folder)
+
+
+def test_a_vector_and_a_table_that_git_lfs_has_not_fetched_are_called_so(bases, tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+    deftx.save(vector(bases(), 1), tmp_path / "vector")
+    (tmp_path / "vector/vector.safetensors").write_text(pointer)
+    (tmp_path / "train.tsv").write_text(pointer)
+    assert "git lfs pull" in error(deftx.load, tmp_path / "vector")
+    assert "git lfs pull" in error(deftx.read_examples, tmp_path / "train.tsv")
 
 
 def test_the_longest_input_is_also_what_the_tokenizer_says(bases):
@@ -447,9 +587,9 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
     task = replace(task, info={**task.info, "tokenizer": read})
     compose(bases(), task)
     AutoModelForMaskedLM.from_pretrained(bases()).save_pretrained(tmp_path / "base")
-    other = load_tokenizer(bases())
-    other.add_tokens(["new"])
-    other.save_pretrained(tmp_path / "base")
+    load_tokenizer(bases()).save_pretrained(tmp_path / "base")
+    pieces = tmp_path / "base/tokenizer.json"
+    pieces.write_text(pieces.read_text().replace('"zu"', '"new"'))
     with pytest.raises(DeftxError, match=r"the vector was made with the tokenizer .*--any-base"):
         compose(tmp_path / "base", task)
     with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):

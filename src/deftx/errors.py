@@ -1,8 +1,10 @@
 """What deftx raises when the input is at fault, and how it names near misses."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 
@@ -53,3 +55,20 @@ def first_fault(error: Any) -> tuple[str, str]:
 def not_installed(error: ModuleNotFoundError, extra: str) -> DeftxError:
     """The error for a library that only an extra of deftx installs."""
     return DeftxError(f"{error.name} is not installed: pip install 'deftx[{extra}]'")
+
+
+LFS = b"version https://git-lfs.github.com/spec/"  # how the stand-in begins that Git keeps for a large file
+LFS_LARGEST = 1024  # bytes of a stand-in, by its specification
+
+
+def check_downloaded(path: str | os.PathLike[str]) -> None:
+    """Raise DeftxError where a file, or one in a folder, is only Git LFS's stand-in for what was to be downloaded."""
+    place = Path(path)
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    for file in files:
+        try:
+            if file.is_file() and file.stat().st_size <= LFS_LARGEST and file.read_bytes().startswith(LFS):
+                fix = "type `git lfs pull` where it was cloned, or download it again"
+                raise DeftxError(f"{file} is a Git LFS pointer, not the file itself: {fix}")
+        except OSError:  # whoever reads it says so
+            continue

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoTokenizer,
@@ -25,7 +26,7 @@ from transformers.utils import logging
 from deftx.core.backbone import head
 from deftx.core.ranks import Rank, is_relative, resolve_rank
 from deftx.core.vector import SparseVector
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, check_downloaded
 from deftx.storage.fingerprint import ANY_BASE
 from deftx.storage.folders import MODEL, check_target, new_folder
 from deftx.storage.manifest import FILE
@@ -35,6 +36,8 @@ from deftx.tasks.supervised import Task
 from deftx.tasks.table import task_of
 
 Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
+
+SPACE = "▁"  # SentencePiece's
 
 TASK, DEFAULT_TASK = "deftx_task", "classification"  # in the config of a composed model, the kind of its task
 
@@ -48,11 +51,39 @@ def place(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """The tokenizer of `base`; one that knows no padding, as some decoders', pads with the token that ends texts."""
+    """The tokenizer of `base`; one that knows no padding, as some decoders', pads with the token that ends texts.
+
+    Raises DeftxError where its files are missing, and where it has tokens for which the base has no embeddings.
+    """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, base)
+    _check_pieces(base, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_pieces(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise DeftxError for a tokenizer that knows no words, and for one that knows more than the base does."""
+    pieces = tokenizer.get_vocab()
+    if not pieces:  # it reads characters by their numbers, as CANINE's does
+        return
+
+    # Where its files are missing, transformers makes one of special tokens (and of a sign for the space) alone
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    words = pieces.keys() - special - {SPACE}
+    if not words:
+        fix = "copy tokenizer.json, or sentencepiece.bpe.model or vocab.txt, into its folder (save_pretrained of both)"
+        raise DeftxError(f"the tokenizer of {base} knows no word: its files are missing: {fix}")
+
+    # Tokens that were added to the tokenizer, and not to the embeddings
+    rows = getattr(_load(AutoConfig, base), "vocab_size", None)
+    if not isinstance(rows, int):
+        return
+    beyond = sorted((number, piece) for piece, number in pieces.items() if number >= rows)
+    if beyond:
+        what = f"{len(beyond)} token(s) for which it has no embeddings, such as {beyond[0][1]!r:.40}"
+        fix = "resize them (model.resize_token_embeddings) and save both, or give the tokenizer that the base came with"
+        raise DeftxError(f"the tokenizer of {base} has {what} ({rows:,} rows): {fix}")
 
 
 def noted_name(base: Base) -> str:
@@ -102,7 +133,7 @@ def load_language_model(base: Base, head_of: Base | None = None) -> PreTrainedMo
     there is no such head.
     """
     language = language_of(_load(AutoConfig, base))
-    model, missing = _load_checked(language.auto, base)
+    model, missing = _load_checked(language.auto, base, **_padding(base))
     if missing and head_of is not None:
         missing = _stand_in(model, missing, load_language_model(head_of))
     if missing:
@@ -139,11 +170,10 @@ def with_new_head(
     """`load_task_model`, and the names of what is random in its head."""
     if task.auto is None:
         return _load_writer(base), []
-    numbered = dict(enumerate(labels))
-    named = {"num_labels": len(labels), "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = _load_checked(task.auto, base, **{**(named if labels else {}), **task.config})
+        model, missing = _load_checked(task.auto, base, **_head_options(labels, task), **_padding(base))
+        missing = sorted({*missing, *_forget_head(model, missing)})
     if lost := sorted(set(missing) - head(model).keys()):
         raise DeftxError(f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task")
     if _load(AutoConfig, base).is_encoder_decoder and not hasattr(model.base_model, "decoder"):
@@ -155,6 +185,43 @@ def with_new_head(
     if model.config.pad_token_id is None:  # by which a decoder knows where a text ends
         model.config.pad_token_id = load_tokenizer(base).pad_token_id
     return cast(PreTrainedModel, model), missing
+
+
+def _head_options(labels: Sequence[str], task: Task) -> dict[str, Any]:
+    """What the config of a model with a task's head says of it, whatever the base's own config says."""
+    numbered = dict(enumerate(labels))
+    named = {"num_labels": len(labels), "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}
+    return {**(named if labels else {}), **task.config}
+
+
+@torch.no_grad()
+def _forget_head(model: Any, missing: Collection[str]) -> list[str]:
+    """Draw those weights of a task's head anew that the checkpoint brought, having learnt them of another task.
+
+    A pooler within the backbone stays: it was trained with the base. The names of what was drawn.
+    """
+    own = set(model.state_dict().keys()) - {
+        f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()
+    }
+    learnt = sorted(name for name in head(model) if name in own and name not in missing)
+    modules = dict(model.named_modules())
+    for name in dict.fromkeys(name.rpartition(".")[0] for name in learnt):
+        module = modules[name]
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # else it counts as loaded, and is left as it is
+        module._is_hf_initialized = False
+        model._init_weights(module)
+    return learnt
+
+
+def _padding(base: Base) -> dict[str, Any]:
+    """The padding token of an encoder whose config leaves it out: many count positions from its number on."""
+    config = _load(AutoConfig, base)
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    if not encoder or getattr(config, "pad_token_id", None) is not None:
+        return {}
+    padding = _load(AutoTokenizer, base).pad_token_id
+    return {} if padding is None else {"pad_token_id": padding}
 
 
 def check_head(model: PreTrainedModel, random: Collection[str], learnt: Collection[str]) -> None:
@@ -200,7 +267,7 @@ def save_untied(model: Any) -> None:
 def load_composed(folder: Base) -> PreTrainedModel:
     """A model that was saved whole. Raises DeftxError where the checkpoint has no trained head of its task."""
     auto = task_noted(folder).auto or language_of(_load(AutoConfig, folder)).auto
-    model, missing = _load_checked(auto, folder)
+    model, missing = _load_checked(auto, folder, **_padding(folder))
     if missing:
         raise DeftxError(f"{folder} is not a model of a task: it lacks {', '.join(missing[:3])}; compose one first")
     return cast(PreTrainedModel, model)
@@ -213,7 +280,7 @@ def task_noted(folder: Base) -> Task:
 
 def load_encoder(base: Base) -> PreTrainedModel:
     """The backbone of `base`, without a head, in eval mode; without a pooler too where the checkpoint has none."""
-    encoder, missing = _load_checked(AutoModel, base)
+    encoder, missing = _load_checked(AutoModel, base, **_padding(base))
     if any(name.startswith("pooler.") for name in missing):
         encoder.pooler = None  # it would be a random one
     return cast(PreTrainedModel, encoder)
@@ -230,9 +297,23 @@ def skeleton(base: Base, auto: Any = AutoModel, **config_options: Any) -> PreTra
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens the base takes at once."""
     positions: int = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    # RoBERTa-like models number positions from the padding index on
-    offset = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
-    return min(positions - offset, int(tokenizer.model_max_length))
+    longest = min(positions - _first_position(model), int(tokenizer.model_max_length))
+    if longest < 1:
+        raise DeftxError(f"{model.name_or_path} has {positions} positions, so that no token can be read: is it whole?")
+    return longest
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """The number of the first token's position: RoBERTa and its kin count from the number of the padding token on.
+
+    Whatever they are called, their table of positions has a row for padding.
+    """
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        padding = getattr(table, "padding_idx", None)
+        if padding is not None:
+            return int(padding) + 1
+    return 0
 
 
 def hidden_width(config: PretrainedConfig) -> int:
@@ -276,7 +357,16 @@ def save_model(
 
 def _load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]]:
     """A model, and the names of its weights that the checkpoint lacks."""
-    model, loading = _load(auto, base, dtype=torch.float32, output_loading_info=True, **options)
+    about = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, loading = _load(auto, base, **about, **options)
+    for name, stored, wanted in sorted(loading["mismatched_keys"]):
+        if name in head(model):  # another task's, with another number of outputs
+            loading["missing_keys"].add(name)
+            continue
+        shapes = f"{list(stored)} in the checkpoint and {list(wanted)} by config.json"
+        raise DeftxError(
+            f"cannot load the model {os.fspath(base)!r}: {name} has the shape {shapes}: correct one of them"
+        )
     return model, sorted(loading["missing_keys"])
 
 
@@ -295,10 +385,12 @@ def _load(auto: Any, base: Base, **options: Any) -> Any:
             raise DeftxError(f"cannot load the model {name!r}: there is no such folder, and it is no hub id")
         name, _, revision = name.partition("@")
         where = "there is no such folder; as a hub id: "
+    check_downloaded(name)
+    expected = Exception if auto is AutoTokenizer else BAD_BASE  # the library tokenizers raises no other kind
     try:
         with _quiet():  # `_load_checked` tells what is missing
             return auto.from_pretrained(name, revision=revision or None, trust_remote_code=False, **options)
-    except BAD_BASE as error:
+    except expected as error:
         reason = str(error).strip().split("\n")[0].rstrip(" .:")
         if "trust_remote_code" in str(error):
             reason = (
@@ -306,6 +398,8 @@ def _load(auto: Any, base: Base, **options: Any) -> Any:
             )
         if reason.startswith("Unrecognized configuration class"):
             reason = f"transformers has no {auto.__name__} of this kind of base: give another base"
+        if reason.startswith("Couldn't instantiate the backend tokenizer") or "Missing [UNK]" in reason:
+            reason = "the files of its tokenizer are missing or of another kind: copy tokenizer.json into its folder"
         raise DeftxError(f"cannot load the model {name!r}: {where}{reason}") from None
 
 

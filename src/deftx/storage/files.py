@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deftx.core.vector import Entries, Head, SparseVector, check_vectors
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, check_downloaded
 from deftx.storage import manifest
 from deftx.storage.codec import decode_indices, decode_values, encode_indices, encode_values
 from deftx.storage.folders import check_target, find, new_folder
@@ -67,6 +67,7 @@ def load(vector: str | os.PathLike[str]) -> SparseVector:
         raise DeftxError(f"there is no vector at {vector}: no such folder")
     if standing != target:
         warnings.warn(f"replacing {target} was cut off: this is the vector from before", stacklevel=2)
+    check_downloaded(standing)
     return _read_folder(standing)
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from deftx.errors import DeftxError, did_you_mean, not_installed, unknown
+from deftx.errors import DeftxError, check_downloaded, did_you_mean, not_installed, unknown
 
 PARQUET = "refs/convert/parquet"
 HUB = "hub:"
@@ -89,6 +89,7 @@ def _file(path: Path, readers: Mapping[str, Reader]) -> Table:
         raise DeftxError(f"{path} does not exist: check the path (a hub dataset is written {HUB_FORM})")
     if path.suffix.lower() not in readers:
         raise unknown(f"kind of file ({path})", path.suffix, readers)
+    check_downloaded(path)
     return readers[path.suffix.lower()](path)
 
 

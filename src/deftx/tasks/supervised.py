@@ -176,8 +176,12 @@ def scores(task: Task, examples: Examples, found: Sequence[tuple[Any, ...]]) -> 
 
 
 def output_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """The names of a model's outputs, in their order."""
-    return tuple(str(name) for name in (model.config.id2label or {}).values())
+    """The names of a model's outputs, by their numbers: the order in which a config lists them says nothing."""
+    named = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    if sorted(named) != list(range(len(named))):
+        numbers = ", ".join(map(str, sorted(named)))
+        raise DeftxError(f"id2label in the model's config names the outputs {numbers}: number them from 0 on")
+    return tuple(named[number] for number in range(len(named)))
 
 
 def check_columns(task: Task, examples: Examples) -> None:
