@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_all_of_several_equal_texts_are_found():
 
 
 def test_a_mark_on_a_letter_does_not_part_a_word():
-    assert normalised("  Ção,\u2028n\u0303a—x_y 2\u0e33 ") == "ção n\u0303a x y 2\u0e33"
+    assert normalised("  Ção,\u2028n\u0303a—x_y 2\u0e33 ") == "ção ña x y 2\u0e4d\u0e32"  # in NFKC
 
 
 def distance(first, second):
@@ -247,3 +248,42 @@ def test_wrong_input_is_one_line_and_writes_nothing(folder, trim, arguments, sai
     assert said in done.err
     assert done.err.count("\n") == 1
     assert sorted(Path(folder).iterdir()) == before
+
+
+YORUBA = "ọjọ́ ìbí mi ni ọ̀la àti pé inú mi dùn"
+# Pairs of texts that Unicode writes in two ways, in several scripts
+SAME = {
+    "composed and decomposed": (unicodedata.normalize("NFC", YORUBA), unicodedata.normalize("NFD", YORUBA)),
+    "Hangul syllables and letters": ("오늘 날씨가 좋다", unicodedata.normalize("NFD", "오늘 날씨가 좋다")),
+    "Vietnamese": ("Trời hôm nay đẹp lắm", unicodedata.normalize("NFD", "trời hôm nay đẹp lắm")),
+    "Devanagari nukta": ("\u0958लम और \u095bमीन", "क\u093cलम और ज\u093cमीन"),
+    "Bengali vowel": ("কোথায় যাও", unicodedata.normalize("NFD", "কোথায় যাও")),
+    "Arabic forms": ("سلام عليكم", "ﺳﻼﻡ ﻋﻠﻴﻜﻢ"),
+    "full width": ("kota indah 12", "ｋｏｔａ　ｉｎｄａｈ　１２"),
+    "ligature": ("office first", "oﬃce ﬁrst"),
+    "soft hyphen": ("makanan enak", "ma\u00adkan\u00adan enak"),
+    "zero-width space within a word": ("makanan enak", "maka\u200bnan enak"),
+    "joiner": ("می‌روم خانه", "میروم خانه"),
+    "byte order mark": ("kota indah", "\ufeffkota indah"),
+    "marks of direction": ("שלום עולם", "\u200fשלום\u200e עולם"),
+    "variation selector": ("ᠮᠣᠩᠭᠣᠯ", "ᠮᠣᠩ\u180bᠭᠣᠯ"),
+    "capitals without one of their own": ("straße ὁδός", "STRASSE ὉΔΌΣ"),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_texts_that_unicode_writes_in_two_ways_are_equal(kind):
+    one, other = SAME[kind]
+    assert one != other
+    assert leaks([one], [other]) == [Leak(0, 0, "equal")]
+    assert leaks([other], [one]) == [Leak(0, 0, "equal")]
+
+
+def test_marks_that_make_another_word_stay():
+    assert leaks(["ọkọ̀"], ["ọkọ"]) == []
+    assert leaks(["কত"], ["কাত"]) == []
+
+
+def test_a_zero_width_space_parts_words_where_no_spaces_are_written():
+    parted, spaced = "ខ្ញុំ\u200bទៅ\u200bផ្សារ", "ខ្ញុំ ទៅ ផ្សារ"
+    assert normalised(parted) == normalised(spaced)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from functools import partial
 from itertools import product
@@ -19,7 +20,7 @@ from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
 from deftx.tasks import respelling as module
 from deftx.tasks.data import lower_case, written
-from deftx.tasks.respelling import Spelling, cognates, respell
+from deftx.tasks.respelling import Spelling, cognates, read_spelling, respell, spelling_for
 from deftx.tasks.table import TASKS
 
 WORD = st.text("abc", min_size=2, max_size=7)
@@ -304,3 +305,33 @@ def test_another_file_is_no_spelling(tmp_path, content):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DeftxError, match=r"cannot read .*file: No such file"):
         deftx.read_spelling(tmp_path / "file")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_a_word_that_the_source_has_in_another_form_of_unicodes_is_known(form):
+    source = ["malé kota male maleh"] * 4
+    text = unicodedata.normalize(form, "malé kota")
+    assert cognates([text], source) == {}
+    assert respell(text, spelling_for([text], source)) == text
+
+
+def test_a_word_with_unseen_characters_is_the_same_word():
+    source = ["karena kota"] * 3
+    assert cognates(["ka\u00adrena ko\ufeffta"], source) == {}
+    assert cognates(["ka\u00adruna"], source) == {"karuna": "karena"}
+    assert respell("Ka\u00adruna", Spelling({"karuna": "karena"}, False)) == "Karena"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_what_takes_a_words_place_is_in_the_sources_own_form(form):
+    source = [unicodedata.normalize(form, "maléhan")] * 3
+    other = "NFD" if form == "NFC" else "NFC"
+    text = unicodedata.normalize(other, "maléhun")
+    assert respell(text, spelling_for([text], source)) == source[0]
+
+
+def test_a_spelling_that_was_written_in_another_form_is_read(tmp_path):
+    file = tmp_path / "spelling.json"
+    words = {unicodedata.normalize("NFD", "maléhun"): "maléhan"}
+    file.write_text(json.dumps({"lower_case": False, "words": words}))
+    assert respell("maléhun", read_spelling(file)) == "maléhan"

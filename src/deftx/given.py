@@ -13,7 +13,8 @@ from deftx.plain_yaml import BadYaml, parse_yaml
 from deftx.settings import Fit, changed, merged, preset_named
 from deftx.several import check_same_languages
 from deftx.storage.files import load
-from deftx.tasks.data import HELD_OUT_SHARE, ColumnNames, Columns, Examples, check_labels, held_out, joined
+from deftx.tasks.data import HELD_OUT_SHARE, ColumnNames, Columns, Examples, check_labels, held_out, joined, text_pairs
+from deftx.tasks.normalization import caseless
 from deftx.tasks.respelling import Spelling, read_spelling
 from deftx.tasks.supervised import Task, names_of
 
@@ -87,11 +88,10 @@ def _warn_of_valid(train: Examples, valid: Examples, of: str) -> None:
     if len(valid) > len(train):
         sizes = f"--valid has {len(valid):,} rows and --train {len(train):,}"
         warnings.warn(f"{sizes}{of}: are they the wrong way round?", stacklevel=2)
-    learnt, chosen = (list(zip(some.texts, some.pairs or some.texts, strict=True)) for some in (train, valid))
-    again = set(learnt) & set(chosen)
-    both = sum(row in again for row in chosen)
-    if both > MANY * len(chosen):
-        what = f"{both:,} of {len(chosen):,} texts of --valid{of} are in --train too"
+    learnt = {(caseless(text), caseless(pair)) for text, pair in text_pairs(train)}
+    both = sum((caseless(text), caseless(pair)) in learnt for text, pair in text_pairs(valid))
+    if both > MANY * len(valid):
+        what = f"{both:,} of {len(valid):,} texts of --valid{of} are in --train too"
         warnings.warn(f"{what}: what is learnt by heart looks best then", stacklevel=2)
 
 

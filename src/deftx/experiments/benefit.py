@@ -17,9 +17,9 @@ from deftx.core.merge import to_add
 from deftx.core.vector import SparseVector, overlap
 from deftx.models import Base, load_tokenizer, place
 from deftx.settings import metric_name
-from deftx.tasks.blocks import unknown_share
 from deftx.tasks.data import Examples
 from deftx.tasks.supervised import SMALLER, predict
+from deftx.tasks.unknown import unknown_share
 
 LITTLE_GAIN = 0.01  # of the loss before training: a vector that gained less did nothing
 KEPT = 0.5  # of what phase 1 gained: phase 2 lost where it kept less

@@ -1,7 +1,6 @@
 """Plain text as blocks of tokens, to learn a language from."""
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -11,10 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
+from deftx.tasks.unknown import REFUSED_TO_LEARN, SCRIPT, SEEN, check_known
 
-ODD, TOO_ODD = 0.05, 0.5  # shares of a text that its tokenizer does not know: to be told of, and to be refused
-SEEN = 1000  # lines that are looked at, of the shuffled ones
-EXAMPLE = 20  # characters of an example
 AT_ONCE = 1000  # lines that are tokenised at once
 
 
@@ -58,33 +55,10 @@ def digest(train: Tensor, valid: Tensor) -> str:
 
 def _check_known(lines: Sequence[str], parts: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise DeftxError, or warn, where the tokenizer does not know much of the text."""
-    share, example = unknown_share(lines[:SEEN], tokenizer)
+    check_known(lines[:SEEN], tokenizer, refused_from=REFUSED_TO_LEARN)
     special = torch.tensor(sorted(tokenizer.all_special_ids))
-    such = f", such as {example}" if example else ""
-    what = f"{share:.0%} of the text is unknown to the base's tokenizer{such}" if share else "the text has no token"
-    if share >= TOO_ODD or any(torch.isin(part, special).all() for part in parts):
-        raise DeftxError(f"{what}: is it in the base's script? give another base")
-    if share >= ODD:
-        warnings.warn(f"{what}: another base may know its script better", stacklevel=2)
-
-
-def unknown_share(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[float, str]:
-    """The share of the characters of texts, without spaces, that are unknown to a tokenizer, and an example of such.
-
-    Tokenizers that know all bytes, and those that do not tell where their tokens stand, give 0.
-    """
-    unknown, edges = tokenizer.unk_token_id, (tokenizer.eos_token_id, tokenizer.bos_token_id)  # one for all in GPT-2
-    if unknown is None or unknown in edges or not tokenizer.is_fast:
-        return 0.0, ""
-    found = tokenizer(list(lines), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    strange = [
-        "".join(line[start:stop].split())
-        for line, ids, places in zip(lines, found["input_ids"], found["offset_mapping"], strict=True)
-        for token, (start, stop) in zip(ids, places, strict=True)
-        if token == unknown
-    ]
-    size = sum(len("".join(line.split())) for line in lines)
-    return sum(map(len, strange)) / max(size, 1), next(filter(None, strange), "")[:EXAMPLE]
+    if any(torch.isin(part, special).all() for part in parts):
+        raise DeftxError(f"the text has no token: {SCRIPT}")
 
 
 def _enough(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> int:

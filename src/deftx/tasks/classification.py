@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.tasks import data
-from deftx.tasks.data import Columns, Examples, read_pairs
+from deftx.tasks.data import Columns, Examples, read_pairs, written
 from deftx.tasks.encoded import Batch, Encoded, inputs_of, label_names, logits_of, numbers, padding, tokenised
 from deftx.tasks.supervised import Task
+from deftx.tasks.unknown import check_known
 
 # Scores of (true, predicted) labels, 0 to 1.
 METRICS: dict[str, Callable[[Sequence[Any], Sequence[Any]], float]] = {
@@ -61,6 +62,7 @@ def probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
 ) -> Tensor:
     """How probable each label is for every example [examples, labels] float32, on the CPU; rows sum to 1."""
+    check_known(written(examples), tokenizer, refused_from=None)
     nn.Module.eval(model)
     return _probabilities(model, encode(examples, tokenizer, length, labelled=False), 32)
 

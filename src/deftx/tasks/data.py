@@ -13,6 +13,7 @@ import torch
 
 from deftx.errors import DeftxError, did_you_mean
 from deftx.settings import Settings
+from deftx.tasks.normalization import canonical
 from deftx.tasks.sources import Table, open_source
 
 NLI = {"premise", "hypothesis"}
@@ -98,6 +99,11 @@ def written(examples: Examples) -> list[str]:
     return [*examples.texts, *(examples.pairs or []), *chain(*(examples.parts or []))]
 
 
+def text_pairs(examples: Examples) -> list[tuple[str, str]]:
+    """Each text with its second one, which is the text itself where there are no pairs."""
+    return list(zip(examples.texts, examples.pairs or examples.texts, strict=True))
+
+
 def capitals(texts: Sequence[str]) -> bool:
     """Whether more than a few of the texts have a capital."""
     return sum(text != text.lower() for text in texts) > FEW * len(texts)
@@ -124,7 +130,8 @@ def held_out(examples: Examples, share: float, seed: int, *, named: bool) -> tup
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     wanted, rows = max(1, round(share * len(examples))), set[int]()
     mine = [Counter(_listed(label)) for label in examples.labels or []] if named else []
-    left, texts = sum(mine, Counter[str]()), list(zip(examples.texts, examples.pairs or examples.texts, strict=True))
+    left = sum(mine, Counter[str]())
+    texts = [(canonical(text), canonical(pair)) for text, pair in text_pairs(examples)]
     times = Counter(texts)
     for row in order:
         if len(rows) == wanted:

@@ -1,6 +1,7 @@
 """Evaluation text in training text, which makes scores better than they are: finding it, before anything is trained.
 
-Texts are compared lower-cased, with every run of punctuation or white space as one space. A training text leaks an
+Texts are compared without case, in one of Unicode's forms (NFKC), without characters that are not seen, and with every
+run of punctuation or white space as one space (see `deftx.tasks.normalization`). A training text leaks an
 evaluation text where
 
     equal      they are the same
@@ -23,6 +24,7 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import extract_iter
 
 from deftx.tasks.data import Examples
+from deftx.tasks.normalization import caseless
 
 CONTAINED = 25  # characters from which on a text that is found in another one is no coincidence
 WORDS = 8  # in a row
@@ -76,8 +78,8 @@ def counted(found: Sequence[Leak]) -> str:
 
 
 def normalised(text: str) -> str:
-    """Lower-cased, with every run of what is no letter, digit or mark on one as one space."""
-    return " ".join(text.lower().translate(_KEPT).split())
+    """Without case, in one form of Unicode's, every run of what is no letter, digit or mark on one as one space."""
+    return " ".join(caseless(text).translate(_KEPT).split())
 
 
 class _Kept(dict[int, int]):

@@ -21,6 +21,7 @@ from rapidfuzz.process import cdist
 
 from deftx.errors import DeftxError
 from deftx.tasks.data import Examples, check_read, lower_case, written
+from deftx.tasks.normalization import canonical
 from deftx.tasks.table import task_of
 
 SIMILARITY = 0.7  # of two spellings, at least: 1 − letters to change / letters of the longer one
@@ -29,14 +30,15 @@ OFTEN = 2  # times that the source has a word, at least: what occurs once is oft
 MOST = 50_000  # words of the source that are looked at, those that occur most
 ROWS = 256  # words compared at once with all of the source
 
-_WORD = regex.compile(r"[\p{L}\p{M}]+")  # many scripts write vowels as marks
+# Many scripts write vowels as marks, and some have joiners within words; a zero-width space stands between words
+_WORD = regex.compile(r"(?V1)[\p{L}\p{M}[\p{Default_Ignorable_Code_Point}--[\u200b]]]+")
 
 
 @dataclass(frozen=True)
 class Spelling:
     """How texts are written anew.
 
-    words  word in lower case -> what stands in its place
+    words  word in lower case, in the form of `deftx.tasks.normalization` -> what stands in its place
     lower  whether capitals go
     """
 
@@ -79,13 +81,15 @@ def spelling_for(
 def cognates(texts: Iterable[str], source: Iterable[str]) -> dict[str, str]:
     """For the words of `texts` that the source does not have, the most similarly spelt word that it has, if any.
 
-    Words are in lower case. Of equally similar ones that which the source has more often is taken, then the first in
-    the alphabet. Each word's is found by itself, whatever else `texts` hold.
+    Words are in lower case, and are the same in every form of Unicode's (`deftx.tasks.normalization`); what takes a
+    word's place is written as the source mostly writes it. Of equally similar ones that which the source has more
+    often is taken, then the first in the alphabet. Each word's is found by itself, whatever else `texts` hold.
     """
-    counts = _counts(source)
+    counts, as_written = _counts(source)
     known = [word for word, count in counts.items() if count >= OFTEN and len(word) >= SHORTEST]
     known = sorted(known, key=lambda word: (-counts[word], word))[:MOST]  # of the best, `argmax` finds the first
-    new = [word for word in _counts(texts) if counts[word] < OFTEN and len(word) >= SHORTEST]
+    texts_words, _ = _counts(texts)
+    new = [word for word in texts_words if counts[word] < OFTEN and len(word) >= SHORTEST]
     found = {}
     for start in range(0, len(new) if known else 0, ROWS):
         some = new[start : start + ROWS]
@@ -93,14 +97,20 @@ def cognates(texts: Iterable[str], source: Iterable[str]) -> dict[str, str]:
             some, known, scorer=Levenshtein.normalized_similarity, score_cutoff=SIMILARITY, dtype=np.float32, workers=-1
         )
         best = alike.argmax(axis=1)
-        found.update({word: known[at] for word, row, at in zip(some, alike, best, strict=True) if row[at]})
+        for word, row, at in zip(some, alike, best, strict=True):
+            if row[at]:
+                found[word] = as_written[known[at]]
     return found
 
 
 def respell(text: str, spelling: Spelling) -> str:
     """The text in a spelling; where capitals do not go, words keep them."""
-    words = spelling.words
-    spelt = _WORD.sub(lambda found: _as_capital_as(found.group(), words.get(found.group().lower(), "")), text)
+
+    def spelt_word(match: Any) -> str:
+        word: str = match.group()
+        return _as_capital_as(word, spelling.words.get(canonical(word.lower()), ""))
+
+    spelt = _WORD.sub(spelt_word, text)
     return spelt.lower() if spelling.lower else spelt
 
 
@@ -121,11 +131,18 @@ def read_spelling(file: str | os.PathLike[str]) -> Spelling:
         right = False
     if not right:
         raise DeftxError(f"{file} holds no spelling: write one with `deftx data respell ... --spelling FILE`")
-    return Spelling(words, lower)
+    return Spelling({canonical(word.lower()): other for word, other in words.items()}, lower)
 
 
-def _counts(texts: Iterable[str]) -> Counter[str]:
-    return Counter(word for text in texts for word in _WORD.findall(text.lower()))
+def _counts(texts: Iterable[str]) -> tuple[Counter[str], dict[str, str]]:
+    """How often each word occurs, and the form in which it is mostly written."""
+    written = Counter(word for text in texts for word in _WORD.findall(text.lower()))
+    counts, forms = Counter[str](), dict[str, str]()
+    for word, count in sorted(written.items(), key=lambda item: -item[1]):  # of equals, the first to occur
+        form = canonical(word)
+        counts[form] += count
+        forms.setdefault(form, word)
+    return counts, forms
 
 
 def _as_capital_as(word: str, other: str) -> str:

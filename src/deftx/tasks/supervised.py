@@ -16,6 +16,7 @@ from deftx.tasks.data import Columns, Examples, written
 from deftx.tasks.encoded import Batch, Encoded
 from deftx.tasks.noise import misspeller
 from deftx.tasks.parts import by_length
+from deftx.tasks.unknown import REFUSED_TO_LEARN, REFUSED_TO_SCORE, check_known
 
 SMALLER = {"mse"}  # the metrics that are better the smaller they are
 
@@ -130,15 +131,18 @@ def supervised(
 ) -> Supervised:
     """Tokenise both sets, `train` with noise by `seed`. Raises DeftxError for a label that is not in `names`, and as
     `check_columns` does."""
-    for given in (train, valid):
-        check_columns(task, given)
+    for examples in (train, valid):
+        check_columns(task, examples)
+        check_known(written(examples), tokenizer, refused_from=REFUSED_TO_LEARN)
+        if task.auto is None:  # labels are texts to be written
+            check_known(list(map(str, examples.labels or [])), tokenizer, refused_from=REFUSED_TO_LEARN)
     if noise:
         train = task.respelt(train, misspeller(written(train), noise, seed))
     learnt, held_out = (task.encode(examples, tokenizer, length, names, True) for examples in (train, valid))
-    examples = [{**inputs, "labels": target} for inputs, target in zip(learnt.inputs, learnt.targets, strict=True)]
-    parts = [examples, held_out.inputs, held_out.targets, valid.labels, list(names)]  # scores are of the labels
+    inputs = [{**row, "labels": target} for row, target in zip(learnt.inputs, learnt.targets, strict=True)]
+    parts = [inputs, held_out.inputs, held_out.targets, valid.labels, list(names)]  # scores are of the labels
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    return Supervised(task, examples, held_out, metric, digest)
+    return Supervised(task, inputs, held_out, metric, digest)
 
 
 def evaluate(
@@ -146,6 +150,7 @@ def evaluate(
 ) -> dict[str, float]:
     """All metrics of a model on labelled examples; its outputs are named in its config."""
     check_columns(task, examples)
+    check_known(written(examples), tokenizer, refused_from=REFUSED_TO_SCORE)
     encoded = task.encode(examples, tokenizer, length, output_names(model), True)
     return scores(task, examples, answers(task, model, encoded))
 
@@ -155,6 +160,7 @@ def predict(
 ) -> list[tuple[Any, ...]]:
     """The answer to every example: its predicted label, and what else the task's `shown` names."""
     check_columns(task, examples)
+    check_known(written(examples), tokenizer, refused_from=None)  # there is an answer to every text
     return answers(task, model, task.encode(examples, tokenizer, length, output_names(model), False))
 
 

@@ -1,0 +1,73 @@
+"""Text that a tokenizer does not know is told of wherever text is read, and refused where there is no sense in it."""
+
+import pytest
+import tiny
+from test_fit import TASK, VALID
+
+import deftx
+from deftx.errors import DeftxError
+from deftx.models import load_task_model, load_tokenizer, longest_input
+from deftx.tasks.data import Examples
+from deftx.tasks.supervised import evaluate, predict
+from deftx.tasks.table import TASKS
+from deftx.tasks.unknown import SEEN, check_known, unknown_share
+
+FOREIGN = ["ξένο κείμενο", "και άλλο"] * 6
+LABELS = ["a", "b"] * 6
+TOKENIZER = tiny.tokenizer()
+KIND = TASKS["classification"]
+
+
+@pytest.fixture(scope="module")
+def reading(bases):
+    model, tokenizer = load_task_model(bases(), ("a", "b")), load_tokenizer(bases())
+    return KIND, model, tokenizer, longest_input(model, tokenizer)
+
+
+def test_a_task_is_not_learnt_from_or_chosen_on_unknown_text(bases):
+    unknown = Examples(FOREIGN, labels=LABELS)
+    known = Examples(tiny.sentences(12), labels=LABELS)
+    for train, valid in [(unknown, VALID), (known, unknown)]:
+        with pytest.raises(DeftxError, match="100% of the text is unknown to the base's tokenizer, such as ξένο"):
+            deftx.fit_task(bases(), train, valid, TASK)
+
+
+def test_a_writer_does_not_learn_to_write_unknown_text(bases):
+    train = Examples(tiny.sentences(12), labels=FOREIGN)
+    with pytest.raises(DeftxError, match="of the text is unknown"):
+        deftx.fit_task(bases("mt5"), train, train, deftx.TaskFit(task="generation"))
+
+
+def test_unknown_text_is_not_scored_and_half_unknown_text_with_a_warning(reading):
+    kind, model, tokenizer, length = reading
+    with pytest.raises(DeftxError, match="100% of the text is unknown"):
+        evaluate(kind, model, tokenizer, Examples(FOREIGN, labels=LABELS), length)
+    half = Examples(["ba be ξένο"] * 12, labels=LABELS)
+    with pytest.warns(UserWarning, match="50% of the text is unknown"):
+        evaluate(kind, model, tokenizer, half, length)
+
+
+def test_unknown_text_is_answered_with_a_warning(reading):
+    kind, model, tokenizer, length = reading
+    with pytest.warns(UserWarning, match="100% of the text is unknown"):
+        assert len(predict(kind, model, tokenizer, Examples(FOREIGN), length)) == 12
+
+
+def test_second_texts_and_words_are_looked_at_too(reading):
+    kind, model, tokenizer, length = reading
+    pairs = Examples(["ba"] * 12, pairs=FOREIGN)
+    with pytest.warns(UserWarning, match="of the text is unknown"):
+        predict(kind, model, tokenizer, pairs, length)
+
+
+def test_of_many_texts_some_from_all_over_are_looked_at():
+    with pytest.warns(UserWarning, match="50% of the text"):
+        check_known(["babe"] * 0 + ["ba ξέ"] * 3 * SEEN, TOKENIZER, refused_from=None)
+    with pytest.warns(UserWarning, match="33% of the text"):
+        check_known(["ba"] * 2 * SEEN + ["ξέ"] * SEEN, TOKENIZER, refused_from=0.5)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["ba be"]])
+def test_nothing_is_said_of_texts_that_are_known_or_empty(texts):
+    assert unknown_share(texts, TOKENIZER) == (0.0, "")
+    check_known(texts, TOKENIZER, refused_from=0.5)
