@@ -31,6 +31,8 @@ BLOCK = re.compile(r"(?:<!-- not run: ([^>]+) -->\n)?^```(sh|python)\n(.*?)^```"
 BASE = "FacebookAI/xlm-roberta-base"
 # Two steps instead of the presets' thousands: what else a command says holds as it is written.
 SHORT = ["max_steps=2", "min_steps=0", "evaluate_every=1"]
+SHORT_FIT = [f"training.{setting}" for setting in SHORT]
+SHORT_TRANSFER = [f"{what}.training.{setting}" for what in ("language", "task") for setting in SHORT]
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def exit_code(command: list[str]) -> int:
 
 
 def shortened(command: list[str]) -> list[str]:
-    settings = [part for setting in SHORT for part in ("--set", f"training.{setting}")]
-    return [*command, *settings] if command[1] == "fit" else command
+    settings = {"fit": SHORT_FIT, "transfer": SHORT_TRANSFER}.get(command[1], [])
+    return [*command, *(part for setting in settings for part in ("--set", setting))]
 
 
 @pytest.fixture(scope="module")

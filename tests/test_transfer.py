@@ -327,3 +327,48 @@ def test_options_reach_both_vectors_and_the_task_its_columns(folder: Path, run, 
 def test_too_little_memory_is_said_before(folder: Path, run, monkeypatch) -> None:
     monkeypatch.setattr(estimate, "free_memory", lambda: 1)
     assert "more memory than is free" in run(*TWO, "--out", "out", "--dry-run").out
+
+
+IN_PYTHON = {"max_steps": 3, "length": 16, "learning_rate": 0.01}
+
+
+def in_python(done: Path, **options: object) -> object:
+    """`deftx.transfer` with the settings of `done`."""
+    language = changed(LANGUAGE_PRESETS["standard"], {"k": "20%", "training": IN_PYTHON})
+    task = changed(TASK_PRESETS["standard"], {"training": IN_PYTHON})
+    source, train = deftx.read_text(done / "ind.txt"), deftx.read_examples(done / "train.tsv")
+    texts = {name: deftx.read_text(done / file) for name, file in {"min": "texts/min.txt", "ace": "ace.txt"}.items()}
+    return deftx.transfer(
+        str(done / "base"), source, options.pop("target", texts), train, language=language, task=task, **options
+    )
+
+
+def test_in_python_the_models_are_those_of_the_command_and_what_was_stopped_resumes(
+    done: Path, tmp_path: Path, monkeypatch
+) -> None:
+    titles, fit_language = [], deftx.fit.fit_language
+
+    def stopping(*arguments, title, **options):
+        titles.append(title)
+        if title == "ace language" and titles.count(title) == 1:
+            raise KeyboardInterrupt
+        return fit_language(*arguments, title=title, **options)
+
+    monkeypatch.setattr("deftx.fit.fit_language", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        in_python(done, work=tmp_path)
+    phase1 = sorted(path.parent.name for path in tmp_path.rglob("phase1.safetensors"))
+    assert phase1 == ["min language", "source language", "task"]
+    models = in_python(done, work=tmp_path)
+    for name, model in models.items():
+        saved = AutoModelForSequenceClassification.from_pretrained(done / "out" / "models" / name)
+        assert all(torch.equal(saved.state_dict()[key], weight) for key, weight in model.state_dict().items())
+    assert list(models) == ["min", "ace"]
+
+
+def test_in_python_a_single_target_gives_a_model(done: Path) -> None:
+    model = in_python(done, target=deftx.read_text(done / "ace.txt"))
+    saved = AutoModelForSequenceClassification.from_pretrained(done / "out" / "models" / "ace")
+    assert all(torch.equal(saved.state_dict()[key], weight) for key, weight in model.state_dict().items())
+    with pytest.raises(DeftxError, match=r"'ace\.txt' is one text, where a list is wanted"):
+        in_python(done, target={"ace": "ace.txt"})

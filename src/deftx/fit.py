@@ -1,7 +1,7 @@
 """The method, top to bottom (DeFT-X, Simon and Jyothi 2025, Algorithm 1). Read this file first.
 
     fit       full fine-tuning -> denoise -> select -> sparse fine-tuning: one sparse vector
-    transfer  a source language, a task and a target language: θ0 + φ_task + φ_target
+    transfer  a source language, a task and target languages: θ0 + φ_task + φ_target of each
 
 `fit` works on a loaded model at θ0. `fit_language` and `fit_task` load the base, prepare the data, call
 it, and note where the vector came from.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -41,7 +41,15 @@ from deftx.models import (
 )
 from deftx.settings import Fit, LanguageFit, TaskFit, check_kind
 from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import Examples, about_texts, check_examples, check_pairs, check_read
+from deftx.tasks.data import (
+    HELD_OUT_SHARE,
+    Examples,
+    about_texts,
+    check_examples,
+    check_pairs,
+    check_read,
+    held_out,
+)
 from deftx.tasks.language import language_of
 from deftx.tasks.supervised import Supervised, names_of, supervised
 from deftx.tasks.table import settled, task_of
@@ -215,29 +223,75 @@ def fit_task(
     return replace(vector, head=top, info={**start.origin, **vector.info})
 
 
+@overload
+def transfer(
+    base: Base,
+    source_text: Sequence[str],
+    target_text: Mapping[str, Sequence[str]],
+    train_set: Examples,
+    valid_set: Examples | None = None,
+    language: LanguageFit | None = None,
+    task: TaskFit | None = None,
+    *,
+    work: str | Path | None = None,
+) -> dict[str, PreTrainedModel]: ...
+
+
+@overload
 def transfer(
     base: Base,
     source_text: Sequence[str],
     target_text: Sequence[str],
     train_set: Examples,
-    valid_set: Examples,
+    valid_set: Examples | None = None,
     language: LanguageFit | None = None,
     task: TaskFit | None = None,
-) -> PreTrainedModel:
-    """The whole method: a classifier for the target language, from labelled data of the source language.
+    *,
+    work: str | Path | None = None,
+) -> PreTrainedModel: ...
 
-    source_text, target_text  lines of plain text
-    train_set, valid_set      labelled data of the source, to learn from and to choose the best step on
-    language, task            settings of the two language vectors, and of the task vector; None: the paper's
+
+def transfer(
+    base: Base,
+    source_text: Sequence[str],
+    target_text: Sequence[str] | Mapping[str, Sequence[str]],
+    train_set: Examples,
+    valid_set: Examples | None = None,
+    language: LanguageFit | None = None,
+    task: TaskFit | None = None,
+    *,
+    work: str | Path | None = None,
+) -> PreTrainedModel | dict[str, PreTrainedModel]:
+    """The whole method: a model for the target language, from labelled data of the source language.
+
+    source_text   lines of plain text
+    target_text   the same; of several targets by language, for each of which there is a model then
+    train_set     labelled data of the source
+    valid_set     more of them, to choose the best step on; None: a tenth of `train_set`
+    language, task  settings of all language vectors, and of the task vector; None: the paper's
+    work          folder for what is learnt on the way, from which a call that was stopped resumes
 
     Raises DeftxError as `fit_language`, `fit_task` and `compose` do.
     """
-    check_read(target_text, "read_text")  # the others when they are used first
-    language, task = language or LanguageFit(), task or TaskFit()
-    phi_source = fit_language(base, source_text, language, title="source language")
-    phi_task = fit_task(base, train_set, valid_set, task, source=phi_source)
-    phi_target = fit_language(base, target_text, language, title="target language")
-    return compose(base, phi_task, phi_target)
+    targets = target_text if isinstance(target_text, Mapping) else {"target": target_text}
+    for text in targets.values():
+        check_read(text, "read_text")  # the others when they are used first
+    language, task = language or LanguageFit(), settled(task or TaskFit())
+    if valid_set is None:
+        named = task_of(task.task).names is not None
+        train_set, valid_set = held_out(train_set, HELD_OUT_SHARE, task.seed, named=named)
+
+    def fit_of(name: str) -> dict[str, Any]:
+        """How a fit is called, and its folder of work."""
+        return {"title": name, "work": Path(work) / name if work else None}
+
+    phi_source = fit_language(base, source_text, language, **fit_of("source language"))
+    phi_task = fit_task(base, train_set, valid_set, task, source=phi_source, **fit_of("task"))
+    models = {}
+    for name, text in targets.items():
+        phi_target = fit_language(base, text, language, **fit_of(f"{name} language"))
+        models[name] = compose(base, phi_task, phi_target)
+    return models if isinstance(target_text, Mapping) else models["target"]
 
 
 def learnt_head(model: PreTrainedModel, labels: Sequence[str]) -> Head:
