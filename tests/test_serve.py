@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from deftx.cli import main
 from deftx.commands import switcher_for
 from deftx.errors import DeftxError
 from deftx.models import load_task_model
-from deftx.serving import Limits
+from deftx.serving import Access, Limits
 from deftx.tasks.classification import probabilities
 from deftx.tasks.table import TASKS
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from deftx.serving.app import make_app  # noqa: E402
+from deftx.serving.connections import protocol  # noqa: E402
 
 NAMES = ["ace", "ban", "min"]
 LABELS = ("bad", "good")
@@ -54,10 +55,17 @@ class StandIn:
 
 
 @contextmanager
-def serving(switcher, limits=None):
+def serving(switcher, limits=None, access=None):
     """The port at which a switcher is served."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(switcher, limits), log_level="critical", access_log=False))
+    config = uvicorn.Config(
+        make_app(switcher, limits, access),
+        http=protocol(limits or Limits()),
+        limit_concurrency=(limits or Limits()).connections,
+        log_level="critical",
+        access_log=False,
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -111,7 +119,7 @@ def test_languages_labels_and_health_can_be_asked_for(port):
 def test_the_interface_is_described(port):
     described = json.loads(call(port, "/openapi.json")[2])
     assert set(described["paths"]) == {"/predict", "/languages", "/health"}
-    assert set(described["paths"]["/predict"]["post"]["responses"]) == {"200", "413", "422", "503"}
+    assert set(described["paths"]["/predict"]["post"]["responses"]) == {"200", "401", "408", "413", "422", "503"}
     assert described["info"]["version"] == deftx.__version__
     assert call(port, "/docs")[0] == 404
 
@@ -218,6 +226,111 @@ def test_where_too_much_waits_the_client_is_told_to_come_back():
     assert (status, headers["retry-after"]) == (503, "1")
     assert json.loads(content)["detail"] == "2 texts wait already, and 2 may: try again later"
     assert [status for status, _ in found] == [200, 200]
+
+
+SLOW = {
+    "nothing": b"",
+    "half a line": b"POST /pre",
+    "half a head": b"POST /predict HTTP/1.1\r\nHost: localhost\r\n",
+    "half a body": b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    "half a second request": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea",
+}
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+def test_a_client_that_does_not_finish_its_request_is_sent_away(sent):
+    with serving(StandIn(), Limits(seconds=0.5)) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(10)
+        client.sendall(sent)
+        began, received = time.monotonic(), b""
+        with suppress(ConnectionResetError):
+            while part := client.recv(65536):
+                received += part
+        assert 0.3 < time.monotonic() - began < 9  # 5 of them are those that a connection is kept after an answer
+        assert (b"408" in received) == (b"Content-Length: 100" in sent)
+        assert ask(port, ["ba"], "min")[0] == 200
+
+
+def test_a_client_that_trickles_is_sent_away_all_the_same():
+    with serving(StandIn(), Limits(seconds=1)) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\n")
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() - began < 10:
+                client.sendall(b"A: b\r\n")
+                time.sleep(0.1)
+        assert time.monotonic() - began < 5
+
+
+def test_the_end_of_the_server_does_not_wait_for_clients_that_never_finish():
+    for sent in SLOW.values():
+        with serving(StandIn(), Limits(seconds=300)) as port:
+            client = socket.create_connection(("127.0.0.1", port))
+            client.sendall(sent)
+            time.sleep(0.1)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+        client.close()
+
+
+def test_connections_beyond_the_limit_are_told_so_or_closed():
+    with serving(StandIn(), Limits(connections=4)) as port, ExitStack() as stack:
+        assert call(port, "/health")[0] == 200
+        for _ in range(12):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        with suppress(ConnectionError):
+            assert call(port, "/health")[0] == 503
+        stack.close()
+        time.sleep(0.2)
+        assert call(port, "/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host", "status"),
+    [
+        ((), "anything.example", 200),
+        (("localhost",), "localhost:8000", 200),
+        (("localhost",), "LOCALHOST", 200),
+        (("localhost",), "evil.example", 400),
+        (("localhost",), "localhost.evil.example", 400),
+        (("*.example.org",), "a.example.org", 200),
+        (("*.example.org",), "example.org.evil", 400),
+    ],
+)
+def test_a_client_asks_under_a_name_that_is_allowed(hosts, host, status):
+    with serving(StandIn(), access=Access(hosts)) as port:
+        assert call(port, "/health", Host=host)[0] == status
+        assert call(port, "/predict", {"texts": ["ba"], "language": "min"}, Host=host)[0] == status
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hosts": ("a*",)}, {"hosts": ("",)}, {"token": ""}, {"token": "ü"}, {"token": "a\nb"}]
+)
+def test_hosts_and_tokens_that_cannot_be_are_refused(wrong):
+    with pytest.raises(DeftxError):
+        Access(**wrong)
+
+
+def test_without_the_token_nothing_is_told():
+    asked = {"texts": ["ba"], "language": "min"}
+    with serving(StandIn(), access=Access(token="secret")) as port:
+        for wrong in ({}, {"Authorization": "Bearer secrets"}, {"Authorization": "Basic secret"}):
+            for path, body in {"/predict": asked, "/languages": None, "/openapi.json": None}.items():
+                status, headers, content = call(port, path, body, **wrong)
+                assert (status, headers["www-authenticate"]) == (401, "Bearer")
+                assert "Authorization" in json.loads(content)["detail"]
+        assert call(port, "/predict", asked, Authorization="Bearer secret")[0] == 200
+        assert call(port, "/health")[0] == 200
+        assert "secret" not in repr(Access(token="secret"))
+
+
+def test_unknown_names_of_any_length_and_number_take_no_longer():
+    with serving(StandIn()) as port:
+        began = time.process_time()
+        names = [f"{number}{'a' * 9000}" for number in range(60)]
+        status, answer = ask(port, ["ba"] * 60, names)
+        assert (status, answer["detail"][:19]) == (422, "unknown language '0")
+        assert time.process_time() - began < 2
 
 
 def test_limits_that_let_no_full_request_wait_are_refused():

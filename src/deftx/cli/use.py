@@ -29,7 +29,7 @@ from deftx.options import (
     path,
     source,
 )
-from deftx.serving import Limits
+from deftx.serving import Access, Limits
 
 
 @app.command(
@@ -210,6 +210,26 @@ def serve(
     max_chars: Annotated[int, option("Most characters in a text.", min=1)] = Limits.chars,
     max_body: Annotated[int, option("Most bytes in a request.", min=1)] = Limits.body,
     max_waiting: Annotated[int, option("Most texts that wait for an answer.", min=1)] = Limits.waiting,
+    max_connections: Annotated[int, option("Most connections at once.", min=1)] = Limits.connections,
+    max_seconds: Annotated[
+        float, option("Most seconds that a client takes to send a request, or to read its answer.", min=0.1)
+    ] = Limits.seconds,
+    allowed_host: Annotated[
+        list[str] | None,
+        option(
+            "Name under which clients may ask, such as example.org or *.example.org; may be repeated. Without it this"
+            " machine's usual names if --host is 127.0.0.1, else any.",
+            metavar="NAME",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        option(
+            "File whose first line holds the token that clients send in the header Authorization: Bearer TOKEN.",
+            metavar="FILE",
+            parser=path,
+        ),
+    ] = None,
     any_base: AnyBase = False,
 ) -> None:
     """Answer requests over HTTP in many languages, all from one loaded base; a page to try it is at /."""
@@ -220,9 +240,12 @@ def serve(
         raise not_installed(error, "serve") from error
     from deftx import commands, given
     from deftx.storage.files import load
+    from deftx.tasks.sources import lines_of
 
-    limits = Limits(max_texts, max_chars, max_body, max_waiting)
+    limits = Limits(max_texts, max_chars, max_body, max_waiting, max_connections, max_seconds)
+    token = None if token_file is None else lines_of(token_file)[0].strip()
+    access = Access(tuple(allowed_host or ()), token)
     tasks, languages = [load(folder) for folder in task], given.named_languages(language or [])
     spellings = given.spellings_of(spelling or [], list(languages))
     switcher = commands.switcher_for(base, tasks, languages, spellings, rule=rule, any_base=any_base)
-    answer(switcher, limits, host, port)
+    answer(switcher, limits, host, port, access)

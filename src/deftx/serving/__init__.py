@@ -1,6 +1,6 @@
 """`deftx serve`: one base over HTTP, many languages. `batches` groups what waits, `app` is what clients see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deftx.errors import DeftxError
 
@@ -13,14 +13,39 @@ class Limits:
     chars    in a text
     body     bytes of a request's body
     waiting  texts, over all requests; at least `texts`, else DeftxError
+
+    connections  that are open at once
+    seconds      for a client to send a request, and to take what it is answered
     """
 
     texts: int = 64
     chars: int = 10_000
     body: int = 1 << 20
     waiting: int = 1024
+    connections: int = 1000
+    seconds: float = 30
 
     def __post_init__(self) -> None:
         if self.texts > self.waiting:
             both = f"{self.texts} texts in a request (--max-texts), but {self.waiting} may wait (--max-waiting)"
             raise DeftxError(f"{both}: let at least as many wait")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who is answered.
+
+    hosts  the names under which clients may ask (the `Host` of a request; `*.example.org` is any below one). Empty: any
+    token  what clients have to send as `Authorization: Bearer TOKEN`; None: nothing
+    """
+
+    hosts: tuple[str, ...] = ()
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in self.hosts:
+            wildcard = name == "*" or (name.startswith("*.") and "*" not in name[1:])
+            if not name or ("*" in name and not wildcard):
+                raise DeftxError(f"{name!r} is no name of a host: write one such as example.org or *.example.org")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
+            raise DeftxError("the token is empty, or has other characters than those of ASCII: choose another")

@@ -1,9 +1,11 @@
 """A Switcher over HTTP: `/predict`, `/languages`, `/health`, `/openapi.json`, and a page to try it."""
 
 import asyncio
+import hmac
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import deftx
 from deftx.errors import DeftxError, unknown
-from deftx.serving import Limits
+from deftx.serving import Access, Limits
 from deftx.serving.answers import ANSWERS, Said
 from deftx.serving.batches import Batches, Busy
+from deftx.serving.connections import protocol
 from deftx.switcher import Switcher
 from deftx.tasks.data import Examples, check_pairs
 from deftx.tasks.supervised import check_columns
@@ -28,6 +33,10 @@ PAGE = Path(__file__).with_name("page.html")
 # the page needs nothing from anywhere else, and may have nothing
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 STOPPING = 60  # seconds that a stop waits for answers
+KEPT_ALIVE = 5  # seconds that a connection stays open after an answer
+LONGEST_HEAD = 16_384  # bytes of a request before its body
+LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
+OPEN_PATHS = ("/", "/health")  # which need no token: the page asks for it
 
 
 class Asked(BaseModel):
@@ -68,9 +77,9 @@ class Health(BaseModel):
     waiting: int
 
 
-def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
+def make_app(switcher: Switcher, limits: Limits | None = None, access: Access | None = None) -> FastAPI:
     """The web application. One thread has the model; an end of the application ends it when all have been answered."""
-    limits, answers = limits or Limits(), ANSWERS[switcher.kind]
+    limits, access, answers = limits or Limits(), access or Access(), ANSWERS[switcher.kind]
     batches: Batches[Said] = Batches(
         lambda some, language: answers.say(switcher, some, [language] * len(some)), waiting=limits.waiting
     )
@@ -83,12 +92,16 @@ def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
     app = FastAPI(
         title="deftx", version=deftx.__version__, docs_url=None, redoc_url=None, lifespan=until_answered
     )  # the pages that FastAPI has for its docs load scripts from elsewhere
-    app.add_middleware(_BodyLimit, most=limits.body)
+    app.add_middleware(_BodyLimit, most=limits.body, seconds=limits.seconds)
+    if access.token is not None:
+        app.add_middleware(_TokenCheck, token=access.token)
+    if access.hosts:  # the last that is added is the first to see a request
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(access.hosts), www_redirect=False)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(400, _unreadable)
     app.add_exception_handler(Exception, _failed)
 
-    problems: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (413, 422, 503)}
+    problems: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (401, 408, 413, 422, 503)}
 
     @app.post("/predict", response_model=answers.form, responses=problems)
     async def predict(asked: Asked) -> dict[str, list[Said]]:
@@ -125,19 +138,32 @@ def make_app(switcher: Switcher, limits: Limits | None = None) -> FastAPI:
     return app
 
 
-def serve(switcher: Switcher, limits: Limits, host: str, port: int) -> None:
+def serve(switcher: Switcher, limits: Limits, host: str, port: int, access: Access | None = None) -> None:
     """Answer requests until SIGINT or SIGTERM: those at hand are answered before the signal takes its usual effect.
 
-    port  0: any that is free
+    port    0: any that is free
+    access  without names of hosts, at an address of this machine alone, clients may ask under its usual names only, so
+            that no page of the web reaches the server by a name that it points there
 
     Raises DeftxError where the address cannot be had.
     """
-    app, listening = make_app(switcher, limits), _listen(host, port)
+    access = access or Access()
+    if not access.hosts and host in LOOPBACK:
+        access = replace(access, hosts=LOOPBACK)
+    app, listening = make_app(switcher, limits, access), _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(switcher.languages) or "the task alone"
     print(f"serving {names} at http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops)", flush=True)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=STOPPING
+        app,
+        http=protocol(limits),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=limits.connections,
+        timeout_keep_alive=KEPT_ALIVE,
+        timeout_graceful_shutdown=STOPPING,
+        h11_max_incomplete_event_size=LONGEST_HEAD,
     )
     uvicorn.Server(config).run(sockets=[listening])
 
@@ -175,7 +201,7 @@ def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> tuple[Examples
     }.items():
         if there != count:
             raise HTTPException(422, f"{count} texts and {there} {what}: give one for each text")
-    for name in languages:
+    for name in dict.fromkeys(languages):
         if name is not None and name not in switcher.languages:
             raise HTTPException(422, str(unknown("language", name, switcher.languages)))
     try:
@@ -207,25 +233,52 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": f"the server failed ({type(error).__name__}): its log says why"}, 500)
 
 
-class _BodyLimit:
-    """Answers requests with more than `most` bytes with 413, and hands the others on, with their whole body."""
+class _TokenCheck:
+    """Answers requests without the token with 401, but for the page and the question whether the server is well."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self.expected = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            sent = Headers(scope=scope).get("authorization", "").encode("latin1")
+            if not hmac.compare_digest(sent, self.expected):
+                detail = "the token is missing or wrong: send it as `Authorization: Bearer TOKEN`"
+                answer = JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class _BodyLimit:
+    """Answers requests of more than `most` bytes with 413, those that take more than `seconds` to come with 408.
+
+    It hands the others on, with their whole body.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
+        self.app, self.most, self.seconds = app, most, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         body, size, more = bytearray(), 0, True
-        while more and size <= 16 * self.most:  # what is too long is read all the same: clients answer no sooner
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            part, more = message.get("body", b""), message.get("more_body", False)
-            size += len(part)
-            if size <= self.most:
-                body += part
+        try:
+            async with asyncio.timeout(self.seconds):
+                while more and size <= 16 * self.most:  # what is too long is read all the same: clients wait for that
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    part, more = message.get("body", b""), message.get("more_body", False)
+                    size += len(part)
+                    if size <= self.most:
+                        body += part
+        except TimeoutError:
+            too_slow = f"the request has taken longer than {self.seconds:g} seconds to come: send it at once"
+            answer = JSONResponse({"detail": too_slow}, 408, {"Connection": "close"})
+            await answer(scope, receive, send)
+            return
         if size > self.most:
             too_long = f"the request is too long; at most {self.most:,} bytes are taken"
             await JSONResponse({"detail": too_long}, 413)(scope, receive, send)
