@@ -10,6 +10,7 @@ from statistics import mean, stdev
 
 import pytest
 import torch
+from scipy import stats
 from synthetic_run import LAYERS, VARIANTS, make_run
 
 from deftx.cli import main
@@ -17,15 +18,21 @@ from deftx.core.vector import overlap
 from deftx.errors import DeftxError
 from deftx.experiments.report import page
 from deftx.experiments.report.read import read_run
-from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference, compare, resampled
-from deftx.experiments.report.style import GREY, looks
-from deftx.experiments.report.tables import BETTER, NOTHING, SURELY_BETTER, probability, score_table
+from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference, compare, score_run
+from deftx.experiments.report.style import GREY, coloured, looks, new_figure
+from deftx.experiments.report.tables import (
+    BETTER,
+    NOTHING,
+    SURELY_BETTER,
+    language_comparisons,
+    probability,
+    score_table,
+)
 from deftx.experiments.report.vectors import LANGUAGE, look, place_of, spectra
 from deftx.storage.files import load
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 SECTIONS = ["scores", "comparison", "overlap", "ranks", "places", "training", "trimmed", "settings"]
-QUICK = ["--resamples", "200"]
 
 
 def typed(*arguments: object) -> int:
@@ -38,7 +45,7 @@ def typed(*arguments: object) -> int:
 def run(tmp_path_factory) -> Path:
     """A run of 3 variants, 3 seeds and 3 languages, with all that a run can hold, and its report in RUN/report."""
     folder = make_run(tmp_path_factory.mktemp("runs") / "run", ngrams=True)
-    assert typed("report", folder, *QUICK) == 0
+    assert typed("report", folder) == 0
     return folder
 
 
@@ -115,7 +122,7 @@ def test_the_markdown_tables_have_as_many_cells_in_every_row(text):
 def test_names_cannot_become_markup(tmp_path):
     strange = {'<b>$x_1$ & "|': {}, "_hidden": {}, "LT-SFT": {}, "表": {}}
     folder = make_run(tmp_path / "run", strange, (0, 1), ("ace", "m<i>n"), examples=30, vectors=False, paper=None)
-    assert typed("report", folder, *QUICK) == 0
+    assert typed("report", folder) == 0
     found = (folder / "report" / page.PAGE).read_text(encoding="utf-8")
     assert "<b>" not in found
     assert "<i>" not in found
@@ -125,7 +132,7 @@ def test_names_cannot_become_markup(tmp_path):
 
 def test_the_same_run_gives_the_same_page(plain, tmp_path):
     for out in ("one", "two"):
-        assert typed("report", plain, "--out", tmp_path / out, *QUICK) == 0
+        assert typed("report", plain, "--out", tmp_path / out) == 0
     one, two = (sorted(p for p in (tmp_path / out).rglob("*") if p.is_file()) for out in ("one", "two"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
@@ -148,7 +155,7 @@ def test_the_best_of_a_column_is_bold_and_what_beats_the_baseline_is_marked(tmp_
     skill = {"no language vector": 0.5, "LT-SFT": 0.65, "DeFT-X 90%": 0.66, "DeFT-X 64": 0.85}
     variants = {**VARIANTS, "DeFT-X 64": {}}
     run = read_run(make_run(tmp_path / "run", variants, skill=skill, examples=400, vectors=False))
-    scores = resampled(run, 300)
+    scores = score_run(run)
     compared = [compare(run, scores, name, "LT-SFT") for name in variants if name != "LT-SFT"]
     lines = {line.name: line.cells for line in score_table(run, "LT-SFT", compared).lines if not line.aside}
     assert all(cell.best for cell in lines["DeFT-X 64"])
@@ -162,7 +169,8 @@ def test_the_best_of_a_column_is_bold_and_what_beats_the_baseline_is_marked(tmp_
 def test_a_mark_is_hollow_where_chance_may_explain_it(tmp_path, low, mark):
     skill = {"LT-SFT": 0.5, "DeFT-X 90%": 0.8}
     run = read_run(make_run(tmp_path / "run", skill=skill, examples=50, vectors=False))
-    gap = Difference(0.02, low, 0.05, 0.1)
+    error = (0.02 - low) / stats.t.ppf(0.975, 100)
+    gap = Difference(0.02, error, 100.0, 3)
     found = Comparison("DeFT-X 90%", "LT-SFT", (0, 1, 2), dict.fromkeys(run.languages, gap), gap)
     cells = {line.name: line.cells for line in score_table(run, "LT-SFT", [found]).lines}["DeFT-X 90%"]
     assert {cell.mark for cell in cells} == {mark}
@@ -186,9 +194,20 @@ def test_of_several_published_tables_each_has_its_rows_and_is_named(tmp_path):
     read = read_run(folder)
     cells = [[cell.text for cell in line.cells][:3] for line in score_table(read, None, []).lines if line.aside]
     assert cells == [["70.0", "80.0", "75.0"], [NOTHING, NOTHING, "80.2"]]
-    assert typed("report", folder, *QUICK) == 0
+    assert typed("report", folder) == 0
     shown = (folder / "report" / page.PAGE).read_text(encoding="utf-8")
     assert "numbers: Table 2, base A (https://example.org/paper); Table 4, base A. Their base" in shown
+
+
+def test_a_mark_of_one_seed_is_hollow_and_nothing_is_bold(tmp_path):
+    skill = {"LT-SFT": 0.3, "DeFT-X 90%": 0.9}
+    run = read_run(make_run(tmp_path / "run", seeds=(0,), skill=skill, vectors=False))
+    found = compare(run, score_run(run), "DeFT-X 90%", "LT-SFT")
+    assert found.average.low > 0
+    cells = [cell for line in score_table(run, "LT-SFT", [found]).lines for cell in line.cells]
+    assert {cell.mark for cell in cells} == {"", BETTER}
+    assert not any(cell.best for cell in cells)
+    assert not any(cell.best for line in language_comparisons(run, [found]).lines for cell in line.cells)
 
 
 def test_p_is_never_said_to_be_nothing():
@@ -261,18 +280,50 @@ def test_variants_are_told_apart_and_the_baseline_is_grey():
     assert sum(one.colour == GREY for one in found.values()) == 1
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (4, 1), (3, 5)])
+def test_a_heat_map_shows_every_cell_whatever_their_number(rows, columns):
+    values = [[0.1 * (1 + row + column) for column in range(columns)] for row in range(rows)]
+    figure = new_figure(4, 4)
+    axes = figure.subplots()
+    image = coloured(axes, values, 1.0)
+    figure.draw_without_rendering()
+    corners = image.get_coordinates()
+    assert corners.shape == (rows + 1, columns + 1, 2)
+    for row in range(rows):
+        for column in range(columns):
+            low, high = corners[row, column], corners[row + 1, column + 1]
+            assert ((low + high) / 2).tolist() == pytest.approx([column, row])
+            assert (high - low).tolist() == pytest.approx([1, 1])
+    assert axes.get_xlim() == (-0.5, columns - 0.5)
+    assert axes.get_ylim() == (rows - 0.5, -0.5)
+
+
+def test_a_table_that_is_wider_than_the_page_has_a_shadow_at_its_edge(html):
+    """Two layers: a shadow that stays at the edge, and above it paper that scrolls with the table."""
+    box = re.search(r"\n\.box \{(.*?)\n\}", html, re.DOTALL)[1]
+    background = box.split("background:")[1]
+    covers, shadow = background.split(",\n")
+    assert "var(--paper)" in covers
+    assert covers.strip().endswith("local")
+    assert "var(--shade)" in shadow
+    assert shadow.strip().endswith("scroll;")
+    assert html.count("--shade: ") == 2  # light and dark
+
+
 # Runs that have less
 
 
 def test_a_run_of_one_seed_shows_no_spread_and_says_so(tmp_path):
     folder = make_run(tmp_path / "run", seeds=(0,), languages=("ace",), examples=60, vectors=False)
     (folder / "trimmed.json").unlink()
-    assert typed("report", folder, *QUICK) == 0
+    assert typed("report", folder) == 0
     found = (folder / "report" / page.TEXT).read_text(encoding="utf-8")
     table = found[: found.index("## What is better")]
     assert not re.search(r"\d ± \d", table)
     assert "There is one seed" in table
-    assert "only the examples were drawn anew" in found
+    assert "One seed: interval over examples only" in found
+    assert "one seed: interval over texts only" in found
+    assert "**" not in found
     html = (folder / "report" / page.PAGE).read_text(encoding="utf-8")
     assert sections_of(html) == ["scores", "comparison", "settings", "repeat"]
 
@@ -284,7 +335,7 @@ def test_a_run_under_way_is_reported_as_far_as_it_is(tmp_path):
         shutil.rmtree(read.store / step.id)
     rows = (folder / "results.jsonl").read_text().splitlines(keepends=True)
     (folder / "results.jsonl").write_text("".join(rows[:-1]))  # the source language of the last variant
-    assert typed("report", folder, *QUICK) == 0
+    assert typed("report", folder) == 0
     found = (folder / "report" / page.TEXT).read_text(encoding="utf-8")
     assert f"This run is not finished: {len(read_run(folder).finished)} of its {len(read.steps)} steps" in found
 
@@ -292,14 +343,14 @@ def test_a_run_under_way_is_reported_as_far_as_it_is(tmp_path):
 def test_a_run_of_vectors_alone_is_reported_without_scores(tmp_path):
     folder = make_run(tmp_path / "run", {"LT-SFT": {}}, (0,), ("ace",), examples=20, deltas=False, test={})
     (folder / "results.jsonl").unlink()
-    assert typed("report", folder, *QUICK) == 0
+    assert typed("report", folder) == 0
     html = (folder / "report" / page.PAGE).read_text(encoding="utf-8")
     assert sections_of(html) == ["overlap", "places", "training", "trimmed", "settings", "repeat"]
 
 
 def test_scores_whose_predictions_are_gone_are_shown_and_not_compared(plain):
     shutil.rmtree(plain.parent / "store")
-    assert typed("report", plain, *QUICK) == 0
+    assert typed("report", plain) == 0
     html = (plain / "report" / page.PAGE).read_text(encoding="utf-8")
     assert sections_of(html) == ["scores", "trimmed", "settings", "repeat"]
 
@@ -309,7 +360,7 @@ def test_scores_whose_predictions_are_gone_are_shown_and_not_compared(plain):
 
 def complaint(capsys, *arguments: object) -> str:
     capsys.readouterr()
-    assert typed("report", *arguments, *QUICK) == 2
+    assert typed("report", *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -364,7 +415,7 @@ def test_a_baseline_that_is_not_there_is_refused_with_those_that_are(plain, caps
 
 
 def test_another_baseline_can_be_chosen(plain):
-    assert typed("report", plain, "--baseline", "no language vector", *QUICK) == 0
+    assert typed("report", plain, "--baseline", "no language vector") == 0
     found = (plain / "report" / page.TEXT).read_text(encoding="utf-8")
     assert "LT-SFT against no language vector" in found
 
@@ -378,7 +429,7 @@ def test_what_is_no_report_is_not_replaced_and_a_report_is(plain, tmp_path, caps
     report = tmp_path / "report"
     report.mkdir()
     (report / page.PAGE).write_text("old")
-    assert typed("report", plain, "--out", report, *QUICK) == 0
+    assert typed("report", plain, "--out", report) == 0
     assert (report / page.PAGE).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
@@ -442,7 +493,7 @@ def test_no_path_of_the_disk_is_in_a_report(tmp_path):
         "train": "anna/x",
     }
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    assert typed("report", folder, *QUICK) == 0
+    assert typed("report", folder) == 0
     told = (folder / "report" / "report.md").read_text()
     assert "anna" not in told.replace(str(folder), "")
     assert "ace.tsv" in told

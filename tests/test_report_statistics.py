@@ -1,31 +1,45 @@
-"""The paired bootstrap: the same as a plain one, still where there is nothing, and finding what is there."""
+"""Intervals of differences: the right noise, the right coverage, and no more said than the seeds allow."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 from synthetic_run import LABELS, make_run
 
 from deftx.errors import DeftxError
 from deftx.experiments.report.read import Predictions, RunData, read_run
 from deftx.experiments.report.statistics import (
+    METRICS,
+    POWER,
     Comparison,
     Difference,
-    accuracy,
+    Score,
     compare,
-    confusions,
-    difference,
-    draws,
+    detectable_ratio,
+    estimate,
+    estimate_crossed,
     holm,
-    macro_f1,
+    jackknife,
     pairs,
-    resampled,
+    score_run,
 )
 from deftx.experiments.report.tables import comparison_table
 
-RESAMPLES = 400
+SCRIPT = Path(__file__).parents[1] / "scripts" / "coverage.py"
+
+
+def loaded_script():
+    spec = importlib.util.spec_from_file_location("coverage_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+simulate = loaded_script()
 
 
 def answers(true: np.ndarray, predicted: np.ndarray, labels: int = 3) -> Predictions:
@@ -39,111 +53,262 @@ def guesses(rng: np.random.Generator, true: np.ndarray, skill: float, labels: in
     return np.where(rng.random(len(true)) < skill, true, wrong)
 
 
+def interval(gap: Difference) -> tuple[float, float]:
+    return gap.low, gap.high
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> RunData:
     return read_run(make_run(tmp_path / "run", languages=("ace", "min"), examples=40, vectors=False, ngrams=True))
 
 
+# Scores and their text noise
+
+
 @pytest.mark.parametrize("labels", [2, 3, 7])
-def test_scores_from_confusion_counts_are_those_of_sklearn_on_every_draw(labels):
+def test_scores_and_effects_are_those_of_sklearn_with_each_text_left_out(labels):
     rng = np.random.default_rng(labels)
-    true = rng.integers(labels, size=12)  # few: in many draws a label is missing from one side or both
-    predicted = guesses(rng, true, 0.5, labels)
-    counts = draws(rng, len(true), 100)
-    confusion = confusions(counts, answers(true, predicted, labels))
-    for row, f1, share in zip(counts.astype(int), macro_f1(confusion), accuracy(confusion), strict=True):
-        drawn = np.repeat(true, row), np.repeat(predicted, row)
-        assert f1 == pytest.approx(f1_score(*drawn, average="macro", zero_division=0.0))
-        assert share == pytest.approx(accuracy_score(*drawn))
+    reference = {
+        "macro_f1": lambda true, predicted: f1_score(true, predicted, average="macro", zero_division=0.0),
+        "accuracy": accuracy_score,
+    }
+    for _ in range(5):
+        true = rng.integers(labels, size=12)  # few: some labels occur once, and vanish with their text
+        predicted = guesses(rng, true, 0.5, labels)
+        for name, metric in METRICS.items():
+            score = jackknife(metric, answers(true, predicted, labels))
+            assert score.value == pytest.approx(reference[name](true, predicted))
+            left_out = []
+            for text in range(12):
+                left_out.append(reference[name](np.delete(true, text), np.delete(predicted, text)))
+            variance = 11 / 12 * np.square(left_out - np.mean(left_out)).sum()
+            assert np.square(score.text_effects).sum() == pytest.approx(variance)
+            assert np.corrcoef(score.text_effects, left_out)[0, 1] < -0.999 or variance == 0
 
 
-def test_a_draw_is_as_large_as_what_is_drawn_from_and_with_replacement():
-    counts = draws(np.random.default_rng(0), 20, 2000)
-    assert (counts.sum(1) == 20).all()
-    assert counts.max() > 2
-    assert counts.mean(0) == pytest.approx(np.ones(20), abs=0.15)
+def test_the_text_noise_of_accuracy_is_that_of_a_share():
+    rng = np.random.default_rng(0)
+    true = rng.integers(3, size=50)
+    score = jackknife(METRICS["accuracy"], answers(true, guesses(rng, true, 0.7)))
+    assert np.square(score.text_effects).sum() == pytest.approx(score.value * (1 - score.value) / 49)
 
 
-def test_a_comparison_is_the_plain_one_draw_by_draw(small):
-    """Every draw by loops, from lists of examples, with scikit-learn's macro-F1."""
-    found = compare(small, resampled(small, 60, seed=5), "DeFT-X 90%", "LT-SFT", seed=5)
-    counts = draws(np.random.default_rng([5, 40]), 40, 60).astype(int)
-    seeds = draws(np.random.default_rng([5, 3]), 3, 60).astype(int)
-    kept = {(r.variant, r.seed, r.language): small.predictions(r) for r in small.rows}
+def test_the_text_noise_of_macro_f1_is_that_of_new_test_sets():
+    rng = np.random.default_rng(1)
+    values, variances = [], []
+    for _ in range(1500):
+        true = rng.choice(3, size=150, p=[0.6, 0.3, 0.1])
+        score = jackknife(METRICS["macro_f1"], answers(true, guesses(rng, true, 0.65)))
+        values.append(score.value)
+        variances.append(np.square(score.text_effects).sum())
+    assert np.mean(variances) == pytest.approx(np.var(values), rel=0.12)
 
-    def gap(seed: int, language: str, row: np.ndarray) -> float:
-        both = [kept[variant, seed, language] for variant in ("DeFT-X 90%", "LT-SFT")]
-        scores = [f1_score(np.repeat(a.true, row), np.repeat(a.predicted, row), average="macro") for a in both]
+
+def test_a_single_text_has_no_noise_to_measure():
+    score = jackknife(METRICS["macro_f1"], answers(np.array([1]), np.array([1])))
+    assert (score.value, score.text_effects.tolist()) == (1.0, [0.0])
+
+
+# Intervals
+
+
+def test_without_text_noise_an_interval_is_students():
+    values = [0.01, 0.03, 0.08, 0.02, 0.05]
+    gap = estimate([Score(value, np.zeros(40)) for value in values])
+    expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert interval(gap) == pytest.approx(expected)
+    assert gap.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+def test_of_one_seed_the_interval_is_over_texts_only():
+    rng = np.random.default_rng(2)
+    effects = 0.004 * rng.standard_normal(100)
+    gap = estimate([Score(0.1, effects)])
+    assert gap.error == pytest.approx(np.sqrt(np.square(effects).sum()))
+    assert gap.freedom == pytest.approx(99)
+    assert gap.low > 0
+    assert not gap.conclusive
+    assert gap.p is None
+    assert gap.detectable is None
+
+
+def test_seeds_that_agree_leave_the_noise_of_the_texts_and_no_less():
+    effects = 0.002 * np.random.default_rng(3).standard_normal(100)
+    gaps = [Score(0.05, effects)] * 4
+    assert estimate(gaps).error == pytest.approx(estimate(gaps[:1]).error)
+    assert estimate(gaps).freedom == pytest.approx(99)
+
+
+def test_text_noise_of_single_seeds_is_counted_once():
+    rng = np.random.default_rng(4)
+    texts = 4000
+    apart = rng.standard_normal((5, texts)) / texts
+    apart = np.linalg.qr(apart.T)[0].T * 0.02  # no covariance between seeds
+    gaps = [Score(value, effects) for value, effects in zip([0.0, 0.1, 0.2, 0.1, 0.1], apart, strict=True)]
+    assert estimate(gaps).error == pytest.approx(stats.sem([0.0, 0.1, 0.2, 0.1, 0.1]))
+
+
+def test_the_degrees_of_freedom_lie_between_those_of_the_parts():
+    rng = np.random.default_rng(5)
+    effects = 0.003 * rng.standard_normal(200)
+    for spread in (0.001, 0.03, 1.0):
+        gap = estimate([Score(value, effects) for value in (-spread, 0.0, spread)])
+        assert 2 <= gap.freedom <= 199
+    assert gap.freedom == pytest.approx(2, abs=0.01)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_intervals_hold_the_truth_in_95_of_100_cases(seeds, share):
+    """Of the variance of the mean, `share` comes from the seeds; half of the text noise is a seed's own."""
+    rng = np.random.default_rng(seeds)
+    assert 0.93 <= simulate.gaussian(rng, 2500, seeds, share, both=0.5, texts=60) <= 0.97
+
+
+def test_two_seeds_fall_short_by_as_much_as_is_said():
+    rng = np.random.default_rng(2)
+    held = [simulate.gaussian(rng, 2500, 2, share, texts=60) for share in (0.0, 0.3, 0.9, 1.0)]
+    assert min(held) >= 0.895
+    assert max(held) <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("seeds", "seed_noise", "text_noise"), [(3, 0.3, 1.0), (3, 0.3, 0.0), (5, 0.0, 1.0), (5, 1.0, 1.0)]
+)
+@pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
+def test_intervals_of_answered_texts_hold_the_truth_too(metric, seeds, seed_noise, text_noise):
+    rng = np.random.default_rng(0)
+    held = simulate.answered(rng, 600, seeds, metric, seed_noise=seed_noise, text_noise=text_noise, texts=150)
+    assert 0.93 <= held <= 0.975
+
+
+def test_an_interval_of_one_seed_does_not_hold_what_other_seeds_give():
+    held = simulate.answered(np.random.default_rng(0), 300, 1, "accuracy", seed_noise=1.0, text_noise=1.0)
+    assert held < 0.85
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 5), (10, 10), (3, 10)])
+@pytest.mark.parametrize("noise", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.3), (1.0, 1.0, 0.5)])
+def test_crossed_seeds_hold_the_truth(shape, noise):
+    rng = np.random.default_rng(0)
+    assert 0.92 <= simulate.crossed(rng, 2000, shape, noise, 0.3, texts=30) <= 0.975
+
+
+def test_crossed_seeds_taken_for_independent_runs_would_not():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        values = rng.standard_normal((5, 1)) + 0.3 * rng.standard_normal((5, 5))
+        low, high = stats.t.interval(0.95, 24, values.mean(), stats.sem(values.ravel()))
+        held += low <= 0 <= high
+    assert held < 800
+
+
+def test_where_only_the_language_vector_matters_crossed_seeds_are_students_over_them():
+    values = np.array([0.01, 0.04, 0.02, 0.09])
+    gap = estimate_crossed(np.repeat(values[:, None], 3, axis=1))
+    assert interval(gap) == pytest.approx(stats.t.interval(0.95, 3, values.mean(), stats.sem(values)))
+    turned = estimate_crossed(np.repeat(values[None], 3, axis=0))
+    assert interval(turned) == pytest.approx(interval(gap))
+
+
+def test_a_detectable_difference_is_found_in_four_of_five_cases():
+    for freedom in (2, 4, 9, 100):
+        ratio = detectable_ratio(freedom)
+        critical = stats.t.ppf(0.975, freedom)
+        power = stats.nct.sf(critical, freedom, ratio) + stats.nct.cdf(-critical, freedom, ratio)
+        assert power == pytest.approx(POWER, abs=0.002)
+    assert detectable_ratio(1e9) == pytest.approx(1.96 + 0.84, abs=0.01)
+
+
+# Comparisons of a run
+
+
+def test_languages_of_one_size_share_their_texts(tmp_path):
+    """The same lines answered in two languages count as one sample of texts, not as two."""
+    folder = make_run(tmp_path / "run", seeds=(0,), languages=("ace", "min"), examples=100, vectors=False)
+    run = read_run(folder)
+    scores = dict(score_run(run))
+    for variant in ("LT-SFT", "DeFT-X 90%"):
+        scores[variant, 0, "min"] = scores[variant, 0, "ace"]
+    found = compare(run, scores, "DeFT-X 90%", "LT-SFT")
+    assert found.average == found.by_language["ace"]
+    for variant in ("LT-SFT", "DeFT-X 90%"):  # one text less: no translations of each other
+        effects = scores[variant, 0, "ace"].text_effects[1:]
+        scores[variant, 0, "min"] = Score(scores[variant, 0, "ace"].value, effects)
+    apart = compare(run, scores, "DeFT-X 90%", "LT-SFT").average
+    assert apart.error == pytest.approx(found.average.error / np.sqrt(2), rel=0.1)
+
+
+def test_a_comparison_is_the_plain_one_from_lists_of_examples(small):
+    found = compare(small, score_run(small), "DeFT-X 90%", "LT-SFT")
+    kept = {(row.variant, row.seed, row.language): small.predictions(row) for row in small.rows}
+
+    def gap(seed: int, language: str, without: int | None = None) -> float:
+        scores = []
+        for variant in ("DeFT-X 90%", "LT-SFT"):
+            one = kept[variant, seed, language]
+            numbers = [number for number in range(40) if number != without]
+            true, predicted = ([labels[number] for number in numbers] for labels in (one.true, one.predicted))
+            scores.append(f1_score(true, predicted, average="macro"))
         return float(scores[0] - scores[1])
 
-    gaps = []
-    for row, drawn in zip(counts, seeds, strict=True):
-        of_seeds = [seed for seed, times in enumerate(drawn) for _ in range(times)]
-        by_seed = {seed: np.mean([gap(seed, language, row) for language in ("ace", "min")]) for seed in set(of_seeds)}
-        gaps.append(np.mean([by_seed[seed] for seed in of_seeds]))
-    whole = [gap(seed, language, np.ones(40, int)) for seed in range(3) for language in ("ace", "min")]
-    assert found.average.value == pytest.approx(np.mean(whole))
-    assert [found.average.low, found.average.high] == pytest.approx(np.quantile(gaps, [0.025, 0.975]))
-    tail = min(sum(g <= 1e-12 for g in gaps), sum(g >= -1e-12 for g in gaps))
-    assert found.average.p == pytest.approx(min(1, 2 * (1 + tail) / 61))
+    def average(seed: int, without: int | None = None) -> float:
+        return (gap(seed, "ace", without) + gap(seed, "min", without)) / 2
+
+    values = np.array([average(seed) for seed in range(3)])
+    left_out = np.array([[average(seed, text) for text in range(40)] for seed in range(3)])
+    covariance = 39 * np.cov(left_out, ddof=0)
+    text_part = max(0, np.mean([covariance[0, 1], covariance[0, 2], covariance[1, 2]]))
+    variance = values.var(ddof=1) / 3 + text_part
+    assert found.average.value == pytest.approx(values.mean())
+    assert found.average.error == pytest.approx(np.sqrt(variance))
+    assert 1 / found.average.freedom == pytest.approx((values.var(ddof=1) / 6 + text_part / 79) / variance, rel=0.02)
 
 
 def test_a_variant_against_itself_shows_nothing(small):
-    found = compare(small, resampled(small, RESAMPLES), "LT-SFT", "LT-SFT")
+    found = compare(small, score_run(small), "LT-SFT", "LT-SFT")
     for gap in [found.average, *found.by_language.values()]:
-        assert (gap.value, gap.low, gap.high, gap.p) == (0, 0, 0, 1)
+        assert (gap.value, gap.low, gap.high, gap.conclusive) == (0, 0, 0, False)
 
 
 def test_the_other_way_round_is_the_same_with_its_sign_turned(small):
-    scores = resampled(small, RESAMPLES)
-    names = ["DeFT-X 90%", "LT-SFT"]
-    one, other = (compare(small, scores, *both).average for both in (names, names[::-1]))
-    assert (one.value, one.low, one.high, one.p) == pytest.approx((-other.value, -other.high, -other.low, other.p))
-
-
-def test_where_there_is_no_difference_chance_is_taken_for_one_about_as_often_as_is_said():
-    rng = np.random.default_rng(1)
-    surely = 0
-    for _ in range(100):
-        true = rng.integers(3, size=150)
-        counts = np.concatenate([np.ones((1, 150)), draws(rng, 150, RESAMPLES)])
-        first, second = (macro_f1(confusions(counts, answers(true, guesses(rng, true, 0.7)))) for _ in range(2))
-        surely += difference((first - second)[None], np.ones((RESAMPLES, 1))).p < 0.05
-    assert 1 <= surely <= 14  # five are meant; beyond these bounds once in thousands of times
+    scores = score_run(small)
+    there = compare(small, scores, "DeFT-X 90%", "LT-SFT").average
+    back = compare(small, scores, "LT-SFT", "DeFT-X 90%").average
+    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
 
 
 def test_a_planted_difference_is_found_and_lies_in_its_interval(tmp_path):
     skill = {"LT-SFT": 0.6, "DeFT-X 90%": 0.75}
-    run = read_run(make_run(tmp_path / "run", skill=skill, examples=400, vectors=False))
-    gap = compare(run, resampled(run, RESAMPLES), "DeFT-X 90%", "LT-SFT").average
+    run = read_run(make_run(tmp_path / "run", seeds=range(5), skill=skill, examples=400, vectors=False))
+    gap = compare(run, score_run(run), "DeFT-X 90%", "LT-SFT").average
     assert 0 < gap.low < 0.15 < gap.high
     assert gap.p < 0.01
+    assert gap.conclusive
 
 
 def test_pairing_makes_the_interval_narrower_where_the_same_examples_are_hard():
     rng = np.random.default_rng(2)
-    true, hard = rng.integers(3, size=300), rng.random(300)
-    both = []
+    true = rng.integers(3, size=300)
+    hard = rng.random(300)
+    scores = []
     for skill in (0.6, 0.65):
         right = hard + 0.05 * rng.standard_normal(300) < skill
-        both.append(answers(true, np.where(right, true, (true + 1) % 3)))
-    drawn = [np.concatenate([np.ones((1, 300)), draws(rng, 300, RESAMPLES)]) for _ in range(2)]
-    first, paired, unpaired = (
-        macro_f1(confusions(counts, one))
-        for counts, one in [(drawn[0], both[0]), (drawn[0], both[1]), (drawn[1], both[1])]
-    )
-    alone = np.ones((RESAMPLES, 1))
-    narrow, wide = (difference((first - second)[None], alone) for second in (paired, unpaired))
-    assert narrow.high - narrow.low < 0.6 * (wide.high - wide.low)
+        scores.append(jackknife(METRICS["macro_f1"], answers(true, np.where(right, true, (true + 1) % 3))))
+    first, second = (score.text_effects for score in scores)
+    paired = estimate([Score(0.0, first - second)])
+    unpaired = np.sqrt(np.square(first).sum() + np.square(second).sum())
+    assert paired.error < 0.6 * unpaired
 
 
-def test_seeds_that_differ_make_the_interval_wider():
-    gaps = np.random.default_rng(3).normal(0.05, 0.01, size=(5, 1 + RESAMPLES))
-    weights = draws(np.random.default_rng(4), 5, RESAMPLES) / 5
-    apart = gaps + np.array([-0.1, -0.05, 0.0, 0.05, 0.1])[:, None]
-    alike, different = difference(gaps, weights), difference(apart, weights)
-    assert different.value == pytest.approx(alike.value)
-    assert different.high - different.low > 5 * (alike.high - alike.low)
+@pytest.mark.parametrize("seeds", [1, 2, 3, 4, 5, 6])
+def test_p_comes_with_five_seeds_and_a_conclusion_with_three(seeds):
+    gaps = [Score(0.1 + 0.001 * seed, np.zeros(10)) for seed in range(seeds)]
+    gap = estimate(gaps)
+    assert (gap.p is not None) == (seeds >= 5)
+    assert gap.conclusive == (seeds >= 3)
+    assert (gap.detectable is not None) == (seeds >= 2)
 
 
 def test_holms_values_are_those_of_his_procedure():
@@ -165,7 +330,7 @@ def test_what_is_compared_is_every_variant_with_the_baseline_and_deftx_with_lt_s
 
 
 def test_what_has_no_seed_is_compared_on_all_of_them(small):
-    assert compare(small, resampled(small, 10), "character n-grams", "LT-SFT").seeds == (0, 1, 2)
+    assert compare(small, score_run(small), "character n-grams", "LT-SFT").seeds == (0, 1, 2)
 
 
 def test_a_pair_that_shares_no_seed_is_not_compared(tmp_path):
@@ -174,7 +339,7 @@ def test_a_pair_that_shares_no_seed_is_not_compared(tmp_path):
     apart = [row for row in rows if (row["variant"] == "LT-SFT") == (row["seed"] == 0)]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in apart))
     run = read_run(folder)
-    assert compare(run, resampled(run, 10), "DeFT-X 90%", "LT-SFT") is None
+    assert compare(run, score_run(run), "DeFT-X 90%", "LT-SFT") is None
 
 
 def change_answers(run: RunData, **changes: object) -> Path:
@@ -188,29 +353,31 @@ def test_scores_on_other_test_data_are_not_compared(small):
     turned = {"true": last.true[::-1], "predicted": last.predicted[::-1]}  # the score is the same
     change_answers(small, **turned)
     with pytest.raises(DeftxError, match=f"not of one test set: step {small.rows[-1].step} has other true labels"):
-        resampled(small, 10)
+        score_run(small)
 
 
 def test_labels_that_a_variant_numbers_otherwise_are_compared_by_their_names(small):
-    expected = resampled(small, 10)
+    expected = score_run(small)
     last = small.predictions(small.rows[-1])
     number = {label: place for place, label in enumerate(["more", *reversed(LABELS)])}
     turned = {key: [number[LABELS[i]] for i in getattr(last, key)] for key in ("true", "predicted")}
     change_answers(small, **turned, labels=list(number))
-    found = resampled(small, 10)
+    found = score_run(small)
     assert found.keys() == expected.keys()
-    assert all(np.allclose(found[key], expected[key]) for key in found)
+    for key, score in found.items():
+        assert score.value == pytest.approx(expected[key].value)
+        assert np.allclose(score.text_effects, expected[key].text_effects)
 
 
 def test_a_run_that_is_not_finished_is_compared_on_what_there_is(tmp_path):
     folder = make_run(tmp_path / "run", vectors=False)
     whole = read_run(folder)
-    expected = compare(whole, resampled(whole, 50), "DeFT-X 90%", "LT-SFT")
+    expected = compare(whole, score_run(whole), "DeFT-X 90%", "LT-SFT")
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     there = [row for row in rows if row["seed"] < 2 or row["language"] == "ace"]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in there))
     run = read_run(folder)
-    found = compare(run, resampled(run, 50), "DeFT-X 90%", "LT-SFT")
+    found = compare(run, score_run(run), "DeFT-X 90%", "LT-SFT")
     assert (expected.seeds, found.seeds) == ((0, 1, 2), (0, 1))
     assert found.by_language.keys() == expected.by_language.keys()
     assert found.by_language["ace"] == expected.by_language["ace"]
@@ -221,26 +388,48 @@ def test_predictions_that_do_not_give_the_score_are_left_out_with_a_word(small):
     last = small.predictions(small.rows[-1])
     change_answers(small, predicted=[(label + 1) % len(LABELS) for label in last.predicted])
     with pytest.warns(UserWarning, match=f"{small.rows[-1].step} do not give its score"):
-        found = resampled(small, 10)
+        found = score_run(small)
     assert ("DeFT-X 90%", 2, "ind") not in found
     assert ("DeFT-X 90%", 1, "ind") in found
 
 
+def said(comparisons: list[Comparison]) -> dict[str, tuple[str, bool]]:
+    """The last cell of each line by the first variant."""
+    lines = comparison_table(comparisons).lines
+    return {line.name[0]: (line.cells[-1].text, line.cells[-1].best) for line in lines}
+
+
+def compared(first: str, value: float, error: float, seeds: int) -> Comparison:
+    gap = Difference(value, error, 100.0, seeds)
+    return Comparison(first, "base", tuple(range(seeds)), {}, gap)
+
+
 def test_what_is_better_taken_alone_is_not_called_better_among_several():
-    sure, alone, unsure = (
-        Difference(0.1, 0.05, 0.15, 0.001),
-        Difference(0.1, 0.01, 0.2, 0.03),
-        Difference(0.1, -0.1, 0.3, 0.4),
-    )
-    turned = Difference(-0.1, -0.15, -0.05, 0.001)
-    names = {"A": sure, "B": alone, "C": unsure, "D": turned}
-    asked = [Comparison(name, "base", (0,), {}, gap) for name, gap in names.items()]
-
-    def said(comparisons):
-        return {
-            line.name[0]: (line.cells[-1].text, line.cells[-1].best) for line in comparison_table(comparisons).lines
-        }
-
+    asked = [
+        compared("A", 0.1, 0.02, 5),
+        compared("B", 0.1, 0.045, 5),
+        compared("C", 0.1, 0.1, 5),
+        compared("D", -0.1, 0.02, 5),
+    ]
     together = {"A": ("A is better", True), "C": ("may be chance", False), "D": ("base is better", True)}
     assert said(asked) == {**together, "B": ("B is better, taken alone", False)}
     assert said(asked[1:2]) == {"B": ("B is better", True)}
+
+
+def test_few_seeds_say_little_however_large_the_difference():
+    expected = {
+        1: ("one seed: interval over texts only", False),
+        2: ("2 seeds: too few to say", False),
+        3: ("A is better, taken alone", False),
+        4: ("A is better, taken alone", False),
+        5: ("A is better", True),
+    }
+    for seeds, words in expected.items():
+        assert said([compared("A", 0.3, 0.01, seeds)]) == {"A": words}
+
+
+def test_the_table_says_what_could_have_been_shown_and_leaves_out_p_of_few_seeds():
+    (line,) = comparison_table([compared("A", 0.3, 0.01, 3)]).lines
+    assert [cell.text for cell in line.cells[2:6]] == ["2.8", "–", "–", "3"]
+    (line,) = comparison_table([compared("A", 0.3, 0.01, 1)]).lines
+    assert [cell.text for cell in line.cells[2:6]] == ["–", "–", "–", "1"]

@@ -106,12 +106,11 @@ def report(
     baseline: Annotated[
         str | None, option("Variant that others are held against, instead of the recipe's.", metavar="VARIANT")
     ] = None,
-    resamples: Annotated[int, option("Draws of the bootstrap.", min=100, max=1_000_000)] = 10_000,
 ) -> None:
     """Write a run's report: tables, comparisons and figures on one page, and as Markdown; replaces an earlier one."""
     from deftx.experiments.report.page import write_report
 
-    print(f"{write_report(run, out, baseline=baseline, resamples=resamples)}: the report of {run}")
+    print(f"{write_report(run, out, baseline=baseline)}: the report of {run}")
 
 
 @data_app.command("trim", epilog="Example: deftx data trim smsa.tsv --against nusax/ind.tsv --out trimmed.tsv")

@@ -31,7 +31,7 @@ from deftx.experiments.recipe import TASK, Recipe, recipe_from
 from deftx.experiments.report.benefit import FILE as BENEFIT
 from deftx.experiments.report.page import lacking, write_report
 from deftx.experiments.report.read import read_run
-from deftx.experiments.report.statistics import compare, resampled
+from deftx.experiments.report.statistics import compare, score_run
 from deftx.experiments.run import Prepared, prepare, run_recipe, vectors_of
 from deftx.plain_yaml import parse_yaml
 from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, merged, metric_name, with_preset
@@ -295,7 +295,7 @@ def _scores(recipe: Recipe, out: Path) -> list[TargetScore]:
     if not recipe.test:
         return []
     run = read_run(out / RUN)
-    compared = compare(run, resampled(run), WITH, WITHOUT)
+    compared = compare(run, score_run(run), WITH, WITHOUT)
     if compared is None:
         return []
     (seed,) = recipe.seeds

@@ -75,7 +75,7 @@ def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "F
                     "o",
                     color=colour,
                     markersize=6,
-                    fillstyle="full" if gap.leaves_out_0 else "none",
+                    fillstyle="full" if gap.conclusive else "none",
                 )
         axes.set_title(f"{one.first}\nagainst {one.second}", fontsize=9)
         axes.tick_params(labelbottom=True)  # also above a place that stays empty

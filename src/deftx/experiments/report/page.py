@@ -15,7 +15,7 @@ from deftx.errors import DeftxError, unknown
 from deftx.experiments.report.parts import Findings, Section
 from deftx.experiments.report.read import RunData, read_run
 from deftx.experiments.report.sections import base_name, headline, sections
-from deftx.experiments.report.statistics import RESAMPLES, compare, pairs, resampled
+from deftx.experiments.report.statistics import compare, pairs, score_run
 from deftx.experiments.report.style import style
 from deftx.experiments.report.tables import Cell, Table
 from deftx.experiments.report.vectors import look
@@ -26,13 +26,10 @@ PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 NEEDED = ("matplotlib", "jinja2")
 
 
-def write_report(
-    folder: Path, out: Path | None = None, *, baseline: str | None = None, resamples: int = RESAMPLES
-) -> Path:
+def write_report(folder: Path, out: Path | None = None, *, baseline: str | None = None) -> Path:
     """The report of the run in `folder`, written to `out` (folder/report), whole or not at all; the page's path.
 
-    baseline   the variant that others are held against, instead of the recipe's
-    resamples  draws of the bootstrap
+    baseline  the variant that others are held against, instead of the recipe's
 
     Raises DeftxError where `folder` is no run or damaged, where `out` is something else than an earlier report, for
     a baseline that has no scores, and where the libraries of the extra `report` are missing.
@@ -46,10 +43,10 @@ def write_report(
     if baseline is not None and baseline not in scored:
         raise unknown("variant", baseline, scored)
     baseline = baseline or run.recipe.baseline
-    scores = resampled(run, resamples)
+    scores = score_run(run)
     compared = [compare(run, scores, *pair) for pair in pairs(run, baseline)]
     with style():
-        found = Findings(run, baseline, [one for one in compared if one], look(run), resamples)
+        found = Findings(run, baseline, [one for one in compared if one], look(run))
         parts = sections(found)
     with new_folder(out, force=True) as new:
         (new / PAGE).write_text(page(found, parts), encoding="utf-8")

@@ -46,7 +46,6 @@ class Findings:
     baseline: str | None
     comparisons: Sequence[Comparison]
     seen: Seen
-    resamples: int
 
 
 def picture(name: str, figure: "Figure", caption: str, alt: str) -> Picture:

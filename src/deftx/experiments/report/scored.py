@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from deftx.experiments.recipe import Published
 from deftx.experiments.report import figures, tables
 from deftx.experiments.report.parts import Findings, Section, picture
-from deftx.experiments.report.statistics import AVERAGE
+from deftx.experiments.report.statistics import AVERAGE, SEEDS_FOR_A_CONCLUSION, SEEDS_FOR_P
 from deftx.experiments.report.style import looks
 
 
@@ -15,7 +15,7 @@ def scores(found: Findings) -> Section | None:
     scored = [name for name in run.variants if run.scores(name)]
     if not scored:
         return None
-    columns = [*run.targets, AVERAGE, *(name for name in run.languages if name not in run.targets)]
+    columns = tables.score_columns(run)
     values = {name: tables.column_values(run, name, columns) for name in scored}
     several = any(len(v) > 1 for by in values.values() for v in by.values())
     labelled = " and ".join(run.recipe.labelled)
@@ -24,11 +24,13 @@ def scores(found: Findings) -> Section | None:
         "without labelled data. The numbers say how well it does on test data of each language; 100 would be "
         "without a mistake."
     )
-    notes = ["Bold: the best of a column."] if len(scored) > 1 else []
+    notes = []
+    if several and len(scored) > 1:
+        notes.append("Bold: the highest mean of a column, which need not be better (see the comparison below).")
     if baseline in scored and len(scored) > 1:
         notes.append(
             f"{tables.BETTER}: higher than the baseline, {baseline}. {tables.SURELY_BETTER}: higher, and the 95% "
-            "interval of the difference leaves out 0 (see the comparison below)."
+            f"interval of the difference, of {SEEDS_FOR_A_CONCLUSION} seeds or more, leaves out 0."
         )
     notes.append(_about_spread(several))
     article = "a" if len(run.recipe.labelled) > 1 else "the"
@@ -68,31 +70,41 @@ def comparison(found: Findings) -> Section | None:
     if not pairs:
         return None
     about = (
-        "A difference can come about by chance: by which seeds were run, and by which examples the test data happens "
-        "to hold. Here both are drawn anew many times, the same for both variants, and what changes in the difference "
-        "shows how far chance reaches."
+        "A difference can come about by chance: by which seeds were run, and by which examples the test data "
+        "happens to hold. The intervals are for other seeds and other examples of the same kind: in 95 of 100 such "
+        "runs, an interval made like this holds the difference that very many seeds and examples would give."
     )
     notes = [
-        f"Paired bootstrap over seeds and examples, {found.resamples:,} draws; the interval holds 95% of them, and p "
-        "is twice the share of them in which the difference is zero or reversed. p (Holm) is corrected for the number "
-        "of comparisons: where it is 0.05 or more, the difference holds only for that comparison by itself. Nothing "
-        "here says anything about other languages or other test data.",
+        "Student's t over seeds and examples, both paired: the variance between the seeds' differences, and what "
+        "the examples add to all seeds alike (by the jackknife). “Detectable” is the true difference that as many "
+        "seeds and examples would have told from chance in 80% of cases: smaller ones are likely to be missed. "
+        "Nothing here says anything about other languages or another kind of test data.",
+        f"p is given from {SEEDS_FOR_P} seeds on. p (Holm) is corrected for the number of comparisons: where it is "
+        "0.05 or more, or missing, the difference holds only for that comparison by itself.",
+        "Repeating a seed on another kind of processor is like another seed: rounding differs, and moved small "
+        "models by up to four points.",
     ]
-    fewest = min(len(one.seeds) for one in pairs)
+    fewest = min(len(pair.seeds) for pair in pairs)
     if fewest == 1:
-        notes.append("Where there is one seed, only the examples were drawn anew: intervals are too narrow then.")
-    elif fewest < 5:
         notes.append(
-            f"With {fewest} seeds, what the seeds add to an interval is estimated roughly, and rather too low."
+            "One seed: interval over examples only. Another seed may lie far outside of it, so nothing is concluded."
+        )
+    elif fewest < SEEDS_FOR_A_CONCLUSION:
+        notes.append(
+            f"{fewest} seeds: how much seeds differ is hardly known, intervals may hold the truth in 91% of cases "
+            "only, and nothing is concluded."
         )
     run = found.run
-    names = "; ".join(
-        f"{one.first} minus {one.second} {tables.signed(one.average.value)}" for one in pairs if one.average
-    )
+    named = []
+    for pair in pairs:
+        if pair.average:
+            named.append(f"{pair.first} minus {pair.second} {tables.signed(pair.average.value)}")
+    names = "; ".join(named)
     drawing = picture(
         "differences",
         figures.differences(pairs, run.languages),
-        "Differences by language: a dot is what was measured, filled where the 95% interval (the line) leaves out 0.",
+        "Differences by language: a dot is what was measured, filled where the 95% interval (the line) leaves out 0 "
+        "and there are seeds enough.",
         f"Differences with intervals. On average: {names or 'not all languages are there'}.",
     )
     shown = [tables.comparison_table(pairs), tables.language_comparisons(run, pairs)]

@@ -30,9 +30,8 @@ def headline(found: Findings) -> list[str]:
     said = [f"Best on average over the target languages: {best}, with a {metric} of {tables.spread(averages[best])} %."]
     for one, gap, p in tables.averaged(found.comparisons):
         if best in (one.first, one.second) and found.baseline in (one.first, one.second):
-            follows = f"{'' if gap.leaves_out_0 else 'the difference '}{tables.verdict(one, gap, p)}"
             measured = f"{tables.signed(gap.value)} points, 95% interval {tables.interval(gap)}"
-            said.append(f"{one.first} minus {one.second}: {measured}, so {follows}.")
+            said.append(f"{one.first} minus {one.second}: {measured} ({tables.verdict(one, gap, p)}).")
     return said
 
 

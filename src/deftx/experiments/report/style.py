@@ -141,7 +141,10 @@ def heat(axes: "Axes", rows: Sequence[str], columns: Sequence[str], values: Valu
 def coloured(axes: "Axes", values: Values, top: float) -> Any:
     """Coloured cells, the first row on top; the image, for a colour bar."""
     cells = [[float("nan") if value is None else value for value in row] for row in values]
-    image = axes.pcolormesh(range(len(cells[0])), range(len(cells)), cells, cmap=HEAT, vmin=0, vmax=top or 1)
+    # edges, not centres: from a single centre matplotlib makes a cell without width
+    columns = [number - 0.5 for number in range(len(cells[0]) + 1)]
+    rows = [number - 0.5 for number in range(len(cells) + 1)]
+    image = axes.pcolormesh(columns, rows, cells, cmap=HEAT, vmin=0, vmax=top or 1)
     axes.set_ylim(len(cells) - 0.5, -0.5)  # also where axes are shared
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

@@ -6,7 +6,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from deftx.experiments.report.read import RunData
-from deftx.experiments.report.statistics import AVERAGE, LEVEL, Comparison, Difference, holm
+from deftx.experiments.report.statistics import (
+    AVERAGE,
+    LEVEL,
+    SEEDS_FOR_A_CONCLUSION,
+    Comparison,
+    Difference,
+    holm,
+)
 from deftx.experiments.report.vectors import Place
 from deftx.settings import metric_name
 from deftx.storage.privacy import without_paths
@@ -45,118 +52,185 @@ class Table:
 
 
 def score_table(run: RunData, baseline: str | None, comparisons: Sequence[Comparison]) -> Table:
-    """Mean ± sample standard deviation over the seeds, in percent; the best of a column; what beats the baseline."""
-    columns = [*run.targets, AVERAGE, *(name for name in run.languages if name not in run.targets)]
-    values = {variant: column_values(run, variant, columns) for variant in run.variants if run.scores(variant)}
-    against = {one.first: one for one in comparisons if one.second == baseline}
+    """Mean ± sample standard deviation over the seeds, in percent.
+
+    With several variants of which one has several seeds, the best of a column is bold. Marks say what
+    is higher than the baseline.
+    """
+    columns = score_columns(run)
+    values = {}
+    for variant in run.variants:
+        if run.scores(variant):
+            values[variant] = column_values(run, variant, columns)
+    best = _best_of_columns(values, columns)
+    against_baseline = {pair.first: pair for pair in comparisons if pair.second == baseline}
     lines = []
-    for variant, found in values.items():
+    for variant, by_column in values.items():
         cells = []
         for column in columns:
-            best = max((round(mean(v[column]), 1) for v in values.values() if v[column]), default=0.0)
-            mark = _mark(found[column], values.get(baseline or "", {}).get(column, []), against.get(variant), column)
-            is_best = bool(found[column]) and len(values) > 1 and round(mean(found[column]), 1) == best
-            cells.append(Cell(spread(found[column]), is_best, mark if variant != baseline else ""))
-        lines.append(Line(variant + _seeds_missing(run, variant, found[AVERAGE]), cells))
+            scores = by_column[column]
+            is_best = bool(scores) and round(mean(scores), 1) == best.get(column)
+            mark = ""
+            if baseline in values and variant != baseline:
+                gap = _gap_of_column(against_baseline.get(variant), column)
+                mark = _mark(scores, values[baseline][column], gap)
+            cells.append(Cell(spread(scores), is_best, mark))
+        name = variant + _seeds_missing(run, variant, by_column[AVERAGE])
+        lines.append(Line(name, cells))
     metric = metric_name(run.recipe.metric)
     caption = f"{metric[:1].upper()}{metric[1:]} in percent, mean ± standard deviation over the seeds."
     return Table(caption, ["", *columns], [*lines, *_published_lines(run, columns)])
 
 
+def score_columns(run: RunData) -> list[str]:
+    """The targets, their average, then the languages of the labelled data."""
+    others = [name for name in run.languages if name not in run.targets]
+    return [*run.targets, AVERAGE, *others]
+
+
 def column_values(run: RunData, variant: str, columns: Sequence[str]) -> dict[str, list[float]]:
     """A variant's scores in percent by column, one for each seed; the average is taken within a seed first."""
-    scores = run.scores(variant).values()
-    whole = [by for by in scores if run.targets and all(name in by for name in run.targets)]
-    average = [100 * mean(by[name] for name in run.targets) for by in whole]
-    found = {name: [100 * by[name] for by in scores if name in by] for name in columns}
-    return {name: average if name == AVERAGE else values for name, values in found.items()}
+    values: dict[str, list[float]] = {column: [] for column in columns}
+    for by_language in run.scores(variant).values():
+        for column in columns:
+            if column in by_language:
+                values[column].append(100 * by_language[column])
+        if AVERAGE in columns and run.targets and by_language.keys() >= set(run.targets):
+            values[AVERAGE].append(100 * mean(by_language[name] for name in run.targets))
+    return values
 
 
 def spread(values: Sequence[float]) -> str:
     """Mean ± sample standard deviation; of one value, the value."""
     if not values:
         return NOTHING
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
-def _mark(ours: Sequence[float], theirs: Sequence[float], against: Comparison | None, column: str) -> str:
-    if not ours or not theirs or mean(ours) <= mean(theirs):
+def _best_of_columns(values: Mapping[str, Mapping[str, Sequence[float]]], columns: Sequence[str]) -> dict[str, float]:
+    """The highest mean of each column, as it is shown; nothing where no comparison is meant."""
+    best: dict[str, float] = {}
+    if len(values) < 2:
+        return best
+    for column in columns:
+        scores = [by_column[column] for by_column in values.values() if by_column[column]]
+        several_seeds = any(len(of_variant) > 1 for of_variant in scores)
+        if several_seeds:
+            best[column] = max(round(mean(of_variant), 1) for of_variant in scores)
+    return best
+
+
+def _gap_of_column(comparison: Comparison | None, column: str) -> Difference | None:
+    if comparison is None:
+        return None
+    if column == AVERAGE:
+        return comparison.average
+    return comparison.by_language.get(column)
+
+
+def _mark(scores: Sequence[float], baseline: Sequence[float], gap: Difference | None) -> str:
+    """How a score stands to the baseline's."""
+    if not scores or not baseline or mean(scores) <= mean(baseline):
         return ""
-    gaps = {**against.by_language, AVERAGE: against.average} if against else {}
-    gap = gaps.get(column)
-    return SURELY_BETTER if gap and gap.low > 0 else BETTER
+    if gap and gap.conclusive and gap.value > 0:
+        return SURELY_BETTER
+    return BETTER
 
 
-def _seeds_missing(run: RunData, variant: str, whole: Sequence[float]) -> str:
+def _seeds_missing(run: RunData, variant: str, averages: Sequence[float]) -> str:
     """What to say behind the name of a variant of which not all seeds are there."""
-    wanted, there = len(run.recipe.seeds), len(whole) if run.targets else len(run.scores(variant))
-    return f" ({there} of {wanted} seeds)" if variant in run.recipe.variants and there < wanted else ""
+    wanted = len(run.recipe.seeds)
+    done = len(averages) if run.targets else len(run.scores(variant))
+    if variant in run.recipe.variants and done < wanted:
+        return f" ({done} of {wanted} seeds)"
+    return ""
 
 
 def _published_lines(run: RunData, columns: Sequence[str]) -> list[Line]:
-    """Others' numbers in our columns. Their average is that of our target languages; as published where there is no
-    more than that."""
+    """Others' numbers in our columns.
+
+    Their average is that of our target languages where they have all of them, otherwise as published.
+    """
     lines = []
     for published in run.recipe.paper:
         for name, scores in published.rows.items():
             shown = dict(scores)
-            targets = [scores[target] for target in run.targets if target in scores]
-            if targets and len(targets) == len(run.targets):
-                shown[AVERAGE] = mean(targets)
-            cells = [Cell(f"{shown[column]:.1f}" if column in shown else NOTHING) for column in columns]
+            if run.targets and scores.keys() >= set(run.targets):
+                shown[AVERAGE] = mean(scores[target] for target in run.targets)
+            cells = []
+            for column in columns:
+                cells.append(Cell(f"{shown[column]:.1f}" if column in shown else NOTHING))
             lines.append(Line(f"published: {name}", cells, aside=True))
     return lines
 
 
-def averaged(comparisons: Sequence[Comparison]) -> list[tuple[Comparison, Difference, float]]:
-    """The pairs that have an average, it, and its p allowing for how many they are."""
-    whole = [(one, one.average) for one in comparisons if one.average]
-    adjusted = holm([average.p for _, average in whole])
-    return [(one, average, p) for (one, average), p in zip(whole, adjusted, strict=True)]
+def averaged(comparisons: Sequence[Comparison]) -> list[tuple[Comparison, Difference, float | None]]:
+    """The pairs that have an average, it, and its p corrected for how many have one."""
+    with_average = [pair for pair in comparisons if pair.average]
+    probabilities = [pair.average.p for pair in with_average if pair.average and pair.average.p is not None]
+    corrected = iter(holm(probabilities))
+    rows = []
+    for pair in with_average:
+        gap = pair.average
+        if gap:
+            rows.append((pair, gap, None if gap.p is None else next(corrected)))
+    return rows
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """A line for each pair that has an average."""
-    lines = [
-        Line(
-            f"{one.first} against {one.second}",
-            [
-                Cell(signed(average.value)),
-                Cell(interval(average)),
-                Cell(probability(average.p)),
-                Cell(probability(p)),
-                Cell(str(len(one.seeds))),
-                Cell(verdict(one, average, p), best=average.leaves_out_0 and p < LEVEL),
-            ],
-        )
-        for one, average, p in averaged(comparisons)
-    ]
-    columns = ["", "difference", "95% interval", "p", "p (Holm)", "seeds", "what follows"]
+    lines = []
+    for pair, gap, corrected in averaged(comparisons):
+        conclusion = verdict(pair, gap, corrected)
+        cells = [
+            Cell(signed(gap.value)),
+            Cell(interval(gap)),
+            Cell(detectable(gap)),
+            Cell(probability(gap.p)),
+            Cell(probability(corrected)),
+            Cell(str(gap.seeds)),
+            Cell(conclusion, best=is_proven(gap, corrected)),
+        ]
+        lines.append(Line(f"{pair.first} against {pair.second}", cells))
+    columns = ["", "difference", "95% interval", "detectable", "p", "p (Holm)", "seeds", "what follows"]
     return Table("Average of the target languages, first minus second, in points.", columns, lines)
 
 
 def language_comparisons(run: RunData, comparisons: Sequence[Comparison]) -> Table:
     """A line for each pair, a column for each language."""
-    lines = [
-        Line(f"{one.first} against {one.second}", [_gap(one.by_language.get(name)) for name in run.languages])
-        for one in comparisons
-    ]
-    caption = "Differences by language in points, with 95% intervals; bold where the interval leaves out 0."
+    lines = []
+    for pair in comparisons:
+        cells = []
+        for language in run.languages:
+            gap = pair.by_language.get(language)
+            cells.append(Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.conclusive) if gap else Cell(NOTHING))
+        lines.append(Line(f"{pair.first} against {pair.second}", cells))
+    caption = (
+        "Differences by language in points, with 95% intervals; "
+        f"bold where the interval of {SEEDS_FOR_A_CONCLUSION} seeds or more leaves out 0."
+    )
     return Table(caption, ["", *run.languages], lines, folded=True)
 
 
-def _gap(gap: Difference | None) -> Cell:
-    if gap is None:
-        return Cell(NOTHING)
-    return Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.leaves_out_0)
+def is_proven(gap: Difference, corrected: float | None) -> bool:
+    """Whether a difference holds among all comparisons; `corrected` is its p by Holm."""
+    return gap.conclusive and corrected is not None and corrected < LEVEL
 
 
-def verdict(one: Comparison, gap: Difference, p: float) -> str:
-    """What a difference allows to say; p allows for there being several."""
-    if not gap.leaves_out_0:
+def verdict(pair: Comparison, gap: Difference, corrected: float | None) -> str:
+    """What a difference allows to say; `corrected` is its p by Holm."""
+    if gap.seeds == 1:
+        return "one seed: interval over texts only"
+    if gap.seeds < SEEDS_FOR_A_CONCLUSION:
+        return f"{gap.seeds} seeds: too few to say"
+    if not gap.conclusive:
         return "may be chance"
-    better = one.first if gap.low > 0 else one.second
-    return f"{better} is better" if p < LEVEL else f"{better} is better, taken alone"
+    better = pair.first if gap.value > 0 else pair.second
+    if is_proven(gap, corrected):
+        return f"{better} is better"
+    return f"{better} is better, taken alone"
 
 
 def signed(value: float) -> str:
@@ -169,29 +243,56 @@ def interval(gap: Difference) -> str:
     return f"[{signed(gap.low)}, {signed(gap.high)}]"
 
 
-def probability(p: float) -> str:
+def detectable(gap: Difference) -> str:
+    """The difference that could have been shown, in points."""
+    if gap.detectable is None:
+        return NOTHING
+    return f"{100 * gap.detectable:.1f}"
+
+
+def probability(p: float | None) -> str:
     """p with two digits or three, and no claim below a thousandth."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    if p is None:
+        return NOTHING
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def outside_table(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> Table | None:
     """The share of entries that vectors hold outside of the numbered layers, such as in the embeddings."""
-    kinds = list(dict.fromkeys(kind for found in places.values() for layer, kind in found if layer is None))
+    kinds: list[str] = []
+    for shares in places.values():
+        for layer, kind in shares:
+            if layer is None and kind not in kinds:
+                kinds.append(kind)
     if not kinds:
         return None
-    lines = [
-        Line(f"{variant}: {part}", [Cell(f"{found[None, k]:.1%}" if (None, k) in found else NOTHING) for k in kinds])
-        for (variant, part), found in places.items()
-    ]
-    return Table("Share of the entries outside of the layers that the vectors hold.", ["", *kinds], lines, folded=True)
+    lines = []
+    for (variant, part), shares in places.items():
+        cells = []
+        for kind in kinds:
+            share = shares.get((None, kind))
+            cells.append(Cell(NOTHING if share is None else f"{share:.1%}"))
+        lines.append(Line(f"{variant}: {part}", cells))
+    caption = "Share of the entries outside of the layers that the vectors hold."
+    return Table(caption, ["", *kinds], lines, folded=True)
 
 
 def settings_table(run: RunData) -> Table:
     """What the variants set, a column for each key that one of them sets."""
-    flat = {name: flattened(without_paths("", run.recipe.variants.get(name, {}))) for name in run.variants}
-    keys = list(dict.fromkeys(key for found in flat.values() for key in found))
-    lines = [Line(name, [Cell(found.get(key, NOTHING)) for key in keys]) for name, found in flat.items()]
-    return Table("What the variants set; all else is the same for all of them.", ["", *keys], lines, words=True)
+    by_variant = {}
+    keys: list[str] = []
+    for variant in run.variants:
+        settings = without_paths("", run.recipe.variants.get(variant, {}))
+        by_variant[variant] = flattened(settings)
+        keys += [key for key in by_variant[variant] if key not in keys]
+    lines = []
+    for variant, settings in by_variant.items():
+        cells = [Cell(settings.get(key, NOTHING)) for key in keys]
+        lines.append(Line(variant, cells))
+    caption = "What the variants set; all else is the same for all of them."
+    return Table(caption, ["", *keys], lines, words=True)
 
 
 def words_table(caption: str, heading: str, words: Mapping[str, str], *, folded: bool = False) -> Table:
@@ -202,14 +303,20 @@ def words_table(caption: str, heading: str, words: Mapping[str, str], *, folded:
 
 def flattened(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as `key.key` -> text."""
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in data.items():
-        inner = flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
-        found |= inner
-    return found
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
 
 
 def duration(seconds: float) -> str:
     """A time as people say it: 40 s, 12 min, 3.5 h."""
     minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h"
