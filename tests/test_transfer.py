@@ -26,6 +26,7 @@ SHORT += [f"{what}.training.{setting}" for what in ("language", "task") for sett
 SHORT += [f"{what}.training.learning_rate=0.01" for what in ("language", "task")]
 SETTINGS = [part for change in SHORT for part in ("--set", change)]
 START = ["transfer", "--base", "base", "--train", "train.tsv", *SETTINGS]
+SOURCE = ["--source", "ind.txt"]
 TWO = [*START, "--source", "ind.txt", "--target", "min=texts/min.txt", "--target", "ace.txt"]
 
 
@@ -185,6 +186,59 @@ def test_a_transfer_that_was_stopped_resumes(folder: Path, run, monkeypatch, com
     assert Path("out/models/ace/config.json").is_file()
 
 
+@pytest.mark.usefixtures("no_report")
+def test_one_that_was_stopped_while_gathering_resumes_too(folder: Path, run, monkeypatch, computed: list[str]) -> None:
+    command = [*START, "--source", "ind.txt", "--target", "ace.txt", "--out", "out"]
+
+    def stopping(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deftx.experiments.transfer.compose_to", stopping)
+        assert run(*command).code == 130
+    assert Path("out/vectors/ace").is_dir()
+    learnt = len(computed)
+    assert run(*command).code == 0
+    assert len(computed) == learnt
+    assert Path("out/models/ace/config.json").is_file()
+
+
+def test_one_that_was_stopped_while_reading_begins_again(folder: Path, run, monkeypatch) -> None:
+    command = [*START, "--source", "ind.txt", "--target", "ace.txt", "--out", "out"]
+
+    def stopping(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deftx.experiments.run.make_plan", stopping)
+        assert run(*command).code == 130
+    assert not Path("out/recipe.yaml").exists()
+    assert Path("out/store").is_dir()
+    assert run(*command, "--dry-run").code == 0
+
+
+@pytest.mark.usefixtures("no_report")
+def test_test_texts_in_what_is_learnt_are_left_out_and_that_is_said(folder: Path, run) -> None:
+    text, test = Path("ace.txt"), Path("test.tsv")
+    leak = "bi bo be ba bu bi bo be ba du"
+    text.write_text(f"{text.read_text()}{leak}\n")
+    test.write_text(f"text\tlabel\n{leak}\tfront\n")
+    command = ["transfer", "--base", "base", "--train", "train.tsv", *SOURCE, "--target", "ace.txt", "--out", "out"]
+    settings = [part for change in SHORT[1:] for part in ("--set", change)]
+    done = run(*command, "--test", "test.tsv", *settings, "--dry-run")
+    assert done.code == 0
+    assert "left out of ace, since it holds evaluation text: 1 of 51" in done.out
+
+
+def test_the_folder_of_a_run_is_not_taken_for_a_transfer(folder: Path, run) -> None:
+    Path("out/run").mkdir(parents=True)
+    Path("out/run/recipe.json").write_text("{}")
+    Path("out/store").mkdir()
+    refused = run(*START, *SOURCE, "--target", "ace.txt", "--out", "out")
+    assert refused.code == 2
+    assert "is not the folder of a transfer" in refused.complaint
+
+
 def test_a_dry_run_says_what_it_takes_and_leaves_nothing(folder: Path, run, computed: list[str]) -> None:
     before = sorted(folder.rglob("*"))
     plan = run(*TWO, "--test", "min=test.tsv", "--out", "out", "--dry-run")
@@ -242,9 +296,6 @@ def test_without_the_libraries_of_the_report_all_else_is_there(folder: Path, run
     assert found.code == 0
     assert not Path("out/report").exists()
     assert "pip install 'deftx[report]'" in found.out
-
-
-SOURCE = ["--source", "ind.txt"]
 
 
 @pytest.mark.parametrize(

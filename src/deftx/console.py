@@ -93,6 +93,8 @@ def print_plan(run: "Prepared", *, as_json: bool) -> None:
         return
     cells = [[step.title, step.kind, "" if i in left else "done", i] for i, step in steps.items()]
     print_table(["for", "step", "", "name in the store"], cells)
+    for name, how_much in run.trimmed.items():
+        print(f"\nleft out of {name}, since it holds evaluation text: {how_much}")
     print(f"\n{len(steps)} steps, {len(left)} to do, one after the other")
     if left:
         print_estimate(needed, run.store.root)

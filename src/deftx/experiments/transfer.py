@@ -36,7 +36,7 @@ from deftx.experiments.run import Prepared, prepare, run_recipe, vectors_of
 from deftx.plain_yaml import parse_yaml
 from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, merged, metric_name, with_preset
 from deftx.storage.files import load, save
-from deftx.storage.folders import claimed, write_text
+from deftx.storage.folders import LOCK, claimed, write_text
 from deftx.tasks.data import read_text
 from deftx.tasks.table import task_of
 from deftx.training import processes
@@ -224,8 +224,8 @@ def check_out(out: Path, data: Mapping[str, Any], *, force: bool) -> None:
         return
     before = _recipe_in(out)
     if before is None:
-        if out.is_dir() and {path.name for path in out.iterdir()} <= {STORE, RUN, ".lock"}:
-            return  # one that was stopped before it began to learn
+        if out.is_dir() and _not_begun(out):
+            return
         raise DeftxError(f"{out} exists and is not the folder of a transfer: choose another folder")
     if before != data and not force:
         keys = [key for key in {**before, **data} if before.get(key) != data.get(key)]
@@ -233,6 +233,13 @@ def check_out(out: Path, data: Mapping[str, Any], *, force: bool) -> None:
         raise DeftxError(
             f"{where}: choose another folder, or replace it with --force, which keeps what can be used again"
         )
+
+
+def _not_begun(out: Path) -> bool:
+    """Whether a folder holds what a transfer leaves that was stopped before it began to learn."""
+    in_run = list((out / RUN).iterdir()) if (out / RUN).is_dir() else []
+    names = {path.name for path in [*out.iterdir(), *in_run]}
+    return names <= {STORE, RUN, LOCK}
 
 
 def _recipe_in(out: Path) -> dict[str, Any] | None:
