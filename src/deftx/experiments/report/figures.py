@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from deftx.experiments.recipe import TASK
-from deftx.experiments.report.statistics import AVERAGE, Comparison
+from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference
 from deftx.experiments.report.style import (
     COLOURS,
     INK,
@@ -37,17 +37,10 @@ def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Loo
     width = 0.84 / len(scores)
     figure = new_figure(max(WIDTH, 1.2 + 0.24 * len(scores) * len(columns)), 3.6)
     axes = figure.subplots()
-    for number, (variant, found) in enumerate(scores.items()):
-        places = [place + width * (number - (len(scores) - 1) / 2) for place in range(len(columns))]
-        values = [found[column] for column in columns]
-        heights = [mean(v) if v else 0.0 for v in values]
-        error = [stdev(v) if len(v) > 1 else 0.0 for v in values]
-        bar = axes.bar(places, heights, 0.92 * width, color=look[variant].colour, hatch=look[variant].hatch)
-        bar.set_label(f" {variant}")
-        if any(error):
-            axes.errorbar(places, heights, error, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
-            dots = [(place, value) for place, v in zip(places, values, strict=True) if len(v) > 1 for value in v]
-            axes.scatter([p for p, _ in dots], [v for _, v in dots], s=7, color=INK, alpha=0.55, linewidths=0, zorder=3)
+    for number, (variant, by_column) in enumerate(scores.items()):
+        shift = width * (number - (len(scores) - 1) / 2)
+        centres = [column + shift for column in range(len(columns))]
+        _draw_bars(axes, variant, [by_column[column] for column in columns], centres, 0.92 * width, look[variant])
     axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel="score (%)", ylim=(0, None), xlim=(-0.5, len(columns) - 0.5))
@@ -55,29 +48,37 @@ def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Loo
     return figure
 
 
+def _draw_bars(
+    axes: "Axes", variant: str, values: Sequence[list[float]], centres: Sequence[float], width: float, look: Look
+) -> None:
+    """The bars of one variant; deviations and dots where a column has several seeds."""
+    heights = [mean(of_column) if of_column else 0.0 for of_column in values]
+    bar = axes.bar(centres, heights, width, color=look.colour, hatch=look.hatch)
+    bar.set_label(f" {variant}")
+    deviations = [stdev(of_column) if len(of_column) > 1 else 0.0 for of_column in values]
+    if not any(deviations):
+        return
+    axes.errorbar(centres, heights, deviations, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+    for centre, of_column in zip(centres, values, strict=True):
+        if len(of_column) > 1:
+            at_centre = [centre] * len(of_column)
+            axes.scatter(at_centre, of_column, s=7, color=INK, alpha=0.55, linewidths=0, zorder=3)
+
+
 def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "Figure":
-    """A panel for each pair: the difference and its interval by language and on average; hollow where 0 is inside."""
+    """A panel for each pair: the difference and its interval by language and on average; hollow if inconclusive."""
     across = min(3, len(comparisons))
     down = ceil(len(comparisons) / across)
     names = [*columns, AVERAGE]
     figure = new_figure(WIDTH if across > 1 else 4.6, down * (0.9 + 0.24 * len(names)))
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
-    for axes, one in zip(grid, comparisons, strict=False):
-        gaps = {**one.by_language, **({AVERAGE: one.average} if one.average else {})}
+    for axes, pair in zip(grid, comparisons, strict=False):
         axes.axvline(0, color=MUTED, linewidth=1)
         for place, name in enumerate(names):
-            if gap := gaps.get(name):
-                colour = COLOURS[0] if gap.value >= 0 else COLOURS[1]
-                axes.plot([100 * gap.low, 100 * gap.high], [place, place], color=colour, linewidth=2)
-                axes.plot(
-                    100 * gap.value,
-                    place,
-                    "o",
-                    color=colour,
-                    markersize=6,
-                    fillstyle="full" if gap.conclusive else "none",
-                )
-        axes.set_title(f"{one.first}\nagainst {one.second}", fontsize=9)
+            gap = pair.average if name == AVERAGE else pair.by_language.get(name)
+            if gap:
+                _draw_interval(axes, place, gap)
+        axes.set_title(f"{pair.first}\nagainst {pair.second}", fontsize=9)
         axes.tick_params(labelbottom=True)  # also above a place that stays empty
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x")
@@ -86,6 +87,14 @@ def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "F
     hide_rest(grid, len(comparisons))
     figure.supxlabel("difference (points), with 95% interval", fontsize=9)
     return figure
+
+
+def _draw_interval(axes: "Axes", place: int, gap: Difference) -> None:
+    """One difference as a dot on its interval."""
+    colour = COLOURS[0] if gap.value >= 0 else COLOURS[1]
+    fill = "full" if gap.conclusive else "none"
+    axes.plot([100 * gap.low, 100 * gap.high], [place, place], color=colour, linewidth=2)
+    axes.plot(100 * gap.value, place, "o", color=colour, markersize=6, fillstyle=fill)
 
 
 def overlap_with_task(shares: Mapping[tuple[str, str], list[float]]) -> "Figure":
