@@ -97,6 +97,31 @@ def test_flipped_bits_in_the_json_give_a_clean_error_or_a_valid_vector(folder):
         assert_valid_or_refused(folder, folder.name)
 
 
+def reverse_labels(content):
+    content["head"]["labels"].reverse()
+
+
+def change_length(content):
+    content["info"]["training"] = {"length": 7}
+
+
+def transpose(content):
+    shapes = [tensor["shape"] for tensor in content["tensors"].values()]
+    next(shape for shape in shapes if len(shape) == 2 and shape[0] != shape[1]).reverse()
+
+
+@pytest.mark.parametrize("change", [reverse_labels, change_length, transpose])
+def test_a_manifest_that_was_changed_is_noticed_though_it_is_of_the_right_form(folder, change):
+    path = folder / "vector.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content))  # written otherwise, it says the same
+    load(folder)
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DeftxError, match=r"vector.json: the file is damaged, or was changed by hand"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     "text",
     [

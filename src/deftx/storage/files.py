@@ -1,7 +1,8 @@
 """Vectors as folders: safetensors and JSON only, checked when read, replaced whole when written.
 
 vector.json         see `manifest`
-vector.safetensors  per tensor NAME: `NAME.indices` and `NAME.values`, coded by `codec`
+vector.safetensors  per tensor NAME: `NAME.indices` and `NAME.values`, coded by `codec`; among its metadata is the
+                    checksum of vector.json without its own (files of older versions have none)
 head.safetensors    the head's tensors, for vectors that have one
 """
 
@@ -31,6 +32,7 @@ from deftx.storage.hub import fetch, is_vector_id
 from deftx.storage.manifest import HeadForm, Manifest, TensorForm, read_manifest, write_manifest
 
 VECTOR, HEAD = "vector.safetensors", "head.safetensors"
+MANIFEST_CHECKSUM = "manifest_sha256"  # its name among the metadata of vector.safetensors
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by their names in safetensors
 _NAMES = {dtype: name for name, dtype in _FLOATS.items()}
 
@@ -88,16 +90,27 @@ def load_from_hub(vector_id: str) -> SparseVector:
 
 def _read_folder(folder: Path) -> SparseVector:
     form = read_manifest(folder / manifest.FILE)
-    return SparseVector(_read_tensors(folder, form), _read_head(folder, form.head), form.info)
+    vector = SparseVector(_read_tensors(folder, form), _read_head(folder, form.head), form.info)
+    _check_manifest(folder, form)
+    return vector
+
+
+def _check_manifest(folder: Path, form: Manifest) -> None:
+    """Raise DeftxError for a vector.json that was changed, such as in its labels, since the vector was saved."""
+    with _about(str(folder / VECTOR)), safe_open(folder / VECTOR, framework="pt") as file:
+        expected = (file.metadata() or {}).get(MANIFEST_CHECKSUM)
+    if expected is not None and expected != manifest.checksum(form.model_dump()):
+        what = f"its SHA-256 is not the one in {VECTOR}"
+        raise DeftxError(f"{folder / manifest.FILE}: the file is damaged, or was changed by hand: {what}")
 
 
 def _write(vector: SparseVector, folder: Path) -> None:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         coded = list(pool.map(_coded, vector.tensors, vector.tensors.values()))
     tensors = {name: part for parts in coded for name, part in parts.items()}
-    content = {
+    content: dict[str, Any] = {
         "format_version": manifest.VERSION,
-        "sha256": _write_tensors(tensors, folder / VECTOR),
+        "sha256": "",
         "head": _write_head(vector.head, folder / HEAD),
         "info": dict(vector.info),
         "tensors": {
@@ -105,6 +118,8 @@ def _write(vector: SparseVector, folder: Path) -> None:
             for name, entries in vector.tensors.items()
         },
     }
+    metadata = {MANIFEST_CHECKSUM: manifest.checksum(content)}
+    content["sha256"] = _write_tensors(tensors, folder / VECTOR, metadata)
     write_manifest(content, folder / manifest.FILE)
 
 
@@ -116,9 +131,9 @@ def _write_head(head: Head | None, path: Path) -> dict[str, object] | None:
     return {"labels": list(head.labels), "sha256": _write_tensors(tensors, path), "shapes": shapes}
 
 
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
+def _write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> str:
     """Write the file and return its checksum."""
-    save_file(tensors, path)
+    save_file(tensors, path, metadata=metadata)
     return _sha256(path)
 
 

@@ -1,7 +1,9 @@
 """vector.json: what a vector folder says about itself, as strict JSON of a fixed form."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -80,12 +82,34 @@ class Manifest(Form):
     tensors: dict[Name, TensorForm]
 
 
+def checksum(content: Mapping[str, Any]) -> str:
+    """The SHA-256 of what vector.json says, but for the checksums of the other files: it is kept in one of them.
+
+    Raises DeftxError for content that is not JSON.
+    """
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    if rest["head"]:
+        rest["head"] = {key: value for key, value in rest["head"].items() if key != "sha256"}
+    # through JSON and back: keys that are numbers become texts, tuples lists
+    plain = json.loads(_as_json(rest))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DeftxError(f"the vector's info is not JSON: {error}") from error
+
+
 def write_manifest(content: dict[str, Any], path: Path) -> None:
     """Write vector.json; raises DeftxError for content of another form and for info that is not JSON (NaN is not)."""
     _check(content)
     try:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, TypeError, RecursionError) as error:
+        text = _as_json(content).encode()
+    except ValueError as error:
+        if isinstance(error, DeftxError):
+            raise
         raise DeftxError(f"the vector's info is not JSON: {error}") from error
     path.write_bytes(text)
 
