@@ -362,6 +362,12 @@ def test_a_long_shape_that_is_named_often_is_not_copied_each_time(tmp_path):
         lt_sft.read(tmp_path / "pytorch_diff.bin")
 
 
+def test_no_language_may_be_said_as_none(bases):
+    task = vector_of(bases(), with_head=True)
+    alone, without = compose(bases(), task), compose(bases(), task, None)
+    assert all(alone.get_parameter(name).equal(weight) for name, weight in without.named_parameters())
+
+
 def write_program(folder, program):
     """A file of the newer form with a pickle as it is given."""
     with zipfile.ZipFile(folder / lt_sft.FILE, "w") as archive:

@@ -41,7 +41,7 @@ class Noted(Protocol):
 def compose(
     base: Base,
     task: SparseVector | Sequence[SparseVector],
-    language: SparseVector | Sequence[SparseVector] = (),
+    language: SparseVector | Sequence[SparseVector] | None = (),
     *,
     rule: str = "sum",
     head: int | None = None,
@@ -51,7 +51,7 @@ def compose(
 
     base      folder or hub id of the base that all vectors were made on
     task      the task vector, or several
-    language  one language vector, several (added in order), or none
+    language  one language vector, several (added in order), or none: () or None
     rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
     head      of several task vectors with heads, whose is used: 0 is the first
     any_base  go on, with a warning, where the base has other weights than the vectors' base; None: as False, where
@@ -60,7 +60,8 @@ def compose(
     Raises DeftxError where the base cannot be loaded, vectors do not fit it or each other, one is given twice, or no
     task vector has a head, and for an unknown rule.
     """
-    tasks, languages = listed(task), listed(language)
+    tasks = listed(task)
+    languages = [] if language is None else listed(language)
     rule_of(rule)
     check_language(*languages)
     check_distinct(*tasks, *languages)
