@@ -187,6 +187,21 @@ def test_a_transfer_that_was_stopped_resumes(folder: Path, run, monkeypatch, com
 
 
 @pytest.mark.usefixtures("no_report")
+def test_several_seeds_are_learnt_and_their_mean_is_scored(done: Path, run, monkeypatch, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "own")
+    monkeypatch.chdir(tmp_path / "own")
+    found = run(*TWO, "--test", "min=test.tsv", "--out", "out", "--set", "seeds=[0,1]", "--force", "--json")
+    assert found.code == 0
+    facts = {row["name"]: row["facts"] for row in json.loads(found.out)}["min"]
+    rows = [json.loads(line) for line in Path("out/run/results.jsonl").read_text().splitlines()]
+    scores = [row["macro_f1"] for row in rows if row["variant"] == "with its vector"]
+    assert len(scores) == 2
+    assert facts[0].startswith(f"macro-F1 {50 * sum(scores):.1f} with the vector, ")
+    assert facts[0].endswith("; 40 texts, 2 seeds")
+    assert same(Path("out/vectors/min"), done / "out" / "vectors" / "min")  # of the first seed
+
+
+@pytest.mark.usefixtures("no_report")
 def test_one_that_was_stopped_while_gathering_resumes_too(folder: Path, run, monkeypatch, computed: list[str]) -> None:
     command = [*START, "--source", "ind.txt", "--target", "ace.txt", "--out", "out"]
 
@@ -272,7 +287,7 @@ def test_finished_vectors_take_the_place_of_texts(done: Path, run, monkeypatch, 
     assert same(Path("other/vectors/task"), Path("out/vectors/task"))
     rows = {row["name"]: row for row in json.loads(found.out)}
     assert rows.keys() == {"task", "ind", "min"}
-    assert any("on 40 texts" in fact for fact in rows["min"]["facts"])
+    assert any("40 texts, one seed" in fact for fact in rows["min"]["facts"])
     assert not any("unknown to the tokenizer" in fact for fact in rows["min"]["facts"])  # there is no text
     with_text = run(*command, "--target", "min=texts/min.txt", "--out", "third", "--json")
     assert with_text.code == 0

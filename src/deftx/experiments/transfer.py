@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -75,10 +76,14 @@ class Request:
 
 @dataclass(frozen=True)
 class TargetScore:
-    """A target's scores on its test data, 0 to 1, and the 95% interval of what its vector adds."""
+    """A target's mean scores on its test data, 0 to 1, and the 95% interval of what its vector adds.
+
+    With one seed the interval is over the texts alone: another seed may give another difference.
+    """
 
     language: str
     examples: int
+    seeds: int
     metric: str
     with_vector: float
     without: float
@@ -89,8 +94,9 @@ class TargetScore:
         gain = self.with_vector - self.without
         interval = f"{100 * gain:+.1f} points (95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
         scores = f"{100 * self.with_vector:.1f} with the vector, {100 * self.without:.1f} without"
+        seeds = f"{self.seeds} seeds" if self.seeds > 1 else "one seed, and other seeds may differ by more"
         verdict = "" if self.low > 0 or self.high < 0 else ", which may be chance"
-        return f"{metric_name(self.metric)} {scores}: {interval}{verdict}, on {self.examples} texts"
+        return f"{metric_name(self.metric)} {scores}: {interval}{verdict}; {self.examples} texts, {seeds}"
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,15 @@ class Outcome:
         """What is known, as a page of Markdown."""
         lines = ["# What came of it", ""]
         if self.scores:
-            lines += ["| language | without its vector | with it | difference | 95% interval | texts |"]
-            lines += ["| --- | ---: | ---: | ---: | --- | ---: |"]
+            lines += ["| language | without its vector | with it | difference | 95% interval | texts | seeds |"]
+            lines += ["| --- | ---: | ---: | ---: | --- | ---: | ---: |"]
             for score in self.scores:
                 points = [score.without, score.with_vector, score.with_vector - score.without]
                 cells = [f"{100 * points[0]:.1f}", f"{100 * points[1]:.1f}", f"{100 * points[2]:+.1f}"]
                 interval = f"{100 * score.low:+.1f} to {100 * score.high:+.1f}"
-                lines.append(f"| {' | '.join([score.language, *cells, interval, str(score.examples)])} |")
+                lines.append(
+                    f"| {' | '.join([score.language, *cells, interval, str(score.examples), str(score.seeds)])} |"
+                )
             lines += ["", f"{metric_name(self.scores[0].metric)} in percent.", ""]
         for row in self.about():
             lines += [f"## {row['name']}", "", *(f"- {fact}" for fact in row["facts"])]
@@ -268,7 +276,8 @@ def _clear(out: Path) -> None:
 
 
 def _gather(recipe: Recipe, request: Request, out: Path) -> Outcome:
-    """Put what a finished run came to where it is easily found, and say whether it helped."""
+    """Put what a finished run came to where it is easily found, and say whether it helped. Vectors and models are those
+    of the first seed, scores those of all."""
     seed = recipe.seeds[0]
     vectors = {name: load(folder) for name, folder in vectors_of(out / RUN, WITH, seed).items()}
     for name, vector in vectors.items():
@@ -305,10 +314,22 @@ def _scores(recipe: Recipe, out: Path) -> list[TargetScore]:
     compared = compare(run, score_run(run), WITH, WITHOUT)
     if compared is None:
         return []
-    (seed,) = recipe.seeds
-    metric, scores = run.recipe.metric, {name: run.scores(name)[seed] for name in (WITH, WITHOUT)}
-    examples = {row.language: row.examples for row in run.rows}
+    metric, examples = run.recipe.metric, {row.language: row.examples for row in run.rows}
+
+    def mean_score(variant: str, language: str) -> float:
+        """The mean over the seeds that have it."""
+        return mean(scores[language] for scores in run.scores(variant).values() if language in scores)
+
     return [
-        TargetScore(name, examples[name], metric, scores[WITH][name], scores[WITHOUT][name], gap.low, gap.high)
+        TargetScore(
+            language=name,
+            examples=examples[name],
+            seeds=gap.seeds,
+            metric=metric,
+            with_vector=mean_score(WITH, name),
+            without=mean_score(WITHOUT, name),
+            low=gap.low,
+            high=gap.high,
+        )
         for name, gap in compared.by_language.items()
     ]
