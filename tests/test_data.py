@@ -197,7 +197,7 @@ def test_plain_text_is_one_text_a_line(file):
 
 
 def test_plain_text_serves_as_unlabelled_examples_line_by_line(file):
-    assert read_examples(file("in.TXT", "a\n\nb\n\n"), labelled=False) == Examples(["a", "", "b"])
+    assert read_examples(file("in.TXT", "a\n\nb\n\n"), labelled=False) == Examples(["a", "", "b", ""])
 
 
 @pytest.mark.parametrize(

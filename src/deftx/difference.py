@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from deftx.core.backbone import backbone, head, tunable
+from deftx.core.backbone import backbone, head, tunable, unwrapped
 from deftx.core.denoise import KEEP, denoise
 from deftx.core.ranks import recorded_rank
 from deftx.core.select import parse_k, select
@@ -80,7 +80,7 @@ def delta(finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | 
     checkpoints without loading either.
     """
     model = finetuned if isinstance(finetuned, nn.Module) else load_encoder(finetuned)
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    prefix = f"{getattr(unwrapped(model), 'base_model_prefix', '')}."
     learnt, before = tunable(model), {name.removeprefix(prefix): weight for name, weight in _weights(base).items()}
     for name, weight in learnt.items():
         if name not in before or before[name].shape != weight.shape:

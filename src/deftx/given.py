@@ -14,7 +14,7 @@ from deftx.settings import Fit, changed, merged, preset_named
 from deftx.several import check_same_languages
 from deftx.storage.files import load
 from deftx.tasks.data import HELD_OUT_SHARE, ColumnNames, Columns, Examples, check_labels, held_out, joined, text_pairs
-from deftx.tasks.normalization import caseless
+from deftx.tasks.normalization import canonical, caseless
 from deftx.tasks.respelling import Spelling, read_spelling
 from deftx.tasks.supervised import Task, names_of
 
@@ -56,6 +56,10 @@ def _assignment(change: str) -> dict[str, Any]:
 
 def warn_of_little(lines: Sequence[str]) -> None:
     """Warn where there is too little text for a language to be learnt, or for a held-out loss to mean anything."""
+    different = len(set(map(canonical, lines)))
+    if 2 * different <= len(lines):
+        what = f"the text has {len(lines):,} lines, of which {different:,} differ"
+        warnings.warn(f"{what}: what is learnt by heart makes the held-out loss look good", stacklevel=2)
     if (size := sum(map(len, lines))) < LITTLE:
         what = f"the text has {size:,} characters, so few that the held-out loss says little"
         warnings.warn(f"{what}: give all that you have", stacklevel=2)
@@ -93,6 +97,16 @@ def _warn_of_valid(train: Examples, valid: Examples, of: str) -> None:
     if both > MANY * len(valid):
         what = f"{both:,} of {len(valid):,} texts of --valid{of} are in --train too"
         warnings.warn(f"{what}: what is learnt by heart looks best then", stacklevel=2)
+
+
+def load_tasks(folders: Sequence[str]) -> list[SparseVector]:
+    """The task vectors in folders, or those that the hub has. Raises DeftxError for the vector of a language."""
+    vectors = [load(folder) for folder in folders]
+    for folder, vector in zip(folders, vectors, strict=True):
+        if vector.head is None and vector.info.get("kind") == "language":
+            fix = "give it as --language, and a task vector (deftx fit task) as --task"
+            raise DeftxError(f"--task {folder} is a language vector, which has no labels: {fix}")
+    return vectors
 
 
 def named_languages(texts: Sequence[str]) -> dict[str, SparseVector]:

@@ -1,5 +1,6 @@
 """What a process says on standard error, one line each, and how it ends when it is told to."""
 
+import io
 import os
 import signal
 import sys
@@ -64,6 +65,13 @@ def quiet_hub() -> None:
     from huggingface_hub.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def write_all_characters() -> None:
+    """Have standard output and error write what their encoding lacks as \\u1234, rather than lose what is printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from deftx.cli import transfer, learn, use, vectors, experiments  # in the order in which help lists their commands
 from deftx.cli.app import app
-from deftx.messages import error_line, exit_on_sigterm, say, short_warnings
+from deftx.messages import error_line, exit_on_sigterm, say, short_warnings, write_all_characters
 
 WRONG_INPUT, STOPPED, TERMINATED = 2, 130, 143  # exit codes; the last two after Ctrl-C and SIGTERM
 
@@ -17,6 +17,7 @@ __all__ = ["app", "experiments", "learn", "main", "transfer", "use", "vectors"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Wrong input ends with one line and exit code 2; DEFTX_TRACEBACK=1 shows where it came from."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    write_all_characters()
     try:
         with short_warnings(), exit_on_sigterm(TERMINATED):
             ended = app(typed, prog_name="deftx", standalone_mode=False)

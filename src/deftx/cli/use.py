@@ -49,9 +49,8 @@ def compose(
     quiet_transformers()
     from deftx import given
     from deftx.composed import compose_to
-    from deftx.storage.files import load
 
-    tasks, languages = [load(folder) for folder in task], list(given.named_languages(language or []).values())
+    tasks, languages = given.load_tasks(task), list(given.named_languages(language or []).values())
     compose_to(out, base, tasks, languages, rule=rule, force=force, any_base=any_base)
     print(f"{out}: a model that transformers loads, composed of {', '.join([*task, *(language or [])])}")
 
@@ -79,10 +78,9 @@ def evaluate(
     quiet_transformers()
     from deftx import commands, given
     from deftx.composed import kind_of
-    from deftx.storage.files import load
     from deftx.tasks.data import ColumnNames
 
-    languages, tasks = given.named_languages(language or []), [load(folder) for folder in task]
+    languages, tasks = given.named_languages(language or []), given.load_tasks(task)
     columns = ColumnNames(text=text_column, pair=pair_column, label=label_column)
     labels = tasks[0].head.labels if tasks[0].head else ()
     tests = given.tests_of(test, list(languages), kind_of(tasks[0]), columns, labels)
@@ -161,10 +159,9 @@ def predict(
     from deftx import commands, given
     from deftx.composed import kind_of
     from deftx.models import task_noted
-    from deftx.storage.files import load
     from deftx.tasks.data import ColumnNames
 
-    phi = load(task) if task else None
+    phi = given.load_tasks([task])[0] if task else None
     kind = kind_of(phi) if phi else task_noted(str(model))
     examples = kind.read(data, ColumnNames(text=text_column, pair=pair_column).over(kind.columns), False)
     if phi is None:
@@ -239,13 +236,12 @@ def serve(
     except ModuleNotFoundError as error:
         raise not_installed(error, "serve") from error
     from deftx import commands, given
-    from deftx.storage.files import load
     from deftx.tasks.sources import lines_of
 
     limits = Limits(max_texts, max_chars, max_body, max_waiting, max_connections, max_seconds)
     token = None if token_file is None else lines_of(token_file)[0].strip()
     access = Access(tuple(allowed_host or ()), token)
-    tasks, languages = [load(folder) for folder in task], given.named_languages(language or [])
+    tasks, languages = given.load_tasks(task), given.named_languages(language or [])
     spellings = given.spellings_of(spelling or [], list(languages))
     switcher = commands.switcher_for(base, tasks, languages, spellings, rule=rule, any_base=any_base)
     answer(switcher, limits, host, port, access)

@@ -13,6 +13,18 @@ HEADS = ("pooler.", "lm_head.", "qa_outputs.")
 SPARSE_VALUES, EMBEDDING_ROWS = "sparse_values", "embedding_rows"
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without what torch wraps around it: DataParallel, DistributedDataParallel, `torch.compile`."""
+    inner: nn.Module = model
+    while True:
+        wrapped = inner._modules.get("_orig_mod")
+        if wrapped is None and not hasattr(inner, "base_model"):  # no model of transformers itself
+            wrapped = inner._modules.get("module")
+        if wrapped is None:
+            return inner
+        inner = wrapped
+
+
 def backbone(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters below the model's head: the part that every task and language shares.
 
@@ -20,6 +32,7 @@ def backbone(model: nn.Module) -> dict[str, nn.Parameter]:
     names hold in the bare model, the language model and the classifier. Tied parameters come once, under
     their first name. What HEADS names is left out.
     """
+    model = unwrapped(model)
     inner: Any = getattr(model, "base_model", model)
     named = inner.named_parameters()
     left_out = (*HEADS, SPARSE_VALUES, EMBEDDING_ROWS)
@@ -29,7 +42,8 @@ def backbone(model: nn.Module) -> dict[str, nn.Parameter]:
 def head(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters outside the backbone, under their full names."""
     inside = {id(parameter) for parameter in backbone(model).values()}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
+    named = unwrapped(model).named_parameters()
+    return {name: parameter for name, parameter in named if id(parameter) not in inside}
 
 
 def tunable(model: nn.Module) -> dict[str, nn.Parameter]:

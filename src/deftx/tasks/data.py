@@ -1,8 +1,10 @@
 """Examples of a task and plain text, column by column, from any source that `deftx.tasks.sources` can open."""
 
 import os
+import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from math import isfinite, nan
@@ -13,7 +15,7 @@ import torch
 
 from deftx.errors import DeftxError, did_you_mean
 from deftx.settings import Settings
-from deftx.tasks.normalization import canonical
+from deftx.tasks.normalization import canonical, caseless
 from deftx.tasks.sources import Table, open_source
 
 NLI = {"premise", "hypothesis"}
@@ -192,11 +194,66 @@ def read_pairs(source: str | Path, columns: Columns, label: Cell[Any] | None) ->
     table = open_source(source)
     if columns == Columns(label=columns.label) and {"text", *NLI} & {*table.names} == NLI:
         columns = replace(columns, text="premise", pair="hypothesis")
-    return Examples(
-        texts=cells(table, columns.text, text),
-        pairs=cells(table, columns.pair, text) if columns.pair else None,
-        labels=cells(table, columns.label, label) if label else None,
-    )
+    texts = cells(table, columns.text, text)
+    labels = cells(table, columns.label, label) if label else None
+    if labels is not None:
+        _check_no_header(table, columns, texts, labels)
+        if label is name:
+            warn_of_odd_labels(table, columns, labels)
+    return Examples(texts, cells(table, columns.pair, text) if columns.pair else None, labels)
+
+
+def _check_no_header(table: Table, columns: Columns, texts: Sequence[str], labels: Sequence[Any]) -> None:
+    """Raise DeftxError where the names of the columns come again as a row: two files were put together."""
+    for (place, _), example, label in zip(table.values(columns.text), texts, labels, strict=True):
+        if example.strip().lower() == columns.text.lower() and str(label).lower() == columns.label.lower():
+            raise DeftxError(f"{place}: {example!r} {label!r} are the names of the columns again: remove this line")
+
+
+NO_LABELS = {"-", "--", "-1", "?", "n/a", "na", "nan", "none", "null", "<na>", "#n/a", "unk", "unlabeled", "unlabelled"}
+QUOTES = "\"'`“”„‘’«»"
+MOST_WARNINGS = 5  # of odd labels
+SEPARATORS = re.compile(r"\s*[,;|/+]\s*")
+
+
+def warn_of_odd_labels(table: Table, columns: Columns, labels: Sequence[str]) -> None:
+    """Warn, with the line, of labels that are hardly meant as such: each of them would be learnt as a class."""
+    first_rows: dict[str, int] = {}
+    for row, label in enumerate(labels):
+        first_rows.setdefault(label, row)
+    places = [place for place, _ in table.values(columns.label)]
+    by_form: dict[str, str] = {}
+    warned = 0
+    for label, row in first_rows.items():
+        twin = by_form.setdefault(_label_form(label), label)
+        reason = _odd_label(label, twin, first_rows)
+        if reason and warned < MOST_WARNINGS:
+            warned += 1
+            what = f"{places[row]}: the label {label!r:.60} {reason}"
+            warnings.warn(f"{what}, and is a class of its own so: correct it, or remove the row", stacklevel=2)
+
+
+def _odd_label(label: str, twin: str, labels: Container[str]) -> str:
+    """What is odd about a label; "" where nothing is.
+
+    twin    the first label that is the same but for how it is written
+    labels  all of them
+    """
+    if label.lower() in NO_LABELS:
+        return "often stands for none"
+    if label[0] in QUOTES or label[-1] in QUOTES:
+        return "has quotes about it"
+    if twin != label:
+        return f"differs from {twin!r:.60} by its writing alone"
+    parts = SEPARATORS.split(label)
+    if len(parts) > 1 and all(part in labels for part in parts):
+        return "holds several labels"
+    return ""
+
+
+def _label_form(label: str) -> str:
+    """One form of all labels that differ by case, Unicode's forms, white space, or a decimal part of 0."""
+    return re.sub(r"\.0+$", "", " ".join(caseless(label).split()))
 
 
 def cells(table: Table, column: str, read: Cell[T]) -> list[T]:

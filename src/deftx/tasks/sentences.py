@@ -1,6 +1,8 @@
 """Files with a word on each line and a blank line after each sentence, as tables: a row a sentence.
 
-.tsv      the word, then its tag in the last of the columns, which tabs part; no header. One column: words alone
+.tsv      the word, then its tag in the last of the columns, which tabs part; no header. One column: words alone.
+          Without a tab in the file, spaces part the columns, as in CoNLL-2003 and MasakhaNER
+.txt, .conll, .bio, .iob, .iob2  the same
 .conllu   Universal Dependencies' CoNLL-U: FORM and UPOS; comments, multiword tokens and empty nodes are left out
 """
 
@@ -12,6 +14,7 @@ from deftx.errors import DeftxError
 from deftx.tasks.sources import Reader, Table, lines_of
 
 CONLLU_FIELDS = 10
+DOCUMENT = "-DOCSTART-"  # between the documents of CoNLL-2003
 HINT = "part each word from its tag by a tab, without a header"
 HEADERS = {"word", "words", "token", "tokens", "text", "form"}, {"tag", "tags", "label", "labels", "pos", "upos", "ner"}
 
@@ -36,8 +39,13 @@ def _sentences(pick: Callable[[list[str]], list[str] | None], width: int | None,
     sentences: list[list[list[str]]] = []
     lines: list[int] = []
     inside = False
-    for number, line in enumerate(lines_of(path), 1):
-        picked = pick(line.split("\t")) if line.strip() else None
+    file_lines = lines_of(path)
+    separator = "\t" if any("\t" in line for line in file_lines) else None  # None: any white space
+    for number, line in enumerate(file_lines, 1):
+        if line.startswith(DOCUMENT):
+            inside = False
+            continue
+        picked = pick(line.split(separator)) if line.strip() else None
         inside = inside and bool(line.strip())
         if picked is None:
             continue
@@ -61,4 +69,9 @@ def _sentences(pick: Callable[[list[str]], list[str] | None], width: int | None,
     return Table(str(path), names, lines, column, hint=HINT)
 
 
-SENTENCES: dict[str, Reader] = {".tsv": partial(_sentences, _columns, None), ".conllu": partial(_sentences, _conllu, 2)}
+_WORD_AND_TAG: Reader = partial(_sentences, _columns, None)
+SENTENCES: dict[str, Reader] = {
+    **dict.fromkeys((".tsv", ".conll", ".bio", ".iob", ".iob2"), _WORD_AND_TAG),
+    ".conllu": partial(_sentences, _conllu, 2),
+}
+LABELLED_TEXT: dict[str, Reader] = {".txt": _WORD_AND_TAG}  # where tags are looked for; else a text is on each line

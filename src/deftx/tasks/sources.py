@@ -115,7 +115,8 @@ def lines_of(path: Path) -> list[str]:
 
 
 def _plain(path: Path) -> Table:
-    lines = lines_of(path)
+    """A text on every line, blank ones at the end among them: what is written for each goes beside it."""
+    lines = [line.removesuffix("\r") for line in _decoded(path).removesuffix("\n").split("\n")]
     tabs = "\t" in lines[0]
     hint = f"if tabs part its columns, call it {path.stem}.tsv" if tabs else "write .tsv or .csv with columns"
     return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines, hint=hint, plain=True)
@@ -170,7 +171,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     text = _decoded(path)
     header = text.lstrip("\r\n").split("\n", 1)[0]
     separator = next((mark for mark in ",\t;" if mark in header), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    # A quote after a space would be part of the text: all or none of the fields are written so
+    spaced = f'{separator} "' in text and f'{separator}"' not in text
+    file = io.StringIO(text, newline="")
+    reader = csv.reader(file, delimiter=separator, skipinitialspace=spaced, strict=True)
+    usual_limit = csv.field_size_limit(max(len(text), 1))  # a text may be of any length
     start = 1
     try:
         for fields in reader:
@@ -179,6 +184,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             start = reader.line_num + 1
     except csv.Error as error:
         raise DeftxError(f"{path}, line {start}: {error}: check the quotes, or use TSV, which has none") from error
+    finally:
+        csv.field_size_limit(usual_limit)
 
 
 def _under_header(path: Path, rows: Iterable[tuple[int, list[str]]], hint: str = UNNAMED) -> Table:

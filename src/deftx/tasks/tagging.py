@@ -19,7 +19,7 @@ from deftx.tasks import data
 from deftx.tasks.classification import METRICS, logits
 from deftx.tasks.data import Columns, Examples, cells
 from deftx.tasks.encoded import IGNORED, Batch, Encoded, by_token, label_names, logits_of, numbers, padding, tokenised
-from deftx.tasks.sentences import SENTENCES
+from deftx.tasks.sentences import LABELLED_TEXT, SENTENCES
 from deftx.tasks.sources import READERS, open_source
 from deftx.tasks.supervised import Metric, Task
 
@@ -32,7 +32,8 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     tagged has its words between white space."""
     if columns.pair:
         raise DeftxError(f"nothing is read beside words to be tagged: leave out the column {columns.pair!r}")
-    table = open_source(source, {**READERS, **SENTENCES})
+    readers = {**READERS, **SENTENCES, **(LABELLED_TEXT if labelled else {})}
+    table = open_source(source, readers)
     if table.plain and not labelled:
         return Examples(cells(table, "text" if columns.text == WORDS else columns.text, data.text))
     words = cells(table, columns.text, data.names)
@@ -44,6 +45,14 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     if 2 * spaced > sum(map(len, words)):
         warnings.warn(f"most words in {source} have spaces in them: are they whole texts?", stacklevel=2)
     return Examples([" ".join(each) for each in words], labels=tags, parts=words)
+
+
+def read_spans(source: str | Path, columns: Columns, labelled: bool) -> Examples:
+    """As `read`, with tags in BIOES or BILOU turned into B- and I-."""
+    examples = read(source, columns, labelled)
+    if examples.labels is None:
+        return examples
+    return replace(examples, labels=[as_bio(row) for row in examples.labels])
 
 
 def encode(
@@ -120,6 +129,22 @@ def over_words(metric: Metric) -> Metric:
     return lambda true, predicted: metric(list(chain(*true)), list(chain(*predicted)))
 
 
+BIOES = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}  # also called BILOU and BMES
+
+
+def as_bio(tags: Sequence[str]) -> list[str]:
+    """The tags of a sentence with B- and I- where they are BIOES or BILOU; all others as they are.
+
+    A span's last word is within it (E-, L-), and a span of one word begins there (S-, U-).
+    """
+    return [_bio_tag(tag) for tag in tags]
+
+
+def _bio_tag(tag: str) -> str:
+    prefix, dash, name = tag.partition("-")
+    return f"{BIOES[prefix]}-{name}" if dash and name and prefix in BIOES else tag
+
+
 def spans(tags: Sequence[str]) -> set[Span]:
     """The spans that tags such as B-PER, I-PER and O mark (CoNLL-2003): B- begins one, and so does an I- of its own."""
     found: set[Span] = set()
@@ -176,4 +201,4 @@ TAGGING = Task(
     respelt=respelt,
     takes={"parts": False},
 )
-NER = replace(TAGGING, names=span_names, metrics={"span_f1": span_f1, **TAGGING.metrics})
+NER = replace(TAGGING, read=read_spans, names=span_names, metrics={"span_f1": span_f1, **TAGGING.metrics})
