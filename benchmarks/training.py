@@ -39,11 +39,11 @@ from deftx.core.backbone import backbone, tunable
 from deftx.core.select import Selection, select
 from deftx.core.vector import Entries, SparseVector
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.masked_lm import mask, masked_loss
+from deftx.tasks.masked_lm import Masking, mask, masked_loss
 from deftx.tasks.supervised import mean_loss
+from deftx.training.embedding_rows import trainable_embedding_rows
+from deftx.training.multi_source import in_language
 from deftx.training.precision import autocast, bf16_pays
-from deftx.training.rows import rows_apart
-from deftx.training.several import in_language
 from deftx.training.sparse import sparse_tuning
 
 RATE, L1, MASKED = 5e-5, 0.1, 0.15
@@ -164,7 +164,7 @@ def batches(size: Size, row: Row) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         ids = torch.randint(5, size.used, size.batch if row.kind == "mlm" else size.task_batch, generator=generator)
         if row.kind == "mlm":
-            ids, labels = mask(ids, MASKED, special, 4, used, generator)
+            ids, labels = mask(ids, Masking(MASKED, special, 4, used), generator)
         else:
             labels = torch.randint(3, (len(ids),), generator=generator)
             # log-normal, 37 in the middle, 45 on average: as the tokens of the reviews of SMSA
@@ -232,7 +232,7 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     head = [parameter for parameter in model.parameters() if parameter.requires_grad]
     head = [p for p in head if not any(p is weight for weight in body.values())]
     if row.phase == 1:
-        rows = stack.enter_context(rows_apart(model, torch.arange(size.used, device=DEVICE)))
+        rows = stack.enter_context(trainable_embedding_rows(model, torch.arange(size.used, device=DEVICE)))
         assert rows is not None
         moving = [rows.values if weight is rows.weight else weight for weight in body.values()]
     else:

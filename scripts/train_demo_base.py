@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from deftx.experiments.demo.languages import FACES, OTHERS, SOURCE, TARGETS, plain_text, words
-from deftx.tasks.masked_lm import IGNORED, mask, masked_loss, pack
+from deftx.tasks.masked_lm import IGNORED, Masking, mask, masked_loss, pack
 
 OUT = Path(__file__).parents[1] / "src/deftx/experiments/demo/base"
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -105,7 +105,7 @@ def main(out: Path) -> None:
     special, everything, total = torch.tensor(tokenizer.all_special_ids), torch.arange(len(tokenizer)), 0.0
     for step in range(1, STEPS + 1):
         batch = blocks[torch.randint(len(blocks), (BATCH,))]
-        words_loss = masked_loss(model, *mask(batch, MASKED, special, tokenizer.mask_token_id, everything))
+        words_loss = masked_loss(model, *mask(batch, Masking(MASKED, special, tokenizer.mask_token_id, everything)))
         (words_loss + 0.5 * masked_loss(model, *next(emoticons))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -37,7 +37,7 @@ def test_blocks_begin_as_texts_do_and_hold_the_text_in_order_without_an_end():
     assert (objective.train[:, 0] == TOKENIZER.bos_token_id).all()
     stream = ([*range(5, 10), TOKENIZER.eos_token_id] * 8)[:-1]
     assert objective.train[:, 1:].flatten().tolist() == stream[: len(stream) // 4 * 4]
-    assert objective.tokens.tolist() == [0, 2, *range(5, 10)]
+    assert objective.vocabulary_used.tolist() == [0, 2, *range(5, 10)]
 
 
 def test_equal_texts_have_equal_digests_and_others_do_not():

@@ -178,7 +178,7 @@ def test_what_is_noted_about_a_vector_is_plain_data(bases):
 # --- what moves, and from where ---
 
 
-def test_layer_norms_and_the_frozen_head_do_not_move_in_language_training(bases):
+def test_layer_norms_and_a_frozen_head_do_not_move_in_language_training(bases):
     model, objective = language_model(bases())
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     vector = fit(model, objective, changed(LANGUAGE, {"k": "100%"}))
@@ -553,8 +553,8 @@ def taught(tmp_path_factory):
     objective = masked_lm(tiny.sentences(2000), load_tokenizer(folder), LanguageTraining(), 16, 0)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
     torch.manual_seed(0)
-    for step in range(300):
-        optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 300)
+    for step in range(700):
+        optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 700)
         batch = objective.collate(list(objective.train[torch.randint(len(objective.train), (32,))]))
         optimiser.zero_grad()
         objective.loss(model.train(), batch).backward()
@@ -570,8 +570,8 @@ def test_a_language_vector_learns_its_language(taught):
     settings = LanguageFit(k="30%", training=LanguageTraining(**training))
     vector = fit_language(taught, tiny.sentences(1000, seed=3, step=3), settings)
     phase1, phase2 = (vector.info["log"][f"phase{number}"]["best_score"] for number in (1, 2))
-    assert phase1 < 3.5
-    assert phase2 < 3.5
+    assert phase1 < 3.0
+    assert phase2 < 3.0
 
     model = load_language_model(taught)
     objective = masked_lm(tiny.sentences(300, seed=9, step=3), load_tokenizer(taught), settings.training, 16, 0)
@@ -579,8 +579,8 @@ def test_a_language_vector_learns_its_language(taught):
         before = objective.validate(model.eval(), 64)["loss"]
         apply(model, vector)
         after = objective.validate(model, 64)["loss"]
-    assert after < 3.6
-    assert after < before - 0.5
+    assert after < 3.1
+    assert after < before - 1.0
 
 
 def test_a_task_vector_learns_its_task(taught):

@@ -15,7 +15,7 @@ from deftx.settings import LanguageTraining
 from deftx.tasks import blocks
 from deftx.tasks.blocks import pack
 from deftx.tasks.causal_lm import causal_lm
-from deftx.tasks.masked_lm import IGNORED, mask, masked_lm, masked_loss
+from deftx.tasks.masked_lm import IGNORED, Masking, mask, masked_lm, masked_loss
 
 TOKENIZER = tiny.tokenizer()
 START, PAD, END, UNKNOWN, MASK = range(5)
@@ -32,7 +32,7 @@ def batch(seed=0, rows=4, length=12):
     """Random tokens with about a third masked -> inputs, labels."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 75, (rows, length), generator=generator)
-    return mask(ids, 0.3, SPECIAL, MASK, torch.arange(75), generator)
+    return mask(ids, Masking(0.3, SPECIAL, MASK, torch.arange(75)), generator)
 
 
 def gradients(model):
@@ -136,7 +136,7 @@ def test_masks_keep_their_shares(share):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 75, (400, 250), generator=generator)
     ids[:, 0], ids[:, -1], ids[:, 7], ids[:, 8], ids[:, 9] = START, END, UNKNOWN, MASK, PAD
-    inputs, labels = mask(ids, share, SPECIAL, MASK, torch.arange(75), generator)
+    inputs, labels = mask(ids, Masking(share, SPECIAL, MASK, torch.arange(75)), generator)
     chosen, free = labels != IGNORED, ~torch.isin(ids, SPECIAL)
     assert torch.equal(labels[chosen], ids[chosen])
     assert torch.equal(inputs[~chosen], ids[~chosen])
@@ -159,7 +159,9 @@ def test_the_same_generator_masks_in_the_same_way_and_another_does_not():
     ids = torch.randint(5, 75, (20, 30))
 
     def masked(seed):
-        return torch.stack(mask(ids, 0.15, SPECIAL, MASK, torch.arange(75), torch.Generator().manual_seed(seed)))
+        return torch.stack(
+            mask(ids, Masking(0.15, SPECIAL, MASK, torch.arange(75)), torch.Generator().manual_seed(seed))
+        )
 
     assert torch.equal(masked(1), masked(1))
     assert not torch.equal(masked(1), masked(2))

@@ -21,7 +21,7 @@ from deftx.fit import fit_language, fit_task
 from deftx.settings import changed
 from deftx.storage.files import load, save
 from deftx.tasks.masked_lm import MaskedLM
-from deftx.training import checkpoint, processes
+from deftx.training import distributed, resume
 
 MORE = {"max_steps": 9, "evaluate_every": 4, "learning_rate": 1e-3}
 FITS = {
@@ -71,14 +71,14 @@ def learn_what_one_does(kind):
         save(FITS[kind](None), "alone")
 
     def several(rank):
-        sizes, add_up = [], processes.add_up
+        sizes, all_reduce_sum = [], distributed.all_reduce_sum
 
         def counted(tensors):
             tensors = list(tensors)
             sizes.append(sum(tensor.numel() for tensor in tensors))
-            add_up(tensors)
+            all_reduce_sum(tensors)
 
-        processes.add_up = counted
+        distributed.all_reduce_sum = counted
         save(FITS[kind](Path("work")), f"process{rank}")
         Path(f"exchanged{rank}").write_text(str(max(sizes[len(sizes) // 2 :])))
 
@@ -97,7 +97,7 @@ def learn_what_one_does(kind):
 
 def go_on_after_a_loss():
     """Runs in a process of its own, where nothing has run."""
-    checkpoint.SECONDS, checkpoint.SHARE = 0.0, 1e9
+    resume.SECONDS_BETWEEN, resume.LARGEST_SHARE_OF_TIME = 0.0, 1e9
 
     def fit(rank):
         main(COMMAND)
@@ -162,41 +162,46 @@ def test_torchrun_starts_processes_of_which_one_writes_and_prints(tmp_path, coun
     assert load(tmp_path / "v").k > 0
 
 
-def test_a_launcher_may_start_one_process_and_the_model_is_not_wrapped(monkeypatch):
+def test_a_launcher_may_start_one_process_and_the_environment_stays(monkeypatch):
     alone = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
         monkeypatch.setenv(name, value)
-    processes.join()
-    assert processes.count() == 1
-    assert not os.environ.keys() & set(processes.TOLD_BY)
+    before = dict(os.environ)
+    distributed.join()
+    assert distributed.world_size() == 1
+    assert dict(os.environ) == before
 
 
 def test_distributed_torch_of_others_is_refused_with_a_line(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     with pytest.raises(DeftxError, match=r"torch\.distributed is in use already"):
-        processes.join()
+        distributed.join()
+
+
+def labelled(batch):
+    return int((batch["labels"] >= 0).sum())
 
 
 @pytest.mark.parametrize("sizes", [(5, 2), (4, 2), (2, 3), (1, 4)])
-def test_the_parts_of_a_batch_are_the_whole_and_their_weights_one(monkeypatch, sizes):
+def test_the_shards_of_a_batch_are_the_whole_and_their_weights_add_up(monkeypatch, sizes):
     rows, count = sizes
     labels = torch.randint(0, 9, (rows, 6), generator=torch.Generator().manual_seed(rows))
     labels[labels < 6] = -100
     batch = {"input_ids": torch.arange(rows * 6).view(rows, 6), "labels": labels}
     weights, seen = [], []
     for number in range(count):
-        monkeypatch.setattr(processes, "_all", [count, number])
-        part, weight = processes.own_rows(batch)
-        weights.append(weight)
-        assert len(part["labels"]) > 0
+        monkeypatch.setattr(distributed, "_world", [count, number])
+        shard = distributed.local_shard(batch)
+        weights.append(shard.weight(labelled))
+        assert len(shard.rows["labels"]) > 0
         if number < rows:
-            seen += part["input_ids"].tolist()
-            assert weight == pytest.approx(float((part["labels"] >= 0).sum() / (labels >= 0).sum()))
+            seen += shard.rows["input_ids"].tolist()
+            assert weights[-1] == labelled(shard.rows)
     assert seen == batch["input_ids"].tolist()
-    assert sum(weights) == pytest.approx(1)
-    monkeypatch.setattr(processes, "_all", [])
-    assert processes.own_rows(batch) == (batch, 1.0)
+    assert sum(weights) == labelled(batch)
+    monkeypatch.setattr(distributed, "_world", [])
+    assert distributed.local_shard(batch).rows is batch
 
 
 @pytest.mark.parametrize(
@@ -207,18 +212,16 @@ def test_the_gpus_to_share_out_are_those_that_may_be_used(monkeypatch, said, fou
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if said is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
-    assert processes.visible_gpus() == found
+    assert distributed.visible_gpus() == found
 
 
-@pytest.mark.parametrize(
-    ("said", "local", "own"), [(None, 2, "2"), ("4,5", 1, "5"), ("GPU-ab", 1, "GPU-ab"), ("-1", 1, None)]
-)
+@pytest.mark.parametrize(("said", "local", "own"), [(None, 2, 2), ("4,5", 1, 1), ("GPU-ab", 1, 0), ("-1", 1, None)])
 def test_a_process_has_a_gpu_of_its_own_or_the_one_that_it_was_given(monkeypatch, said, local, own):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if said is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
-    assert processes.own_gpu(local) == own
+    assert distributed.gpu_of_process(local) == own
 
 
 @pytest.mark.parametrize("said", [None, "0,1,2"])
@@ -228,4 +231,4 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, said):
     if said is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
     with pytest.raises(DeftxError, match=r"more processes than GPUs on this machine \(3\)"):
-        processes.own_gpu(3)
+        distributed.gpu_of_process(3)

@@ -15,8 +15,8 @@ from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm
 from deftx.tasks.supervised import supervised
-from deftx.training.loop import Moving, train
-from deftx.training.rows import rows_apart
+from deftx.training.embedding_rows import trainable_embedding_rows
+from deftx.training.loop import TrainableState, train
 from deftx.training.sparse import sparse_tuning
 
 TOKENIZER = tiny.tokenizer()
@@ -48,7 +48,7 @@ def prepared(base, kind):
 
 
 def learnt(model, objective, moving):
-    train(model, objective, TRAINING, Moving(moving, [weight.detach().clone() for weight in moving]), seed=0)
+    train(model, objective, TRAINING, TrainableState(moving, [weight.detach().clone() for weight in moving]), seed=0)
 
 
 @pytest.mark.parametrize("kind", ["language", "task"])
@@ -57,7 +57,7 @@ def test_training_with_rows_apart_is_training_of_the_whole(base, kind):
     whole, objective = prepared(base, kind)
     apart, _ = prepared(base, kind)
     learnt(whole, objective, list(tunable(whole).values()))
-    with rows_apart(apart, objective.tokens) as rows:
+    with trainable_embedding_rows(apart, objective.vocabulary_used) as rows:
         assert rows is not None
         assert len(rows.ids) < 20 < len(rows.weight)
         learnt(apart, objective, [rows.values if w is rows.weight else w for w in tunable(apart).values()])
@@ -86,8 +86,8 @@ def test_phase_2_with_rows_apart_is_phase_2_of_the_whole(base):
             assert hasattr(model, "embedding_rows") is not tied
             optimiser = torch.optim.AdamW(tuning.parameters(), 1e-2)
             for number in range(3):
-                torch.manual_seed(number)
-                objective.loss(model, objective.collate(list(objective.train[:4]))).backward()
+                drawn = torch.Generator().manual_seed(number)
+                objective.loss(model, objective.collate(list(objective.train[:4]), drawn)).backward()
                 optimiser.step()
                 optimiser.zero_grad()
         results.append(tuning.vector().tensors)
@@ -99,10 +99,10 @@ def test_phase_2_with_rows_apart_is_phase_2_of_the_whole(base):
 @pytest.mark.parametrize("kind", ["language", "task"])
 def test_batches_hold_no_other_tokens_than_an_objective_says(base, kind):
     _, objective = prepared(base, kind)
-    said = {*objective.tokens.tolist(), TOKENIZER.pad_token_id}
+    said = {*objective.vocabulary_used.tolist(), TOKENIZER.pad_token_id}
     for seed in range(20):
-        torch.manual_seed(seed)
-        assert set(objective.collate(list(objective.train))["input_ids"].unique().tolist()) <= said
+        drawn = torch.Generator().manual_seed(seed)
+        assert set(objective.collate(list(objective.train), drawn)["input_ids"].unique().tolist()) <= said
 
 
 def test_rows_are_written_and_all_is_as_before_after_an_exception():
@@ -110,7 +110,7 @@ def test_rows_are_written_and_all_is_as_before_after_an_exception():
     model.lm_head.decoder.weight = nn.Parameter(model.lm_head.decoder.weight.detach().clone())
     weight, ids = model.get_input_embeddings().weight, torch.tensor([[0, 7, 30, 2]])
     before, said = weight.detach().clone(), model.eval()(input_ids=ids).logits
-    with suppress(KeyError), rows_apart(model, torch.tensor([7, 9, 7])) as rows:
+    with suppress(KeyError), trainable_embedding_rows(model, torch.tensor([7, 9, 7])) as rows:
         assert torch.equal(model(input_ids=ids).logits, said)
         assert not weight.requires_grad
         with torch.no_grad():
@@ -124,11 +124,19 @@ def test_rows_are_written_and_all_is_as_before_after_an_exception():
     assert torch.equal(model(input_ids=ids).logits, said)
 
 
+def test_all_rows_are_the_whole_embedding_and_need_no_parameter_of_their_own():
+    model = tiny.xlmr()
+    model.lm_head.decoder.weight = nn.Parameter(model.lm_head.decoder.weight.detach().clone())
+    with trainable_embedding_rows(model, torch.arange(75)) as rows:
+        assert rows is None
+        assert model.get_input_embeddings().weight.requires_grad
+
+
 @pytest.mark.parametrize(
     "model", [tiny.xlmr(), nn.Linear(3, 3), tiny.deberta(legacy=False)], ids=["tied", "no embeddings", "read by a head"]
 )
 def test_what_cannot_be_parted_is_left_alone(model):
     trained = [parameter.requires_grad for parameter in model.parameters()]
-    with rows_apart(model, torch.tensor([7])) as rows:
+    with trainable_embedding_rows(model, torch.tensor([7])) as rows:
         assert rows is None
         assert [parameter.requires_grad for parameter in model.parameters()] == trained

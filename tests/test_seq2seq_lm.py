@@ -175,7 +175,10 @@ def test_what_is_random_is_the_seeds_and_blocks_are_corrupted_anew(shape):
 @pytest.mark.parametrize("shape", ["mt5", "bart"])
 def test_no_token_is_read_that_is_not_among_those_that_can_be(shape):
     objective = made(shape, tiny.sentences(40))
-    assert {*objective.collate([*objective.train])["input_ids"].flatten().tolist()} <= {*objective.tokens.tolist(), PAD}
+    assert {*objective.collate([*objective.train])["input_ids"].flatten().tolist()} <= {
+        *objective.vocabulary_used.tolist(),
+        PAD,
+    }
 
 
 def test_sentinels_are_found_as_mt5_spells_them():

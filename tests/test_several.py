@@ -19,7 +19,7 @@ from deftx.settings import changed
 from deftx.several import fit_task_several, several_start
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.supervised import supervised
-from deftx.training.several import in_language, several
+from deftx.training.multi_source import in_language, multi_source
 from deftx.training.sparse import sparse_tuning
 
 SMALL = labelled(9, 5)
@@ -34,7 +34,7 @@ def made(bases, **options):
     }
     vectors = {"one": vector(bases(), 1), "two": vector(bases(), 2)}
     options = {"batch_size": 4, "temperature": 1.0, "seed": 0} | options
-    return load_task_model(bases(), labels), several(parts, vectors, **options)
+    return load_task_model(bases(), labels), multi_source(parts, vectors, **options)
 
 
 def bits(model):
@@ -52,7 +52,7 @@ def test_batches_are_of_one_language_and_every_example_comes_as_often_as_any_oth
         for name, n in {"a": 30, "b": 9}.items()
     }
     vectors = {name: SimpleNamespace(tensors={}) for name in "ab"}
-    found = several(parts, vectors, batch_size=4, temperature=temperature, seed=0)
+    found = multi_source(parts, vectors, batch_size=4, temperature=temperature, seed=0)
     for number, rows in found.train:
         assert {row[0] for row in rows} == {"ab"[number]}
     for number, name in enumerate("ab"):
@@ -61,8 +61,8 @@ def test_batches_are_of_one_language_and_every_example_comes_as_often_as_any_oth
         assert len(seen) == len(parts[name].train)
         assert max(seen.values()) - min(seen.values()) <= 1
     assert all(len(rows) == 4 for number, rows in found.train[:7])
-    assert several(parts, vectors, batch_size=4, temperature=temperature, seed=0).train == found.train
-    assert several(parts, vectors, batch_size=4, temperature=temperature, seed=1).train != found.train
+    assert multi_source(parts, vectors, batch_size=4, temperature=temperature, seed=0).train == found.train
+    assert multi_source(parts, vectors, batch_size=4, temperature=temperature, seed=1).train != found.train
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -79,7 +79,7 @@ def test_a_batch_sees_its_language_and_its_gradient_is_taken_there(bases, number
             tuning.values += 0.1  # φ_task so far
         tuning.write()
         before = bits(model)
-        with objective.within(model, batch):
+        with objective.training_context(model, batch):
             loss = objective.loss(model, batch)
             loss.backward()
         assert equal(bits(model), before)
@@ -178,7 +178,7 @@ def test_without_vectors_every_batch_is_on_the_base_alone(bases):
     start, made = several_start(bases(), *sets, TASK)
     before = bits(start.model)
     for item in start.objective.train:
-        with start.objective.within(start.model, start.objective.collate([item])):
+        with start.objective.training_context(start.model, start.objective.collate([item])):
             assert equal(bits(start.model), before)
     assert made.training.batch_size == 1
     found = fit_task_several(bases(), *sets, TASK)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
+from task_examples import EXAMPLES, TAGS, TEXTS, WORDS
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForMultipleChoice
 
@@ -31,20 +32,6 @@ from deftx.tasks.tagging import span_f1, spans
 
 SHORT = {"learning_rate": 1e-3, "batch_size": 4, "length": 24, "max_steps": 2, "evaluate_every": 1}
 TOKENIZER = tiny.tokenizer()
-TEXTS = tiny.sentences(12, seed=3)
-WORDS = [text.split() for text in TEXTS]
-TAGS = [["FRONT" if word[-1] in "ei" else "BACK" for word in words] for words in WORDS]
-ANSWERS = [[(text.index(words[1]), words[1])] for text, words in zip(TEXTS, WORDS, strict=True)]
-OPTIONS = [words[: 2 + number % 2] for number, words in enumerate(WORDS)]
-EXAMPLES = {
-    "classification": Examples(TEXTS, TEXTS[::-1], [tags[0] for tags in TAGS]),
-    "tagging": Examples(TEXTS, labels=TAGS, parts=WORDS),
-    "ner": Examples(TEXTS, labels=[["B-X", "I-X", *["O"] * (len(words) - 2)] for words in WORDS], parts=WORDS),
-    "question-answering": Examples([words[0] for words in WORDS], TEXTS, ANSWERS),
-    "multiple-choice": Examples(TEXTS, labels=[number % 2 for number in range(12)], parts=OPTIONS),
-    "regression": Examples(TEXTS, labels=[len(words) / 10 for words in WORDS]),
-    "generation": Examples(TEXTS, labels=[" ".join(words[::-1]) for words in WORDS]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -546,7 +533,7 @@ def test_the_loss_of_generation_is_that_of_the_written_tokens_alone(writer, side
         count += len(chances)
     batch = objective.collate(objective.train)
     assert float(objective.loss(writer, batch)) == pytest.approx(total / count, rel=1e-5)
-    assert set(objective.tokens.tolist()) == {
+    assert set(objective.vocabulary_used.tolist()) == {
         *batch["input_ids"].flatten().tolist(),
         *batch["labels"].flatten().tolist(),
     } - {IGNORED}

@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import nn
 
-from deftx.core.backbone import backbone, head
+from deftx.core.backbone import SPARSE_VALUES, backbone, head
 from deftx.errors import Diverged
 from deftx.models import load_language_model, load_task_model
 from deftx.settings import LanguageTraining, TaskTraining, Training
@@ -18,11 +18,13 @@ from deftx.tasks.data import Examples
 from deftx.tasks.masked_lm import masked_lm, masked_loss
 from deftx.tasks.supervised import supervised
 from deftx.training import loop
-from deftx.training.loop import Moving, total_steps, train
+from deftx.training.loop import TrainableState, total_steps, train
 from deftx.training.precision import autocast, bf16_pays
+from deftx.training.random_streams import generator
 
 TOKENIZER = tiny.tokenizer()
 QUICK = Training(learning_rate=1e-3, batch_size=2, epochs=1, evaluate_every=100, precision="fp32")
+START_SCORE = 7.0  # before the first step
 IDS = torch.randint(5, 75, (7, 8), generator=torch.Generator().manual_seed(0))
 
 
@@ -37,14 +39,16 @@ class Scripted:
     watch: Any = None  # called with the model at each validation
     metric: str = "loss"
     digest: str = "scripted"
-    sampling: str = "sequential"
 
     def __post_init__(self):
-        self.losses, self.autocast = 0, set()
+        self.losses, self.autocast, self.started = 0, set(), False
 
-    def collate(self, examples):
+    def collate(self, examples, generator=None):
         ids = torch.stack(examples)
         return {"input_ids": ids, "labels": ids.where(ids % 3 == 0, -100)}
+
+    def loss_denominator(self, batch):
+        return int((batch["labels"] >= 0).sum())
 
     def loss(self, model, batch):
         self.losses += 1
@@ -55,6 +59,9 @@ class Scripted:
         self.autocast.add(torch.is_autocast_enabled("cpu"))
         assert not model.training
         assert not torch.is_grad_enabled()
+        if not self.started:
+            self.started = True
+            return {self.metric: START_SCORE, "other": 0.5}
         if self.watch:
             self.watch(model)
         return {self.metric: self.scores.pop(0), "other": 0.5}
@@ -70,9 +77,10 @@ def made():
     return model
 
 
-def moving(model, with_head=True):
+def state_of(model, with_head=True):
     body = list(backbone(model).values())
-    return Moving(body, [weight.detach().clone() for weight in body], list(head(model).values()) if with_head else [])
+    anchors = [weight.detach().clone() for weight in body]
+    return TrainableState(body, anchors, list(head(model).values()) if with_head else [])
 
 
 def copies(model):
@@ -83,22 +91,24 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def plain_loop(model, training, steps, penalty="before clipping"):
+def order_of(seed, epoch):
+    """The order of an epoch, as `train` draws it."""
+    return torch.randperm(len(IDS), generator=generator(seed, "order", epoch))
+
+
+def plain_loop(model, training, steps, penalty="before clipping", seed=0):
     """What `train` should do, written out: penalty by autograd, clipping, AdamW, linear decay."""
     body, everything = list(backbone(model).values()), list(model.parameters())
     start = [weight.detach().clone() for weight in body]
-    weight_of_penalty = training.l1 / sum(weight.numel() for weight in body)
+    weight_of_penalty = training.l1 / sum(weight.numel() for weight in everything)
     optimiser = torch.optim.AdamW(everything, training.learning_rate, weight_decay=0.0)
-    objective, batches = Scripted(), []
-    micro = [IDS[i : i + training.batch_size] for i in range(0, len(IDS), training.batch_size)]
-    groups = [micro[i : i + training.accumulate] for i in range(0, len(micro), training.accumulate)]
-    while len(batches) < steps:
-        batches += groups
+    objective, groups = Scripted(), []
+    for epoch in range(steps):
+        groups += order_of(seed, epoch).split(training.batch_size * training.accumulate)
     model.train()
-    for step, group in enumerate(batches[:steps]):
+    for step, group in enumerate(groups[:steps]):
         optimiser.zero_grad()
-        for ids in group:
-            (objective.loss(model, objective.collate(list(ids))) / len(group)).backward()
+        objective.loss(model, objective.collate(list(IDS[group]))).backward()  # one large batch
         distance = sum((weight - before).abs().sum() for weight, before in zip(body, start, strict=True))
         if penalty == "before clipping":
             (weight_of_penalty * distance).backward()
@@ -119,7 +129,7 @@ def test_the_steps_are_those_of_a_plain_loop(accumulate, l1):
     """Seven examples in batches of two: with three accumulated, the last step of an epoch has one batch."""
     training = QUICK.model_copy(update={"accumulate": accumulate, "l1": l1, "max_steps": 9, "epochs": 99, "clip": 0.7})
     model, reference = made(), made()
-    trained = train(model, Scripted(), training, moving(model), seed=0)
+    trained = train(model, Scripted(), training, state_of(model), seed=0)
     plain_loop(reference, training, 9)
     assert trained.steps == 9
     assert furthest(model, made()) > 4e-3
@@ -143,11 +153,12 @@ def test_the_penalty_matters_and_is_clipped_with_the_rest():
 
 
 def test_the_penalty_pulls_towards_the_start_that_is_given():
-    """In phase 2 the body is one flat parameter; N stays the backbone's."""
+    """In phase 2 one flat parameter moves; N stays the number of all parameters of the model."""
     model = made()
     flat = nn.Parameter(torch.tensor([1.0, -2.0, 3.0, 0.0]))
-    model.register_parameter("flat", flat)
-    start, size = torch.tensor([0.0, 0.0, 4.0, 0.0]), sum(weight.numel() for weight in backbone(model).values())
+    model.register_parameter(SPARSE_VALUES, flat)
+    start = torch.tensor([0.0, 0.0, 4.0, 0.0])
+    size = sum(weight.numel() for weight in made().parameters())
     gradients = []
 
     class Flat(Scripted):
@@ -156,7 +167,7 @@ def test_the_penalty_pulls_towards_the_start_that_is_given():
 
     flat.register_post_accumulate_grad_hook(lambda weight: gradients.append(weight.grad))
     training = QUICK.model_copy(update={"l1": 0.1 * size, "clip": 1e9, "max_steps": 1})
-    train(model, Flat(), training, Moving([flat], [start]), seed=0)
+    train(model, Flat(), training, TrainableState([flat], [start]), seed=0)
     torch.testing.assert_close(gradients[0], torch.tensor([0.1, -0.1, -0.1, 0.0]))
 
 
@@ -167,7 +178,8 @@ def test_only_what_is_moving_moves():
         weight.requires_grad_(False)
     chosen = body["encoder.layer.0.output.dense.weight"]
     chosen.requires_grad_(True)
-    train(model, Scripted(), QUICK.model_copy(update={"l1": 5.0}), Moving([chosen], [chosen.detach().clone()]), seed=0)
+    state = TrainableState([chosen], [chosen.detach().clone()])
+    train(model, Scripted(), QUICK.model_copy(update={"l1": 5.0}), state, seed=0)
     moved = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
     assert moved == ["roberta.encoder.layer.0.output.dense.weight"]
 
@@ -190,7 +202,7 @@ def test_the_best_evaluated_step_is_kept_the_first_of_equals(scores, greater, be
         model,
         objective,
         QUICK.model_copy(update={"max_steps": 5, "epochs": 9, "evaluate_every": 2}),
-        moving(model),
+        state_of(model),
         seed=0,
     )
     number = [2, 4, 5].index(best)
@@ -205,7 +217,7 @@ def test_the_mean_of_the_last_evaluated_states_is_left_however_they_score(averag
     seen, model = [], made()
     objective = Scripted(scores=[0.1, 0.5, 0.4, 0.3, 0.2], watch=lambda model: seen.append(copies(model)))
     training = QUICK.model_copy(update={"max_steps": 7, "epochs": 99, "evaluate_every": 2})
-    trained = train(model, objective, training, moving(model), seed=0, average=average)
+    trained = train(model, objective, training, state_of(model), seed=0, average=average)
     assert len(seen) == 5
     for name, weight in copies(model).items():
         mean = torch.stack([state[name].double() for state in seen[:4][-average:]]).mean(0)
@@ -221,14 +233,49 @@ def test_where_means_are_wanted_a_bad_loss_leaves_the_best_state_all_the_same():
     objective = Scripted(scores=[0.1, 0.5], faults={6: float("nan")}, watch=lambda model: seen.append(copies(model)))
     training = QUICK.model_copy(update={"max_steps": 7, "epochs": 99, "evaluate_every": 2})
     with pytest.raises(Diverged, match="the state of step 2 is kept"):
-        train(model, objective, training, moving(model), seed=0, average=9)
+        train(model, objective, training, state_of(model), seed=0, average=9)
     assert same(copies(model), seen[0])
+
+
+def test_the_score_of_the_start_is_in_the_result_and_is_no_best_one():
+    model = made()
+    trained = train(model, Scripted(scores=[9.0]), QUICK, state_of(model), seed=0)
+    assert (trained.start_score, trained.best_score, trained.best_step) == (START_SCORE, 9.0, 4)
+
+
+def test_another_seed_orders_the_data_otherwise_and_every_epoch_has_an_order_of_its_own():
+    seen = []
+
+    class Watched(Scripted):
+        def collate(self, examples, generator=None):
+            seen.extend(tuple(ids.tolist()) for ids in examples)
+            return super().collate(examples)
+
+    orders = []
+    for seed in (0, 0, 1):
+        model = made()
+        train(model, Watched(), QUICK.model_copy(update={"epochs": 2}), state_of(model), seed=seed)
+        orders.append([tuple(seen[:7]), tuple(seen[7:])])
+        seen.clear()
+    everything = {tuple(ids.tolist()) for ids in IDS}
+    assert all(set(epoch) == everything for order in orders for epoch in order)
+    assert orders[0] == orders[1]
+    assert len({orders[0][0], orders[0][1], orders[2][0], orders[2][1]}) == 4
+
+
+def test_the_callers_random_numbers_are_as_if_nothing_had_been_trained():
+    model = made()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(model, Scripted(), QUICK, state_of(model), seed=0)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_log_has_every_evaluation_and_training_losses():
     model = made()
     training = QUICK.model_copy(update={"max_steps": 6, "epochs": 9, "evaluate_every": 4})
-    trained = train(model, Scripted(scores=[3.0, 2.0]), training, moving(model), seed=0)
+    trained = train(model, Scripted(scores=[3.0, 2.0]), training, state_of(model), seed=0)
     evaluations = [row for row in trained.history if "eval_loss" in row]
     assert evaluations == [
         {"step": 4, "epoch": 1.0, "eval_loss": 3.0, "eval_other": 0.5},
@@ -243,12 +290,13 @@ def test_the_log_has_every_evaluation_and_training_losses():
 def test_logged_losses_are_means_whatever_is_accumulated(accumulate):
     model = made()
     training = QUICK.model_copy(update={"accumulate": accumulate, "learning_rate": 1e-9, "batch_size": 1})
-    trained = train(model, Scripted(), training, moving(model), seed=0)
+    trained = train(model, Scripted(), training, state_of(model), seed=0)
     objective, model = Scripted(), made()
-    expected = [objective.loss(model, objective.collate([ids])).item() for ids in IDS]
+    expected = [
+        objective.loss(model, objective.collate(list(IDS[rows]))).item() for rows in order_of(0, 0).split(accumulate)
+    ]
     losses = [row["train_loss"] for row in trained.history if "train_loss" in row]
-    groups = [expected[i : i + accumulate] for i in range(0, 7, accumulate)]
-    assert losses == pytest.approx([sum(group) / len(group) for group in groups], abs=1e-3)
+    assert losses == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +321,7 @@ def test_steps_are_the_lesser_of_epochs_and_most_steps_but_at_least_the_fewest(s
 def test_the_steps_that_are_counted_are_taken():
     model, training = made(), QUICK.model_copy(update={"epochs": 2.5, "accumulate": 3})
     objective = Scripted()
-    trained = train(model, objective, training, moving(model), seed=0)
+    trained = train(model, objective, training, state_of(model), seed=0)
     assert trained.steps == trained.best_step == total_steps(7, training) == 5
     assert objective.losses == 3 + 1 + 3 + 1 + 3
 
@@ -286,7 +334,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_best_state(evaluat
     objective = Scripted(scores=[2.0, 1.0, 3.0], faults={8: fault}, watch=lambda m: seen.append(copies(m)))
     training = QUICK.model_copy(update={"epochs": 9, "evaluate_every": 2 if evaluated else 100})
     with pytest.raises(Diverged) as caught:
-        train(model, objective, training, moving(model), seed=0, title="language: phase 1")
+        train(model, objective, training, state_of(model), seed=0, title="language: phase 1")
     kept = "the state of step 4 is kept" if evaluated else "nothing had been evaluated yet"
     message = f"language: phase 1: the loss became {fault} at step 8; {kept}; lower the learning rate or check the data"
     assert str(caught.value) == message
@@ -297,24 +345,24 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_best_state(evaluat
 def test_a_bad_loss_in_the_midst_of_accumulation_names_its_step():
     model, training = made(), QUICK.model_copy(update={"accumulate": 2, "epochs": 9})
     with pytest.raises(Diverged, match="at step 2;"):
-        train(model, Scripted(faults={3: float("nan")}), training, moving(model), seed=0)
+        train(model, Scripted(faults={3: float("nan")}), training, state_of(model), seed=0)
 
 
 def test_a_held_out_score_that_is_not_a_number_is_no_best_score():
     model, seen = made(), []
     objective = Scripted(scores=[2.0, float("nan")], watch=lambda m: seen.append(copies(m)))
     with pytest.raises(Diverged, match=r"held-out loss.* not finite after step 4; the state of step 2 is kept"):
-        train(model, objective, QUICK.model_copy(update={"epochs": 9, "evaluate_every": 2}), moving(model), seed=0)
+        train(model, objective, QUICK.model_copy(update={"epochs": 9, "evaluate_every": 2}), state_of(model), seed=0)
     assert same(copies(model), seen[0])
 
 
 def test_weights_that_are_not_finite_have_no_best_score_however_good_it_looks():
     model = made()
-    start, weights = copies(model), moving(model)
+    start, weights = copies(model), state_of(model)
 
     def spoil(model):
         with torch.no_grad():
-            weights.body[3].view(-1)[2] = float("nan")
+            weights.parameters[3].view(-1)[2] = float("nan")
 
     with pytest.raises(Diverged, match=r"weights .* not finite after step 4"):
         train(model, Scripted(watch=spoil), QUICK, weights, seed=0)
@@ -327,7 +375,7 @@ def test_the_progress_bar_ends_with_its_training_however_it_ends(monkeypatch):
     for faults in ({}, {2: float("nan")}):
         model = made()
         try:
-            train(model, Scripted(faults=faults), QUICK, moving(model), seed=0)
+            train(model, Scripted(faults=faults), QUICK, state_of(model), seed=0)
         except Diverged:
             assert faults
         assert not bars[-1].bar.live.is_started
@@ -345,7 +393,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(b
     for seed in (1, 1, 2):
         torch.manual_seed(len(results))  # what happened before does not matter
         model, objective = language(bases)
-        train(model, objective, QUICK, moving(model, with_head=False), seed=seed)
+        train(model, objective, QUICK, state_of(model, with_head=False), seed=seed)
         results.append(copies(model))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
@@ -358,15 +406,15 @@ def test_batches_of_a_task_are_drawn_whatever_the_lengths_of_their_examples(base
     objective = supervised(CLASSIFICATION, examples, examples, ("long", "short"), TOKENIZER, 32, "accuracy")
     labels = []
 
-    def collate(batch):
-        collated = objective.collate(batch)
+    def collate(batch, drawn):
+        collated = objective.collate(batch, drawn)
         labels.append(collated["labels"].float().mean().item())
         return collated
 
-    names = ("train", "metric", "greater_is_better", "digest", "sampling", "loss", "validate")
+    names = ("train", "metric", "greater_is_better", "digest", "loss", "loss_denominator", "validate")
     watched = SimpleNamespace(collate=collate, **{name: getattr(objective, name) for name in names})
     training = TaskTraining(batch_size=8, max_steps=40, evaluate_every=100, precision="fp32")
-    train(model, watched, training, moving(model), seed=0)
+    train(model, watched, training, state_of(model), seed=0)
     shares = torch.tensor(labels[:40])
     # Of 8 labels drawn without regard to length, a share of 0.5 is had with a standard deviation of 0.18; batches of
     # like length would be of one label each, with one of 0.5, and where these come in turn, one goes with the next.
@@ -381,7 +429,7 @@ def test_batches_of_a_task_are_drawn_whatever_the_lengths_of_their_examples(base
 def test_precision_is_as_set_or_as_the_device_has_it(monkeypatch, precision, pays, bf16):
     monkeypatch.setattr(loop, "bf16_pays", lambda device: pays)
     model, objective = made(), Scripted()
-    train(model, objective, QUICK.model_copy(update={"precision": precision}), moving(model), seed=0)
+    train(model, objective, QUICK.model_copy(update={"precision": precision}), state_of(model), seed=0)
     assert objective.autocast == {bf16}
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert 1e-4 < furthest(model, made()) < 1e-2
@@ -392,7 +440,7 @@ def test_bf16_trains_as_fp32_does_but_for_rounding():
     for precision in ("fp32", "bf16"):
         models[precision] = made()
         training = QUICK.model_copy(update={"precision": precision, "epochs": 2})
-        train(models[precision], Scripted(), training, moving(models[precision]), seed=0)
+        train(models[precision], Scripted(), training, state_of(models[precision]), seed=0)
     moved = furthest(models["fp32"], made())
     assert 0 < furthest(models["fp32"], models["bf16"]) < moved * 2
 
@@ -437,19 +485,10 @@ def test_the_penaltys_gradient_in_parts_is_that_of_the_whole_to_the_bit(monkeypa
     drawn = torch.Generator().manual_seed(0)
     gradient, weight, start = (torch.randn(shape, generator=drawn) for _ in range(3))
     expected = gradient + 0.1 * torch.sign(weight - start)
-    loop._pull(gradient, weight, start, 0.1)
+    loop.add_sign_of_change(gradient, weight, start, 0.1)
     assert torch.equal(gradient, expected)
     wide = torch.randn(6, 8, generator=drawn)
     gradient, weight, start = wide.mT.clone().mT[:, ::2], torch.randn(6, 4, generator=drawn), torch.zeros(6, 4)
     expected = gradient + 0.1 * torch.sign(weight)
-    loop._pull(gradient, weight, start, 0.1)
+    loop.add_sign_of_change(gradient, weight, start, 0.1)
     assert torch.equal(gradient, expected)
-
-
-@pytest.mark.parametrize("gpus", [0, 1, 4])
-def test_a_training_stays_on_one_device_however_many_gpus_there_are(monkeypatch, tmp_path, gpus):
-    monkeypatch.setattr("deftx.training.loop.TrainingArguments.n_gpu", property(lambda self: gpus))
-    given = loop._arguments(QUICK, Scripted(), 4, 0, str(tmp_path), torch.device("cpu"))
-    assert given.n_gpu == min(gpus, 1)
-    assert given.train_batch_size == QUICK.batch_size
-    assert given.device.type == "cpu"

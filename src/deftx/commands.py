@@ -46,7 +46,7 @@ from deftx.tasks.leakage import by_row, leaks
 from deftx.tasks.respelling import Spelling, plain_spelling, respell, spelling_for
 from deftx.tasks.sources import Table, named, open_source, rows_for
 from deftx.tasks.supervised import by_name, evaluate, predict
-from deftx.training import processes
+from deftx.training import distributed
 
 SAVING = "saving"  # in the lock of a folder of work: what is learnt is being saved, or has been
 TEXT_COLUMNS = ("text", "premise", "hypothesis")
@@ -67,10 +67,10 @@ def learn(out: Path, fit: Callable[[Path], SparseVector], sources: Sequence[str]
     Of several processes, the first one saves it.
     """
     target, work = check_free(out, force=force), _work(out)
-    processes.join()
+    distributed.join()
     saved = not force and _saved(out)  # killed after the vector was saved, before the end
-    processes.see_alike(out, saved)
-    if not processes.first():
+    distributed.assert_same_on_all_ranks(out, saved)
+    if not distributed.is_main_process():
         return load(target) if saved else fit(work)
     with claimed(work):
         if saved:

@@ -24,7 +24,7 @@ from deftx.core.backbone import head, tunable
 from deftx.core.compose import apply, check_fit
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
-from deftx.core.select import digest, parse_k, select
+from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseVector, check_language, check_same_base, entries_at
 from deftx.errors import DeftxError, unknown
 from deftx.models import (
@@ -51,12 +51,18 @@ from deftx.tasks.data import (
     held_out,
 )
 from deftx.tasks.language import language_of
+from deftx.tasks.objective import Objective
 from deftx.tasks.supervised import Supervised, names_of, supervised
 from deftx.tasks.table import settled, task_of
-from deftx.training import processes
+from deftx.training import distributed
 from deftx.training.halves import HALVES
-from deftx.training.loop import Objective
-from deftx.training.phases import Delta, Phase, full_tuning, put, selected_tuning, trained_head
+from deftx.training.phases import (
+    Delta,
+    full_tuning,
+    selected_tuning,
+    set_parameters,
+    trained_head_parameters,
+)
 
 # What happens to θ1 − θ0 before the selection: the methods differ in nothing else.
 METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], Fit], Denoised]] = {
@@ -81,7 +87,8 @@ def fit(
     Raises DeftxError before any training where a setting is out of range, and Diverged, the last good state
     being kept in `work`, where a loss is not finite.
     """
-    check_settings(settings, model, head=bool(trained_head(model)))
+    learns_a_head = isinstance(settings, TaskFit) and bool(trained_head_parameters(model))
+    check_settings(settings, model, head=learns_a_head)
 
     # Ranks: as they are set, or measured by two trainings, which come first so that δ need not be held meanwhile
     resolved = rank_on(model, settings.rank)
@@ -95,17 +102,18 @@ def fit(
 
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
     delta = METHODS[settings.method](learnt.delta, rank, settings)
-    selection = processes.agreed(select(delta, settings.k, settings.split))
+    selection = distributed.broadcast_selection(select(delta, settings.k, settings.split))
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
-    key, ranks = f"{learnt.key} {digest(selection)} {settings.training.average}", dict(delta.ranks)
+    ranks = dict(delta.ranks)
     logs["phase1"] = learnt.log
     if settings.phase2:
+        phase1_key = learnt.key
         del learnt, delta  # each as large as the model
-        phi, logs["phase2"] = selected_tuning(model, objective, settings, selection, Phase(2, title, key, work))
+        phi, logs["phase2"] = selected_tuning(model, objective, settings, selection, phase1_key, work=work, title=title)
     else:  # the paper's ablation: φ is δ at μ
         phi = entries_at(delta, selection)
-        put(trained_head(model), learnt.head)
+        set_parameters(trained_head_parameters(model), learnt.head)
     recorded = {**settings.deciding(), **recorded_rank(settings.rank, resolved)}
     return replace(phi, info={**recorded, "k": phi.k, "ranks": ranks, "log": logs})
 
@@ -121,9 +129,13 @@ class Start:
 
 def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> Start:
     """`base` about to be trained on the lines of a language's plain text, as its kind of base learns it."""
-    processes.join()
+    distributed.join()
     check_read(text, "read_text")
-    model, tokenizer = load_language_model(base, settings.training.head), load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
+    training = settings.training
+    model = load_language_model(
+        base, training.head, lm_head=training.lm_head, dropout=training.dropout, seed=settings.seed
+    )
     place(model)
     origin = origin_of("language", base, fingerprint(model), about_tokenizer(tokenizer))
     length = min(settings.training.length, longest_input(model, tokenizer))
@@ -156,13 +168,13 @@ def task_base(
 ) -> tuple[PreTrainedModel, dict[str, Any], Callable[[Examples, Examples], Supervised]]:
     """θ0 with a new head for a task's labels, `sources` checked against it; where a vector of it comes from; and what
     makes an objective of training and validation data."""
-    processes.join()
+    distributed.join()
     check_examples(train_set)
     check_language(*sources)
     check_same_base(*sources)
     settings, task = settled(settings), task_of(settings.task)
     labels, tokenizer = names_of(task, train_set), load_tokenizer(base)
-    model = load_task_model(base, labels, settings.seed, task)
+    model = load_task_model(base, labels, settings.seed, task, dropout=settings.training.dropout)
     place(model)
     origin = origin_of("task", base, fingerprint(model), about_tokenizer(tokenizer))
     for source in sources:

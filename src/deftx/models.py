@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -17,13 +17,13 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     GenerationConfig,
-    PretrainedConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
-from deftx.core.backbone import head
+from deftx.core.backbone import backbone, head
 from deftx.core.ranks import Rank, is_relative, resolve_rank
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, check_downloaded
@@ -125,25 +125,86 @@ def check_reading(base: Base | PreTrainedTokenizerBase, *vectors: SparseVector, 
         check_tokenizer(tokenizer, *noting, any_base=any_base)
 
 
-def load_language_model(base: Base, head_of: Base | None = None) -> PreTrainedModel:
+def load_language_model(
+    base: Base,
+    head_of: Base | None = None,
+    *,
+    lm_head: Literal["trained", "frozen"] = "frozen",
+    dropout: float | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
     """`base` with its language modelling head, for language training.
 
-    The head is frozen, and its decoder untied from the embeddings, so that training moves the backbone
-    only. What the checkpoint lacks of its head is that of `head_of`, a model of the same kind. Raises DeftxError where
-    there is no such head.
+    Its decoder matrix is untied from the embeddings and frozen, as in LT-SFT.
+
+    Args:
+        base: Folder or hub id.
+        head_of: A model of the same kind, whose head stands in for what the checkpoint lacks of its own.
+        lm_head: trained: the rest of the head (dense layer, norm, biases) is trained along, and a head that the
+            checkpoint lacks starts at random; frozen: all of it stays as it is.
+        dropout: Of the model in training; None: as its config has it.
+        seed: Draws a head that the checkpoint lacks.
+
+    Raises:
+        DeftxError: The base cannot be loaded, is no language model, or lacks a head that is to be frozen.
     """
     language = language_of(_load(AutoConfig, base))
-    model, missing = _load_checked(language.auto, base, **_padding(base))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, missing = _load_checked(language.auto, base, **_with_dropout(base, dropout, **_padding(base)))
     if missing and head_of is not None:
         missing = _stand_in(model, missing, load_language_model(head_of))
-    if missing:
-        raise DeftxError(f"{base} is not a {language.called}: its checkpoint lacks {', '.join(missing[:3])}")
     decoder, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    only_head_is_missing = set(missing) <= _names_outside_the_backbone(model)
+    if missing and not (lm_head == "trained" and only_head_is_missing and decoder is not None):
+        raise DeftxError(f"{base} is not a {language.called}: its checkpoint lacks {', '.join(missing[:3])}")
+    if missing:
+        warnings.warn(f"{base} has no language modelling head: a new one is trained along", stacklevel=2)
     if decoder is not None and decoder.weight is embeddings.weight:
         decoder.weight = nn.Parameter(decoder.weight.detach().clone())
     for parameter in head(model).values():
-        parameter.requires_grad_(False)
+        parameter.requires_grad_(lm_head == "trained")
+    if decoder is not None:
+        decoder.weight.requires_grad_(False)
     return cast(PreTrainedModel, model)
+
+
+def _names_outside_the_backbone(model: PreTrainedModel) -> set[str]:
+    """The names of a head's parameters, all names of one that has several."""
+    inside = {id(parameter) for parameter in backbone(model).values()}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if id(parameter) not in inside or name.endswith("decoder.weight")}
+
+
+def _with_dropout(base: Base, dropout: float | None, **options: Any) -> dict[str, Any]:
+    """`options` for loading `base`, and its config with another dropout and these options where one is given.
+
+    Raises:
+        DeftxError: The base's config knows no dropout.
+    """
+    if dropout is None:
+        return options
+    config = _load(AutoConfig, base, **options)
+    changed = set_dropout(config, dropout)
+    if changed == 0 and dropout > 0:
+        kind = config.model_type
+        raise DeftxError(f"training.dropout = {dropout}: a base of the kind {kind!r} has no dropout: leave it out")
+    return {"config": config}
+
+
+def set_dropout(config: Any, dropout: float) -> int:
+    """Set every dropout of a config, and of the configs within it; how many there are.
+
+    What is None takes another one's value, and stays so; probabilities of leaving whole layers out stay too.
+    """
+    count = 0
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            count += set_dropout(value, dropout)
+        elif ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, int | float):
+            setattr(config, name, dropout)
+            count += 1
+    return count
 
 
 @torch.no_grad()
@@ -156,23 +217,38 @@ def _stand_in(model: PreTrainedModel, missing: Sequence[str], other: PreTrainedM
     return [name for name in missing if name not in found]
 
 
-def load_task_model(base: Base, labels: Sequence[str], seed: int = 0, task: Task = CLASSIFICATION) -> PreTrainedModel:
+def load_task_model(
+    base: Base,
+    labels: Sequence[str],
+    seed: int = 0,
+    task: Task = CLASSIFICATION,
+    *,
+    dropout: float | None = None,
+) -> PreTrainedModel:
     """`base` with a new head for a task, its random start drawn from `seed`, its outputs named by `labels`.
+
+    `dropout` is the model's in training; None: as its config has it.
 
     Raises DeftxError where transformers has no such model of the base, or does not find the base's weights for it.
     """
-    return with_new_head(base, labels, seed, task)[0]
+    return with_new_head(base, labels, seed, task, dropout=dropout)[0]
 
 
 def with_new_head(
-    base: Base, labels: Sequence[str], seed: int = 0, task: Task = CLASSIFICATION
+    base: Base,
+    labels: Sequence[str],
+    seed: int = 0,
+    task: Task = CLASSIFICATION,
+    *,
+    dropout: float | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """`load_task_model`, and the names of what is random in its head."""
     if task.auto is None:
-        return _load_writer(base), []
+        return _load_writer(base, dropout), []
+    options = {**_head_options(labels, task), **_padding(base)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = _load_checked(task.auto, base, **_head_options(labels, task), **_padding(base))
+        model, missing = _load_checked(task.auto, base, **_with_dropout(base, dropout, **options))
         missing = sorted({*missing, *_forget_head(model, missing)})
     if lost := sorted(set(missing) - head(model).keys()):
         raise DeftxError(f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task")
@@ -233,9 +309,9 @@ def check_head(model: PreTrainedModel, random: Collection[str], learnt: Collecti
         raise DeftxError(f"the task vector has {what} the head of {type(model).__name__}: {why}")
 
 
-def _load_writer(base: Base) -> PreTrainedModel:
+def _load_writer(base: Base, dropout: float | None) -> PreTrainedModel:
     """`base` as it writes texts; its output embeddings stay what they are, whatever its input embeddings become."""
-    model: Any = load_language_model(base)
+    model: Any = load_language_model(base, dropout=dropout)
     if not model.can_generate():
         raise DeftxError(f"{base} cannot write texts, as a base for generation has to: give one such as Qwen or mT5")
     save_untied(model)
@@ -316,7 +392,7 @@ def _first_position(model: PreTrainedModel) -> int:
     return 0
 
 
-def hidden_width(config: PretrainedConfig) -> int:
+def hidden_width(config: PreTrainedConfig) -> int:
     """How many numbers a model's layers pass on for each token: the `768` of XLM-R base.
 
     Configurations give it several names (`hidden_size`, `d_model`, `n_embd`, `dim`), of which transformers makes one;

@@ -24,7 +24,7 @@ from deftx.errors import DeftxError, unknown
 
 # Settings of trainings that came after vectors were learnt without them, and the value with which nothing is different:
 # what was learnt before keeps its name.
-LATER = {"noise": 0.0, "held_out_blocks": None}
+LATER = {"noise": 0.0, "held_out_blocks": None, "dropout": None}
 
 T = TypeVar("T", bound="Training")
 
@@ -62,9 +62,11 @@ class Training(Settings):
     length: PositiveInt = 256
     """Longest input, in tokens."""
     l1: NonNegativeFloat = 0.0
-    """Weight λ of the penalty λ/N · ‖θ − θ0‖₁, N being the number of parameters of the backbone."""
+    """Weight λ of the penalty λ/N · ‖θ − θ0‖₁, N being the number of all parameters of the model."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout of the base while it is trained; null: as its config has it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the forward pass; auto takes bf16 where the device computes it faster than fp32."""
     report_to: tuple[str, ...] = ()
@@ -100,6 +102,10 @@ class LanguageTraining(Training):
     l1: NonNegativeFloat = 0.1
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that masked language modelling chooses, and that denoising hides."""
+    replacements: Literal["vocabulary", "corpus"] = "corpus"
+    """What a tenth of the chosen tokens is drawn from: the whole vocabulary, or the text's own pieces."""
+    lm_head: Literal["trained", "frozen"] = "trained"
+    """trained: the language modelling head is trained along, but for its decoder matrix, and thrown away; frozen: it stays as it is."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the lines that the best step is chosen on."""
     held_out_blocks: PositiveInt | None = 1000

@@ -13,7 +13,7 @@ from deftx.models import Base
 from deftx.settings import TaskFit, changed, check_kind
 from deftx.tasks.data import Examples, about_texts, joined
 from deftx.tasks.table import settled
-from deftx.training.several import several
+from deftx.training.multi_source import multi_source
 
 
 def fit_task_several(
@@ -76,7 +76,7 @@ def several_start(
     parts = {name: objective_of(train_sets[name], valid_sets[name]) for name in names}
     vectors = {name: (sources[name] if sources else SparseVector({})).to(model.device) for name in names}
     size, seed = settings.training.batch_size, settings.seed
-    objective = several(parts, vectors, batch_size=size, temperature=temperature, seed=seed)
+    objective = multi_source(parts, vectors, batch_size=size, temperature=temperature, seed=seed)
     above = {name: dict(sources[name].info) if sources else None for name in names}
     sizes = {"train": len(pooled), "valid": sum(map(len, valid_sets.values()))}
     data = {**sizes, **about_texts(pooled), "digest": objective.digest}

@@ -27,8 +27,9 @@ from deftx.settings import LoraFit, MadxFit
 from deftx.storage.fingerprint import fingerprint, fingerprint_of
 from deftx.storage.manifest import Form
 from deftx.storage.tensors import load_tensors, save_tensors
-from deftx.training.checkpoint import Kept
-from deftx.training.loop import Moving, train
+from deftx.training.loop import LOOP_VERSION, TrainableState, train
+from deftx.training.random_streams import derived_seed
+from deftx.training.resume import ResumePoint
 
 FILE = "adapter.safetensors"
 _BODY, _HEAD = "body/", "head/"  # what the names of tensors begin with in the file
@@ -70,14 +71,28 @@ def learn(
     source  what the model has learnt before
     work    folder for the state of a training that is under way, so that one that was killed goes on
     """
-    model, task = start.model, start.origin["kind"] == "task"
-    body, top = list(parameters.values()), head(model) if task else {}
-    moving = Moving(body, [parameter.detach().clone() for parameter in body], list(top.values()))
+    model = start.model
+    task = start.origin["kind"] == "task"
+    body = list(parameters.values())
+    top = {name: parameter for name, parameter in head(model).items() if parameter.requires_grad}
+    anchors = [parameter.detach().clone() for parameter in body]
+    state = TrainableState(body, anchors, list(top.values()))
     model.requires_grad_(False)
-    for parameter in moving.parameters:
+    for parameter in state.all_parameters:
         parameter.requires_grad_(True)
-    kept = Kept(work / f"{method}.state.safetensors", _key(method, start, settings, source)) if work else None
-    log = asdict(train(model, start.objective, settings.training, moving, seed=settings.seed, title=title, kept=kept))
+    resume_point = None
+    if work is not None:
+        resume_point = ResumePoint(work / f"{method}.state.safetensors", _key(method, start, settings, source))
+    result = train(
+        model,
+        start.objective,
+        settings.training,
+        state,
+        seed=derived_seed(settings.seed, method),
+        title=title,
+        resume_point=resume_point,
+    )
+    log = asdict(result)
     made = {"method": method, "size": sum(parameter.numel() for parameter in body), "log": {"training": log}}
     before = {"source": dict(source.info) if source else None} if task else {}
     info = {**start.origin, **settings.deciding(), **before, **made}
@@ -161,7 +176,16 @@ def _key(method: str, start: Start, settings: MadxFit | LoraFit, source: Adapter
     chosen = settings.deciding()
     below = fingerprint_of(source.tensors, source.tensors.__getitem__) if source else None
     config = start.model.config.to_json_string()  # dropout, labels and the like
-    parts = [version("deftx"), method, start.origin["base_fingerprint"], config, start.objective.digest, chosen, below]
+    parts = [
+        version("deftx"),
+        LOOP_VERSION,
+        method,
+        start.origin["base_fingerprint"],
+        config,
+        start.objective.digest,
+        chosen,
+        below,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -161,9 +161,9 @@ def fit_task(
 def _print_learnt(out: Path, vector: "SparseVector") -> None:
     """One line about a new vector: how it did before, between and after its phases; and what to try if it did badly."""
     from deftx.experiments.benefit import advice_on, course_of
-    from deftx.training.processes import first
+    from deftx.training.distributed import is_main_process
 
-    if not first():
+    if not is_main_process():
         return
     course = course_of(vector)
     sources = [vector.info["source"], *vector.info.get("sources", {}).values()] if vector.head else []

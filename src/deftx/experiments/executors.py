@@ -106,7 +106,7 @@ def here(store: Store) -> Iterator[Submit]:
 def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[Submit]:
     """Steps are carried out by `jobs` processes of so many `threads`; without these, they share out the machine's cores
     among them. They share out its GPUs too."""
-    from deftx.training.processes import visible_gpus
+    from deftx.training.distributed import visible_gpus
 
     gpus = visible_gpus()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()

@@ -29,7 +29,7 @@ from deftx.experiments.report.statistics import AVERAGE
 from deftx.experiments.report.tables import duration, spread
 from deftx.experiments.store import SCORES, VECTOR, Store
 from deftx.storage.folders import claimed, new_file, write_text
-from deftx.training import processes
+from deftx.training import distributed
 
 TABLE = "results.md"
 
@@ -90,7 +90,7 @@ def run_recipe(
     Raises InUse where another process is at work in `out`, and DeftxError for a step that failed; what does not need
     it is done all the same.
     """
-    processes.alone("a run")
+    distributed.refuse_several_processes("a run")
     with claimed(out):
         run = prepare(recipe, store or out.parent / "store")
         ready(run)

@@ -25,7 +25,7 @@ from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.data import Examples
 from deftx.tasks.supervised import Task, answers, names_of, output_names, scores
 from deftx.training.halves import HALVES
-from deftx.training.phases import full_tuning, learnt_file
+from deftx.training.phases import full_tuning, phase1_file
 
 # How it went, and what is wrong where it failed.
 Outcome = tuple[Literal["done", "in use", "failed"], str]
@@ -68,7 +68,7 @@ def _delta(store: Store, step: Step, work: Path, folder: Path) -> None:
         assert isinstance(settings, LanguageFit)
         start = language_start(step.base, store.texts(step.about["text"]), settings)
     full_tuning(start.model, start.objective, settings, half=half, work=work, title=step.title)
-    _link(work / learnt_file(half), folder / learnt_file(half))
+    _link(work / phase1_file(half), folder / phase1_file(half))
 
 
 def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
@@ -76,7 +76,7 @@ def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
     settings, title = step.settings, step.title
     for role, half in {"delta": None, **HALVES}.items():
         if role in step.inputs:
-            _link(store.folder(step.inputs[role]) / learnt_file(half), work / learnt_file(half))
+            _link(store.folder(step.inputs[role]) / phase1_file(half), work / phase1_file(half))
     if isinstance(settings, TaskFit):
         train, valid, above = _of_sources(store, step)
         vector = fit_task_several(step.base, train, valid, settings, **above, work=work, title=title)

@@ -20,7 +20,8 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, cells
-from deftx.tasks.encoded import Batch, Encoded, inputs_of, logits_of, padding, tokenised
+from deftx.tasks.encoded import Encoded, inputs_of, logits_of, padding, tokenised
+from deftx.tasks.objective import Batch
 from deftx.tasks.sources import open_source
 from deftx.tasks.supervised import Metric, Task
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks, digest
+from deftx.tasks.objective import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,22 +28,26 @@ class CausalLM:
 
     metric = "loss"
     greater_is_better = False
-    sampling = "random"
 
     @property
-    def tokens(self) -> Tensor:
+    def vocabulary_used(self) -> Tensor:
         """All ids that a training batch can hold [n]."""
         ids: Tensor = self.train.unique()
         return ids
 
-    def collate(self, blocks: list[Tensor]) -> dict[str, Tensor]:
+    def collate(self, examples: list[Tensor], generator: Generator | None = None) -> Batch:
         """Stack [length] blocks to inputs and labels [batch, length], which are the same."""
-        ids = torch.stack(blocks)
+        ids = torch.stack(examples)
         return {"input_ids": ids, "labels": ids}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean cross-entropy over a batch's tokens, but for the first of each block."""
         return next_token_loss(model, batch["input_ids"])
+
+    def loss_denominator(self, batch: Batch) -> int:
+        """The tokens of a batch, but for the first of each block."""
+        rows, length = batch["input_ids"].shape
+        return int(rows * (length - 1))
 
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
         """The mean loss over the held-out text, in nats; its blocks are of one length.

@@ -13,7 +13,8 @@ from transformers import AutoModelForMultipleChoice, PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, cells
-from deftx.tasks.encoded import Batch, Encoded, check, inputs_of, logits_of, padding, tokenised
+from deftx.tasks.encoded import Encoded, check, inputs_of, logits_of, padding, tokenised
+from deftx.tasks.objective import Batch
 from deftx.tasks.sources import open_source
 from deftx.tasks.supervised import Task
 

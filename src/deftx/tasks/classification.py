@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs, written
-from deftx.tasks.encoded import Batch, Encoded, inputs_of, label_names, logits_of, numbers, padding, tokenised
+from deftx.tasks.encoded import Encoded, inputs_of, label_names, logits_of, numbers, padding, tokenised
+from deftx.tasks.objective import Batch
 from deftx.tasks.supervised import Task
 from deftx.tasks.unknown import check_known
 
@@ -78,7 +79,7 @@ CLASSIFICATION = Task(
     names=lambda examples: label_names(examples.labels or []),
     encode=encode,
     loss=loss,
-    mean_over=len,
+    splits_by_length=True,
     answer=answer,
     shown=("label", "probability"),
     metrics=METRICS,

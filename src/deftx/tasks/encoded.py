@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.tasks.data import Examples
+from deftx.tasks.objective import Batch
 
 IGNORED = -100  # the target of a token that is not to be labelled
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +100,11 @@ def by_token(targets: list[list[int]], batch: Batch) -> Tensor:
     spread = torch.full(tokens.shape, IGNORED)
     spread[tokens] = torch.tensor([target for row in targets for target in row])
     return spread
+
+
+def labelled_tokens(targets: Tensor) -> int:
+    """How many of the targets of tokens are not IGNORED."""
+    return int((targets != IGNORED).sum())
 
 
 def inputs_of(batch: Batch) -> Batch:

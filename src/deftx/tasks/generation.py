@@ -19,7 +19,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.encoded import IGNORED, Batch, Encoded, batches, padding, tokenised
+from deftx.tasks.encoded import IGNORED, Encoded, batches, labelled_tokens, padding, tokenised
+from deftx.tasks.objective import Batch
 from deftx.tasks.seq2seq_lm import written_loss
 from deftx.tasks.supervised import Task
 
@@ -80,7 +81,7 @@ def loss(model: Any, batch: Batch) -> Tensor:
     ids, there, targets = (each.gather(1, order) for each in (ids, there, targets))
     logits = model(input_ids=ids, attention_mask=there.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
     total = cross_entropy(logits.float(), targets[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / max(int((written != IGNORED).sum()), 1)
+    return total / max(labelled_tokens(written), 1)
 
 
 def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
@@ -144,6 +145,7 @@ GENERATION = Task(
     shown=("text",),
     metrics={"chrf": chrf, "exact_match": exact_match},
     stack=ragged,
+    loss_denominator=labelled_tokens,
     tokens=("input_ids", "labels"),
     takes={},
 )

@@ -6,52 +6,74 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks, digest
-from deftx.tasks.encoded import IGNORED
+from deftx.tasks.encoded import IGNORED, labelled_tokens
+from deftx.tasks.objective import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Masking:
+    """How tokens are masked, as BERT's authors do.
+
+    Attributes:
+        share: Probability that a token is chosen.
+        special: Ids that are never chosen [n].
+        mask_id: What 80% of the chosen tokens become.
+        replacements: Ids from which 10% of the chosen tokens are drawn [n]; the other 10% stay.
+    """
+
+    share: float
+    special: Tensor
+    mask_id: int
+    replacements: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class MaskedLM:
     """Packed text, and the loss on its masked tokens.
 
-    train      [blocks, length] int64, masked anew each time a block is seen
-    held_out   [blocks, length] int64, with one fixed mask: (inputs, labels)
-    special    ids that are never masked
-    noise      ids from which a masked token's random replacement is drawn: those of the text, so that no others move
-    digest     names the data: equal for equal blocks
+    Attributes:
+        train: [blocks, length] int64, masked anew each time a block is seen.
+        held_out: Inputs and labels, each [blocks, length] int64, with one fixed mask.
+        masking: How tokens are masked.
+        digest: Names the data: equal for equal blocks and replacements.
     """
 
     train: Tensor
     held_out: tuple[Tensor, Tensor]
-    special: Tensor
-    mask_id: int
-    noise: Tensor
-    share: float
+    masking: Masking
     digest: str
 
     metric = "loss"
     greater_is_better = False
-    sampling = "random"
 
     @property
-    def tokens(self) -> Tensor:
+    def vocabulary_used(self) -> Tensor:
         """All ids that a training batch can hold [n]."""
-        return torch.cat([self.train.unique(), torch.tensor([self.mask_id])])
+        mask_id = torch.tensor([self.masking.mask_id])
+        ids: Tensor = torch.cat([self.train.unique(), mask_id, self.masking.replacements]).unique()
+        return ids
 
-    def collate(self, blocks: list[Tensor]) -> dict[str, Tensor]:
-        """Stack [length] blocks to inputs and labels [batch, length], freshly masked."""
-        inputs, labels = mask(torch.stack(blocks), self.share, self.special, self.mask_id, self.noise)
+    def collate(self, examples: list[Tensor], generator: Generator | None = None) -> Batch:
+        """Mask [length] blocks, one after the other -> inputs and labels [batch, length]."""
+        masked = [mask(block, self.masking, generator) for block in examples]
+        inputs = torch.stack([block_inputs for block_inputs, _ in masked])
+        labels = torch.stack([block_labels for _, block_labels in masked])
         return {"input_ids": inputs, "labels": labels}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """The mean cross-entropy over a batch's masked tokens."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean cross-entropy over a batch's masked tokens, in nats."""
         return masked_loss(model, batch["input_ids"], batch["labels"])
+
+    def loss_denominator(self, batch: Batch) -> int:
+        """The masked tokens of a batch."""
+        return labelled_tokens(batch["labels"])
 
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
         """The mean loss over all masked tokens of the held-out text, in nats."""
@@ -75,35 +97,47 @@ def masked_lm(
     held_out: Sequence[str] | None = None,
 ) -> MaskedLM:
     """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts into blocks of
-    `length` tokens."""
+    `length` tokens.
+
+    Raises:
+        DeftxError: The tokenizer has no mask token, or the text is too short or unknown to the tokenizer.
+    """
     if tokenizer.mask_token_id is None:
         raise DeftxError("the base's tokenizer has no mask token: a language vector needs a masked language model")
     generator = torch.Generator().manual_seed(seed)
     train, valid = blocks(texts, tokenizer, training, length, generator, held_out=held_out)
     special = torch.tensor(sorted(tokenizer.all_special_ids))
-    share, mask_id = training.mask, tokenizer.mask_token_id
-    used = train.unique()
-    noise = used[~torch.isin(used, special)]
-    fixed = mask(valid, share, special, mask_id, noise, generator)
-    while (fixed[1] == IGNORED).all():  # few tokens, none of them chosen
-        fixed = mask(valid, share, special, mask_id, noise, generator)
-    return MaskedLM(train, fixed, special, mask_id, noise, share, digest(train, valid))
+
+    # Random replacements come from the whole vocabulary, as in LT-SFT, or from the text's own pieces, so that the
+    # embeddings of no others can move
+    replacements = torch.arange(len(tokenizer))
+    if training.replacements == "corpus":
+        used = train.unique()
+        replacements = used[~torch.isin(used, special)]
+    masking = Masking(training.mask, special, tokenizer.mask_token_id, replacements)
+
+    # One fixed mask for the held-out text; again where it has few tokens and none was chosen
+    masked = mask(valid, masking, generator)
+    while (masked[1] == IGNORED).all():
+        masked = mask(valid, masking, generator)
+    name = f"{digest(train, valid)} {training.replacements}"
+    return MaskedLM(train, masked, masking, name)
 
 
-def mask(
-    ids: Tensor, share: float, special: Tensor, mask_id: int, noise: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Masked inputs and labels [blocks, length] of token `ids`, as BERT's authors mask.
+def mask(ids: Tensor, masking: Masking, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Mask token ids of any shape.
 
-    Each token that is not special is chosen with probability `share`; of the chosen, 80% become the mask,
-    10% a random one of the `noise` ids [n], 10% stay. Labels are IGNORED where nothing was chosen.
+    Returns:
+        Inputs and labels of the same shape; labels are IGNORED where nothing was chosen.
     """
-    chance, kind = (torch.rand(ids.shape, generator=generator) for _ in range(2))
-    chosen = (chance < share) & ~torch.isin(ids, special)
+    chance = torch.rand(ids.shape, generator=generator)
+    kind = torch.rand(ids.shape, generator=generator)
+    drawn = torch.randint(len(masking.replacements), ids.shape, generator=generator)
+    chosen = (chance < masking.share) & ~torch.isin(ids, masking.special)
     labels = ids.where(chosen, IGNORED)
-    random = noise[torch.randint(len(noise), ids.shape, generator=generator)]
-    masked = ids.masked_fill(chosen & (kind < 0.8), mask_id)
-    return random.where(chosen & (kind >= 0.9), masked), labels
+    masked = ids.masked_fill(chosen & (kind < 0.8), masking.mask_id)
+    inputs = masking.replacements[drawn].where(chosen & (kind >= 0.9), masked)
+    return inputs, labels
 
 
 def masked_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

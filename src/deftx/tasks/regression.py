@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from deftx.tasks import data
 from deftx.tasks.classification import logits
 from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.encoded import Batch, Encoded, logits_of, padding, tokenised
+from deftx.tasks.encoded import Encoded, logits_of, padding, tokenised
+from deftx.tasks.objective import Batch
 from deftx.tasks.supervised import Task
 
 
@@ -65,7 +66,7 @@ REGRESSION = Task(
     names=None,
     encode=encode,
     loss=loss,
-    mean_over=len,
+    splits_by_length=True,
     answer=answer,
     shown=("value",),
     metrics={"pearson": pearson, "spearman": spearman, "mse": mse},

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from itertools import accumulate, count, cycle, groupby, pairwise, takewhile
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.settings import LanguageTraining
 from deftx.tasks.blocks import blocks, digest
-from deftx.tasks.encoded import IGNORED, Batch
+from deftx.tasks.encoded import IGNORED, labelled_tokens
+from deftx.tasks.objective import Batch
 
 SPAN = 3  # mean tokens of a span, in both papers
 SENTINELS = ("▁<extra_id_{}>", "<extra_id_{}>")  # as mT5's tokenizer spells them, and as T5's does
@@ -63,21 +64,25 @@ class Seq2SeqLM:
 
     metric = "loss"
     greater_is_better = False
-    sampling = "random"
 
     @property
-    def tokens(self) -> Tensor:
+    def vocabulary_used(self) -> Tensor:
         """All ids that the encoder can read in a training batch [n], but for padding."""
         ids: Tensor = torch.cat([self.train.unique(), torch.tensor(self.noise.marks)]).unique()
         return ids
 
-    def collate(self, blocks: list[Tensor]) -> Batch:
+    def collate(self, examples: list[Tensor], generator: Generator | None = None) -> Batch:
         """Corrupt [length] blocks -> inputs [batch, longest] with their attention mask, labels [batch, longest]."""
-        return padded([corrupted(block.tolist(), self.noise) for block in blocks], self.noise.pad)
+        pairs = [corrupted(block.tolist(), self.noise, generator) for block in examples]
+        return padded(pairs, self.noise.pad)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean cross-entropy of the tokens to write, each given what is read and those before it."""
         return written_loss(model, batch)
+
+    def loss_denominator(self, batch: Batch) -> int:
+        """The tokens to write in a batch."""
+        return labelled_tokens(batch["labels"])
 
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
         """The mean loss over all tokens to write of the held-out text, in nats; a quarter of `batch_size` at a time,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 from deftx.tasks.data import Columns, Examples, written
-from deftx.tasks.encoded import Batch, Encoded
+from deftx.tasks.encoded import Encoded
 from deftx.tasks.noise import misspeller
+from deftx.tasks.objective import Batch
 from deftx.tasks.parts import by_length
 from deftx.tasks.unknown import REFUSED_TO_LEARN, REFUSED_TO_SCORE, check_known
 
@@ -39,8 +40,8 @@ class Task:
     names      the names of the head's outputs, of the training data; None where outputs have no names
     encode     (examples, tokenizer, longest input in tokens, names, whether they are to have labels)
     loss       mean loss of a batch, which has the targets as `labels`
-    mean_over  of how many things the loss of a batch with these targets is the mean, whichever way the batch is padded;
-               None: a batch cannot be parted
+    loss_denominator  of how many things the loss of a batch with these targets is the mean
+    splits_by_length  whether that holds whichever way the batch is padded, so that it may be computed in parts
     answer     for every example, its predicted label and what else `shown` names
     shown      what the parts of an answer are called
     metrics    of true and predicted labels; the first one decides between steps, if nothing else is said
@@ -63,7 +64,8 @@ class Task:
     config: Mapping[str, Any] = field(default_factory=dict)
     stack: Callable[[list[Any], Batch], Tensor] = lambda targets, batch: torch.tensor(targets)
     tokens: tuple[str, ...] = ("input_ids",)
-    mean_over: Callable[[Tensor], int] | None = None
+    loss_denominator: Callable[[Tensor], int] = len
+    splits_by_length: bool = False
     respelt: Callable[[Examples, Callable[[str], str]], Examples] = respelt
     takes: Mapping[str, bool] = field(default_factory=lambda: {"pairs": False})
 
@@ -78,22 +80,18 @@ class Supervised:
     metric: str
     digest: str
 
-    # Batches of like length have less padding, but where length goes with the label (short reviews are praise) they are
-    # of one label each, and the Trainer takes them from the longest to the shortest: much is learnt late or not at all.
-    sampling = "random"
-
     @property
     def greater_is_better(self) -> bool:
         """Whether larger values of the metric are better ones."""
         return self.metric not in SMALLER
 
     @property
-    def tokens(self) -> Tensor:
+    def vocabulary_used(self) -> Tensor:
         """All ids that a training batch can hold [n], but for the padding, which nothing is learnt from."""
         held = (_flat(example[part]) for example in self.train for part in self.task.tokens)
         return torch.tensor(sorted({token for ids in held for token in ids}))
 
-    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+    def collate(self, examples: list[dict[str, Any]], generator: Generator | None = None) -> Batch:
         """Pad to the longest of a batch -> token tensors [batch, longest], and the targets as `labels`."""
         batch = self.valid.pad([{key: example[key] for key in example if key != "labels"} for example in examples])
         targets = [example["labels"] for example in examples]
@@ -103,6 +101,10 @@ class Supervised:
         """The mean loss of a batch."""
         return mean_loss(self.task, model, batch)
 
+    def loss_denominator(self, batch: Batch) -> int:
+        """How many targets the loss of a batch is the mean of."""
+        return self.task.loss_denominator(batch["labels"])
+
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
         """All metrics of the task on the validation examples."""
         return scores(self.task, self.valid.examples, answers(self.task, model, self.valid, batch_size))
@@ -110,11 +112,14 @@ class Supervised:
 
 def mean_loss(task: Task, model: nn.Module, batch: Batch) -> Tensor:
     """The mean loss of a batch. On a processor the batch goes through the model in parts, to leave out padding."""
-    if task.mean_over is None or batch["labels"].device.type != "cpu":
+    if not task.splits_by_length or batch["labels"].device.type != "cpu":
         return task.loss(model, batch)
-    whole = max(task.mean_over(batch["labels"]), 1)
-    parts = [(part, task.mean_over(part["labels"]) / whole) for part in by_length(batch)]
-    return torch.stack([task.loss(model, part) * share for part, share in parts]).sum()
+    whole = max(task.loss_denominator(batch["labels"]), 1)
+    losses = []
+    for part in by_length(batch):
+        share = task.loss_denominator(part["labels"]) / whole
+        losses.append(task.loss(model, part) * share)
+    return torch.stack(losses).sum()
 
 
 def supervised(

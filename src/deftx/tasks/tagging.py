@@ -18,7 +18,18 @@ from deftx.errors import DeftxError
 from deftx.tasks import data
 from deftx.tasks.classification import METRICS, logits
 from deftx.tasks.data import Columns, Examples, cells
-from deftx.tasks.encoded import IGNORED, Batch, Encoded, by_token, label_names, logits_of, numbers, padding, tokenised
+from deftx.tasks.encoded import (
+    IGNORED,
+    Encoded,
+    by_token,
+    label_names,
+    labelled_tokens,
+    logits_of,
+    numbers,
+    padding,
+    tokenised,
+)
+from deftx.tasks.objective import Batch
 from deftx.tasks.sentences import LABELLED_TEXT, SENTENCES
 from deftx.tasks.sources import READERS, open_source
 from deftx.tasks.supervised import Metric, Task
@@ -193,7 +204,8 @@ TAGGING = Task(
     names=tag_names,
     encode=encode,
     loss=loss,
-    mean_over=lambda targets: int((targets != IGNORED).sum()),
+    loss_denominator=labelled_tokens,
+    splits_by_length=True,
     answer=answer,
     shown=("tags",),
     metrics={name: over_words(metric) for name, metric in METRICS.items()},

@@ -1,97 +1,134 @@
-"""What a training has found so far: its history, the best state that was evaluated, and the mean of the last ones."""
+"""What a training has found so far: its history, the best evaluated state, and the mean of the last ones."""
 
 from collections.abc import Mapping, Sequence
-from math import ceil, isfinite
+from math import ceil, isfinite, nan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from deftx.errors import Diverged
+from deftx.tasks.objective import Objective
 
 
-class Best(TrainerCallback):
-    """Has the model evaluated every so many steps and at the end, and remembers the best state in memory; with
-    `average` above 1 also the sum of the last so many evaluated ones."""
+class BestState:
+    """Remembers the best evaluated state in memory; with `average` above 1 also the sum of the last so many.
 
-    KEPT = ("step", "score", "history", "logged", "summed")
+    Attributes:
+        step: The best evaluated step so far; 0 before the first evaluation.
+        score: Its score.
+        start_score: The score before the first step.
+        history: Rows of training losses and of scores, in order.
+    """
+
+    RESUMED = ("step", "score", "start_score", "history", "loss_sum", "loss_logged_at", "summed")
 
     def __init__(
         self,
-        metric: str,
-        greater_is_better: bool,
-        every: int,
-        steps: int,
+        objective: Objective,
         parameters: Sequence[nn.Parameter],
+        evaluate_every: int,
+        steps: int,
         average: int = 1,
     ) -> None:
-        self.metric, self.sign = f"eval_{metric}", 1 if greater_is_better else -1
-        self.every, self.steps, self.parameters = every, steps, parameters
-        self.step, self.score, self.state = 0, float("nan"), [p.detach().clone() for p in parameters]
-        self.last = (ceil(steps / every) - average) * every  # evaluations after this step are among the last ones
-        self.summed, self.sum = 0, [torch.zeros_like(p) for p in parameters] if average > 1 else []
+        self.metric = f"eval_{objective.metric}"
+        self.greater_is_better = objective.greater_is_better
+        self.parameters = parameters
+        self.step = 0
+        self.score = nan
+        self.start_score = nan
         self.history: list[dict[str, float]] = []
-        self.losses, self.logged = torch.zeros(()), 0  # the sum of the losses since the step that was last logged
+        self.state = [parameter.detach().clone() for parameter in parameters]
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Have the model evaluated when it is time."""
-        control.should_evaluate = state.global_step % self.every == 0 or state.global_step == self.steps
+        # The losses since they were last logged
+        self.loss_sum = 0.0
+        self.loss_logged_at = 0
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note the training loss."""
-        if "loss" in kwargs["logs"]:
-            self.history.append({"step": state.global_step, "train_loss": kwargs["logs"]["loss"]})
+        # The sum of the last `average` evaluated states
+        evaluations = ceil(steps / evaluate_every)
+        self.sum_after = (evaluations - average) * evaluate_every
+        self.summed = 0
+        self.sum: list[Tensor] = []
+        if average > 1:
+            self.sum = [torch.zeros_like(parameter) for parameter in parameters]
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note the scores, and the state if it is the best so far. Raises Diverged where something is not finite."""
-        metrics = kwargs["metrics"]
-        score = metrics[self.metric]
-        if not isfinite(score) or not all(parameter.isfinite().all() for parameter in self.parameters):
-            what = f"held-out {self.metric.removeprefix('eval_')}"
-            raise Diverged(f"the weights or the {what} are not finite after step {state.global_step}")
-        self.history.append({"step": state.global_step, **metrics})
-        if self.step == 0 or self.sign * score > self.sign * self.score:
-            self.step, self.score = state.global_step, score
+    def add_loss(self, loss: float) -> None:
+        """Count the training loss of a step."""
+        self.loss_sum += loss
+
+    def record_loss(self, step: int, epoch: float) -> float:
+        """Add a row with the mean training loss since the last such row, and return it."""
+        mean = self.loss_sum / (step - self.loss_logged_at)
+        self.loss_sum = 0.0
+        self.loss_logged_at = step
+        self.history.append({"step": step, "epoch": epoch, "train_loss": mean})
+        return mean
+
+    def record_start(self, scores: Mapping[str, float]) -> None:
+        """Take note of the scores before the first step."""
+        self.start_score = scores[self.metric]
+        self._check_finite(self.start_score, 0)
+
+    def record(self, step: int, epoch: float, scores: Mapping[str, float]) -> None:
+        """Add a row of scores, and keep the state if it is the best so far.
+
+        Raises:
+            Diverged: The deciding score or a parameter is not finite.
+        """
+        score = scores[self.metric]
+        self._check_finite(score, step)
+        self.history.append({"step": step, "epoch": epoch, **scores})
+        if self._is_better(score):
+            self.step = step
+            self.score = score
             _copy(self.parameters, self.state)
-        if self.sum and state.global_step > self.last:
+        if self.sum and step > self.sum_after:
             self.summed += 1
             for total, parameter in zip(self.sum, self.parameters, strict=True):
                 total += parameter.detach()
 
+    def _is_better(self, score: float) -> bool:
+        if self.step == 0:
+            return True
+        if self.greater_is_better:
+            return score > self.score
+        return score < self.score
+
+    def _check_finite(self, score: float, step: int) -> None:
+        if isfinite(score) and all(parameter.isfinite().all() for parameter in self.parameters):
+            return
+        name = self.metric.removeprefix("eval_")
+        raise Diverged(f"the weights or the held-out {name} are not finite after step {step}")
+
     def take_mean(self) -> None:
-        """Put the mean of the last evaluated states into the parameters; the next evaluation is its, and the best."""
+        """Put the mean of the last evaluated states into the parameters; the next evaluation counts as the best."""
         _copy([total / self.summed for total in self.sum], self.parameters)
         self.step = 0
-
-    def mean_loss(self, step: int) -> float:
-        """The mean training loss since it was last asked for."""
-        mean = self.losses.item() / (step - self.logged)
-        self.losses, self.logged = torch.zeros(()), step
-        return mean
-
-    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint holds of this; before the first evaluation the best state is the start."""
-        state = {f"best.{number}": tensor for number, tensor in enumerate(self.state)} if self.step else {}
-        sums = {f"sum.{number}": tensor for number, tensor in enumerate(self.sum)} if self.summed else {}
-        return {"losses": self.losses, **state, **sums}, {name: getattr(self, name) for name in self.KEPT}
-
-    def put(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Take up what `kept` gave."""
-        for name in self.KEPT:
-            setattr(self, name, about[name])
-        self.losses = tensors["losses"]
-        if self.step:
-            _copy([tensors[f"best.{number}"] for number in range(len(self.state))], self.state)
-        if self.summed:
-            _copy([tensors[f"sum.{number}"] for number in range(len(self.sum))], self.sum)
 
     def restore(self) -> None:
         """Put the best evaluated state back; the start, where there was no evaluation."""
         _copy(self.state, self.parameters)
 
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-like values that `load_state_dict` takes; the start is not among them."""
+        tensors: dict[str, Tensor] = {}
+        if self.step:
+            tensors |= {f"best.{number}": tensor for number, tensor in enumerate(self.state)}
+        if self.summed:
+            tensors |= {f"sum.{number}": tensor for number, tensor in enumerate(self.sum)}
+        return tensors, {name: getattr(self, name) for name in self.RESUMED}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Resume from what `state_dict` gave."""
+        for name in self.RESUMED:
+            setattr(self, name, values[name])
+        if self.step:
+            _copy([tensors[f"best.{number}"] for number in range(len(self.state))], self.state)
+        if self.summed:
+            _copy([tensors[f"sum.{number}"] for number in range(len(self.sum))], self.sum)
+
 
 @torch.no_grad()
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    for values, place in zip(source, target, strict=True):
-        place.copy_(values)
+    for values, tensor in zip(source, target, strict=True):
+        tensor.copy_(values)

@@ -6,7 +6,8 @@ import torch
 
 from deftx.errors import DeftxError
 from deftx.settings import Fit, changed
-from deftx.training.loop import Objective, total_steps
+from deftx.tasks.objective import Objective
+from deftx.training.loop import total_steps
 
 HALVES = {"half1": 1, "half2": 2}
 

@@ -1,104 +1,71 @@
-"""One training loop for both phases: the transformers Trainer, through its public hooks."""
+"""One training loop for both phases: AdamW, linear decay, an L1 penalty towards the start, the best step kept."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from math import ceil, isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel
 
-from deftx.core.backbone import backbone
+from deftx.core.backbone import EMBEDDING_ROWS, SPARSE_VALUES
 from deftx.core.select import CHUNK
-from deftx.errors import DeftxError, Diverged
+from deftx.errors import Diverged
 from deftx.settings import Training
-from deftx.training import processes
-from deftx.training.best import Best
-from deftx.training.checkpoint import Checkpoint, Kept
+from deftx.tasks.objective import Batch, Objective, training_context
+from deftx.training import distributed
+from deftx.training.best import BestState
 from deftx.training.precision import autocast, bf16_pays
 from deftx.training.progress import ProgressBar
+from deftx.training.random_streams import derived_seed, generator, preserved_global_state
+from deftx.training.resume import Checkpointer, ResumePoint
+from deftx.training.trackers import tracking
 
-
-class Objective(Protocol):
-    """What a model is trained for: its data, its loss, and how well it does on held-out data.
-
-    One with `within(model, batch)`, a context, has the forward and the backward pass of every batch in it.
-    """
-
-    @property
-    def train(self) -> Any:
-        """The training examples: a sequence of what `collate` takes."""
-
-    @property
-    def metric(self) -> str:
-        """Which of the scores of `validate` decides between steps."""
-
-    @property
-    def greater_is_better(self) -> bool:
-        """Whether larger scores are better ones."""
-
-    @property
-    def sampling(self) -> str:
-        """The Trainer's `train_sampling_strategy`."""
-
-    @property
-    def tokens(self) -> Tensor:
-        """All token ids that a training batch can hold [n], but for padding."""
-
-    @property
-    def digest(self) -> str:
-        """A name of the data: other data, another name."""
-
-    def collate(self, examples: list[Any]) -> dict[str, Tensor]:
-        """One batch."""
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of a batch, a scalar."""
-
-    def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
-        """Scores on the held-out data."""
+# Part of the name of what a training gives: raised when the same settings give other weights.
+LOOP_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Moving:
+class TrainableState:
     """What an optimiser moves.
 
-    body    tensors of the backbone, or the flat parameter of sparse tuning
-    start   what each of `body` was at the beginning: the penalty pulls towards it
-    head    parameters of a task's head, free of the penalty
-    placed  to be called when `body` was set by hand
+    Attributes:
+        parameters: Tensors of the backbone, or the flat parameter of sparse tuning.
+        anchors: What each of `parameters` was at the start: the L1 penalty pulls towards it.
+        head: Parameters of a head, free of the penalty.
+        on_restore: Called after `parameters` were set from outside the optimiser.
     """
 
-    body: Sequence[nn.Parameter]
-    start: Sequence[Tensor]
+    parameters: Sequence[nn.Parameter]
+    anchors: Sequence[Tensor]
     head: Sequence[nn.Parameter] = ()
-    placed: Callable[[], None] = lambda: None
+    on_restore: Callable[[], None] = lambda: None
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
-        """All of them."""
-        return [*self.body, *self.head]
+    def all_parameters(self) -> list[nn.Parameter]:
+        """`parameters`, then those of the head."""
+        return [*self.parameters, *self.head]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """How a training went: `history` has rows of training losses and of scores, `best_step` is the one kept (the last
-    one where states are averaged; the last row is the mean's then)."""
+class TrainingResult:
+    """How a training went.
+
+    Attributes:
+        steps: Optimiser steps taken.
+        best_step: The evaluated step whose state is left; the last one where states were averaged.
+        best_score: Its score on the held-out data.
+        start_score: The score before the first step.
+        history: Rows of training losses and of scores. Where states were averaged, the last row is the mean's.
+    """
 
     steps: int
     best_step: int
     best_score: float
+    start_score: float
     history: list[dict[str, float]] = field(repr=False)
 
 
@@ -106,186 +73,236 @@ def train(
     model: PreTrainedModel,
     objective: Objective,
     training: Training,
-    moving: Moving,
+    state: TrainableState,
     *,
     seed: int,
     title: str = "",
-    kept: Kept | None = None,
+    resume_point: ResumePoint | None = None,
     average: int = 1,
-) -> Trained:
-    """Train `moving` with AdamW (no weight decay, linear decay to 0), and leave it at its best evaluated step; with
-    `average` above 1 at the mean of the last so many evaluated steps, however good they are.
+) -> TrainingResult:
+    """Train `state` with AdamW (no weight decay, linear decay to 0) and leave it at its best evaluated step.
 
-    The penalty λ/N · ‖θ − θ0‖₁ enters as its gradient λ/N · sign(θ − θ0), N being the parameters of the backbone.
-    With `kept`, the state is written there from time to time, and a training whose state is there goes on from it.
-    Raises Diverged where a loss or a deciding score is not finite; the parameters are back at the best step so far
-    then, or at their start.
+    The penalty λ/N · ‖θ − θ0‖₁ enters as its gradient λ/N · sign(θ − θ0), before the gradient is clipped. N is
+    the number of all parameters of the model, a decoder that was untied from the embeddings included (LT-SFT).
+
+    Args:
+        model: In training mode during steps; what `state` does not hold stays as it is.
+        objective: Data, loss and held-out scores.
+        training: Settings.
+        state: What moves.
+        seed: Decides the order of the data, its masks and the dropout.
+        title: What the progress bar and trackers call this training.
+        resume_point: Where the state is kept from time to time; a training whose state is there resumes from it.
+        average: Above 1, the mean of the last so many evaluated states is left, however good they are.
+
+    Raises:
+        Diverged: A loss or a deciding score is not finite; `state` is back at the best step so far, or its start.
+        DeftxError: A tracker is unknown or not installed.
     """
     steps = total_steps(len(objective.train), training)
-    every, parameters = training.evaluate_every, moving.parameters
-    best = Best(objective.metric, objective.greater_is_better, every, steps, parameters, average)
-    checkpoint = Checkpoint(kept, parameters, best, moving.placed) if kept else None
+    parameters = state.all_parameters
+    device = model.device
+    use_bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(device))
+    precision = partial(autocast, device, use_bf16)
+    penalty = training.l1 / sum(weight.numel() for weight in distinct_parameters(model))
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
+    best = BestState(objective, parameters, training.evaluate_every, steps, average)
+    checkpointer = Checkpointer(resume_point, parameters, optimizer, best)
+    log_every = min(training.evaluate_every, max(1, steps // 20))
+    order = _DataOrder(len(objective.train), training, seed)
     progress = ProgressBar(title, steps)
-    with TemporaryDirectory() as folder, progress.bar, _config_kept(model):
-        with _reporting(training):
-            trainer = _Trainer(
-                objective,
-                training,
-                moving,
-                best,
-                model=model,
-                args=_arguments(training, objective, steps, seed, _logs(training, title) or folder, model.device),
-                data_collator=checkpoint.collating(objective.collate) if checkpoint else objective.collate,
-                train_dataset=objective.train,
-                callbacks=[best, progress, *([checkpoint] if checkpoint else [])],
-                optimizers=(_optimizer(parameters, training), None),
-            )
-        trainer.remove_callback(PrinterCallback)
+
+    def evaluate() -> dict[str, float]:
+        nn.Module.eval(model)
+        with torch.no_grad(), precision():
+            scores = objective.validate(model, 4 * training.batch_size)
+        model.train()
+        return {f"eval_{name}": score for name, score in scores.items()}
+
+    with (
+        preserved_global_state(device),
+        _without_cache(model),
+        progress.bar,
+        tracking(training, title) as track,
+    ):
         try:
-            trainer.train(checkpoint.folder(folder) if checkpoint else None)
+            first_step = checkpointer.restore()
+            epoch = first_step / order.steps_per_epoch
+            if first_step:
+                state.on_restore()
+            else:
+                best.record_start(evaluate())
+            model.train()
+            for step in range(first_step, steps):
+                checkpointer.save_if_due(step)
+
+                # Gradients of the step's batches, whose mean loss is over all that is labelled in them
+                batches = _batches(objective, order, step, seed)
+                best.add_loss(_backward(model, objective, batches, precision, seed, step))
+                distributed.all_reduce_sum(p.grad for p in parameters if p.grad is not None)
+                if penalty:
+                    _add_penalty_gradient(state, penalty)
+
+                # The optimiser's step, at a learning rate that decays to 0
+                gradient_norm = nn.utils.clip_grad_norm_(parameters, training.clip)
+                learning_rate = training.learning_rate * (1 - step / steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                progress.advance(step + 1)
+
+                # Logs and evaluation
+                done = step + 1
+                epoch = done / order.steps_per_epoch
+                if done % log_every == 0:
+                    loss = best.record_loss(done, epoch)
+                    progress.report(done, {"loss": loss})
+                    track(
+                        done,
+                        {"loss": loss, "learning_rate": learning_rate, "grad_norm": float(gradient_norm)},
+                    )
+                if done % training.evaluate_every == 0 or done == steps:
+                    scores = evaluate()
+                    progress.report(done, scores)
+                    track(done, scores)
+                    best.record(done, epoch, scores)
             if average > 1:
                 best.take_mean()
-                moving.placed()
-                trainer.evaluate()
+                state.on_restore()
+                best.record(steps, epoch, evaluate())
         except Diverged as error:
-            state = f"the state of step {best.step} is kept" if best.step else "nothing had been evaluated yet"
-            raise Diverged(f"{title}: {error}; {state}; lower the learning rate or check the data") from None
+            kept = "nothing had been evaluated yet"
+            if best.step:
+                kept = f"the state of step {best.step} is kept"
+            advice = "lower the learning rate or check the data"
+            raise Diverged(f"{title}: {error}; {kept}; {advice}") from None
         finally:
             best.restore()
-    return Trained(steps, best.step, best.score, best.history)
+            state.on_restore()
+    return TrainingResult(steps, best.step, best.score, best.start_score, best.history)
 
 
 def total_steps(examples: int, training: Training) -> int:
     """Optimiser steps: the lesser of `epochs` and `max_steps`, but at least `min_steps`."""
-    per_epoch = ceil(ceil(examples / training.batch_size) / training.accumulate)
-    steps = ceil(training.epochs * per_epoch)
-    return max(training.min_steps, min(training.max_steps or steps, steps), 1)
+    steps = ceil(training.epochs * _steps_per_epoch(examples, training))
+    most = training.max_steps or steps
+    return max(training.min_steps, min(most, steps), 1)
 
 
-class _Trainer(Trainer):
-    """The Trainer with our loss, our validation, the penalty's gradient, and a stop at the first bad loss."""
-
-    def __init__(self, objective: Objective, training: Training, moving: Moving, best: Best, **options: Any) -> None:
-        super().__init__(**options)
-        self.model_accepts_loss_kwargs = False  # our loss is a mean of its batch, to be divided when accumulating
-        self.objective: Objective = objective
-        self.moving, self.best, self.batch_size = moving, best, 4 * training.batch_size
-        self.batches = 0  # of this step, so far
-        self.pull = training.l1 / sum(weight.numel() for weight in backbone(options["model"]).values())
-        bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(self.args.device))
-        self.autocast = partial(autocast, self.args.device, bf16)
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        rows, weight = processes.own_rows(inputs)
-        self.batches += 1
-        with self.autocast(), processes.own_numbers(self.args.seed, self.state.global_step, self.batches):
-            return self.objective.loss(model, rows) * weight
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        with self.objective.within(model, inputs) if hasattr(self.objective, "within") else nullcontext():
-            loss: Tensor = super().training_step(model, inputs, *args, **options)
-        processes.add_up([loss])
-        value = loss.detach().cpu()  # the one wait for a GPU
-        if not value.isfinite():
-            raise Diverged(f"the loss became {value.item()} at step {self.state.global_step + 1}")
-        self.best.losses += value
-        if not self.accelerator.sync_gradients:
-            return loss
-        self.batches = 0
-        processes.add_up(parameter.grad for parameter in self.moving.parameters if parameter.grad is not None)
-        if self.pull:
-            for parameter, start in zip(self.moving.body, self.moving.start, strict=True):
-                if parameter.grad is not None:
-                    _pull(parameter.grad, parameter.detach(), start, self.pull)
-        return loss
-
-    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        if "loss" in logs:  # the Trainer's own knows nothing of the steps before it went on from a checkpoint
-            logs = {**logs, "loss": self.best.mean_loss(self.state.global_step)}
-        super().log(logs, *args, **options)
-
-    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        model: Any = self.model
-        model.eval()
-        with torch.no_grad(), self.autocast():
-            scores = self.objective.validate(model, self.batch_size)
-        metrics = {f"eval_{name}": score for name, score in scores.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+def distinct_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters of a model but those that training registered on it; tied ones once."""
+    registered = {id(getattr(model, name, None)) for name in (SPARSE_VALUES, EMBEDDING_ROWS)}
+    return [parameter for parameter in model.parameters() if id(parameter) not in registered]
 
 
-def _pull(gradient: Tensor, weight: Tensor, start: Tensor, strength: float) -> None:
-    """Add the gradient of strength · ‖weight − start‖₁; on a processor some rows at a time, which stay in its cache."""
+def _steps_per_epoch(examples: int, training: Training) -> int:
+    batches = ceil(examples / training.batch_size)
+    return ceil(batches / training.accumulate)
+
+
+class _DataOrder:
+    """Which examples each step trains on: every epoch goes through all of them in an order of its own."""
+
+    def __init__(self, examples: int, training: Training, seed: int) -> None:
+        self.examples = examples
+        self.batch_size = training.batch_size
+        self.accumulate = training.accumulate
+        self.seed = seed
+        self.steps_per_epoch = _steps_per_epoch(examples, training)
+        self.epoch = -1
+        self.rows = torch.empty(0, dtype=torch.int64)
+
+    def batches(self, step: int) -> list[list[int]]:
+        """The rows of each batch that is accumulated in a step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.rows = torch.randperm(self.examples, generator=generator(self.seed, "order", epoch))
+        start = position * self.batch_size * self.accumulate
+        rows = self.rows[start : start + self.batch_size * self.accumulate]
+        return [part.tolist() for part in rows.split(self.batch_size)]
+
+
+def _batches(objective: Objective, order: _DataOrder, step: int, seed: int) -> list[Batch]:
+    """The collated batches of a step."""
+    drawn = generator(seed, "batch", step)
+    batches = []
+    for rows in order.batches(step):
+        examples = [objective.train[row] for row in rows]
+        batches.append(objective.collate(examples, drawn))
+    return batches
+
+
+def _backward(
+    model: PreTrainedModel,
+    objective: Objective,
+    batches: list[Batch],
+    precision: Callable[[], Any],
+    seed: int,
+    step: int,
+) -> float:
+    """Accumulate the gradient of the mean loss over all that is labelled in the step's batches.
+
+    Returns:
+        That mean loss.
+
+    Raises:
+        Diverged: It is not finite.
+    """
+    sizes = [objective.loss_denominator(batch) for batch in batches]
+    total = max(sum(sizes), 1)
+    step_loss = torch.zeros((), device=model.device)
+    for number, whole_batch in enumerate(batches):
+        shard = distributed.local_shard(whole_batch)
+        batch = {name: tensor.to(model.device, non_blocking=True) for name, tensor in shard.rows.items()}
+        weight = shard.weight(objective.loss_denominator) / total
+        torch.manual_seed(derived_seed(seed, "dropout", step, number, distributed.rank()))
+        with training_context(objective, model, batch):
+            with precision():
+                loss = objective.loss(model, batch) * weight
+            loss.backward()
+        step_loss += loss.detach().float()
+    distributed.all_reduce_sum([step_loss])
+    mean_loss = step_loss.item()  # the one wait for a GPU
+    if not isfinite(mean_loss):
+        raise Diverged(f"the loss became {mean_loss} at step {step + 1}")
+    return mean_loss
+
+
+@torch.no_grad()
+def _add_penalty_gradient(state: TrainableState, strength: float) -> None:
+    """Add the gradient of strength · ‖θ − θ0‖₁ to that of `state.parameters`."""
+    for parameter, anchor in zip(state.parameters, state.anchors, strict=True):
+        if parameter.grad is not None:
+            add_sign_of_change(parameter.grad, parameter, anchor, strength)
+
+
+def add_sign_of_change(gradient: Tensor, weight: Tensor, start: Tensor, strength: float) -> None:
+    """gradient += strength · sign(weight − start), in place; on a CPU some rows at a time, which stay in its cache."""
     gradient, weight, start = torch.atleast_1d(gradient, weight, start)  # views
-    rows = max(1, len(weight) * CHUNK // max(1, weight.numel()) if weight.device.type == "cpu" else len(weight))
-    for part, here, there in zip(gradient.split(rows), weight.split(rows), start.split(rows), strict=True):
-        part.add_(torch.sign(here - there), alpha=strength)
-
-
-def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
+    rows = len(weight)
+    if weight.device.type == "cpu":
+        rows = len(weight) * CHUNK // max(1, weight.numel())
+    parts = zip(*(tensor.split(max(1, rows)) for tensor in (gradient, weight, start)), strict=True)
+    for gradient_rows, weight_rows, start_rows in parts:
+        gradient_rows.add_(torch.sign(weight_rows - start_rows), alpha=strength)
 
 
 @contextmanager
-def _config_kept(model: PreTrainedModel) -> Iterator[None]:
-    """On leaving, the config is as before: the Trainer sets its `use_cache`, and the config names what is learnt."""
-    there, before = "use_cache" in vars(model.config), getattr(model.config, "use_cache", None)
+def _without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block decoders keep no keys and values; after it the config is as before.
+
+    The config is part of the name of what is trained, so that it must not change.
+    """
+    config: Any = model.config
+    was_set = "use_cache" in vars(config)
+    before = getattr(config, "use_cache", None)
+    config.use_cache = False
     try:
         yield
     finally:
-        if there:
-            model.config.use_cache = before
-        elif "use_cache" in vars(model.config):
-            del model.config.use_cache
-
-
-@contextmanager
-def _reporting(training: Training) -> Iterator[None]:
-    """Within the block, a service to report to that is unknown or not installed is an error of one line."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        if not training.report_to:
-            raise
-        raise DeftxError(f"training.report_to = {', '.join(training.report_to)}: {error}") from error
-
-
-def _logs(training: Training, title: str) -> str | None:
-    """The folder that the Trainer is given for what it writes, where somebody wants to keep that."""
-    name = re.sub(r"[^\w.-]+", "-", title) or "training"
-    return str(Path(training.logs, name)) if "tensorboard" in training.report_to else None
-
-
-class _OneDevice(TrainingArguments):
-    """Trains where the model is. The Trainer would copy it to every GPU that it sees."""
-
-    @property
-    def n_gpu(self) -> int:
-        """The GPUs that are used."""
-        return min(int(super().n_gpu), 1)
-
-
-def _arguments(
-    training: Training, objective: Objective, steps: int, seed: int, folder: str, device: torch.device
-) -> TrainingArguments:
-    return _OneDevice(
-        output_dir=folder,
-        max_steps=steps,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.accumulate,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="linear",
-        max_grad_norm=training.clip,
-        seed=seed,
-        train_sampling_strategy=objective.sampling,
-        logging_steps=min(training.evaluate_every, max(1, steps // 20)),
-        logging_nan_inf_filter=False,
-        report_to=list(training.report_to),
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-        save_strategy="no",
-        eval_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
+        if was_set:
+            config.use_cache = before
+        else:
+            del config.use_cache

@@ -1,4 +1,8 @@
-"""The two trainings of `deftx.fit`: phase 1 moves the whole backbone, phase 2 a selection of its entries."""
+"""The two trainings of `deftx.fit`: phase 1 moves the whole backbone, phase 2 a selection of its entries.
+
+Each phase draws random numbers of its own, derived from the seed: other batches, masks and dropout. A head starts from
+the same values in both, and is trained in both.
+"""
 
 import hashlib
 import json
@@ -14,26 +18,34 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deftx.core.backbone import backbone, head, tunable
-from deftx.core.select import Selection
+from deftx.core.select import Selection, digest
 from deftx.core.vector import SparseVector
 from deftx.errors import Diverged
 from deftx.settings import Fit
 from deftx.storage.fingerprint import fingerprint
 from deftx.storage.tensors import load_tensors, save_tensors
-from deftx.training import processes
-from deftx.training.checkpoint import Kept
+from deftx.tasks.objective import Objective
+from deftx.training import distributed
+from deftx.training.embedding_rows import trainable_embedding_rows
 from deftx.training.halves import halved
-from deftx.training.loop import Moving, Objective, train
-from deftx.training.rows import rows_apart
+from deftx.training.loop import LOOP_VERSION, TrainableState, train
+from deftx.training.random_streams import derived_seed
+from deftx.training.resume import ResumePoint
 from deftx.training.sparse import sparse_tuning
 
 Delta = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Learnt:
-    """What phase 1 gave: δ = θ1 − θ0 by tensor, the tensors of the trained head, how the training went, and a name of
-    all that determined it."""
+class Phase1Result:
+    """What phase 1 gave.
+
+    Attributes:
+        delta: δ = θ1 − θ0 by tensor.
+        head: The tensors of the trained head.
+        log: How the training went.
+        key: A name of all that determined it.
+    """
 
     delta: Delta
     head: Sequence[Tensor]
@@ -43,30 +55,44 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Phase:
-    """Which phase of which fit, a name of all that determines its result, and the folder of work, if there is one; of
-    phase 1 also on which half of the data, if not on all."""
+    """One phase of a fit, and where it keeps what it needs to resume.
+
+    Attributes:
+        number: 1 or 2.
+        title: What the fit is called.
+        key: A name of all that determines the result of this phase.
+        checkpoint_dir: Folder for its files, if there is one.
+        half: 1 or 2 where it trains on half of the data, else None.
+    """
 
     number: int
     title: str
     key: str
-    work: Path | None
+    checkpoint_dir: Path | None
     half: int | None = None
 
     @property
     def folder(self) -> Path | None:
         """Where this process writes: of several one does."""
-        return self.work if processes.first() else None
+        return self.checkpoint_dir if distributed.is_main_process() else None
 
     @property
-    def state(self) -> Path:
+    def state_file(self) -> Path:
         """The file of a training that is under way."""
-        assert self.work is not None
-        return self.work / _file(self.number, self.half, ".state")
+        assert self.checkpoint_dir is not None
+        return self.checkpoint_dir / _file_name(self.number, self.half, ".state")
+
+    @property
+    def resume_point(self) -> ResumePoint | None:
+        """Where the training keeps its state, if anywhere."""
+        if self.checkpoint_dir is None:
+            return None
+        return ResumePoint(self.state_file, self.key)
 
 
-def learnt_file(half: int | None = None) -> str:
-    """The name of the file in a folder of work with what phase 1 learnt, from all of the data or a half (1 or 2)."""
-    return _file(1, half)
+def phase1_file(half: int | None = None) -> str:
+    """The name of the file with what phase 1 learnt, from all of the data or a half (1 or 2)."""
+    return _file_name(1, half)
 
 
 def full_tuning(
@@ -77,111 +103,171 @@ def full_tuning(
     half: int | None = None,
     work: Path | None = None,
     title: str = "",
-) -> Learnt:
-    """Phase 1 of `fit`, or what an earlier one left in `work`. Leaves the model at θ0, its head at its start.
+) -> Phase1Result:
+    """Phase 1 of `fit`: fine-tune the whole backbone, or read what an earlier run left.
 
-    half  1 or 2: from one half of the training data alone, see `halved`
+    Args:
+        model: At θ0; it is left there, its head at its start.
+        objective: What to train for.
+        settings: Of the fit; phase 1 depends on its training and its seed alone.
+        half: 1 or 2: train on one half of the data, see `halved`.
+        work: Folder for checkpoints and the result.
+        title: What the fit is called.
+
+    Raises:
+        Diverged: A loss is not finite.
     """
     if half:
         objective, settings = halved(objective, settings, half)
-    body, top = tunable(model), trained_head(model)
+    trainable = tunable(model)
+    trained_head = trained_head_parameters(model)
     for name, weight in backbone(model).items():
-        weight.requires_grad_(name in body)
-    phase = Phase(1, title, _key(model, objective, settings), work, half)
-    done = load_tensors(work / learnt_file(half), phase.key) if work else None
-    processes.see_alike(work, done is not None)
-    if done is not None:
-        tensors, log = done[0], done[1]["log"]  # tensors in the model's order, which decides ties
-        delta = {name: tensors[name].to(weight.device) for name, weight in body.items()}  # to be denoised as it was
-        tops = [tensors[name].to(weight.device) for name, weight in zip(_heads(top), top, strict=True)]
-        return Learnt(delta, tops, log, phase.key)
-    theta0, top0 = _copies(body.values()), _copies(top)
+        weight.requires_grad_(name in trainable)
+    phase = Phase(1, title, _phase1_key(model, objective, settings), work, half)
+
+    # An earlier run's result
+    kept = load_tensors(work / phase1_file(half), phase.key) if work else None
+    distributed.assert_same_on_all_ranks(work, kept is not None)
+    if kept is not None:
+        tensors, values = kept
+        device = model.device
+        delta = {name: tensors[name].to(device) for name in trainable}  # in the model's order, which decides ties
+        head_values = [tensors[name].to(device) for name in _head_names(trained_head)]
+        return Phase1Result(delta, head_values, values["log"], phase.key)
+
+    # Training: θ1
+    theta0 = _copies(trainable.values())
+    head_start = _copies(trained_head)
 
     def difference() -> Delta:
-        return {name: weight.detach() - before for (name, weight), before in zip(body.items(), theta0, strict=True)}
+        return {name: weight.detach() - start for (name, weight), start in zip(trainable.items(), theta0, strict=True)}
 
-    with _last_good_kept(phase, difference), rows_apart(model, objective.tokens) as rows:
-        moving = [rows.values if rows and weight is rows.weight else weight for weight in body.values()]
-        both = zip(moving, body.values(), theta0, strict=True)
-        start = [before if now is weight else now.detach().clone() for now, weight, before in both]
-        log = _train(model, objective, settings, Moving(moving, start, top), phase)
-    learnt = Learnt(difference(), _copies(top), log, phase.key)
-    if keep := phase.folder:
-        heads = dict(zip(_heads(top), learnt.head, strict=True))
-        save_tensors(keep / learnt_file(half), {**learnt.delta, **heads}, {"key": phase.key, "log": log})
-        phase.state.unlink(missing_ok=True)
-    put([*body.values(), *top], [*theta0, *top0])
-    return learnt
+    with _keep_last_good(phase, difference), trainable_embedding_rows(model, objective.vocabulary_used) as rows:
+        parameters, anchors = [], []
+        for weight, start in zip(trainable.values(), theta0, strict=True):
+            if rows is not None and weight is rows.weight:
+                parameters.append(rows.values)
+                anchors.append(rows.values.detach().clone())
+            else:
+                parameters.append(weight)
+                anchors.append(start)
+        log = _train(model, objective, settings, TrainableState(parameters, anchors, trained_head), phase)
+
+    # δ = θ1 − θ0, kept for other methods, ranks and sizes; the model goes back to θ0
+    result = Phase1Result(difference(), _copies(trained_head), log, phase.key)
+    if phase.folder is not None:
+        head_tensors = dict(zip(_head_names(trained_head), result.head, strict=True))
+        tensors = {**result.delta, **head_tensors}
+        save_tensors(phase.folder / phase1_file(half), tensors, {"key": phase.key, "log": log})
+        phase.state_file.unlink(missing_ok=True)
+    set_parameters([*trainable.values(), *trained_head], [*theta0, *head_start])
+    return result
 
 
 def selected_tuning(
-    model: PreTrainedModel, objective: Objective, settings: Fit, selection: Selection, phase: Phase
+    model: PreTrainedModel,
+    objective: Objective,
+    settings: Fit,
+    selection: Selection,
+    phase1_key: str,
+    *,
+    work: Path | None = None,
+    title: str = "",
 ) -> tuple[SparseVector, dict[str, Any]]:
-    """Phase 2 of `fit`: how far the selected entries moved, and how the training went."""
-    top = trained_head(model)
+    """Phase 2 of `fit`: fine-tune the selected entries.
+
+    Args:
+        model: At θ0, its head at its start; it is left at θ2.
+        objective: What to train for.
+        settings: Of the fit.
+        selection: Which entries move.
+        phase1_key: The name of all that determined phase 1.
+        work: Folder for checkpoints.
+        title: What the fit is called.
+
+    Returns:
+        How far the selected entries moved, φ = θ2 − θ0, and how the training went.
+
+    Raises:
+        Diverged: A loss is not finite.
+    """
+    key = f"{phase1_key} {digest(selection)} {settings.training.average}"
+    phase = Phase(2, title, key, work)
+    trained_head = trained_head_parameters(model)
     with sparse_tuning(model, selection) as tuning:
 
         def difference() -> Delta:
             return {name: entries.dense() for name, entries in tuning.vector().tensors.items()}
 
-        with _last_good_kept(phase, difference):
-            flat = Moving([tuning.values], [tuning.start], top, placed=tuning.write)
-            log = _train(model, objective, settings, flat, phase)
+        state = TrainableState([tuning.values], [tuning.start], trained_head, on_restore=tuning.write)
+        with _keep_last_good(phase, difference):
+            log = _train(model, objective, settings, state, phase)
         return tuning.vector(), log
 
 
-def _train(model: PreTrainedModel, objective: Objective, settings: Fit, moving: Moving, phase: Phase) -> dict[str, Any]:
-    """One phase's training, as its log."""
-    title, kept = f"{phase.title}: phase {phase.number}", Kept(phase.state, phase.key) if phase.work else None
-    average = settings.training.average if phase.number == 2 else 1
-    trained = train(
-        model, objective, settings.training, moving, seed=settings.seed, title=title, kept=kept, average=average
-    )
-    return asdict(trained)
-
-
-@contextmanager
-def _last_good_kept(phase: Phase, difference: Callable[[], Delta]) -> Iterator[None]:
-    """Write down what was learnt where the training within the block diverges."""
-    try:
-        yield
-    except Diverged as error:
-        learnt = difference()
-        if phase.folder is None or not any(tensor.any() for tensor in learnt.values()):
-            raise
-        save_tensors(last := phase.folder / "last-good.safetensors", learnt, {"phase": phase.number})
-        raise Diverged(f"{error}; the change of the weights up to there is in {last}") from None
-
-
-def trained_head(model: PreTrainedModel) -> list[nn.Parameter]:
+def trained_head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """The tensors of the head that are trained."""
     return [parameter for parameter in head(model).values() if parameter.requires_grad]
 
 
 @torch.no_grad()
-def put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def set_parameters(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Set parameters to values, one by one."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
 
 
-def _file(number: int, half: int | None, what: str = "") -> str:
+def _train(
+    model: PreTrainedModel, objective: Objective, settings: Fit, state: TrainableState, phase: Phase
+) -> dict[str, Any]:
+    """One phase's training, as its log."""
+    average = settings.training.average if phase.number == 2 else 1
+    result = train(
+        model,
+        objective,
+        settings.training,
+        state,
+        seed=derived_seed(settings.seed, "phase", phase.number),
+        title=f"{phase.title}: phase {phase.number}",
+        resume_point=phase.resume_point,
+        average=average,
+    )
+    return asdict(result)
+
+
+@contextmanager
+def _keep_last_good(phase: Phase, difference: Callable[[], Delta]) -> Iterator[None]:
+    """Write the change of the weights to a file where the training within the block diverges."""
+    try:
+        yield
+    except Diverged as error:
+        change = difference()
+        if phase.folder is None or not any(tensor.any() for tensor in change.values()):
+            raise
+        path = phase.folder / "last-good.safetensors"
+        save_tensors(path, change, {"phase": phase.number})
+        raise Diverged(f"{error}; the change of the weights up to there is in {path}") from None
+
+
+def _file_name(number: int, half: int | None, suffix: str = "") -> str:
     """The name of a phase's file, such as phase1.safetensors, phase1-half2.safetensors, phase2.state.safetensors."""
-    return f"phase{number}{f'-half{half}' if half else ''}{what}.safetensors"
+    part = f"-half{half}" if half else ""
+    return f"phase{number}{part}{suffix}.safetensors"
 
 
-def _heads(top: Sequence[Tensor]) -> list[str]:
-    """What they are called beside the backbone's."""
-    return [f"head/{number}" for number in range(len(top))]
+def _head_names(trained_head: Sequence[Tensor]) -> list[str]:
+    """What the head's tensors are called beside the backbone's."""
+    return [f"head/{number}" for number in range(len(trained_head))]
 
 
 def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors]
 
 
-def _key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
+def _phase1_key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
     """Names everything that determines the result of phase 1."""
     deciding = settings.deciding_phase1()
     config = model.config.to_json_string()  # dropout and the like
-    parts = [version("deftx"), fingerprint(model), config, objective.digest, deciding["training"], deciding["seed"]]
+    parts = [version("deftx"), LOOP_VERSION, fingerprint(model), config, objective.digest]
+    parts += [deciding["training"], deciding["seed"]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -21,7 +21,7 @@ from deftx.core.entries import read_entries, write_entries
 from deftx.core.select import Places, Selection
 from deftx.core.vector import Entries, SparseVector
 from deftx.errors import DeftxError
-from deftx.training.rows import Rows, input_embeddings, rows_apart
+from deftx.training.embedding_rows import EmbeddingRows, input_embeddings, trainable_embedding_rows
 
 
 class SparseTuning:
@@ -31,7 +31,7 @@ class SparseTuning:
     start   what these entries were at the beginning [k]
     """
 
-    def __init__(self, model: nn.Module, selection: Selection, rows: Rows | None) -> None:
+    def __init__(self, model: nn.Module, selection: Selection, rows: EmbeddingRows | None) -> None:
         self.selection = selection
         self.weights = {name: weight for name, weight in backbone(model).items() if name in selection}
         self.targets = {name: (self.weights[name], places.indices) for name, places in selection.items()}
@@ -130,10 +130,10 @@ def sparse_tuning(model: nn.Module, selection: Selection) -> Iterator[SparseTuni
         yield tuning
 
 
-def _selected_rows(model: Any, selection: Selection) -> AbstractContextManager[Rows | None]:
+def _selected_rows(model: Any, selection: Selection) -> AbstractContextManager[EmbeddingRows | None]:
     """The embedding rows that hold selected entries, apart: the others need no gradient."""
     embeddings, weights = input_embeddings(model), backbone(model)
     for name, places in selection.items():
         if embeddings is not None and weights[name] is embeddings.weight and len(places.indices):
-            return rows_apart(model, places.indices // places.shape[1])
+            return trainable_embedding_rows(model, places.indices // places.shape[1])
     return nullcontext()

@@ -20,7 +20,7 @@ from deftx.experiments.run import Score, run_recipe, table, vectors_of
 from deftx.models import load_tokenizer, save_model
 from deftx.storage.files import load
 from deftx.storage.folders import LOCK, claimed, write_text
-from deftx.training.processes import alone
+from deftx.training.distributed import refuse_several_processes
 
 BASE = Path(__file__).parent / "base"
 LINES = 6000  # of plain text in each language
@@ -65,7 +65,7 @@ def demo(out: Path, seed: int = 0, force: bool = False) -> list[Score]:
     what comes of it. A demo of the same seed that was stopped goes on. Raises DeftxError where another process is at
     work in `out`, and where it exists, unless `force` and it holds an earlier demo.
     """
-    alone("the demo")
+    refuse_several_processes("the demo")
     written = yaml.safe_dump(recipe(seed), sort_keys=False)
     goes_on = _recipe_in(out) == written and not _composed(out).exists()
     if out.exists() and not goes_on:

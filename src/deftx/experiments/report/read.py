@@ -176,9 +176,9 @@ class RunData:
 
     def delta(self, step: Step) -> dict[str, Tensor] | None:
         """What phase 1 changed, for a step that has it still."""
-        from deftx.training.phases import learnt_file  # not for every report: it imports the Trainer
+        from deftx.training.phases import phase1_file  # not for every report: it imports the Trainer
 
-        path = self.store / step.id / learnt_file()
+        path = self.store / step.id / phase1_file()
         found = load_tensors(path) if path.is_file() else None
         return found[0] if found else None
 

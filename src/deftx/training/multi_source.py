@@ -14,33 +14,35 @@ from statistics import mean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from deftx.core.backbone import backbone
 from deftx.core.compose import applied
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.vector import SparseVector
-from deftx.training.loop import Objective
-from deftx.training.rows import Rows
+from deftx.tasks.objective import Batch, Objective
+from deftx.training.embedding_rows import EmbeddingRows
 
 LANGUAGE = "language"  # of a batch [batch]: the number of its language
 
 
 @dataclass(frozen=True, eq=False)
-class Several:
-    """One objective of several, for a model at θ0; made by `several`.
+class MultiSource:
+    """Objectives of several languages as one, for a model at θ0; made by `multi_source`.
 
-    parts    language -> its objective;  vectors: language -> its vector, on the model's device
-    train    all batches: the number of their language, and their examples. One of them is one item to the Trainer
+    Attributes:
+        parts: Language -> its objective.
+        vectors: Language -> its vector, on the model's device.
+        train: All batches: the number of their language, and their examples. The loop takes a batch as one item.
+        batch_size: Examples of a batch.
+        digest: A name of all of this.
     """
 
     parts: Mapping[str, Objective]
     vectors: Mapping[str, SparseVector]
-    train: list[tuple[int, list[Any]]]
+    train: Sequence[tuple[int, list[Any]]]
     batch_size: int
     digest: str
-
-    sampling = "random"
 
     @property
     def metric(self) -> str:
@@ -53,73 +55,91 @@ class Several:
         return next(iter(self.parts.values())).greater_is_better
 
     @property
-    def tokens(self) -> Tensor:
+    def vocabulary_used(self) -> Tensor:
         """All token ids of all languages [n]."""
-        ids: Tensor = torch.cat([part.tokens for part in self.parts.values()]).unique()
+        ids: Tensor = torch.cat([part.vocabulary_used for part in self.parts.values()]).unique()
         return ids
 
-    def collate(self, examples: list[Any]) -> dict[str, Tensor]:
+    def collate(self, examples: list[Any], generator: Generator | None = None) -> Batch:
         """The one batch in `examples`, with the number of its language."""
         ((number, rows),) = examples
-        return {**self._part(number).collate(rows), LANGUAGE: torch.full((len(rows),), number)}
+        batch = self._part(number).collate(rows, generator)
+        return {**batch, LANGUAGE: torch.full((len(rows),), number)}
 
     @contextmanager
-    def within(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """The forward and the backward pass of a batch belong in here."""
-        with in_language(model, list(self.vectors.values())[int(batch[LANGUAGE][0])]):
+    def training_context(self, model: nn.Module, batch: Batch) -> Iterator[None]:
+        """The batch's language is in the weights."""
+        vectors = list(self.vectors.values())
+        with in_language(model, vectors[int(batch[LANGUAGE][0])]):
             yield
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """That of the batch's language."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != LANGUAGE}
-        return self._part(int(batch[LANGUAGE][0])).loss(model, inputs)
+        return self._part(int(batch[LANGUAGE][0])).loss(model, _without_language(batch))
+
+    def loss_denominator(self, batch: Batch) -> int:
+        """That of the batch's language."""
+        return self._part(int(batch[LANGUAGE][0])).loss_denominator(_without_language(batch))
 
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
         """Each score as its mean over the languages, each with its own vector and data."""
-        found = []
+        by_language = []
         for name, part in self.parts.items():
             with in_language(model, self.vectors[name]):
-                found.append(part.validate(model, batch_size * self.batch_size))  # an item is a batch
-        return {score: mean(scores[score] for scores in found) for score in found[0]}
+                by_language.append(part.validate(model, batch_size * self.batch_size))  # an item is a batch
+        return {score: mean(scores[score] for scores in by_language) for score in by_language[0]}
 
     def _part(self, number: int) -> Objective:
         return list(self.parts.values())[number]
 
 
-def several(
+def _without_language(batch: Batch) -> Batch:
+    return {name: tensor for name, tensor in batch.items() if name != LANGUAGE}
+
+
+def multi_source(
     parts: Mapping[str, Objective],
     vectors: Mapping[str, SparseVector],
     *,
     batch_size: int,
     temperature: float,
     seed: int,
-) -> Several:
-    """Language -> objective and language -> vector as one objective, its batches drawn by `seed`.
+) -> MultiSource:
+    """Objectives and vectors by language as one objective, its batches drawn by `seed`.
 
-    temperature  how often a language is seen, against the one with the most examples n_max: n_max · (n / n_max)^(1/T)
-                 examples an epoch. 1: as many as it has; the higher, the nearer to n_max
+    Args:
+        parts: Language -> objective.
+        vectors: Language -> vector.
+        batch_size: Examples of a batch.
+        temperature: T decides how often a language with n examples is seen, where the largest has n_max:
+            n_max · (n / n_max)^(1/T) examples an epoch. 1: as many as it has; the higher, the nearer to n_max.
+        seed: Draws which examples make a batch.
     """
     most = max(len(part.train) for part in parts.values())
-    generator, batches = torch.Generator().manual_seed(seed), []
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
     for number, part in enumerate(parts.values()):
-        wanted = round(most * (len(part.train) / most) ** (1 / temperature))
-        passes = [torch.randperm(len(part.train), generator=generator) for _ in range(-(-wanted // len(part.train)))]
-        order = torch.cat(passes)[:wanted]  # every example as often as any other, but for one
-        batches += [(number, [part.train[row] for row in rows.tolist()]) for rows in order.split(batch_size)]
+        count = len(part.train)
+        examples_per_epoch = round(most * (count / most) ** (1 / temperature))
+        passes = -(-examples_per_epoch // count)  # every example as often as any other, give or take one
+        orders = [torch.randperm(count, generator=generator) for _ in range(passes)]
+        order = torch.cat(orders)[:examples_per_epoch]
+        for rows in order.split(batch_size):
+            batches.append((number, [part.train[row] for row in rows.tolist()]))
     named = [(name, part.digest, _digest(vectors[name])) for name, part in parts.items()]
     digest = hashlib.sha256(repr((named, batch_size, temperature, seed)).encode()).hexdigest()
-    return Several(parts, vectors, batches, batch_size, digest)
+    return MultiSource(parts, vectors, batches, batch_size, digest)
 
 
 @contextmanager
 def in_language(model: nn.Module, vector: SparseVector) -> Iterator[None]:
-    """`applied`, also to embedding rows that are apart, and to what autocast keeps of the weights in half precision."""
-    rows = getattr(model, "rows_that_are_apart", None)
-    with applied(model, vector), _cast_anew():
+    """`applied`, also to embedding rows that are trained by themselves, and to autocast's copies of the weights."""
+    rows = getattr(model, "trainable_embedding_rows", None)
+    with applied(model, vector), _fresh_autocast_copies():
         if rows is None:
             yield
             return
-        indices, values = _in_rows(model, rows, vector)
+        indices, values = _entries_in_rows(model, rows, vector)
         before = read_entries(rows.values.detach(), indices)
         try:
             write_entries(rows.values.detach(), indices, before.float() + values)
@@ -129,9 +149,8 @@ def in_language(model: nn.Module, vector: SparseVector) -> Iterator[None]:
 
 
 @contextmanager
-def _cast_anew() -> Iterator[None]:
-    """Within the block and after it, weights are cast from what they are now: autocast casts them once, and would go on
-    with that as long as it is on."""
+def _fresh_autocast_copies() -> Iterator[None]:
+    """Within the block and after it autocast casts weights from what they are now, not from what they were before."""
     torch.clear_autocast_cache()
     try:
         yield
@@ -139,14 +158,14 @@ def _cast_anew() -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _in_rows(model: nn.Module, rows: Rows, vector: SparseVector) -> Sequence[Tensor]:
-    """The vector's entries in the rows that are apart: flat indices into these [n], and values [n] float32."""
+def _entries_in_rows(model: nn.Module, rows: EmbeddingRows, vector: SparseVector) -> Sequence[Tensor]:
+    """The vector's entries in these rows: flat indices into these [n], and values [n] float32."""
     name = next(name for name, weight in backbone(model).items() if weight is rows.weight)
     if name not in vector.tensors:
         return torch.empty(0, dtype=torch.int64, device=rows.ids.device), torch.empty(0, device=rows.ids.device)
     entries = vector.tensors[name]
     indices = entries.indices.to(rows.ids.device)
-    reached = rows.place[indices // rows.weight.shape[1]] >= 0
+    reached = rows.row_of_id[indices // rows.weight.shape[1]] >= 0
     return rows.local(indices[reached]), entries.values.to(rows.ids.device)[reached].float()
 
 
