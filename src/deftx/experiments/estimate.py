@@ -29,7 +29,7 @@ from deftx.models import load_tokenizer, longest_input
 from deftx.settings import Fit, LanguageFit, LanguageTraining, Learning, TaskFit, Training
 from deftx.tasks.data import Examples, joined
 from deftx.training.loop import total_steps
-from deftx.training.phases import trained_head
+from deftx.training.phases import trained_head_parameters
 from deftx.training.precision import autocast, bf16_pays
 
 TIMED = 3  # steps, after one to warm up
@@ -84,7 +84,7 @@ class Speed:
     def seconds(self, examples: int, evaluated: int, training: Training) -> float:
         """How long a training on so many examples takes, which is evaluated on so many others."""
         steps = total_steps(examples, training)
-        evaluations = ceil(steps / training.evaluate_every)
+        evaluations = 1 + ceil(steps / training.evaluate_every)  # the start is evaluated too
         return steps * self.step + evaluations * evaluated * self.example
 
 
@@ -269,7 +269,7 @@ def _timed(start: Start, training: Training, length: int) -> Speed:
     body = tunable(model)
     for name, weight in backbone(model).items():
         weight.requires_grad_(name in body)
-    moved = [*body.values(), *trained_head(model)]
+    moved = [*body.values(), *trained_head_parameters(model)]
     optimizer = torch.optim.AdamW(moved, lr=0.0, fused=True)
     bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(device))
     batches = _batches(objective, training.batch_size, device)
