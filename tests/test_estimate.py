@@ -58,7 +58,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_time_is_that_of_the_steps_and_the_evaluations() -> None:
     training = LanguageTraining(max_steps=20, evaluate_every=7)
-    assert SPEED.seconds(1000, 10, training) == 20 * 2.0 + 3 * 10 * 0.5
+    assert SPEED.seconds(1000, 10, training) == 20 * 2.0 + (1 + 3) * 10 * 0.5
     assert SPEED.memory == 4 * phase1_numbers(1000, 100) + 7 == 4 * 1600 + 7
 
 
@@ -79,7 +79,7 @@ def test_a_language_is_timed_once_for_both_phases(base: str, timed: list[str]) -
     lines = sentences(300)
     found = estimate_language(base, lines, QUICK_LANGUAGE)
     _, held_out = blocks_of(load_tokenizer(base), lines, QUICK_LANGUAGE.training, 16)
-    once = 20 * 2.0 + 3 * held_out * 0.5
+    once = 20 * 2.0 + (1 + 3) * held_out * 0.5
     assert (found.seconds, timed) == (2 * once, ["language"])
     assert estimate_language(base, lines, changed(QUICK_LANGUAGE, {"phase2": False})).seconds == once
     assert estimate_language(base, lines, changed(QUICK_LANGUAGE, {"rank": "split-half"})).seconds == 3 * once
@@ -93,7 +93,7 @@ def test_a_task_is_timed_on_its_examples(base: str, timed: list[str], tmp_path: 
     rows = deftx.read_examples(tmp_path / "rows.tsv")
     settings = changed(TaskFit(), {"training": {"epochs": 2, "evaluate_every": 4}})
     found = estimate_task(base, rows, rows.at(range(10)), settings)
-    assert (found.seconds, timed) == (2 * (10 * 2.0 + 3 * 10 * 0.5), ["task"])
+    assert (found.seconds, timed) == (2 * (10 * 2.0 + (1 + 3) * 10 * 0.5), ["task"])
 
 
 def test_what_is_timed_is_a_real_training_that_changes_nothing(base: str) -> None:

@@ -17,6 +17,7 @@ from deftx.core.backbone import backbone, tunable
 from deftx.fit import fit
 from deftx.settings import Fit, Training
 from deftx.tasks.masked_lm import masked_loss
+from deftx.training.random_streams import derived_seed, generator
 
 # Words of the text; the model has 75. No biases of keys: their gradient is rounding alone, and AdamW enlarges it.
 IDS = torch.randint(5, 30, (6, 8), generator=torch.Generator().manual_seed(0))
@@ -25,21 +26,23 @@ STEPS = 6
 
 @dataclass
 class Fixed:
-    """Masked language modelling on fixed batches in a fixed order."""
+    """Masked language modelling on fixed text with fixed masks."""
 
     train: Any = field(default_factory=lambda: list(IDS))
     trained: list[set[str]] = field(default_factory=list)  # the parameters with a gradient, at each loss
     greater_is_better: bool = False
     metric: str = "loss"
     digest: str = "fixed"
-    sampling: str = "sequential"
 
     @property
-    def tokens(self):
+    def vocabulary_used(self):
         return IDS.unique()
 
-    def collate(self, examples):
+    def collate(self, examples, generator=None):
         return batch_of(torch.stack(examples))
+
+    def loss_denominator(self, batch):
+        return int((batch["labels"] >= 0).sum())
 
     def loss(self, model, batch):
         self.trained.append({name for name, weight in model.named_parameters() if weight.requires_grad})
@@ -85,12 +88,15 @@ def by_the_book(model, settings):
         weight.requires_grad_(name in body)
     start = {name: weight.detach().clone() for name, weight in body.items()}
 
-    def train(masks):
+    def train(phase, masks):
+        seed = derived_seed(settings.seed, "phase", phase)
+        orders = [torch.randperm(len(IDS), generator=generator(seed, "order", epoch)) for epoch in range(STEPS)]
+        rows = torch.cat(orders).split(2)
         optimiser = torch.optim.AdamW(body.values(), training.learning_rate, weight_decay=0.0)
-        pull = training.l1 / sum(weight.numel() for weight in backbone(model).values())
+        pull = training.l1 / sum(weight.numel() for weight in model.parameters())
         model.train()
         for step in range(STEPS):
-            batch = batch_of(IDS[2 * step % len(IDS) :][:2])
+            batch = batch_of(IDS[rows[step]])
             with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
                 logits = model(input_ids=batch["input_ids"]).logits
             loss = cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten())
@@ -103,14 +109,14 @@ def by_the_book(model, settings):
             optimiser.zero_grad()
         return {name: weight.detach() - start[name] for name, weight in body.items()}
 
-    delta = train({})
+    delta = train(1, {})
     for name, values in delta.items():
         body[name].data.copy_(start[name])
         if values.dim() == 2:
             delta[name] = by_svd(values.double(), float(settings.rank.rstrip("%")) / 100, settings.keep)
     everything = torch.cat([values.double().abs().flatten() for values in delta.values()])
     bar = everything.sort(descending=True).values[round(0.1 * len(everything)) - 1]
-    return train({name: (values.double().abs() >= bar).to(start[name].dtype) for name, values in delta.items()})
+    return train(2, {name: (values.double().abs() >= bar).to(start[name].dtype) for name, values in delta.items()})
 
 
 def by_svd(matrix, share, keep):

@@ -23,7 +23,7 @@ from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, new_file
 from deftx.tasks.masked_lm import MaskedLM
 from deftx.tasks.supervised import Supervised
-from deftx.training import checkpoint, processes
+from deftx.training import distributed, resume
 
 TRAINING = ["max_steps=9", "evaluate_every=4", "batch_size=4", "length=16", "learning_rate=1e-2", "precision=fp32"]
 SETTINGS = ["--k", "5%", "--rank", "3", *(word for s in TRAINING for word in ("--set", f"training.{s}"))]
@@ -52,7 +52,7 @@ def started(kind, out, fatal=0):
     child = os.fork()
     if child:
         return child
-    checkpoint.SECONDS, checkpoint.SHARE = 0.0, 1e9  # a checkpoint before each step
+    resume.SECONDS_BETWEEN, resume.LARGEST_SHARE_OF_TIME = 0.0, 1e9  # a checkpoint before each step
     seen = [0]
 
     def event(name="open", args=(), *_):
@@ -186,5 +186,5 @@ def test_after_a_kill_between_saving_and_clearing_up_no_process_learns_again(mon
     save(replace(example(), head=None, info={"data": {}}), out)
     work.mkdir()
     (work / LOCK).write_text(SAVING)
-    monkeypatch.setattr(processes, "first", lambda: False)
+    monkeypatch.setattr(distributed, "is_main_process", lambda: False)
     assert_same(learn(out, lambda work: pytest.fail("learnt again"), [], force=False), load(out))

@@ -18,7 +18,7 @@ from deftx.core.vector import SparseVector
 from deftx.models import load_language_model
 from deftx.settings import changed
 from deftx.tasks.data import Examples
-from deftx.training import rows, sparse
+from deftx.training import embedding_rows, sparse
 
 ENCODER = {**tiny.SIZES, **tiny.COMMON, "max_position_embeddings": 34, "type_vocab_size": 1}
 DECODER = {**tiny.DECODER, "pad_token_id": 1, "bos_token_id": 0}
@@ -102,7 +102,7 @@ def test_rows_apart_and_layer_norms_left_alone_are_the_same_in_every_kind(kind, 
     norms = re.compile(r"norm|ln_|\.ln\d")
     assert language.k == round(0.05 * sum(weight.numel() for weight in tunable(load_language_model(kind[1])).values()))
     assert not [name for name in language.tensors if norms.search(name.lower())]
-    for module in (rows, sparse):
+    for module in (embedding_rows, sparse):
         monkeypatch.setattr(module, "input_embeddings", lambda model: None)
     whole = deftx.fit_language(kind[1], TEXT, LANGUAGE)
     assert deftx.overlap(language, whole) > 0.99

@@ -109,7 +109,10 @@ def test_only_the_lora_and_the_head_move(bases, language, moved):
     lora.fit_language(bases(), TEXT, LANGUAGE)
     adapter = lora.fit_task(bases(), TRAIN, VALID, TASK, source=language)
     loras = {f"roberta.{name[:-1]}lora_{name[-1]}.default.weight" for name in adapter.tensors}
-    assert moved == [loras, loras | set(adapter.head.tensors)]
+    language_head = {name for name in moved[0] if name.startswith("lm_head.")}
+    assert "lm_head.decoder.weight" not in language_head
+    assert len(language_head) == 5
+    assert moved == [loras | language_head, loras | set(adapter.head.tensors)]
 
 
 def test_a_task_is_learnt_on_top_of_its_source_language(bases, language, task):

@@ -19,7 +19,8 @@ from deftx.models import load_language_model, load_task_model, load_tokenizer
 from deftx.settings import MadxLanguageFit, MadxTaskFit, changed, parse
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.supervised import evaluate
-from deftx.training import checkpoint
+from deftx.training import resume
+from deftx.training.best import BestState
 
 LANGUAGE = parse(MadxLanguageFit, {"training": {**QUICK, "min_steps": 0}})
 TASK = parse(MadxTaskFit, {"training": QUICK})
@@ -195,9 +196,16 @@ def test_an_adapter_sized_by_k_is_put_on_as_it_was_learnt(bases):
 # --- what moves ---
 
 
-def test_only_the_adapter_moves_in_language_training(bases, moved):
+LM_HEAD = {
+    "lm_head.bias",
+    *(f"lm_head.{part}.{kind}" for part in ("dense", "layer_norm") for kind in ("weight", "bias")),
+}
+
+
+def test_only_the_adapter_and_the_language_modelling_head_move_in_language_training(bases, moved):
     adapter = madx.fit_language(bases(), TEXT, LANGUAGE)
-    assert moved == [{f"roberta.adapters.0.{name}" for name in adapter.tensors}]
+    own = {f"roberta.adapters.0.{name}" for name in adapter.tensors}
+    assert moved == [own | LM_HEAD]
     assert {name.split(".")[0] for name in adapter.tensors} == {"layers", "invertible"}
     assert adapter.head is None
 
@@ -237,17 +245,17 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, l
     class Cut(BaseException):
         """The end of the process: nothing handles it."""
 
-    steps, evaluated = [], checkpoint.Best.on_evaluate
+    steps, record = [], BestState.record
 
-    def until_cut(best, args, state, *rest, **options):
-        steps.append(state.global_step)
+    def until_cut(best, step, *rest):
+        steps.append(step)
         if steps == [2, 4]:
             raise Cut
-        evaluated(best, args, state, *rest, **options)
+        record(best, step, *rest)
 
-    monkeypatch.setattr(checkpoint.Best, "on_evaluate", until_cut)
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    monkeypatch.setattr(BestState, "record", until_cut)
+    monkeypatch.setattr(resume, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(resume, "LARGEST_SHARE_OF_TIME", 1e9)
     with pytest.raises(Cut):
         madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, work=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["madx.state.safetensors"]

@@ -90,5 +90,5 @@ def test_no_private_method_of_another_library_is_overridden() -> None:
         for base in kind.__mro__[1:]
         if not base.__module__.startswith("deftx") and name in vars(base)
     ]
-    assert any("Trainer" in kind.__name__ for kind in ours)
+    assert len(ours) > 50
     assert overridden == []

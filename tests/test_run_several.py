@@ -95,7 +95,7 @@ def test_several_sources_are_learnt_as_the_function_does(several: Recipe, folder
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"source": "src"}, "either as source, train and valid, or as sources"),
+        ({"source": "src"}, r"either as source and train \(and valid\), or as sources"),
         ({"sources": {"src": {"valid": None}}}, "sources.src.valid"),
         ({"sources": {"mid": {"train": "src.tsv", "valid": "src.tsv"}}}, "no text for 'mid'"),
         ({"variants": {"one": {"sources": ["scr"]}}}, "unknown source of the variant 'one' 'scr'.*did you mean 'src'"),

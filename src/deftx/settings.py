@@ -105,8 +105,8 @@ class LanguageTraining(Training):
     replacements: Literal["vocabulary", "corpus"] = "corpus"
     """What a tenth of the chosen tokens is drawn from: the whole vocabulary, or the text's own pieces."""
     lm_head: Literal["trained", "frozen"] = "trained"
-    """trained: the language modelling head, except its decoder matrix, is trained along and thrown away; frozen: it
-    stays as it is."""
+    """Whether the language modelling head, except its decoder matrix, is trained along and thrown away (trained), or
+    stays as it is (frozen)."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the lines that the best step is chosen on."""
     held_out_blocks: PositiveInt | None = 1000

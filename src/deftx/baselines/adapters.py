@@ -7,7 +7,7 @@ model. `Adapter.method` is the name of the module.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -62,19 +62,23 @@ def learn(
     parameters: Mapping[str, nn.Parameter],
     settings: MadxFit | LoraFit,
     *,
+    trained_head: Collection[str] = (),
     source: Adapter | None = None,
     work: Path | None = None,
     title: str = "",
 ) -> Adapter:
     """Train `parameters`, by name, of an otherwise frozen model, with the whole head where it is a task.
 
+    trained_head  the names of what is trained of a language modelling head, and thrown away
     source  what the model has learnt before
     work    folder for the state of a training that is under way, so that one that was killed goes on
     """
     model = start.model
     task = start.origin["kind"] == "task"
     body = list(parameters.values())
-    top = {name: parameter for name, parameter in head(model).items() if parameter.requires_grad}
+    top = head(model)
+    if not task:  # as for a vector
+        top = {name: parameter for name, parameter in top.items() if name in trained_head}
     anchors = [parameter.detach().clone() for parameter in body]
     state = TrainableState(body, anchors, list(top.values()))
     model.requires_grad_(False)

@@ -21,6 +21,7 @@ from deftx.fit import language_start, task_start
 from deftx.models import Base
 from deftx.settings import LanguageFit, LoraFit, LoraLanguageFit, LoraTaskFit, TaskFit, parse
 from deftx.tasks.data import Examples
+from deftx.training.phases import trained_head_by_name
 
 METHOD = "lora"
 
@@ -38,7 +39,16 @@ def fit_language(
     """A language's low-rank change of the base, by masked language modelling."""
     start = language_start(base, text, LanguageFit(seed=settings.seed, training=settings.training))
     settings = ranked(start.model, settings)
-    return learn(METHOD, start, inject(start.model, settings), settings, work=work, title=title)
+    trained_head = trained_head_by_name(start.model)
+    return learn(
+        METHOD,
+        start,
+        inject(start.model, settings),
+        settings,
+        trained_head=trained_head,
+        work=work,
+        title=title,
+    )
 
 
 def fit_task(

@@ -31,6 +31,7 @@ from deftx.fit import language_start, task_start
 from deftx.models import Base
 from deftx.settings import LanguageFit, MadxFit, MadxLanguageFit, MadxTaskFit, TaskFit, parse
 from deftx.tasks.data import Examples
+from deftx.training.phases import trained_head_by_name
 
 METHOD = "madx"
 MODEL_TYPES = ("bert", "camembert", "roberta", "xlm-roberta")  # whose layers end as above
@@ -99,12 +100,21 @@ def fit_language(
     work: Path | None = None,
     title: str = "MAD-X language",
 ) -> Adapter:
-    """A language adapter with its invertible adapter, by masked language modelling; nothing else moves."""
+    """A language adapter with its invertible adapter, by masked language modelling; of the rest its head moves."""
     start = language_start(base, text, LanguageFit(seed=settings.seed, training=settings.training))
+    trained_head = trained_head_by_name(start.model)
     settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
     attach(start.model, parts, layers=len(parts.layers))
-    return learn(METHOD, start, dict(parts.named_parameters()), settings, work=work, title=title)
+    return learn(
+        METHOD,
+        start,
+        dict(parts.named_parameters()),
+        settings,
+        trained_head=trained_head,
+        work=work,
+        title=title,
+    )
 
 
 def fit_task(

@@ -40,7 +40,7 @@ from deftx.storage.files import load, save
 from deftx.storage.folders import LOCK, claimed, write_text
 from deftx.tasks.data import read_text
 from deftx.tasks.table import task_of
-from deftx.training import processes
+from deftx.training import distributed
 
 WITH, WITHOUT = "with its vector", "without its vector"  # variants, of a target
 PRESETS = [name for name in LANGUAGE_PRESETS if name in TASK_PRESETS]  # of languages and of the task
@@ -158,7 +158,7 @@ def transfer(
     Raises DeftxError for what is wrong with the request, where `out` holds something else, or another transfer unless
     `force`, and as `run_recipe` does.
     """
-    processes.alone("a transfer")
+    distributed.refuse_several_processes("a transfer")
     data = recipe_data(request, out)
     recipe = recipe_from(data, out / RECIPE)
     check_out(out, data, force=force)

@@ -207,7 +207,12 @@ def selected_tuning(
 
 def trained_head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """The tensors of the head that are trained."""
-    return [parameter for parameter in head(model).values() if parameter.requires_grad]
+    return list(trained_head_by_name(model).values())
+
+
+def trained_head_by_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The tensors of the head that are trained, under their full names."""
+    return {name: parameter for name, parameter in head(model).items() if parameter.requires_grad}
 
 
 @torch.no_grad()
