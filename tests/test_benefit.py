@@ -136,7 +136,7 @@ def test_a_sample_is_from_everywhere_and_no_larger_than_wanted():
 @pytest.mark.parametrize("shape", ["xlmr", "qwen", "t5"])
 def test_the_loss_of_a_base_with_a_vector_is_that_of_the_model_with_it(shape, tmp_path):
     base = str(save_base(tmp_path / shape, shape))
-    training = LanguageTraining(learning_rate=1e-2, max_steps=20, length=16, evaluate_every=5, lm_head="frozen")
+    training = LanguageTraining(learning_rate=1e-2, max_steps=100, length=16, evaluate_every=20, lm_head="frozen")
     vector = deftx.fit_language(base, sentences(60), deftx.LanguageFit(k="20%", training=training))
     lines = sentences(50, 5)
     alone, vectored = language_losses(base, {"min": vector}, lines, None, any_base=False)
