@@ -192,7 +192,11 @@ WRONG = {
         r"only 'ba be', 'front': .* or name columns in a first line",
     ),
     "text in UTF-16": (FIT_LANGUAGE, "--text wide.txt", r"line 1: not UTF-8: .*iconv -f UTF-16 -t UTF-8 wide\.txt"),
-    "language for task": (COMPOSE, "--task home/ind", r"is a language vector, which has no labels: give it as --language"),
+    "language for task": (
+        COMPOSE,
+        "--task home/ind",
+        r"is a language vector, which has no labels: give it as --language",
+    ),
     "unknown rule": (COMPOSE, "--rule tise", r"unknown rule 'tise' \(did you mean 'ties'\?\); known: agree, "),
     "unknown option of a rule": (EVALUATE, "--rule ties:cut=1", r"unknown option of ties 'cut'; known: density, "),
     "option out of range": (EVALUATE, "--rule dare:drop=1", r"rule dare: drop = 1: give a share from 0 to below 1"),
