@@ -104,7 +104,7 @@ def test_what_is_timed_is_a_real_training_that_changes_nothing(base: str) -> Non
     assert speed.parameters == sum(weight.numel() for weight in model.parameters())
     assert speed.moved == sum(weight.numel() for weight in tunable(model).values())
     assert 0 < speed.example < speed.step < 5
-    assert speed.batch >= 0
+    assert speed.batch > 50e6  # Python and torch alone
     assert speed.length == 16
 
 

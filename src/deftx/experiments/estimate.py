@@ -65,7 +65,7 @@ class Speed:
     step        seconds of an optimiser step
     example     seconds of evaluating one example, or one block of text
     parameters  numbers that the model has; moved: those that phase 1 moves
-    batch       bytes that a batch takes, beside weights and optimiser
+    batch       bytes that a batch takes beside weights and optimiser, and on a processor the program itself
     length      tokens of a block of text
     """
 
@@ -299,6 +299,8 @@ def _timed(start: Start, training: Training, length: int) -> Speed:
     example = (monotonic() - began) / training.batch_size
 
     parameters = sum(weight.numel() for weight in model.parameters())
+    if device.type == "cpu":
+        batch_bytes += max(0, resident - FLOAT * parameters)
     tunable_numbers = sum(weight.numel() for weight in body.values())
     return Speed(mean(durations[1:]), example, parameters, tunable_numbers, batch_bytes, length)
 
