@@ -24,17 +24,17 @@ from core import list_select, plain_denoise
 from measure import DEVICE, Measured, alternate, options_of, peak_in_subprocess, print_peak, report
 from torch import Tensor, nn
 
-from deftx.core.backbone import backbone, head, tunable
+from deftx.config import Fit
+from deftx.core.parameters import backbone, head, tunable
+from deftx.data.examples import read_text
 from deftx.experiments.demo import run as demo
 from deftx.experiments.recipe import Recipe, load_recipe
 from deftx.experiments.run import run_recipe
-from deftx.models import load_language_model, load_task_model, load_tokenizer
-from deftx.settings import Fit
+from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.objectives.masked_lm import masked_lm
+from deftx.tasks.base import evaluate, supervised
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import read_text
-from deftx.tasks.masked_lm import masked_lm
-from deftx.tasks.supervised import evaluate, supervised
-from deftx.tasks.table import read_examples
+from deftx.tasks.registry import read_examples
 
 SHAPES = {"small": 10, "base": 60}  # steps of each phase
 NUSAX = Path(__file__).parents[1] / "recipes" / "nusax-nano.yaml"

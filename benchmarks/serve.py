@@ -28,18 +28,18 @@ from measure import machine
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from deftx.composed import compose, trained_length
-from deftx.console import print_table
-from deftx.core.backbone import head, tunable
+from deftx.cli.output import print_table
+from deftx.core.parameters import head, tunable
 from deftx.core.select import parse_k
 from deftx.core.vector import Entries, Head, SparseVector
+from deftx.data.examples import Examples
 from deftx.experiments.demo.languages import SOURCE, plain_text
 from deftx.experiments.demo.run import BASE
-from deftx.models import load_task_model, load_tokenizer, place
+from deftx.models.compose import compose, trained_length
+from deftx.models.loading import load_task_model, load_tokenizer, place
+from deftx.models.switcher import Switcher
 from deftx.serving.app import make_app
-from deftx.switcher import Switcher
 from deftx.tasks.classification import probabilities
-from deftx.tasks.data import Examples
 
 LABELS = ("negative", "neutral", "positive")
 TASK, LANGUAGE = "5.1%", "2.8%"  # of the tunable entries, as in the paper

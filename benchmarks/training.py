@@ -35,12 +35,12 @@ from measure import (
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
 
-from deftx.core.backbone import backbone, tunable
+from deftx.core.parameters import backbone, tunable
 from deftx.core.select import Selection, select
 from deftx.core.vector import Entries, SparseVector
+from deftx.objectives.masked_lm import Masking, mask, masked_loss
+from deftx.tasks.base import mean_loss
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.masked_lm import Masking, mask, masked_loss
-from deftx.tasks.supervised import mean_loss
 from deftx.training.embedding_rows import trainable_embedding_rows
 from deftx.training.multi_source import in_language
 from deftx.training.precision import autocast, bf16_pays

@@ -32,11 +32,11 @@ from measure import (
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
-from deftx.core.backbone import backbone, tunable
-from deftx.core.compose import applied
+from deftx.core.apply import applied
+from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
 from deftx.core.vector import Entries, SparseVector
-from deftx.storage.files import load, save
+from deftx.storage.vector_files import load, save
 
 TASK, LANGUAGE, LANGUAGES = "5.118%", "2.77%", 5  # 14.2M and 7.7M of XLM-R base's 277M
 SHAPES = {"small": (30_000, 256, 4), "base": (250_002, 768, 12), "large": (250_002, 1024, 24)}

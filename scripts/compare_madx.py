@@ -91,9 +91,9 @@ def ours(python: str) -> None:
     import transformers
     from transformers.utils.logging import disable_progress_bar
 
-    from deftx.baselines import madx
-    from deftx.models import load_language_model, load_task_model
-    from deftx.settings import MadxLanguageFit, MadxTaskFit
+    from deftx.config import MadxLanguageFit, MadxTaskFit
+    from deftx.experiments.baselines import madx
+    from deftx.models.loading import load_language_model, load_task_model
 
     disable_progress_bar()
     loads: dict[str, Any] = {"mlm": load_language_model, "classifier": lambda base: load_task_model(base, ("a", "b"))}

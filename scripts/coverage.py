@@ -12,7 +12,6 @@ import sys
 import numpy as np
 from scipy import stats
 
-from deftx.experiments.report.read import Predictions
 from deftx.experiments.report.statistics import (
     METRICS,
     Difference,
@@ -22,6 +21,7 @@ from deftx.experiments.report.statistics import (
     estimate_crossed,
     jackknife,
 )
+from deftx.experiments.run_folder import Predictions
 
 LABELS = ("negative", "neutral", "positive")
 

@@ -10,11 +10,11 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
+from deftx.cli.arguments import assigned
 from deftx.experiments.recipe import TASK, load_recipe
 from deftx.experiments.run import prepare
 from deftx.experiments.store import VECTOR
-from deftx.given import assigned
-from deftx.storage.files import load
+from deftx.storage.vector_files import load
 
 
 def main() -> None:

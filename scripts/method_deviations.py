@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 import deftx.training.phases as phases
-from deftx.core.compose import apply
+from deftx.config import LanguageFit, LanguageTraining, changed
+from deftx.core.apply import apply
+from deftx.data.examples import read_text
 from deftx.fit import fit_language
-from deftx.models import load_language_model, load_tokenizer
-from deftx.settings import LanguageFit, LanguageTraining, changed
-from deftx.storage.files import save
-from deftx.tasks.data import read_text
-from deftx.tasks.masked_lm import masked_lm
+from deftx.models.loading import load_language_model, load_tokenizer
+from deftx.objectives.masked_lm import masked_lm
+from deftx.storage.vector_files import save
 from deftx.training.random_streams import derived_seed
 
 TRAINING = LanguageTraining(

@@ -11,17 +11,17 @@ from pathlib import Path
 from statistics import mean
 
 from deftx import read_examples, respelt, tune_scales
-from deftx.composed import trained_length, without_vectors
-from deftx.core.compose import applied
+from deftx.core.apply import applied
 from deftx.core.merge import to_add
 from deftx.core.vector import SparseVector
 from deftx.experiments.recipe import TASK, load_recipe
 from deftx.experiments.run import prepare
 from deftx.experiments.store import VECTOR
-from deftx.models import load_tokenizer
-from deftx.storage.files import load
+from deftx.models.compose import trained_length, without_vectors
+from deftx.models.loading import load_tokenizer
+from deftx.storage.vector_files import load
+from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.supervised import evaluate
 
 GRID = (0.5, 0.75, 1.0)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from deftx.experiments.demo.languages import FACES, OTHERS, SOURCE, TARGETS, plain_text, words
-from deftx.tasks.masked_lm import IGNORED, Masking, mask, masked_loss, pack
+from deftx.objectives.masked_lm import IGNORED, Masking, mask, masked_loss, pack
 
 OUT = Path(__file__).parents[1] / "src/deftx/experiments/demo/base"
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

@@ -14,7 +14,7 @@ import transformers
 import typed
 from hypothesis import settings
 
-from deftx.baselines import adapters
+from deftx.experiments.baselines import adapters
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from deftx.core.vector import Entries, SparseVector
-from deftx.storage.files import save
 from deftx.storage.tensors import save_tensors
+from deftx.storage.vector_files import save
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no language vector": {"source": False, "target": False, "task": {"method": "lt-sft"}},

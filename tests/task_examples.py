@@ -2,7 +2,7 @@
 
 import tiny
 
-from deftx.tasks.data import Examples
+from deftx.data.examples import Examples
 
 TEXTS = tiny.sentences(12, seed=3)
 WORDS = [text.split() for text in TEXTS]

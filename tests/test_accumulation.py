@@ -5,12 +5,12 @@ import tiny
 import torch
 from task_examples import EXAMPLES
 
-from deftx.core.backbone import backbone
-from deftx.models import load_language_model, load_task_model, load_tokenizer
-from deftx.settings import LanguageTraining, Training
-from deftx.tasks.language import language_of
-from deftx.tasks.supervised import names_of, supervised
-from deftx.tasks.table import TASKS
+from deftx.config import LanguageTraining, Training
+from deftx.core.parameters import backbone
+from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.objectives.registry import language_of
+from deftx.tasks.base import names_of, supervised
+from deftx.tasks.registry import TASKS
 from deftx.training import loop
 from deftx.training.loop import TrainableState, train
 

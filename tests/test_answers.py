@@ -8,9 +8,9 @@ from test_tasks import EXAMPLES
 from tiny import random_vector
 
 import deftx
-from deftx.models import load_task_model, load_tokenizer
-from deftx.tasks.supervised import names_of, predict
-from deftx.tasks.table import TASKS
+from deftx.models.loading import load_task_model, load_tokenizer
+from deftx.tasks.base import names_of, predict
+from deftx.tasks.registry import TASKS
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deftx.data.examples import Examples
 from deftx.serving.batches import Batches, Busy
-from deftx.tasks.data import Examples
 
 TEXTS = st.lists(st.tuples(st.text(max_size=3), st.none() | st.text(max_size=3), st.sampled_from(["a", "b", None])))
 

@@ -10,13 +10,13 @@ from tiny import save_base, sentences
 from typed import LANGUAGE
 
 import deftx
-from deftx.commands import language_losses
-from deftx.core.compose import apply
+from deftx.cli.actions import language_losses
+from deftx.config import LanguageTraining
+from deftx.core.apply import apply
 from deftx.core.vector import SparseVector
 from deftx.experiments.benefit import Answers, Course, advice_on, answers_by_language, benefits, course_of, sample_of
-from deftx.models import load_language_model, load_tokenizer
-from deftx.settings import LanguageTraining
-from deftx.tasks.language import language_of
+from deftx.models.loading import load_language_model, load_tokenizer
+from deftx.objectives.registry import language_of
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from test_storage import example
 import deftx
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
-from deftx.storage.card import About, model_card
-from deftx.storage.privacy import published
+from deftx.hub.model_card import About, model_card
+from deftx.hub.privacy import published
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 

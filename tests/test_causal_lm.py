@@ -4,14 +4,14 @@ import pytest
 import tiny
 import torch
 
-from deftx.core.backbone import backbone, tunable
+from deftx.config import LanguageFit, LanguageTraining
+from deftx.core.parameters import backbone, tunable
 from deftx.errors import DeftxError
 from deftx.fit import fit
-from deftx.models import load_language_model, load_tokenizer
-from deftx.settings import LanguageFit, LanguageTraining
-from deftx.tasks.causal_lm import causal_lm
-from deftx.tasks.language import language_of
-from deftx.tasks.masked_lm import masked_lm
+from deftx.models.loading import load_language_model, load_tokenizer
+from deftx.objectives.causal_lm import causal_lm
+from deftx.objectives.masked_lm import masked_lm
+from deftx.objectives.registry import language_of
 
 TOKENIZER = tiny.tokenizer(decoder=True)
 every_shape = pytest.mark.parametrize("shape", tiny.DECODERS)

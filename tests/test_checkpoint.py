@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, same
 from test_models import vector
 
+from deftx.config import changed
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import fit_language, fit_task
-from deftx.models import load_language_model
-from deftx.settings import changed
-from deftx.several import fit_task_several
+from deftx.models.loading import load_language_model
+from deftx.objectives.masked_lm import MaskedLM
 from deftx.storage import tensors
-from deftx.tasks.masked_lm import MaskedLM
-from deftx.tasks.supervised import Supervised
+from deftx.tasks.base import Supervised
 from deftx.training import resume
+from deftx.training.multi_source_task import fit_task_several
 from deftx.training.phases import trained_head_parameters
 
 

@@ -12,14 +12,15 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
+from deftx.config import TaskFit, TaskTraining
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.models import load_task_model
-from deftx.settings import TaskFit, TaskTraining
-from deftx.tasks import classification, supervised
+from deftx.models.loading import load_task_model
+from deftx.tasks import base as supervised
+from deftx.tasks import classification
 from deftx.tasks.classification import CLASSIFICATION, METRICS, encode
-from deftx.tasks.data import Examples
-from deftx.tasks.encoded import logits_of
-from deftx.tasks.table import settled
+from deftx.tasks.encoding import logits_of
+from deftx.tasks.registry import settled
 
 TOKENIZER = tiny.tokenizer()
 LABELS = ("negative", "neutral", "positive")

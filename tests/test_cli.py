@@ -15,15 +15,15 @@ from transformers import pipeline
 from typed import COMPOSE, EVALUATE, FIT_TASK, LANGUAGE, QUICK, TWO, tree, with_options
 
 import deftx
-from deftx import given
-from deftx.composed import compose, without_vectors
+from deftx.cli import arguments as given
+from deftx.config import changed
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
-from deftx.models import load_composed, load_task_model, load_tokenizer
-from deftx.settings import changed
+from deftx.models.compose import compose, without_vectors
+from deftx.models.loading import load_composed, load_task_model, load_tokenizer
+from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.supervised import evaluate
-from deftx.tasks.table import TASKS
+from deftx.tasks.registry import TASKS
 
 
 def test_a_language_vector_has_exactly_k_entries_and_leaves_no_working_files(home):

@@ -14,8 +14,8 @@ from typed import LANGUAGE
 
 import deftx
 from deftx.experiments.demo.run import recipe as demo_recipe
-from deftx.storage.folders import claimed
-from deftx.tasks import masked_lm
+from deftx.objectives import masked_lm
+from deftx.storage.atomic_files import claimed
 
 
 def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, monkeypatch):

@@ -310,7 +310,7 @@ def test_what_the_machine_refuses_is_one_line_too(run, monkeypatch, error, says)
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr("deftx.storage.files.load", refuse)
+    monkeypatch.setattr("deftx.storage.vector_files.load", refuse)
     done = run("inspect", "x")
     assert (done.code, done.out) == (2, "")
     assert done.complaint.startswith(f"deftx: {says}")
@@ -320,7 +320,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch):
     def fail(_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("deftx.storage.files.load", fail)
+    monkeypatch.setattr("deftx.storage.vector_files.load", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["inspect", "x"])
 
@@ -333,6 +333,6 @@ def test_the_traceback_of_wrong_input_can_be_had(monkeypatch):
 
 def test_warnings_of_deftx_are_one_line_and_those_of_others_are_not_shown(capsys):
     with messages.short_warnings():
-        warnings.warn_explicit("two\n lines", UserWarning, "models.py", 1, module="deftx.models")
+        warnings.warn_explicit("two\n lines", UserWarning, "models.py", 1, module="deftx.models.loading")
         warnings.warn_explicit("noise", UserWarning, "x.py", 1, module="transformers.x")
     assert capsys.readouterr().err == "deftx: warning: two lines\n"

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from deftx.core import compose as module
-from deftx.core.backbone import backbone, head
-from deftx.core.compose import applied, apply
+from deftx.core import apply as module
+from deftx.core.apply import applied, apply
+from deftx.core.parameters import backbone, head
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
 

@@ -16,18 +16,19 @@ from test_storage import assert_same
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 import deftx
-from deftx import conversion
 from deftx.cli import main
-from deftx.composed import compose
-from deftx.conversion import convert, read
-from deftx.core.backbone import backbone, head, tunable
-from deftx.core.compose import apply
+from deftx.core.apply import apply
+from deftx.core.parameters import backbone, head, tunable
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import load_language_model, load_task_model, load_tokenizer
-from deftx.storage.fingerprint import fingerprint
-from deftx.storage.formats import lt_sft, pickled
-from deftx.tasks.table import task_of
+from deftx.interop import convert as conversion
+from deftx.interop import lt_sft
+from deftx.interop import safe_unpickling as pickled
+from deftx.interop.convert import convert, read
+from deftx.models.compose import compose
+from deftx.models.fingerprint import fingerprint
+from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.tasks.registry import task_of
 
 LABELS = ("bad", "good")
 TEXTS = tiny.sentences(6, seed=5)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deftx.data.examples import Columns, Examples, held_out, read_text
+from deftx.data.tables import UNNAMED, WHICH, Table, named, open_source, rows_for
 from deftx.errors import DeftxError
-from deftx.tasks.data import Columns, Examples, held_out, read_text
-from deftx.tasks.sources import UNNAMED, WHICH, Table, named, open_source, rows_for
-from deftx.tasks.table import read_examples
+from deftx.tasks.registry import read_examples
 
 NAMES = ["text", "label"]
 ROWS = [('say "good"', "positive"), ("", "neutral"), ('"half, quoted', "negative"), ("garis\u2028baru é", "positive")]
@@ -408,7 +408,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch, fi
     def import_module(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr("deftx.tasks.sources.import_module", import_module)
+    monkeypatch.setattr("deftx.data.tables.import_module", import_module)
     path = source if source.startswith("hub:") else file(source, "")
     assert message(read_text, path) == f"{module} is not installed: pip install 'deftx[data]'"
 

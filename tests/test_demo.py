@@ -32,8 +32,8 @@ from deftx.experiments.demo.languages import (
     say,
     words,
 )
-from deftx.models import load_tokenizer
-from deftx.storage.files import load
+from deftx.models.loading import load_tokenizer
+from deftx.storage.vector_files import load
 
 EVERY = (SOURCE, *OTHERS, *TARGETS)
 

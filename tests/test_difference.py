@@ -12,15 +12,15 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 import deftx
 from deftx.cli import main
-from deftx.composed import compose
-from deftx.core.backbone import backbone, tunable
 from deftx.core.denoise import denoise
+from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
-from deftx.difference import delta, extract
 from deftx.errors import DeftxError
-from deftx.models import load_language_model, load_task_model, load_tokenizer
+from deftx.models.compose import compose
+from deftx.models.extract import delta, extract
+from deftx.models.fingerprint import fingerprint
+from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
 from deftx.storage.checkpoints import Checkpoint
-from deftx.storage.fingerprint import fingerprint
 
 
 def finetuned(base, folder, *, dtype=torch.float32, norms=False, **options):

@@ -8,14 +8,13 @@ import torch
 from tiny import random_vector, save_base
 
 import deftx
-from deftx import doctor
-from deftx.cli import main
-from deftx.core.backbone import head
+from deftx.cli import doctor, main
+from deftx.core.parameters import head
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import about_tokenizer, load_encoder, load_task_model, load_tokenizer
-from deftx.storage.fingerprint import fingerprint
-from deftx.tasks.table import TASKS
+from deftx.models.fingerprint import fingerprint
+from deftx.models.loading import about_tokenizer, load_encoder, load_task_model, load_tokenizer
+from deftx.tasks.registry import TASKS
 
 HUB = "huggingface_hub.constants."
 

@@ -12,7 +12,8 @@ from tiny_run import labelled, recipe, write_recipe
 from typed import LANGUAGE, QUICK
 
 import deftx
-from deftx.core.backbone import tunable
+from deftx.config import LanguageFit, LanguageTraining, TaskFit, changed
+from deftx.core.parameters import tunable
 from deftx.experiments import estimate
 from deftx.experiments.estimate import (
     Speed,
@@ -25,9 +26,8 @@ from deftx.experiments.estimate import (
     seconds_by_cost,
 )
 from deftx.experiments.run import prepare, run_recipe
-from deftx.models import load_language_model, load_tokenizer
-from deftx.settings import LanguageFit, LanguageTraining, TaskFit, changed
-from deftx.tasks.masked_lm import masked_lm
+from deftx.models.loading import load_language_model, load_tokenizer
+from deftx.objectives.masked_lm import masked_lm
 
 SPEED = Speed(step=2.0, example=0.5, parameters=1000, moved=100, batch=7, length=16)
 QUICK_LANGUAGE = LanguageFit(k=40, training=LanguageTraining(max_steps=20, length=16, batch_size=4, evaluate_every=7))

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from deftx.core.backbone import backbone, tunable
+from deftx.config import Fit, Training
+from deftx.core.parameters import backbone, tunable
 from deftx.fit import fit
-from deftx.settings import Fit, Training
-from deftx.tasks.masked_lm import masked_loss
+from deftx.objectives.masked_lm import masked_loss
 from deftx.training.random_streams import derived_seed, generator
 
 # Words of the text; the model has 75. No biases of keys: their gradient is rounding alone, and AdamW enlarges it.

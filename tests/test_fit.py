@@ -11,24 +11,24 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import deftx.training.phases as phases_module
-from deftx.composed import compose
-from deftx.core.backbone import backbone, head, tunable
-from deftx.core.compose import apply
+from deftx.config import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
+from deftx.core.apply import apply
 from deftx.core.denoise import denoise
+from deftx.core.parameters import backbone, head, tunable
 from deftx.core.select import select
 from deftx.core.vector import SparseVector
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import METHODS, fit, fit_language, fit_task, language_start, transfer
-from deftx.models import hidden_width, load_language_model, load_task_model, load_tokenizer
-from deftx.scales import tune_scales
-from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
-from deftx.several import fit_task_several
+from deftx.models.compose import compose
+from deftx.models.loading import hidden_width, load_language_model, load_task_model, load_tokenizer
+from deftx.models.scales import tune_scales
+from deftx.objectives.masked_lm import masked_lm
 from deftx.storage.tensors import load_tensors
+from deftx.tasks.base import evaluate, supervised
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples
-from deftx.tasks.masked_lm import masked_lm
-from deftx.tasks.respelling import spelling_for
-from deftx.tasks.supervised import evaluate, supervised
+from deftx.tasks.normalization import spelling_for
+from deftx.training.multi_source_task import fit_task_several
 
 TEXT = tiny.sentences(40)
 QUICK = {"learning_rate": 1e-2, "max_steps": 4, "evaluate_every": 2, "batch_size": 4, "length": 16, "precision": "fp32"}

@@ -9,19 +9,19 @@ from test_models import vector
 from transformers import AutoModel
 
 import deftx.training.phases as phases_module
-from deftx.core.backbone import head, tunable
+from deftx.config import LanguageFit, LanguageTraining, changed
 from deftx.core.denoise import denoise
+from deftx.core.parameters import head, tunable
 from deftx.core.ranks import RECOMMENDED, is_matrix, split_half_ranks
 from deftx.core.select import select
 from deftx.errors import DeftxError
 from deftx.fit import fit, fit_language, fit_task
-from deftx.models import load_language_model, load_task_model, load_tokenizer
-from deftx.settings import LanguageFit, LanguageTraining, changed
-from deftx.several import fit_task_several
+from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
 from deftx.storage.tensors import load_tensors
+from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.supervised import supervised
 from deftx.training.halves import halved
+from deftx.training.multi_source_task import fit_task_several
 from deftx.training.random_streams import derived_seed
 
 SPLIT_HALF = changed(LANGUAGE, {"rank": "split-half"})

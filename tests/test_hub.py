@@ -13,11 +13,11 @@ from test_storage import assert_same, example
 from typed import typed
 
 import deftx
-from deftx.core.backbone import head, tunable
+from deftx.core.parameters import head, tunable
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.models import load_task_model
-from deftx.storage.fingerprint import fingerprint
+from deftx.models.fingerprint import fingerprint
+from deftx.models.loading import load_task_model
 
 # the client warns of its own way to upload
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

@@ -17,12 +17,12 @@ from test_fit import same
 from test_storage import assert_same, example
 
 from deftx.cli import main
-from deftx.commands import SAVING, learn
+from deftx.cli.actions import SAVING, learn
 from deftx.errors import DeftxError
-from deftx.storage.files import load, save
-from deftx.storage.folders import LOCK, new_file
-from deftx.tasks.masked_lm import MaskedLM
-from deftx.tasks.supervised import Supervised
+from deftx.objectives.masked_lm import MaskedLM
+from deftx.storage.atomic_files import LOCK, new_file
+from deftx.storage.vector_files import load, save
+from deftx.tasks.base import Supervised
 from deftx.training import distributed, resume
 
 TRAINING = ["max_steps=9", "evaluate_every=4", "batch_size=4", "length=16", "learning_rate=1e-2", "precision=fp32"]

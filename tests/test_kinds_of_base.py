@@ -11,13 +11,13 @@ from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import deftx
-from deftx.commands import predictions_of_model
-from deftx.composed import compose_to
-from deftx.core.backbone import tunable
+from deftx.cli.actions import predictions_of_model
+from deftx.config import changed
+from deftx.core.parameters import tunable
 from deftx.core.vector import SparseVector
-from deftx.models import load_language_model
-from deftx.settings import changed
-from deftx.tasks.data import Examples
+from deftx.data.examples import Examples
+from deftx.models.compose import compose_to
+from deftx.models.loading import load_language_model
 from deftx.training import embedding_rows, sparse
 
 ENCODER = {**tiny.SIZES, **tiny.COMMON, "max_position_embeddings": 34, "type_vocab_size": 1}

@@ -7,11 +7,11 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 import deftx.training.phases as phases_module
-from deftx.core.backbone import backbone, head, tunable
+from deftx.config import LanguageFit, LanguageTraining, changed
+from deftx.core.parameters import backbone, head, tunable
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, language_start
-from deftx.models import load_language_model
-from deftx.settings import LanguageFit, LanguageTraining, changed
+from deftx.models.loading import load_language_model
 
 TRAINING = {"learning_rate": 1e-2, "max_steps": 3, "min_steps": 0, "evaluate_every": 3, "batch_size": 4, "length": 16}
 LANGUAGE = LanguageFit(k="5%", rank=3, training=LanguageTraining(**TRAINING, precision="fp32"))

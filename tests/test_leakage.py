@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_base
 
+from deftx.data.contamination import RULES, Leak, counted, leaking, leaks, normalised
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.experiments.data import read
 from deftx.experiments.recipe import load_recipe
-from deftx.tasks.data import Examples
-from deftx.tasks.leakage import RULES, Leak, counted, leaking, leaks, normalised
 
 HELD_OUT = "Makanannya enak sekali, pelayanan di sini ramah dan harganya murah!"
 TEXTS = st.lists(st.text("ab c.,D", max_size=30), max_size=8)

@@ -9,14 +9,14 @@ from test_fit import QUICK, TEXT, TRAIN, VALID
 from test_madx import IDS, equal
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from deftx.baselines import lora
-from deftx.baselines.adapters import load_adapter, save_adapter
-from deftx.core.backbone import tunable
+from deftx.config import LoraLanguageFit, LoraTaskFit, changed, parse
+from deftx.core.parameters import tunable
 from deftx.errors import DeftxError
-from deftx.models import load_encoder, load_language_model, load_task_model, load_tokenizer
-from deftx.settings import LoraLanguageFit, LoraTaskFit, changed, parse
+from deftx.experiments.baselines import lora
+from deftx.experiments.baselines.adapters import load_adapter, save_adapter
+from deftx.models.loading import load_encoder, load_language_model, load_task_model, load_tokenizer
+from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.supervised import evaluate
 
 LANGUAGE = parse(LoraLanguageFit, {"rank": 3, "alpha": 6, "training": {**QUICK, "min_steps": 0}})
 TASK = parse(LoraTaskFit, {"rank": 3, "alpha": 6, "training": QUICK})

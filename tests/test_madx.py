@@ -9,16 +9,16 @@ from safetensors.torch import load_file, save_file
 from test_fit import QUICK, TEXT, TRAIN, VALID
 from torch.nn.functional import gelu, linear, relu
 
-from deftx.baselines import madx
-from deftx.baselines.adapters import FILE, load_adapter, save_adapter
-from deftx.core.backbone import tunable
+from deftx.config import MadxLanguageFit, MadxTaskFit, changed, parse
+from deftx.core.parameters import tunable
 from deftx.core.select import parse_k
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
-from deftx.models import load_language_model, load_task_model, load_tokenizer
-from deftx.settings import MadxLanguageFit, MadxTaskFit, changed, parse
+from deftx.experiments.baselines import madx
+from deftx.experiments.baselines.adapters import FILE, load_adapter, save_adapter
+from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.supervised import evaluate
 from deftx.training import resume
 from deftx.training.best import BestState
 

@@ -10,12 +10,12 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
+from deftx.config import LanguageTraining
 from deftx.errors import DeftxError
-from deftx.settings import LanguageTraining
-from deftx.tasks import blocks
-from deftx.tasks.blocks import pack
-from deftx.tasks.causal_lm import causal_lm
-from deftx.tasks.masked_lm import IGNORED, Masking, mask, masked_lm, masked_loss
+from deftx.objectives import packing as blocks
+from deftx.objectives.causal_lm import causal_lm
+from deftx.objectives.masked_lm import IGNORED, Masking, mask, masked_lm, masked_loss
+from deftx.objectives.packing import pack
 
 TOKENIZER = tiny.tokenizer()
 START, PAD, END, UNKNOWN, MASK = range(5)

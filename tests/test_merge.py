@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from deftx.core.compose import apply
+from deftx.core.apply import apply
 from deftx.core.merge import RULES, merge, rule_of, to_add
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError

@@ -24,13 +24,15 @@ from transformers import (
 from transformers.utils import logging
 
 import deftx
-from deftx.composed import compose
-from deftx.core.backbone import backbone, head, tunable
-from deftx.core.compose import applied
+from deftx.core.apply import applied
 from deftx.core.merge import merge
+from deftx.core.parameters import backbone, head, tunable
 from deftx.core.vector import Entries, Head, SparseVector
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.models import (
+from deftx.models.compose import compose
+from deftx.models.fingerprint import fingerprint
+from deftx.models.loading import (
     about_tokenizer,
     load_composed,
     load_encoder,
@@ -41,11 +43,9 @@ from deftx.models import (
     save_model,
     skeleton,
 )
-from deftx.storage.fingerprint import fingerprint
+from deftx.tasks.base import output_names, predict
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples
-from deftx.tasks.supervised import output_names, predict
-from deftx.tasks.table import task_of
+from deftx.tasks.registry import task_of
 
 LABELS = ("bad", "fair", "good")
 TEXTS = tiny.sentences(6, seed=5)

@@ -10,13 +10,14 @@ import torch
 from test_conversion import LABELS, vector_of
 
 import deftx
-from deftx import commands, composed
-from deftx.composed import compose
-from deftx.conversion import convert
-from deftx.core.compose import apply
+from deftx.cli import actions as commands
+from deftx.config import LanguageFit
+from deftx.core.apply import apply
 from deftx.errors import DeftxError
-from deftx.models import about_tokenizer, check_tokenizer, load_encoder, load_tokenizer
-from deftx.settings import LanguageFit
+from deftx.interop.convert import convert
+from deftx.models.compose import compose
+from deftx.models.loading import about_tokenizer, check_tokenizer, load_encoder, load_tokenizer
+from deftx.models.loading import compose as composed
 
 TEXTS = tiny.sentences(6, seed=5)
 QUICK = {"max_steps": 2, "min_steps": 0, "evaluate_every": 1, "length": 16}

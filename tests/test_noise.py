@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from test_fit import TASK, TRAIN, VALID, same
 from test_tasks import EXAMPLES
 
-from deftx.baselines import madx
+from deftx.config import LATER, MadxTaskFit, TaskTraining, changed
+from deftx.data.misspelling import misspeller
+from deftx.experiments.baselines import madx
 from deftx.fit import fit_task
-from deftx.settings import LATER, MadxTaskFit, TaskTraining, changed
-from deftx.several import fit_task_several
-from deftx.tasks.noise import misspeller
-from deftx.tasks.supervised import names_of, supervised
-from deftx.tasks.table import TASKS
+from deftx.tasks.base import names_of, supervised
+from deftx.tasks.registry import TASKS
+from deftx.training.multi_source_task import fit_task_several
 
 SOME = ["", "a", "Ibu saya, 2024!", "पानी मीठा", "cafe\u0301"]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(SOME)

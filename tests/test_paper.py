@@ -5,9 +5,9 @@ from statistics import mean
 
 import pytest
 
+from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, Fit, LanguageFit, TaskFit, Training
 from deftx.core.ranks import resolve_rank
 from deftx.experiments.recipe import Recipe, load_recipe
-from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, Fit, LanguageFit, TaskFit, Training
 
 # The tables of the paper (Simon and Jyothi 2025) by recipe: how wide its base is, its languages, whether the task
 # is learnt on φ_src (`both`: as the row says), and its rows: name | ranks of languages and task | numbers, the last one

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deftx.models import load_task_model, load_tokenizer
-from deftx.tasks.data import Examples
-from deftx.tasks.parts import PART, by_length, cheapest
-from deftx.tasks.supervised import names_of, supervised
-from deftx.tasks.table import TASKS
+from deftx.data.examples import Examples
+from deftx.models.loading import load_task_model, load_tokenizer
+from deftx.tasks.base import names_of, supervised
+from deftx.tasks.length_buckets import PART, by_length, cheapest
+from deftx.tasks.registry import TASKS
 
 TEXTS = [" ".join(["ba", "de", "gi", "ku", "lo"] * 5)[: 3 * words] for words in (24, 1, 2, 20, 3, 1, 22, 0)]
 LABELS = {

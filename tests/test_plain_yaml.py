@@ -4,7 +4,7 @@ from time import process_time
 
 import pytest
 
-from deftx.plain_yaml import LONGEST_TEXT, MOST_VALUES, BadYaml, parse_yaml
+from deftx.experiments.plain_yaml import LONGEST_TEXT, MOST_VALUES, BadYaml, parse_yaml
 
 
 @pytest.mark.parametrize(

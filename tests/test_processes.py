@@ -15,12 +15,12 @@ from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, same
 from transformers import AutoModelForMaskedLM
 
 from deftx.cli import main
+from deftx.config import changed
 from deftx.core.vector import overlap
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
-from deftx.settings import changed
-from deftx.storage.files import load, save
-from deftx.tasks.masked_lm import MaskedLM
+from deftx.objectives.masked_lm import MaskedLM
+from deftx.storage.vector_files import load, save
 from deftx.training import distributed, resume
 
 MORE = {"max_steps": 9, "evaluate_every": 4, "learning_rate": 1e-3}

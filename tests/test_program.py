@@ -9,8 +9,8 @@ import pytest
 from typed import QUICK
 
 import deftx
-from deftx import given
-from deftx.settings import LANGUAGE_PRESETS, LanguageFit
+from deftx.cli import arguments as given
+from deftx.config import LANGUAGE_PRESETS, LanguageFit
 
 
 def test_later_settings_win_and_a_preset_comes_first():

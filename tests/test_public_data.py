@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import deftx
+from deftx.cli.arguments import load_tasks, warn_of_little
 from deftx.core.vector import SparseVector
+from deftx.data.examples import Columns, read_pairs
 from deftx.errors import DeftxError
-from deftx.given import load_tasks, warn_of_little
-from deftx.models import load_language_model
-from deftx.tasks.data import Columns, read_pairs
-from deftx.tasks.table import TASKS
+from deftx.models.loading import load_language_model
+from deftx.tasks.registry import TASKS
 from deftx.tasks.tagging import as_bio, spans
 
 NER, TAGGING = TASKS["ner"], TASKS["tagging"]

@@ -5,13 +5,13 @@ import tiny
 import torch
 from torch import nn
 
+from deftx.config import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
-from deftx.models import load_language_model, load_task_model
-from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
-from deftx.tasks.data import Examples
-from deftx.tasks.masked_lm import MaskedLM, masked_lm
-from deftx.tasks.supervised import Supervised
+from deftx.models.loading import load_language_model, load_task_model
+from deftx.objectives.masked_lm import MaskedLM, masked_lm
+from deftx.tasks.base import Supervised
 from deftx.training import resume
 from deftx.training.random_streams import derived_seed
 

@@ -7,13 +7,13 @@ import yaml
 from tiny_run import RECIPE, recipe, write_recipe
 
 import deftx
+from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, changed, merged
+from deftx.data.examples import held_out
 from deftx.errors import DeftxError
-from deftx.experiments import layers
+from deftx.experiments import inheritance as layers
 from deftx.experiments.data import read
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
-from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, changed, merged
-from deftx.tasks.data import held_out
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -17,7 +17,6 @@ from deftx.cli import main
 from deftx.core.vector import overlap
 from deftx.errors import DeftxError
 from deftx.experiments.report import page
-from deftx.experiments.report.read import read_run
 from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference, compare, score_run
 from deftx.experiments.report.style import GREY, coloured, looks, new_figure
 from deftx.experiments.report.tables import (
@@ -29,7 +28,8 @@ from deftx.experiments.report.tables import (
     score_table,
 )
 from deftx.experiments.report.vectors import LANGUAGE, look, place_of, spectra
-from deftx.storage.files import load
+from deftx.experiments.run_folder import read_run
+from deftx.storage.vector_files import load
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 SECTIONS = ["scores", "comparison", "overlap", "ranks", "places", "training", "trimmed", "settings"]

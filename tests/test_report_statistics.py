@@ -11,7 +11,6 @@ from sklearn.metrics import accuracy_score, f1_score
 from synthetic_run import LABELS, make_run
 
 from deftx.errors import DeftxError
-from deftx.experiments.report.read import Predictions, RunData, read_run
 from deftx.experiments.report.statistics import (
     METRICS,
     POWER,
@@ -28,6 +27,7 @@ from deftx.experiments.report.statistics import (
     score_run,
 )
 from deftx.experiments.report.tables import comparison_table
+from deftx.experiments.run_folder import Predictions, RunData, read_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "coverage.py"
 

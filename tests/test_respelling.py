@@ -15,13 +15,13 @@ from test_tasks import EXAMPLES
 from tiny_run import RECIPE, labelled
 
 import deftx
+from deftx.data.examples import lower_case, written
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
-from deftx.tasks import respelling as module
-from deftx.tasks.data import lower_case, written
-from deftx.tasks.respelling import Spelling, cognates, read_spelling, respell, spelling_for
-from deftx.tasks.table import TASKS
+from deftx.tasks import normalization as module
+from deftx.tasks.normalization import Spelling, cognates, read_spelling, respell, spelling_for
+from deftx.tasks.registry import TASKS
 
 WORD = st.text("abc", min_size=2, max_size=7)
 WORDS = st.lists(WORD, max_size=25)

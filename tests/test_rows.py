@@ -7,14 +7,14 @@ import tiny
 import torch
 from torch import nn
 
-from deftx.core.backbone import backbone, tunable
+from deftx.config import LanguageTraining, Training
+from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
-from deftx.models import load_language_model, load_task_model
-from deftx.settings import LanguageTraining, Training
+from deftx.data.examples import Examples
+from deftx.models.loading import load_language_model, load_task_model
+from deftx.objectives.masked_lm import masked_lm
+from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples
-from deftx.tasks.masked_lm import masked_lm
-from deftx.tasks.supervised import supervised
 from deftx.training.embedding_rows import trainable_embedding_rows
 from deftx.training.loop import TrainableState, train
 from deftx.training.sparse import sparse_tuning

@@ -19,7 +19,7 @@ from deftx.experiments.executors import processes
 from deftx.experiments.plan import Step
 from deftx.experiments.run import Score, prepare, run_recipe
 from deftx.experiments.store import Store
-from deftx.storage.folders import claimed
+from deftx.storage.atomic_files import claimed
 
 
 @pytest.fixture(scope="module")

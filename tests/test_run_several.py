@@ -11,8 +11,8 @@ import deftx
 from deftx.errors import DeftxError
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import Recipe, load_recipe
-from deftx.experiments.report.read import read_run
 from deftx.experiments.run import prepare, run_recipe, vectors_of
+from deftx.experiments.run_folder import read_run
 
 SEVERAL = {
     "source": "",

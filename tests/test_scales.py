@@ -4,14 +4,14 @@ import pytest
 import tiny
 from test_models import LABELS, vector
 
-from deftx import scales as module
-from deftx.composed import compose
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.models import load_tokenizer
-from deftx.scales import tune_scales
+from deftx.models.compose import compose
+from deftx.models.loading import load_tokenizer
+from deftx.models.loading import scales as module
+from deftx.models.scales import tune_scales
+from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples
-from deftx.tasks.supervised import evaluate
 
 TEXTS = tiny.sentences(30, 4)
 VALID = Examples(TEXTS, None, [LABELS[len(text) % len(LABELS)] for text in TEXTS])

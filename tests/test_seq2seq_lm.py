@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from deftx.config import LanguageTraining
 from deftx.errors import DeftxError
-from deftx.models import load_language_model
-from deftx.settings import LanguageTraining
-from deftx.tasks.language import language_of
-from deftx.tasks.seq2seq_lm import corrupted, infilled_spans, noise_of, sentinel_spans, seq2seq_lm
+from deftx.models.loading import load_language_model
+from deftx.objectives.registry import language_of
+from deftx.objectives.seq2seq_lm import corrupted, infilled_spans, noise_of, sentinel_spans, seq2seq_lm
 
 START, PAD, END, UNKNOWN, MASK = range(5)
 T5, BART = tiny.tokenizer(sentinels=True), tiny.tokenizer()

@@ -17,14 +17,13 @@ import torch
 from tiny import random_vector, sentences
 
 import deftx
-from deftx import switcher
 from deftx.cli import main
-from deftx.commands import switcher_for
+from deftx.cli.actions import switcher_for
 from deftx.errors import DeftxError
-from deftx.models import load_task_model
+from deftx.models.loading import load_task_model, switcher
 from deftx.serving import Access, Limits
 from deftx.tasks.classification import probabilities
-from deftx.tasks.table import TASKS
+from deftx.tasks.registry import TASKS
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from deftx.console import settings_table
-from deftx.errors import DeftxError
-from deftx.given import assigned
-from deftx.settings import (
+from deftx.cli.arguments import assigned
+from deftx.cli.output import settings_table
+from deftx.config import (
     LANGUAGE_PRESETS,
     TABLES,
     TASK_PRESETS,
@@ -19,6 +18,7 @@ from deftx.settings import (
     described,
     parse,
 )
+from deftx.errors import DeftxError
 
 
 def error(kind, data):

@@ -9,17 +9,17 @@ import torch
 from test_fit import TASK, TRAIN, VALID, labelled, same
 from test_models import vector
 
-from deftx.core.backbone import backbone, tunable
-from deftx.core.compose import applied, apply
+from deftx.config import changed
+from deftx.core.apply import applied, apply
+from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
 from deftx.errors import DeftxError
 from deftx.fit import fit, fit_task
-from deftx.models import load_task_model, load_tokenizer
-from deftx.settings import changed
-from deftx.several import fit_task_several, several_start
+from deftx.models.loading import load_task_model, load_tokenizer
+from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.supervised import supervised
 from deftx.training.multi_source import in_language, multi_source
+from deftx.training.multi_source_task import fit_task_several, several_start
 from deftx.training.sparse import sparse_tuning
 
 SMALL = labelled(9, 5)

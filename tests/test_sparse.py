@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch import nn
 
-from deftx.core.backbone import backbone, tunable
+from deftx.core.parameters import backbone, tunable
 from deftx.core.select import Places, select
 from deftx.errors import DeftxError
 from deftx.training.sparse import sparse_tuning

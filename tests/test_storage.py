@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from deftx.core.vector import Entries, Head, SparseVector
 from deftx.errors import DeftxError
-from deftx.storage.files import load, save
-from deftx.storage.folders import check_target
+from deftx.storage.atomic_files import check_target
+from deftx.storage.vector_files import load, save
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from test_storage import assert_same, example
 
 from deftx.errors import DeftxError
-from deftx.storage import files
-from deftx.storage.files import load, save
-from deftx.storage.folders import check_target, claimed, new_file
+from deftx.storage import vector_files as files
+from deftx.storage.atomic_files import check_target, claimed, new_file
 from deftx.storage.tensors import load_tensors, save_tensors
+from deftx.storage.vector_files import load, save
 
 
 class Crash(BaseException):
@@ -243,7 +243,7 @@ def test_tensors_of_an_older_version_have_no_checksum_and_are_read(tmp_path):
 def test_a_claim_on_a_folder_ends_with_its_process(tmp_path):
     folder = tmp_path / "a" / "b"
     code = (
-        "import pathlib, sys, time; from deftx.storage.folders import claimed\n"
+        "import pathlib, sys, time; from deftx.storage.atomic_files import claimed\n"
         "with claimed(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
@@ -276,7 +276,7 @@ import sys, time
 from contextlib import suppress
 from pathlib import Path
 from deftx.errors import InUse
-from deftx.storage.folders import claimed, new_file
+from deftx.storage.atomic_files import claimed, new_file
 end = time.monotonic() + 2
 while time.monotonic() < end:
     with suppress(InUse), claimed(Path(sys.argv[1], "work")):

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
 
-from deftx.core.backbone import backbone
+from deftx.core.parameters import backbone
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
-from deftx.storage import fingerprint as module
-from deftx.storage.fingerprint import check_base, fingerprint
+from deftx.models.fingerprint import check_base, fingerprint
+from deftx.models.loading import fingerprint as module
 
 
 class Tiny(nn.Module):

@@ -13,13 +13,13 @@ import torch
 from test_conversion import coded, sparse
 from test_storage import example
 
-from deftx.conversion import read
 from deftx.core.vector import Entries, SparseVector
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe
-from deftx.storage.files import load, save
-from deftx.storage.formats import lt_sft
+from deftx.interop import lt_sft
+from deftx.interop.convert import read
 from deftx.storage.tensors import load_tensors, save_tensors
+from deftx.storage.vector_files import load, save
 
 MEMORY = 300 << 10  # KiB that all of it together may need beyond the start
 

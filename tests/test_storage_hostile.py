@@ -12,7 +12,7 @@ from test_storage import assert_same, example
 
 from deftx.errors import DeftxError
 from deftx.storage.codec import encode_indices, encode_values
-from deftx.storage.files import load, save
+from deftx.storage.vector_files import load, save
 
 FILES = ("vector.safetensors", "head.safetensors", "vector.json")
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from tiny import random_vector, sentences
 
 import deftx
-from deftx import switcher as module
 from deftx.core.vector import SparseVector
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.models import load_task_model, load_tokenizer
+from deftx.models.loading import load_task_model, load_tokenizer
+from deftx.models.loading import switcher as module
+from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples
-from deftx.tasks.supervised import evaluate
-from deftx.tasks.table import TASKS
+from deftx.tasks.registry import TASKS
 
 NAMES = ["ace", "ban", "min"]
 CHOICES = st.lists(st.sampled_from([*NAMES, None]), max_size=8)

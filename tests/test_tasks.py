@@ -14,20 +14,20 @@ from task_examples import EXAMPLES, TAGS, TEXTS, WORDS
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForMultipleChoice
 
-from deftx.composed import compose, without_vectors
-from deftx.core.backbone import tunable
-from deftx.core.compose import applied
+from deftx.config import LanguageFit, LanguageTraining, TaskFit, TaskTraining
+from deftx.core.apply import applied
+from deftx.core.parameters import tunable
+from deftx.data.examples import Columns, Examples
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
-from deftx.models import load_composed, load_task_model, load_tokenizer, save_model, task_noted
-from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
-from deftx.storage.files import load, save
-from deftx.tasks.data import Columns, Examples
-from deftx.tasks.encoded import IGNORED, inputs_of
+from deftx.models.compose import compose, without_vectors
+from deftx.models.loading import load_composed, load_task_model, load_tokenizer, save_model, task_noted
+from deftx.storage.vector_files import load, save
+from deftx.tasks.base import evaluate, names_of, predict, supervised
+from deftx.tasks.encoding import IGNORED, inputs_of
 from deftx.tasks.generation import chrf, exact_match
+from deftx.tasks.registry import TASKS, read_examples, settled
 from deftx.tasks.regression import pearson, spearman
-from deftx.tasks.supervised import evaluate, names_of, predict, supervised
-from deftx.tasks.table import TASKS, read_examples, settled
 from deftx.tasks.tagging import span_f1, spans
 
 SHORT = {"learning_rate": 1e-3, "batch_size": 4, "length": 24, "max_steps": 2, "evaluate_every": 1}

@@ -9,14 +9,14 @@ import tiny
 import torch
 from torch import nn
 
-from deftx.core.backbone import SPARSE_VALUES, backbone, head
+from deftx.config import LanguageTraining, TaskTraining, Training
+from deftx.core.parameters import SPARSE_VALUES, backbone, head
+from deftx.data.examples import Examples
 from deftx.errors import Diverged
-from deftx.models import load_language_model, load_task_model
-from deftx.settings import LanguageTraining, TaskTraining, Training
+from deftx.models.loading import load_language_model, load_task_model
+from deftx.objectives.masked_lm import masked_lm, masked_loss
+from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples
-from deftx.tasks.masked_lm import masked_lm, masked_loss
-from deftx.tasks.supervised import supervised
 from deftx.training import loop
 from deftx.training.loop import TrainableState, total_steps, train
 from deftx.training.precision import autocast, bf16_pays

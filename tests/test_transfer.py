@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typed import typed
 
 import deftx
+from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, changed
 from deftx.errors import DeftxError
 from deftx.experiments import estimate, steps
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import run_recipe
 from deftx.experiments.transfer import Request, recipe_data
-from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, changed
 
 SHORT = ["leakage=ignore", "language.k=20%"]
 SHORT += [f"{what}.training.{setting}" for what in ("language", "task") for setting in ("max_steps=3", "length=16")]
@@ -110,7 +110,7 @@ def test_it_is_what_three_fits_do(done: Path) -> None:
     base, vectors = str(done / "base"), done / "out" / "vectors"
     phi_source = deftx.fit_language(base, deftx.read_text(done / "ind.txt"), language)
     whole = deftx.read_examples(done / "train.tsv")
-    train, valid = deftx.tasks.data.held_out(whole, 0.1, 0, named=True)
+    train, valid = deftx.data.examples.held_out(whole, 0.1, 0, named=True)
     deftx.save(phi_source, done / "fits" / "ind", force=True)
     deftx.save(deftx.fit_task(base, train, valid, task, source=phi_source), done / "fits" / "task", force=True)
     assert all(same(vectors / name, done / "fits" / name) for name in ("ind", "task"))

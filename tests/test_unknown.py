@@ -5,12 +5,12 @@ import tiny
 from test_fit import TASK, VALID
 
 import deftx
+from deftx.data.examples import Examples
+from deftx.data.unknown_text import SEEN, check_known, unknown_share
 from deftx.errors import DeftxError
-from deftx.models import load_task_model, load_tokenizer, longest_input
-from deftx.tasks.data import Examples
-from deftx.tasks.supervised import evaluate, predict
-from deftx.tasks.table import TASKS
-from deftx.tasks.unknown import SEEN, check_known, unknown_share
+from deftx.models.loading import load_task_model, load_tokenizer, longest_input
+from deftx.tasks.base import evaluate, predict
+from deftx.tasks.registry import TASKS
 
 FOREIGN = ["ξένο κείμενο", "και άλλο"] * 6
 LABELS = ["a", "b"] * 6

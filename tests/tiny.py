@@ -32,7 +32,7 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from deftx.core.backbone import backbone, head
+from deftx.core.parameters import backbone, head
 from deftx.core.vector import Entries, Head, SparseVector
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(10)]

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 from deftx.errors import DeftxError
 
 if TYPE_CHECKING:
-    from deftx.composed import compose
-    from deftx.conversion import convert
-    from deftx.core.compose import applied, apply
+    from deftx.config import LanguageFit, LanguageTraining, TaskFit, TaskTraining
+    from deftx.core.apply import applied, apply
     from deftx.core.denoise import denoise
     from deftx.core.merge import merge
     from deftx.core.ranks import split_half_ranks
     from deftx.core.select import select
     from deftx.core.vector import SparseVector, overlap
-    from deftx.difference import delta, extract
+    from deftx.data.examples import Columns, Examples, read_text
     from deftx.fit import fit_language, fit_task, transfer
-    from deftx.scales import Scales, tune_scales
-    from deftx.settings import LanguageFit, LanguageTraining, TaskFit, TaskTraining
-    from deftx.several import fit_task_several
-    from deftx.storage.files import load, save
-    from deftx.storage.share import pull, push
-    from deftx.switcher import Switcher
-    from deftx.tasks.data import Columns, Examples, read_text
-    from deftx.tasks.respelling import Spelling, read_spelling, respelt, spelling_for
-    from deftx.tasks.table import read_examples
+    from deftx.hub.share import pull, push
+    from deftx.interop.convert import convert
+    from deftx.models.compose import compose
+    from deftx.models.extract import delta, extract
+    from deftx.models.scales import Scales, tune_scales
+    from deftx.models.switcher import Switcher
+    from deftx.storage.vector_files import load, save
+    from deftx.tasks.normalization import Spelling, read_spelling, respelt, spelling_for
+    from deftx.tasks.registry import read_examples
+    from deftx.training.multi_source_task import fit_task_several
     from deftx.training.sparse import sparse_tuning
 
 __all__ = [

@@ -19,15 +19,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from deftx.composed import compose
-from deftx.core.backbone import head, tunable
-from deftx.core.compose import apply, check_fit
+from deftx.config import Fit, LanguageFit, TaskFit, check_kind
+from deftx.core.apply import apply, check_fit
 from deftx.core.denoise import Denoised, denoise
+from deftx.core.parameters import head, tunable
 from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseVector, check_language, check_same_base, entries_at
+from deftx.data.examples import (
+    HELD_OUT_SHARE,
+    Examples,
+    about_texts,
+    check_examples,
+    check_pairs,
+    check_read,
+    held_out,
+)
 from deftx.errors import DeftxError, unknown
-from deftx.models import (
+from deftx.models.compose import compose
+from deftx.models.fingerprint import check_base, fingerprint
+from deftx.models.loading import (
     Base,
     about_tokenizer,
     check_tokenizer,
@@ -39,21 +50,10 @@ from deftx.models import (
     place,
     rank_on,
 )
-from deftx.settings import Fit, LanguageFit, TaskFit, check_kind
-from deftx.storage.fingerprint import check_base, fingerprint
-from deftx.tasks.data import (
-    HELD_OUT_SHARE,
-    Examples,
-    about_texts,
-    check_examples,
-    check_pairs,
-    check_read,
-    held_out,
-)
-from deftx.tasks.language import language_of
-from deftx.tasks.objective import Objective
-from deftx.tasks.supervised import Supervised, names_of, supervised
-from deftx.tasks.table import settled, task_of
+from deftx.objectives.base import Objective
+from deftx.objectives.registry import language_of
+from deftx.tasks.base import Supervised, names_of, supervised
+from deftx.tasks.registry import settled, task_of
 from deftx.training import distributed
 from deftx.training.halves import HALVES
 from deftx.training.phases import (

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from deftx.options import option
+from deftx.cli.options import option
 
 app = typer.Typer(
     help="Language and task vectors that add up to a model for a language without labels.",

@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from deftx.cli.app import app, data_app
-from deftx.console import print_json, print_plan, print_table
-from deftx.messages import quiet_transformers, say
-from deftx.options import (
+from deftx.cli.options import (
     FILE,
     FORMATS,
     AsJson,
@@ -17,6 +15,8 @@ from deftx.options import (
     option,
     path,
 )
+from deftx.cli.output import print_json, print_plan, print_table
+from deftx.messages import quiet_transformers, say
 
 
 @app.command(epilog="Example: deftx run recipes/nusax-nano.yaml --out runs/nusax --set seeds=[0]")
@@ -44,10 +44,10 @@ def run(
 ) -> None:
     """Carry out a recipe, or go on with it: every fit, every score, and the table."""
     quiet_transformers()
+    from deftx.cli.arguments import assigned
     from deftx.experiments import executors
     from deftx.experiments.recipe import load_recipe
     from deftx.experiments.run import prepare, run_recipe, table
-    from deftx.given import assigned
 
     checked, folder = load_recipe(recipe, assigned(set_ or [])), out or Path("runs") / recipe.stem
     where = store or folder.parent / "store"
@@ -125,7 +125,7 @@ def data_trim(
     force: Force = False,
 ) -> None:
     """Find training text that holds evaluation text: the same, contained, eight words in a row, nearly the same."""
-    from deftx import commands
+    from deftx.cli import actions as commands
 
     found = commands.trim(data, against, column or [], out, force=force)
     if as_json:
@@ -157,8 +157,8 @@ def data_respell(
     force: Force = False,
 ) -> None:
     """Put a target's texts into the spelling of a related language that a task was learnt in."""
-    from deftx import commands
-    from deftx.tasks.respelling import plain_spelling
+    from deftx.cli import actions as commands
+    from deftx.tasks.normalization import plain_spelling
 
     found = commands.write_respelt(
         data, like, text or [], column or [], out, spelling_out=spelling, words=not case_only, force=force

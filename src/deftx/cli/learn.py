@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deftx.cli.app import app, fit_app
-from deftx.messages import quiet_transformers, say
-from deftx.options import (
+from deftx.cli.options import (
     FILE,
     FORMATS,
     LABELLED,
@@ -32,6 +31,7 @@ from deftx.options import (
     option,
     path,
 )
+from deftx.messages import quiet_transformers, say
 
 if TYPE_CHECKING:
     from deftx.core.vector import SparseVector
@@ -57,10 +57,13 @@ def fit_language(
 ) -> None:
     """Learn a language vector from plain text. Presets: paper, standard, quick."""
     quiet_transformers()
-    from deftx import commands, fit, given, settings
-    from deftx.console import print_estimate
+    from deftx import config as settings
+    from deftx import fit
+    from deftx.cli import actions as commands
+    from deftx.cli import arguments as given
+    from deftx.cli.output import print_estimate
+    from deftx.data.examples import read_text
     from deftx.experiments.estimate import estimate_language
-    from deftx.tasks.data import read_text
 
     flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
     chosen = given.settings_from(settings.LanguageFit(), settings.LANGUAGE_PRESETS, preset, flags, set_ or [])
@@ -121,13 +124,15 @@ def fit_task(
 ) -> None:
     """Learn a task vector from labelled data of any task. Presets: paper-sentiment, paper-nli, standard, quick."""
     quiet_transformers()
-    from deftx import commands, given, settings
-    from deftx.console import print_estimate
+    from deftx import config as settings
+    from deftx.cli import actions as commands
+    from deftx.cli import arguments as given
+    from deftx.cli.output import print_estimate
+    from deftx.data.examples import ColumnNames, joined
     from deftx.experiments.estimate import estimate_task
-    from deftx.several import fit_task_several
-    from deftx.storage.files import load
-    from deftx.tasks.data import ColumnNames, joined
-    from deftx.tasks.table import settled, task_of
+    from deftx.storage.vector_files import load
+    from deftx.tasks.registry import settled, task_of
+    from deftx.training.multi_source_task import fit_task_several
 
     flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
     chosen = given.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
@@ -181,9 +186,9 @@ def settings(
     as_json: AsJson = False,
 ) -> None:
     """List all settings for --set and recipes: their names, defaults, meanings, and values in presets."""
-    from deftx.console import print_json, print_table, settings_table
+    from deftx.cli.output import print_json, print_table, settings_table
+    from deftx.config import TABLES, described
     from deftx.errors import unknown
-    from deftx.settings import TABLES, described
 
     for name in what or []:
         if name not in TABLES:

@@ -4,9 +4,7 @@ import shlex
 from typing import TYPE_CHECKING, Annotated
 
 from deftx.cli.app import app
-from deftx.console import print_json, print_plan
-from deftx.messages import quiet_transformers, say
-from deftx.options import (
+from deftx.cli.options import (
     FORMATS,
     LABELLED,
     AsJson,
@@ -22,6 +20,8 @@ from deftx.options import (
     option,
     source,
 )
+from deftx.cli.output import print_json, print_plan
+from deftx.messages import quiet_transformers, say
 
 if TYPE_CHECKING:
     from deftx.experiments.run import Prepared
@@ -93,7 +93,7 @@ def transfer(
 ) -> None:
     """From labelled data of one language to a model for another: learns what is missing, and says whether it helped."""
     quiet_transformers()
-    from deftx import given
+    from deftx.cli import arguments as given
     from deftx.experiments import transfer as transfers
 
     columns = {"text": text_column, "pair": pair_column, "label": label_column}

@@ -7,10 +7,7 @@ from typing import Annotated
 import typer
 
 from deftx.cli.app import app
-from deftx.console import cell, print_json, print_scores, print_table
-from deftx.errors import DeftxError, not_installed
-from deftx.messages import quiet_transformers
-from deftx.options import (
+from deftx.cli.options import (
     FILE,
     FORMATS,
     VECTOR,
@@ -29,6 +26,9 @@ from deftx.options import (
     path,
     source,
 )
+from deftx.cli.output import cell, print_json, print_scores, print_table
+from deftx.errors import DeftxError, not_installed
+from deftx.messages import quiet_transformers
 from deftx.serving import Access, Limits
 
 
@@ -47,8 +47,8 @@ def compose(
 ) -> None:
     """Save base + language vector + task vector as an ordinary model."""
     quiet_transformers()
-    from deftx import given
-    from deftx.composed import compose_to
+    from deftx.cli import arguments as given
+    from deftx.models.compose import compose_to
 
     tasks, languages = given.load_tasks(task), list(given.named_languages(language or []).values())
     compose_to(out, base, tasks, languages, rule=rule, force=force, any_base=any_base)
@@ -76,9 +76,10 @@ def evaluate(
 ) -> None:
     """Score a task vector with each of the language vectors, or with none."""
     quiet_transformers()
-    from deftx import commands, given
-    from deftx.composed import kind_of
-    from deftx.tasks.data import ColumnNames
+    from deftx.cli import actions as commands
+    from deftx.cli import arguments as given
+    from deftx.data.examples import ColumnNames
+    from deftx.models.compose import kind_of
 
     languages, tasks = given.named_languages(language or []), given.load_tasks(task)
     columns = ColumnNames(text=text_column, pair=pair_column, label=label_column)
@@ -112,8 +113,9 @@ def evaluate_language(
 ) -> None:
     """How well a base knows a text, by itself and with each of the language vectors: less is better."""
     quiet_transformers()
-    from deftx import commands, given
-    from deftx.tasks.data import read_text
+    from deftx.cli import actions as commands
+    from deftx.cli import arguments as given
+    from deftx.data.examples import read_text
 
     languages = given.named_languages(language or [])
     rows = commands.language_losses(base, languages, read_text(*text, column=column), head, any_base=any_base)
@@ -152,14 +154,15 @@ def predict(
     """Label texts, or tag words, or answer questions: a line for each, in the order of the input."""
     if bool(model) == bool(base and task) or (model and (base or task or language)):
         raise DeftxError("say what predicts: either --model, or --base and --task (and --language)")
-    from deftx.storage.folders import check_file, write_text
+    from deftx.storage.atomic_files import check_file, write_text
 
     check_file(out, force=force)
     quiet_transformers()
-    from deftx import commands, given
-    from deftx.composed import kind_of
-    from deftx.models import task_noted
-    from deftx.tasks.data import ColumnNames
+    from deftx.cli import actions as commands
+    from deftx.cli import arguments as given
+    from deftx.data.examples import ColumnNames
+    from deftx.models.compose import kind_of
+    from deftx.models.loading import task_noted
 
     phi = given.load_tasks([task])[0] if task else None
     kind = kind_of(phi) if phi else task_noted(str(model))
@@ -235,8 +238,9 @@ def serve(
         from deftx.serving.app import serve as answer
     except ModuleNotFoundError as error:
         raise not_installed(error, "serve") from error
-    from deftx import commands, given
-    from deftx.tasks.sources import lines_of
+    from deftx.cli import actions as commands
+    from deftx.cli import arguments as given
+    from deftx.data.tables import lines_of
 
     limits = Limits(max_texts, max_chars, max_body, max_waiting, max_connections, max_seconds)
     token = None if token_file is None else lines_of(token_file)[0].strip()

@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from deftx.cli.app import app
-from deftx.console import print_findings, print_json, print_vectors
-from deftx.messages import quiet_hub, quiet_transformers
-from deftx.options import (
+from deftx.cli.options import (
     VECTOR,
     AsJson,
     Force,
@@ -19,6 +17,8 @@ from deftx.options import (
     path,
     source,
 )
+from deftx.cli.output import print_findings, print_json, print_vectors
+from deftx.messages import quiet_hub, quiet_transformers
 
 MISFIT = 1  # exit code
 
@@ -30,7 +30,7 @@ def inspect(
 ) -> None:
     """Show where vectors come from, what they change in which layer, and how much they overlap."""
     quiet_hub()
-    from deftx.storage.files import load
+    from deftx.storage.vector_files import load
 
     print_vectors(vector, [load(name) for name in vector], as_json=as_json)
 
@@ -43,7 +43,7 @@ def doctor(
 ) -> None:
     """Show what is installed, what a training would run on, and whether vectors fit a base: if not, exit code 1."""
     quiet_transformers()
-    from deftx.doctor import examine
+    from deftx.cli.doctor import examine
 
     found = examine(base, vector or [])
     if as_json:
@@ -72,7 +72,7 @@ def push(
 ) -> None:
     """Put a vector on the Hugging Face hub, with a model card; log in with `hf auth login` or HF_TOKEN first."""
     quiet_hub()
-    from deftx.storage.share import push as push_vector
+    from deftx.hub.share import push as push_vector
 
     pinned = push_vector(
         vector,
@@ -96,7 +96,7 @@ def pull(
 ) -> None:
     """Save a vector from the Hugging Face hub as a folder. Other commands take its id as it is."""
     quiet_hub()
-    from deftx.storage.share import pull as pull_vector
+    from deftx.hub.share import pull as pull_vector
 
     found = pull_vector(vector, out, force=force)
     print(f"{out}: {found.info.get('kind') or 'sparse'} vector, k = {found.k:,}, from {vector}")
@@ -120,7 +120,7 @@ def convert(
 ) -> None:
     """Convert a vector from LT-SFT's format or PEFT's SHiRA, or to them, a whole model, or input for mergekit."""
     quiet_transformers()
-    from deftx import conversion
+    from deftx.interop import convert as conversion
 
     vector = conversion.convert(old, new, to, base=base, labels=label or [], kind=kind, force=force)
     bound = "" if vector.info.get("base_fingerprint") else "; not bound to a base: give --base to check and note it"
@@ -141,8 +141,9 @@ def extract(
 ) -> None:
     """Save the difference of two checkpoints as a vector: all of it, or its k largest entries."""
     quiet_transformers()
-    from deftx import commands, difference
-    from deftx.storage.files import save
+    from deftx.cli import actions as commands
+    from deftx.models.loading import extract as difference
+    from deftx.storage.vector_files import save
 
     commands.check_free(out, force=force)
     vector = difference.extract(finetuned, base, k=k, rank=rank)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deftx.core.backbone import layer_of
+from deftx.core.parameters import layer_of
 from deftx.core.select import select
 from deftx.core.vector import (
     Entries,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deftx.core.backbone import layer_of
+from deftx.core.parameters import layer_of
 from deftx.errors import DeftxError, unknown
 
 CHUNK = 1 << 18  # entries looked at together: few enough to stay in the processor's cache from step to step

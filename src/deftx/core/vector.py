@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deftx.core.backbone import layer_of
 from deftx.core.entries import read_entries
+from deftx.core.parameters import layer_of
 from deftx.core.select import Selection
 from deftx.errors import DeftxError
 
@@ -133,7 +133,7 @@ class SparseVector:
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
         """Put the vector into the hub's repository USER/NAME: `deftx.push(vector, repo, **options)`."""
-        from deftx.storage.share import push  # the one place where core reaches up: the method is what users look for
+        from deftx.hub.share import push  # the one place where core reaches up: the method is what users look for
 
         return push(self, repo, **options)
 

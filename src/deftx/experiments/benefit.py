@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from deftx.composed import kind_of, trained_length, with_pairs, without_vectors
-from deftx.core.compose import applied
+from deftx.config import metric_name
+from deftx.core.apply import applied
 from deftx.core.merge import to_add
 from deftx.core.vector import SparseVector, overlap
-from deftx.models import Base, load_tokenizer, place
-from deftx.settings import metric_name
-from deftx.tasks.data import Examples
-from deftx.tasks.supervised import SMALLER, predict
-from deftx.tasks.unknown import unknown_share
+from deftx.data.examples import Examples
+from deftx.data.unknown_text import unknown_share
+from deftx.models.compose import kind_of, trained_length, with_pairs, without_vectors
+from deftx.models.loading import Base, load_tokenizer, place
+from deftx.tasks.base import SMALLER, predict
 
 LITTLE_GAIN = 0.01  # of the loss before training: a vector that gained less did nothing
 KEPT = 0.5  # of what phase 1 gained: phase 2 lost where it kept less

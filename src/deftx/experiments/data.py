@@ -9,17 +9,12 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
-from deftx.core.backbone import head as head_of
-from deftx.core.compose import check_fit
+from deftx.config import Fit
+from deftx.core.apply import check_fit
+from deftx.core.parameters import head as head_of
 from deftx.core.vector import SparseVector, check_language
-from deftx.errors import DeftxError
-from deftx.experiments.recipe import Recipe
-from deftx.fit import check_settings
-from deftx.models import about_tokenizer, check_tokenizer, load_language_model, load_tokenizer
-from deftx.settings import Fit
-from deftx.storage.files import load
-from deftx.storage.fingerprint import check_base, fingerprint, fingerprint_of
-from deftx.tasks.data import (
+from deftx.data.contamination import Leak, counted, leaking, leaks, texts_of
+from deftx.data.examples import (
     HELD_OUT_SHARE,
     Columns,
     Examples,
@@ -32,9 +27,14 @@ from deftx.tasks.data import (
     read_text,
     written,
 )
-from deftx.tasks.leakage import Leak, counted, leaking, leaks, texts_of
-from deftx.tasks.supervised import Task, names_of
-from deftx.tasks.table import task_of
+from deftx.errors import DeftxError
+from deftx.experiments.recipe import Recipe
+from deftx.fit import check_settings
+from deftx.models.fingerprint import check_base, fingerprint, fingerprint_of
+from deftx.models.loading import about_tokenizer, check_tokenizer, load_language_model, load_tokenizer
+from deftx.storage.vector_files import load
+from deftx.tasks.base import Task, names_of
+from deftx.tasks.registry import task_of
 
 LABELLED, VALIDATION = "labelled data", "validation data"  # what they are called where they leak
 

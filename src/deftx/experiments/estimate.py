@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from deftx.core.backbone import backbone, tunable
+from deftx.config import Fit, LanguageFit, LanguageTraining, Learning, TaskFit, Training
+from deftx.core.parameters import backbone, tunable
 from deftx.core.select import parse_k
+from deftx.data.examples import Examples, joined
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
 from deftx.experiments.store import Store
 from deftx.fit import Start, language_start, takes_halves, task_start
-from deftx.models import load_tokenizer, longest_input
-from deftx.settings import Fit, LanguageFit, LanguageTraining, Learning, TaskFit, Training
-from deftx.tasks.data import Examples, joined
+from deftx.models.loading import load_tokenizer, longest_input
 from deftx.training.loop import total_steps
 from deftx.training.phases import trained_head_parameters
 from deftx.training.precision import autocast, bf16_pays

@@ -7,10 +7,10 @@ from itertools import chain
 from pathlib import Path
 
 from deftx.errors import DeftxError, InUse
-from deftx.experiments.report.read import STEPS, Step, read_steps
 from deftx.experiments.run import SCORING
+from deftx.experiments.run_folder import STEPS, Step, read_steps
 from deftx.experiments.store import RECORD, Store, size
-from deftx.storage.folders import claimed, remove_folder
+from deftx.storage.atomic_files import claimed, remove_folder
 
 
 @dataclass(frozen=True)

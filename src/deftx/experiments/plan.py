@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from deftx.config import Fit, Learning, parse
+from deftx.data.examples import joined, written
 from deftx.experiments.data import Data
 from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
 from deftx.fit import takes_halves
-from deftx.settings import Fit, Learning, parse
-from deftx.tasks.data import joined, written
-from deftx.tasks.respelling import respelt
+from deftx.tasks.normalization import respelt
 from deftx.training.halves import HALVES
 
 # Versions of the code of each kind of step, of what all fits of a task share, and those of several sources. Raise one

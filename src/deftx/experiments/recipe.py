@@ -8,10 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from deftx.core.merge import rule_of
-from deftx.errors import DeftxError, unknown
-from deftx.experiments.layers import read
-from deftx.settings import (
+from deftx.config import (
     LANGUAGE_PRESETS,
     PRESET,
     TASK_PRESETS,
@@ -30,8 +27,11 @@ from deftx.settings import (
     parse,
     with_preset,
 )
-from deftx.tasks.data import ColumnNames
-from deftx.tasks.table import settled, task_of
+from deftx.core.merge import rule_of
+from deftx.data.examples import ColumnNames
+from deftx.errors import DeftxError, unknown
+from deftx.experiments.inheritance import read
+from deftx.tasks.registry import settled, task_of
 
 METRICS = {"macro_f1", "accuracy"}  # what a table can show of a task
 L = TypeVar("L", bound=Learning)
@@ -125,7 +125,7 @@ class Recipe(Settings):
     baseline   the variant that the others are held against
     overlap    which vectors' overlaps are wanted: each language's with the task's, or the languages' with each other
     paper      what others published: a table of it, or several
-    leakage    what to do where text to train on holds text of `test` (see `deftx.tasks.leakage`): stop, trim it, or
+    leakage    what to do where text to train on holds text of `test` (see `deftx.data.contamination`): stop, trim it, or
                ignore it
     """
 

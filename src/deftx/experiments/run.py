@@ -24,11 +24,11 @@ from deftx.experiments.estimate import seconds_left
 from deftx.experiments.executors import Executor, here, work_off
 from deftx.experiments.plan import Plan, Step, make_plan
 from deftx.experiments.recipe import METRICS, Recipe
-from deftx.experiments.report.read import RECIPE, RESULTS, STEPS, TRIMMED, read_steps
 from deftx.experiments.report.statistics import AVERAGE
 from deftx.experiments.report.tables import duration, spread
+from deftx.experiments.run_folder import RECIPE, RESULTS, STEPS, TRIMMED, read_steps
 from deftx.experiments.store import SCORES, VECTOR, Store
-from deftx.storage.folders import claimed, new_file, write_text
+from deftx.storage.atomic_files import claimed, new_file, write_text
 from deftx.training import distributed
 
 TABLE = "results.md"

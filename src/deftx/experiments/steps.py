@@ -8,23 +8,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from deftx.baselines.adapters import load_adapter, save_adapter
-from deftx.baselines.ngrams import predict_ngrams, train_ngrams
-from deftx.composed import compose, kind_of, trained_length
+from deftx.config import LanguageFit, TaskFit
+from deftx.data.examples import Examples
 from deftx.errors import InUse
+from deftx.experiments.baselines.adapters import load_adapter, save_adapter
+from deftx.experiments.baselines.ngrams import predict_ngrams, train_ngrams
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
 from deftx.experiments.store import ADAPTER, PREDICTIONS, SCORES, VECTOR, Store
 from deftx.fit import fit_language, language_start
 from deftx.messages import error_line
-from deftx.models import load_tokenizer, place
-from deftx.settings import LanguageFit, TaskFit
-from deftx.several import fit_task_several, several_start
-from deftx.storage.files import load, save
+from deftx.models.compose import compose, kind_of, trained_length
+from deftx.models.loading import load_tokenizer, place
+from deftx.storage.vector_files import load, save
+from deftx.tasks.base import Task, answers, names_of, output_names, scores
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.data import Examples
-from deftx.tasks.supervised import Task, answers, names_of, output_names, scores
 from deftx.training.halves import HALVES
+from deftx.training.multi_source_task import fit_task_several, several_start
 from deftx.training.phases import full_tuning, phase1_file
 
 # How it went, and what is wrong where it failed.
@@ -136,7 +136,7 @@ KINDS: Mapping[str, Callable[[Store, Step, Path, Path], None]] = {
 
 def _baseline(step: Step) -> Any:
     """The module of a baseline's family."""
-    return import_module(f"deftx.baselines.{step.about['family']}")
+    return import_module(f"deftx.experiments.baselines.{step.about['family']}")
 
 
 def _labelled(store: Store, step: Step) -> tuple[Examples, Examples]:

@@ -23,10 +23,10 @@ from time import monotonic
 from typing import Any
 
 from deftx.core.vector import SparseVector
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError, InUse
-from deftx.storage.files import save
-from deftx.storage.folders import LOCK, claimed, new_folder, remove_folder, write_text
-from deftx.tasks.data import Examples
+from deftx.storage.atomic_files import LOCK, claimed, new_folder, remove_folder, write_text
+from deftx.storage.vector_files import save
 
 RECORD, LOG = "step.json", "log.txt"  # of every step
 VECTOR, ADAPTER, PREDICTIONS, SCORES = "vector", "adapter", "predictions.json", "scores.json"  # of kinds of them

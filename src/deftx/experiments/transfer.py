@@ -24,22 +24,22 @@ from typing import Any
 
 import yaml
 
-from deftx.composed import compose_to
+from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, merged, metric_name, with_preset
 from deftx.core.vector import SparseVector
+from deftx.data.examples import read_text
 from deftx.errors import DeftxError, unknown
 from deftx.experiments.benefit import Benefit, Course, advice_on, benefits, course_of
+from deftx.experiments.plain_yaml import parse_yaml
 from deftx.experiments.recipe import TASK, Recipe, recipe_from
 from deftx.experiments.report.benefit import FILE as BENEFIT
 from deftx.experiments.report.page import lacking, write_report
-from deftx.experiments.report.read import read_run
 from deftx.experiments.report.statistics import compare, score_run
 from deftx.experiments.run import Prepared, prepare, run_recipe, vectors_of
-from deftx.plain_yaml import parse_yaml
-from deftx.settings import LANGUAGE_PRESETS, TASK_PRESETS, merged, metric_name, with_preset
-from deftx.storage.files import load, save
-from deftx.storage.folders import LOCK, claimed, write_text
-from deftx.tasks.data import read_text
-from deftx.tasks.table import task_of
+from deftx.experiments.run_folder import read_run
+from deftx.models.compose import compose_to
+from deftx.storage.atomic_files import LOCK, claimed, write_text
+from deftx.storage.vector_files import load, save
+from deftx.tasks.registry import task_of
 from deftx.training import distributed
 
 WITH, WITHOUT = "with its vector", "without its vector"  # variants, of a target

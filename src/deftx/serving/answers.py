@@ -6,10 +6,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field
 
-from deftx.switcher import Switcher
-from deftx.tasks.data import Examples
-from deftx.tasks.supervised import by_name
-from deftx.tasks.table import TASKS
+from deftx.data.examples import Examples
+from deftx.models.switcher import Switcher
+from deftx.tasks.base import by_name
+from deftx.tasks.registry import TASKS
 from deftx.tasks.tagging import in_words
 
 Said = dict[str, Any]  # of one text, as its form has it

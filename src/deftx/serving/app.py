@@ -19,15 +19,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import deftx
+from deftx.data.examples import Examples, check_pairs
 from deftx.errors import DeftxError, unknown
+from deftx.models.switcher import Switcher
 from deftx.serving import Access, Limits
 from deftx.serving.answers import ANSWERS, Said
 from deftx.serving.batches import Batches, Busy
 from deftx.serving.connections import protocol
-from deftx.switcher import Switcher
-from deftx.tasks.data import Examples, check_pairs
-from deftx.tasks.supervised import check_columns
-from deftx.tasks.table import TASKS
+from deftx.tasks.base import check_columns
+from deftx.tasks.registry import TASKS
 
 PAGE = Path(__file__).with_name("page.html")
 # the page needs nothing from anywhere else, and may have nothing

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from deftx.tasks.data import Examples, joined
+from deftx.data.examples import Examples, joined
 
 A = TypeVar("A")  # what is said of one text
 Answer = Callable[[Examples, str | None], Sequence[A]]  # of texts of one language, which may be None

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deftx.errors import DeftxError
-from deftx.storage.hub import is_model_id, snapshot
+from deftx.storage.hub_client import is_model_id, snapshot
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 

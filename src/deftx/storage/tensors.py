@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deftx.errors import DeftxError
-from deftx.storage.folders import new_file
+from deftx.storage.atomic_files import new_file
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from deftx.tasks import data
-from deftx.tasks.data import Columns, Examples, read_pairs, written
-from deftx.tasks.encoded import Encoded, inputs_of, label_names, logits_of, numbers, padding, tokenised
-from deftx.tasks.objective import Batch
-from deftx.tasks.supervised import Task
-from deftx.tasks.unknown import check_known
+from deftx.data import examples as data
+from deftx.data.examples import Columns, Examples, read_pairs, written
+from deftx.data.unknown_text import check_known
+from deftx.objectives.base import Batch
+from deftx.tasks.base import Task
+from deftx.tasks.encoding import Encoded, inputs_of, label_names, logits_of, numbers, padding, tokenised
 
 # Scores of (true, predicted) labels, 0 to 1.
 METRICS: dict[str, Callable[[Sequence[Any], Sequence[Any]], float]] = {

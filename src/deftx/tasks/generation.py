@@ -16,13 +16,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from deftx.data import examples as data
+from deftx.data.examples import Columns, Examples, read_pairs
 from deftx.errors import DeftxError
-from deftx.tasks import data
-from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.encoded import IGNORED, Encoded, batches, labelled_tokens, padding, tokenised
-from deftx.tasks.objective import Batch
-from deftx.tasks.seq2seq_lm import written_loss
-from deftx.tasks.supervised import Task
+from deftx.objectives.base import Batch
+from deftx.objectives.seq2seq_lm import written_loss
+from deftx.tasks.base import Task
+from deftx.tasks.encoding import IGNORED, Encoded, batches, labelled_tokens, padding, tokenised
 
 SEPARATOR = "\n"  # between what a decoder reads and what it writes
 ORDER, BETA = 6, 2  # of chrF

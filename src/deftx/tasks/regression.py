@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from deftx.tasks import data
+from deftx.data import examples as data
+from deftx.data.examples import Columns, Examples, read_pairs
+from deftx.objectives.base import Batch
+from deftx.tasks.base import Task
 from deftx.tasks.classification import logits
-from deftx.tasks.data import Columns, Examples, read_pairs
-from deftx.tasks.encoded import Encoded, logits_of, padding, tokenised
-from deftx.tasks.objective import Batch
-from deftx.tasks.supervised import Task
+from deftx.tasks.encoding import Encoded, logits_of, padding, tokenised
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:

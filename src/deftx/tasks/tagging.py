@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
+from deftx.data import examples as data
+from deftx.data.conll import LABELLED_TEXT, SENTENCES
+from deftx.data.examples import Columns, Examples, cells
+from deftx.data.tables import READERS, open_source
 from deftx.errors import DeftxError
-from deftx.tasks import data
+from deftx.objectives.base import Batch
+from deftx.tasks.base import Metric, Task
 from deftx.tasks.classification import METRICS, logits
-from deftx.tasks.data import Columns, Examples, cells
-from deftx.tasks.encoded import (
+from deftx.tasks.encoding import (
     IGNORED,
     Encoded,
     by_token,
@@ -29,10 +33,6 @@ from deftx.tasks.encoded import (
     padding,
     tokenised,
 )
-from deftx.tasks.objective import Batch
-from deftx.tasks.sentences import LABELLED_TEXT, SENTENCES
-from deftx.tasks.sources import READERS, open_source
-from deftx.tasks.supervised import Metric, Task
 
 WORDS = "words"  # the column, if nothing else is said
 Span = tuple[int, int, str]  # first word, the one after the last, kind

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deftx.errors import Diverged
-from deftx.tasks.objective import Objective
+from deftx.objectives.base import Objective
 
 
 class BestState:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deftx.core.select import Selection
 from deftx.errors import DeftxError
-from deftx.tasks.objective import Batch
+from deftx.objectives.base import Batch
 
 _world: list[int] = []  # once this process has joined: how many processes there are, and the rank of this one
 

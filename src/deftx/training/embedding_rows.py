@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from deftx.core.backbone import EMBEDDING_ROWS
+from deftx.core.parameters import EMBEDDING_ROWS
 
 
 class EmbeddingRows:

@@ -4,9 +4,9 @@ from typing import Any, cast
 
 import torch
 
+from deftx.config import Fit, changed
 from deftx.errors import DeftxError
-from deftx.settings import Fit, changed
-from deftx.tasks.objective import Objective
+from deftx.objectives.base import Objective
 from deftx.training.loop import total_steps
 
 HALVES = {"half1": 1, "half2": 2}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deftx.core.backbone import EMBEDDING_ROWS, SPARSE_VALUES
+from deftx.config import Training
+from deftx.core.parameters import EMBEDDING_ROWS, SPARSE_VALUES
 from deftx.core.select import CHUNK
 from deftx.errors import Diverged
-from deftx.settings import Training
-from deftx.tasks.objective import Batch, Objective, training_context
+from deftx.objectives.base import Batch, Objective, training_context
 from deftx.training import distributed
 from deftx.training.best import BestState
 from deftx.training.precision import autocast, bf16_pays

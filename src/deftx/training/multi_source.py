@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from deftx.core.backbone import backbone
-from deftx.core.compose import applied
+from deftx.core.apply import applied
 from deftx.core.entries import read_entries, write_entries
+from deftx.core.parameters import backbone
 from deftx.core.vector import SparseVector
-from deftx.tasks.objective import Batch, Objective
+from deftx.objectives.base import Batch, Objective
 from deftx.training.embedding_rows import EmbeddingRows
 
 LANGUAGE = "language"  # of a batch [batch]: the number of its language

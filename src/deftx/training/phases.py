@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deftx.core.backbone import backbone, head, tunable
+from deftx.config import Fit
+from deftx.core.parameters import backbone, head, tunable
 from deftx.core.select import Selection, digest
 from deftx.core.vector import SparseVector
 from deftx.errors import Diverged
-from deftx.settings import Fit
-from deftx.storage.fingerprint import fingerprint
+from deftx.models.fingerprint import fingerprint
+from deftx.objectives.base import Objective
 from deftx.storage.tensors import load_tensors, save_tensors
-from deftx.tasks.objective import Objective
 from deftx.training import distributed
 from deftx.training.embedding_rows import trainable_embedding_rows
 from deftx.training.halves import halved

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deftx.settings import metric_name
+from deftx.config import metric_name
 from deftx.training.distributed import is_main_process
 
 LOG = logging.getLogger("deftx.training")

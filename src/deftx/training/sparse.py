@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from deftx.core.backbone import SPARSE_VALUES, backbone
 from deftx.core.entries import read_entries, write_entries
+from deftx.core.parameters import SPARSE_VALUES, backbone
 from deftx.core.select import Places, Selection
 from deftx.core.vector import Entries, SparseVector
 from deftx.errors import DeftxError

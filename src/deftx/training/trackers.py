@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from deftx.config import Training
 from deftx.errors import DeftxError, unknown
-from deftx.settings import Training
 from deftx.training import distributed
 
 Track = Callable[[int, dict[str, float]], None]

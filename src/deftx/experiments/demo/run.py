@@ -11,15 +11,15 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deftx.composed import compose
 from deftx.errors import DeftxError
 from deftx.experiments.demo.languages import SOURCE, TARGETS, labelled, plain_text, say
 from deftx.experiments.executors import processes
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import Score, run_recipe, table, vectors_of
-from deftx.models import load_tokenizer, save_model
-from deftx.storage.files import load
-from deftx.storage.folders import LOCK, claimed, write_text
+from deftx.models.compose import compose
+from deftx.models.loading import load_tokenizer, save_model
+from deftx.storage.atomic_files import LOCK, claimed, write_text
+from deftx.storage.vector_files import load
 from deftx.training.distributed import refuse_several_processes
 
 BASE = Path(__file__).parent / "base"

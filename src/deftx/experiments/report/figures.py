@@ -5,6 +5,7 @@ from math import ceil
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from deftx.config import metric_name
 from deftx.experiments.recipe import TASK
 from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference
 from deftx.experiments.report.style import (
@@ -23,7 +24,6 @@ from deftx.experiments.report.style import (
     panels,
 )
 from deftx.experiments.report.vectors import BIASES, LANGUAGE, Curve, Place
-from deftx.settings import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

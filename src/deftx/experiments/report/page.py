@@ -11,16 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from deftx.config import metric_name
 from deftx.errors import DeftxError, unknown
 from deftx.experiments.report.parts import Findings, Section
-from deftx.experiments.report.read import RunData, read_run
 from deftx.experiments.report.sections import base_name, headline, sections
 from deftx.experiments.report.statistics import compare, pairs, score_run
 from deftx.experiments.report.style import style
 from deftx.experiments.report.tables import Cell, Table
 from deftx.experiments.report.vectors import look
-from deftx.settings import metric_name
-from deftx.storage.folders import new_folder
+from deftx.experiments.run_folder import RunData, read_run
+from deftx.storage.atomic_files import new_folder
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 NEEDED = ("matplotlib", "jinja2")

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deftx.experiments.report.read import RunData
 from deftx.experiments.report.statistics import Comparison
 from deftx.experiments.report.style import drawn
 from deftx.experiments.report.tables import Table
 from deftx.experiments.report.vectors import Seen
+from deftx.experiments.run_folder import RunData
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

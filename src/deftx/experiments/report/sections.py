@@ -5,13 +5,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from deftx.config import metric_name
+from deftx.data.tables import named
 from deftx.experiments.report import benefit, learnt, scored, tables
 from deftx.experiments.report.parts import Findings, Section
 from deftx.experiments.report.statistics import AVERAGE
-from deftx.settings import metric_name
-from deftx.storage.hub import is_model_id
-from deftx.storage.privacy import without_paths
-from deftx.tasks.sources import named
+from deftx.hub.privacy import without_paths
+from deftx.storage.hub_client import is_model_id
 
 
 def sections(found: Findings) -> list[Section]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from deftx.errors import DeftxError
-from deftx.experiments.report.read import Predictions, Row, RunData
+from deftx.experiments.run_folder import Predictions, Row, RunData
 
 Floats = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from deftx.experiments.report.read import RunData
+from deftx.config import metric_name
 from deftx.experiments.report.statistics import (
     AVERAGE,
     LEVEL,
@@ -15,8 +15,8 @@ from deftx.experiments.report.statistics import (
     holm,
 )
 from deftx.experiments.report.vectors import Place
-from deftx.settings import metric_name
-from deftx.storage.privacy import without_paths
+from deftx.experiments.run_folder import RunData
+from deftx.hub.privacy import without_paths
 
 BETTER, SURELY_BETTER = "△", "▲"
 NOTHING = "–"

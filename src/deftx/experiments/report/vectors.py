@@ -11,9 +11,9 @@ from deftx.core.denoise import singular_values
 from deftx.core.ranks import is_matrix
 from deftx.core.vector import Entries, SparseVector, overlap
 from deftx.experiments.recipe import TASK
-from deftx.experiments.report.read import RunData
+from deftx.experiments.run_folder import RunData
 from deftx.experiments.store import VECTOR
-from deftx.storage.files import load
+from deftx.storage.vector_files import load
 
 LANGUAGE = "language"
 BIASES = "biases"

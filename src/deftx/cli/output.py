@@ -1,0 +1,181 @@
+"""What commands print on standard output."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deftx.cli.doctor import Finding
+    from deftx.config import Described
+    from deftx.core.vector import SparseVector
+    from deftx.experiments.estimate import Estimate
+    from deftx.experiments.run import Prepared
+
+MEANING = "meaning"  # a column of sentences
+NO_SHARES = {"mse"}  # metrics that are not shown in percent
+
+
+def print_json(data: Any) -> None:
+    """Print JSON-like data."""
+    print(json.dumps(data, ensure_ascii=False, indent=1))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column is text and whose others are figures, but for the column MEANING."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        text = number == 0 or column == MEANING
+        table.add_column(column, justify="left" if text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what `evaluate` found, a row for each language, in percent but for what is no share."""
+    from deftx.config import metric_name
+
+    metrics = [name for name in rows[0] if name not in ("language", "examples")]
+    cells = [
+        [
+            row["language"] or "(none)",
+            *(f"{row[name]:.4f}" if name in NO_SHARES else f"{row[name]:.1%}" for name in metrics),
+            str(row["examples"]),
+        ]
+        for row in rows
+    ]
+    print_table(["language", *(metric_name(name) for name in metrics), "examples"], cells)
+
+
+def settings_table(rows: Sequence["Described"]) -> tuple[list[str], list[list[str]]]:
+    """Settings as a table: its columns, with one for each preset, empty where the default holds, and its rows."""
+    presets = list(dict.fromkeys(preset for row in rows for preset in row.presets))
+    columns = ["setting", "default", *presets, MEANING]
+    cells = []
+    for row in rows:
+        changed = [_as_typed(row.presets[preset]) if preset in row.presets else "" for preset in presets]
+        cells.append([row.name, _as_typed(row.default), *changed, row.meaning])
+    return columns, cells
+
+
+def _as_typed(value: Any) -> str:
+    """A value as it is typed after `--set NAME=`."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None or isinstance(value, bool | tuple):
+        return json.dumps(value)
+    return str(value)
+
+
+def cell(value: Any) -> str:
+    """A value as a cell of TSV."""
+    if isinstance(value, list):
+        return " ".join(map(cell, value))
+    return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def print_plan(run: "Prepared", *, as_json: bool) -> None:
+    """Print the steps of a recipe, which of them are done, and about what the others take."""
+    from dataclasses import asdict
+
+    from deftx.experiments.estimate import estimate_steps
+
+    steps, unfinished = run.plan.steps, run.left()
+    left = {step.id for step in unfinished}
+    needed = estimate_steps(unfinished, run.store)
+    if as_json:
+        rows = [{"id": i, "kind": s.kind, "title": s.title, "done": i not in left} for i, s in steps.items()]
+        print_json({"store": str(run.store.root), "left": asdict(needed), "steps": rows})
+        return
+    cells = [[step.title, step.kind, "" if i in left else "done", i] for i, step in steps.items()]
+    print_table(["for", "step", "", "name in the store"], cells)
+    for name, how_much in run.trimmed.items():
+        print(f"\nleft out of {name}, since it holds evaluation text: {how_much}")
+    print(f"\n{len(steps)} steps, {len(left)} to do, one after the other")
+    if left:
+        print_estimate(needed, run.store.root)
+
+
+def print_estimate(needed: "Estimate", folder: Path) -> None:
+    """Print what some work will take, and what of it this machine has not got."""
+    from deftx.experiments.estimate import free_disk, free_memory
+    from deftx.experiments.report.tables import duration
+
+    memory, disk = free_memory(), free_disk(folder)
+    most_disk = needed.disk + needed.disk_state
+    print(f"time: about {duration(needed.seconds)} on this machine, by a few timed steps")
+    print(f"memory: about {_gigabytes(needed.memory)}" + (f", of {_gigabytes(memory)} free" if memory else ""))
+    while_learning = f", and {_gigabytes(needed.disk_state)} while learning" if needed.disk_state else ""
+    print(f"disk: about {_gigabytes(needed.disk)}{while_learning}, of {_gigabytes(disk)} free")
+    if memory and needed.memory > memory:
+        fix = "lower training.batch_size and raise training.accumulate, or take a smaller base"
+        print(f"This is more memory than is free: {fix}.")
+    if most_disk > disk:
+        print("This is more than the disk has free: choose a folder on another disk.")
+
+
+def _gigabytes(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+
+
+def print_findings(found: Sequence["Finding"]) -> None:
+    """Print what `doctor` found, a line each, what does not fit with a mark."""
+    width = max(len(finding.topic) for finding in found)
+    for finding in found:
+        print(f"{' ' if finding.fine else '✗'} {finding.topic:{width}}  {finding.says}")
+
+
+def print_vectors(names: Sequence[str], vectors: Sequence["SparseVector"], *, as_json: bool) -> None:
+    """Print what vectors are, which share of each layer they change, and how much they overlap."""
+    from deftx.core.vector import overlap
+
+    about = [_summary(vector) for vector in vectors]
+    layers = [vector.density_by_layer() for vector in vectors]
+    shared = [[overlap(first, second) for second in vectors] for first in vectors]
+    if as_json:
+        found = [{"vector": n, **facts, "density": d} for n, facts, d in zip(names, about, layers, strict=True)]
+        print_json({"vectors": found, "overlap": shared})
+        return
+    last = [name.rstrip("/").rpartition("/")[2] for name in names]
+    names = last if len({*last}) == len(last) else names  # whole paths would be broken within words
+    print_table(["", *names], [[key, *(_short(key, facts[key]) for facts in about)] for key in about[0]])
+    print()
+    every = dict.fromkeys(layer for densities in layers for layer in densities)
+    print_table(["density", *names], [[layer, *(f"{d.get(layer, 0):.2%}" for d in layers)] for layer in every])
+    if len(vectors) > 1:
+        print()
+        rows = zip(names, shared, strict=True)
+        print_table(["overlap", *names], [[name, *(f"{share:.1%}" for share in row)] for name, row in rows])
+
+
+def _summary(vector: "SparseVector") -> dict[str, Any]:
+    """What `inspect` shows of one vector."""
+    info, ranks = vector.info, sorted(vector.info.get("ranks", {}).values())
+    spread = {"smallest": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]} if ranks else None
+    return {
+        "kind": info.get("kind") or info.get("operation"),
+        "base": info.get("base"),
+        "fingerprint": info.get("base_fingerprint"),
+        **{key: info.get(key) for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")},
+        "k": vector.k,
+        "ranks": spread,
+        "labels": list(vector.head.labels) if vector.head else None,
+    }
+
+
+def _short(key: str, fact: Any) -> str:
+    """A fact as a cell of a table."""
+    if key == "fingerprint":
+        return str(fact)[:12]
+    if isinstance(fact, Mapping):
+        return ", ".join(f"{key} {value}" for key, value in fact.items())
+    if isinstance(fact, list):
+        return ", ".join(fact)
+    if isinstance(fact, int):
+        return f"{fact:,}"
+    return "" if fact is None else str(fact)

@@ -1,0 +1,1 @@
+"""Text and labelled examples: reading them, and what is checked in them."""

@@ -1,0 +1,1 @@
+"""Bases: loading them, their tokenizers and fingerprints; composing, extracting and switching vectors on them."""

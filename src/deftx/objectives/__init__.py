@@ -1,0 +1,1 @@
+"""Language modelling objectives: masked, causal, and denoising for encoder-decoders."""

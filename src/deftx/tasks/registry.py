@@ -1,0 +1,56 @@
+"""All kinds of task by name, and what is to be known of one before its data is tokenised."""
+
+from pathlib import Path
+
+from deftx.config import TaskFit, changed
+from deftx.data.examples import Columns, Examples
+from deftx.errors import unknown
+from deftx.tasks.base import Task
+from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.generation import GENERATION
+from deftx.tasks.multiple_choice import CHOICE
+from deftx.tasks.question_answering import ANSWERING
+from deftx.tasks.regression import REGRESSION
+from deftx.tasks.tagging import NER, TAGGING
+
+TASKS: dict[str, Task] = {
+    "classification": CLASSIFICATION,
+    "tagging": TAGGING,
+    "ner": NER,
+    "question-answering": ANSWERING,
+    "multiple-choice": CHOICE,
+    "regression": REGRESSION,
+    "generation": GENERATION,
+}
+
+
+def task_of(name: str) -> Task:
+    """The task of a name. Raises DeftxError for one that is not in TASKS."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name]
+
+
+def settled(settings: TaskFit) -> TaskFit:
+    """The settings with the task's first metric where they name none. Raises DeftxError for unknown names."""
+    metrics = task_of(settings.task).metrics
+    metric = settings.training.metric or next(iter(metrics))
+    if metric not in metrics:
+        raise unknown(f"metric of {settings.task}", metric, metrics)
+    return changed(settings, {"training": {"metric": metric}})
+
+
+def read_examples(
+    source: str | Path, columns: Columns | None = None, *, labelled: bool = True, task: str = "classification"
+) -> Examples:
+    """The examples of a task in `source`, a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+
+    columns   by default those that the task's data usually has. For classification they are `text` and `label`, or
+              `premise`, `hypothesis` and `label` where there is no `text`
+    labelled  whether labels are looked for
+
+    Texts may be empty, labels may not; integers and hub class labels become strings where labels are names. Raises
+    DeftxError, naming the line, where a row is at fault.
+    """
+    kind = task_of(task)
+    return kind.read(source, columns or kind.columns, labelled)
