@@ -15,9 +15,9 @@ from deftx.config import LanguageFit
 from deftx.core.apply import apply
 from deftx.errors import DeftxError
 from deftx.interop.convert import convert
+from deftx.models import compose as composed
 from deftx.models.compose import compose
 from deftx.models.loading import about_tokenizer, check_tokenizer, load_encoder, load_tokenizer
-from deftx.models.loading import compose as composed
 
 TEXTS = tiny.sentences(6, seed=5)
 QUICK = {"max_steps": 2, "min_steps": 0, "evaluate_every": 1, "length": 16}

@@ -11,8 +11,8 @@ from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForS
 from deftx.core.parameters import backbone
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
+from deftx.models import fingerprint as module
 from deftx.models.fingerprint import check_base, fingerprint
-from deftx.models.loading import fingerprint as module
 
 
 class Tiny(nn.Module):

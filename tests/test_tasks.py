@@ -22,9 +22,10 @@ from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
 from deftx.models.compose import compose, without_vectors
 from deftx.models.loading import load_composed, load_task_model, load_tokenizer, save_model, task_noted
+from deftx.objectives.base import IGNORED
 from deftx.storage.vector_files import load, save
 from deftx.tasks.base import evaluate, names_of, predict, supervised
-from deftx.tasks.encoding import IGNORED, inputs_of
+from deftx.tasks.encoding import inputs_of
 from deftx.tasks.generation import chrf, exact_match
 from deftx.tasks.registry import TASKS, read_examples, settled
 from deftx.tasks.regression import pearson, spearman

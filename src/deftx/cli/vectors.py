@@ -142,7 +142,7 @@ def extract(
     """Save the difference of two checkpoints as a vector: all of it, or its k largest entries."""
     quiet_transformers()
     from deftx.cli import actions as commands
-    from deftx.models.loading import extract as difference
+    from deftx.models import extract as difference
     from deftx.storage.vector_files import save
 
     commands.check_free(out, force=force)

@@ -8,6 +8,13 @@ from torch import Generator, Tensor, nn
 
 Batch = dict[str, Tensor]
 
+IGNORED = -100  # the target of a token that is not to be labelled, as in torch's cross-entropy
+
+
+def labelled_tokens(targets: Tensor) -> int:
+    """How many of the targets of tokens are not IGNORED."""
+    return int((targets != IGNORED).sum())
+
 
 class Objective(Protocol):
     """Training data, a loss, and scores on held-out data.

@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.config import LanguageTraining
 from deftx.errors import DeftxError
-from deftx.objectives.base import Batch
+from deftx.objectives.base import IGNORED, Batch, labelled_tokens
 from deftx.objectives.packing import blocks, digest
-from deftx.tasks.encoding import IGNORED, labelled_tokens
 
 
 @dataclass(frozen=True, eq=False)

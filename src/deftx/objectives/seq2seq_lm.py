@@ -17,9 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.config import LanguageTraining
 from deftx.errors import DeftxError
-from deftx.objectives.base import Batch
+from deftx.objectives.base import IGNORED, Batch, labelled_tokens
 from deftx.objectives.packing import blocks, digest
-from deftx.tasks.encoding import IGNORED, labelled_tokens
 
 SPAN = 3  # mean tokens of a span, in both papers
 SENTINELS = ("▁<extra_id_{}>", "<extra_id_{}>")  # as mT5's tokenizer spells them, and as T5's does

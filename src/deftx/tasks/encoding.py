@@ -10,9 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.objectives.base import Batch
-
-IGNORED = -100  # the target of a token that is not to be labelled
+from deftx.objectives.base import IGNORED, Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +98,6 @@ def by_token(targets: list[list[int]], batch: Batch) -> Tensor:
     spread = torch.full(tokens.shape, IGNORED)
     spread[tokens] = torch.tensor([target for row in targets for target in row])
     return spread
-
-
-def labelled_tokens(targets: Tensor) -> int:
-    """How many of the targets of tokens are not IGNORED."""
-    return int((targets != IGNORED).sum())
 
 
 def inputs_of(batch: Batch) -> Batch:

@@ -19,10 +19,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from deftx.data import examples as data
 from deftx.data.examples import Columns, Examples, read_pairs
 from deftx.errors import DeftxError
-from deftx.objectives.base import Batch
+from deftx.objectives.base import IGNORED, Batch, labelled_tokens
 from deftx.objectives.seq2seq_lm import written_loss
 from deftx.tasks.base import Task
-from deftx.tasks.encoding import IGNORED, Encoded, batches, labelled_tokens, padding, tokenised
+from deftx.tasks.encoding import Encoded, batches, padding, tokenised
 
 SEPARATOR = "\n"  # between what a decoder reads and what it writes
 ORDER, BETA = 6, 2  # of chrF

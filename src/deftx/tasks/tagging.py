@@ -19,20 +19,10 @@ from deftx.data.conll import LABELLED_TEXT, SENTENCES
 from deftx.data.examples import Columns, Examples, cells
 from deftx.data.tables import READERS, open_source
 from deftx.errors import DeftxError
-from deftx.objectives.base import Batch
+from deftx.objectives.base import IGNORED, Batch, labelled_tokens
 from deftx.tasks.base import Metric, Task
 from deftx.tasks.classification import METRICS, logits
-from deftx.tasks.encoding import (
-    IGNORED,
-    Encoded,
-    by_token,
-    label_names,
-    labelled_tokens,
-    logits_of,
-    numbers,
-    padding,
-    tokenised,
-)
+from deftx.tasks.encoding import Encoded, by_token, label_names, logits_of, numbers, padding, tokenised
 
 WORDS = "words"  # the column, if nothing else is said
 Span = tuple[int, int, str]  # first word, the one after the last, kind
