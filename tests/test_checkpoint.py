@@ -19,7 +19,6 @@ from deftx.objectives.masked_lm import MaskedLM
 from deftx.storage import tensors
 from deftx.tasks.base import Supervised
 from deftx.training import resume
-from deftx.training.multi_source_task import fit_task_several
 from deftx.training.phases import trained_head_parameters
 
 
@@ -85,12 +84,12 @@ CASES = {
     "task, averaging": lambda base, work: fit_task(
         base, TRAIN, VALID, changed(TASK, {"training": {**MORE, "evaluate_every": 2, "average": 3}}), work=work
     ),
-    "task, several languages": lambda base, work: fit_task_several(
+    "task, several languages": lambda base, work: fit_task(
         base,
         {"a": labelled(13, 5), "b": labelled(5, 6)},
         {"a": VALID, "b": VALID},
         changed(TASK, {"training": MORE}),
-        sources={"a": vector(base, 1), "b": vector(base, 2)},
+        source={"a": vector(base, 1), "b": vector(base, 2)},
         work=work,
     ),
     "task, accumulating": lambda base, work: fit_task(

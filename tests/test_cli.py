@@ -83,7 +83,7 @@ def test_a_task_is_learnt_on_several_languages_each_with_its_vector(here, home, 
     valid = dict.fromkeys(train, deftx.read_examples(home / "valid.tsv"))
     settings = changed(deftx.TaskFit(), given.assigned(["k=5%", *QUICK[3::2]]))
     vectors = {"a": deftx.load("home/ind"), "b": deftx.load("home/min")}
-    expected = deftx.fit_task_several("home/base", train, valid, settings, sources=vectors, temperature=3)
+    expected = deftx.fit_task("home/base", train, valid, settings, source=vectors, temperature=3)
     found = deftx.load("new")
     for name, entries in expected.tensors.items():
         assert torch.equal(found.tensors[name].indices, entries.indices)

@@ -19,7 +19,7 @@ from deftx.core.select import select
 from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError, Diverged
-from deftx.fit import METHODS, fit, fit_language, fit_task, language_start, transfer
+from deftx.fit import METHODS, fit, fit_language, fit_task, transfer
 from deftx.models.compose import compose
 from deftx.models.loading import hidden_width, load_language_model, load_task_model, load_tokenizer
 from deftx.models.scales import tune_scales
@@ -28,7 +28,7 @@ from deftx.storage.tensors import load_tensors
 from deftx.tasks.base import evaluate, supervised
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.normalization import spelling_for
-from deftx.training.multi_source_task import fit_task_several
+from deftx.training.preparation import prepare_language
 
 TEXT = tiny.sentences(40)
 QUICK = {"learning_rate": 1e-2, "max_steps": 4, "evaluate_every": 2, "batch_size": 4, "length": 16, "precision": "fp32"}
@@ -204,7 +204,7 @@ def test_the_model_is_left_at_theta_2(bases):
 @pytest.mark.parametrize("shape", ["xlmr", "distilbert", "modernbert", "qwen"])
 def test_the_config_is_left_as_it_was(bases, shape):
     """Since it is in the names of what is learnt, the next training on the same model would have another."""
-    start = language_start(bases(shape), TEXT, LANGUAGE)
+    start = prepare_language(bases(shape), TEXT, LANGUAGE)
     before = start.model.config.to_json_string()
     fit(start.model, start.objective, LANGUAGE)
     assert start.model.config.to_json_string() == before
@@ -511,7 +511,7 @@ WRONG_KINDS = {  # what is said -> what is called with something of another kind
     "the settings are a dict: give a deftx.LanguageFit": lambda base: fit_language(base, TEXT, {"k": "5%"}),
     "the settings are a TaskFit: give a deftx.LanguageFit": lambda base: fit_language(base, TEXT, TASK),
     "the settings are a dict: give a deftx.TaskFit": lambda base: fit_task(base, TRAIN, VALID, {"k": "5%"}),
-    "the settings are a LanguageFit: give a deftx.TaskFit": lambda base: fit_task_several(
+    "the settings are a LanguageFit: give a deftx.TaskFit": lambda base: fit_task(
         base, {"ind": TRAIN}, {"ind": VALID}, LANGUAGE
     ),
     "'vectors/ind' is the name of a vector": lambda base: fit_task(base, TRAIN, VALID, TASK, source="vectors/ind"),

@@ -21,7 +21,6 @@ from deftx.storage.tensors import load_tensors
 from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.training.halves import halved
-from deftx.training.multi_source_task import fit_task_several
 from deftx.training.random_streams import derived_seed
 
 SPLIT_HALF = changed(LANGUAGE, {"rank": "split-half"})
@@ -196,11 +195,11 @@ def test_a_task_of_several_languages_halves_the_batches_of_all(bases, trainings)
     sources = {"a": vector(bases(), 1), "b": vector(bases(), 2)}
     data = {"a": labelled(13, 5), "b": labelled(9, 6)}, {"a": VALID, "b": VALID}
     settings = changed(TASK, {"rank": "split-half"})
-    found = fit_task_several(bases(), *data, settings, sources=sources)
+    found = fit_task(bases(), *data, settings, source=sources)
     assert len(trainings) == 4
     assert found.info["rank"] == "split-half"
     with pytest.raises(DeftxError, match=r"^rank split-half with temperature 2: give temperature 1, since"):
-        fit_task_several(bases(), *data, settings, sources=sources, temperature=2)
+        fit_task(bases(), *data, settings, source=sources, temperature=2)
 
 
 # --- what stops it ---

@@ -10,8 +10,9 @@ import deftx.training.phases as phases_module
 from deftx.config import LanguageFit, LanguageTraining, changed
 from deftx.core.parameters import backbone, head, tunable
 from deftx.errors import DeftxError
-from deftx.fit import fit_language, language_start
+from deftx.fit import fit_language
 from deftx.models.loading import load_language_model
+from deftx.training.preparation import prepare_language
 
 TRAINING = {"learning_rate": 1e-2, "max_steps": 3, "min_steps": 0, "evaluate_every": 3, "batch_size": 4, "length": 16}
 LANGUAGE = LanguageFit(k="5%", rank=3, training=LanguageTraining(**TRAINING, precision="fp32"))
@@ -62,7 +63,7 @@ def test_the_decoder_is_untied_and_frozen_whatever_the_base(bases, shape):
 @pytest.mark.parametrize("shape", ALL_SHAPES)
 def test_a_frozen_head_stays_as_it_is(bases, shape):
     settings = changed(LANGUAGE, {"training": {"lm_head": "frozen"}})
-    start = language_start(bases(shape), TEXT, settings)
+    start = prepare_language(bases(shape), TEXT, settings)
     assert not any(parameter.requires_grad for parameter in head(start.model).values())
     assert all(parameter.requires_grad for parameter in backbone(start.model).values())
 

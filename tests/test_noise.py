@@ -17,7 +17,6 @@ from deftx.experiments.baselines import madx
 from deftx.fit import fit_task
 from deftx.tasks.base import names_of, supervised
 from deftx.tasks.registry import TASKS
-from deftx.training.multi_source_task import fit_task_several
 
 SOME = ["", "a", "Ibu saya, 2024!", "पानी मीठा", "cafe\u0301"]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(SOME)
@@ -118,9 +117,9 @@ def test_a_task_is_learnt_with_noise_by_every_way_there_is(bases):
     assert not same(plain, noisy)
     assert noisy.info["training"]["noise"] == 0.5
     assert same(noisy, fit_task(bases(), TRAIN, VALID, NOISY))
-    assert same(noisy, fit_task_several(bases(), {"one": TRAIN}, {"one": VALID}, NOISY))
+    assert same(noisy, fit_task(bases(), {"one": TRAIN}, {"one": VALID}, NOISY))
     sets = {"one": TRAIN, "two": VALID}, {"one": VALID, "two": VALID}
-    assert not same(fit_task_several(bases(), *sets, NOISY), fit_task_several(bases(), *sets, TASK))
+    assert not same(fit_task(bases(), *sets, NOISY), fit_task(bases(), *sets, TASK))
     training = {**TASK.training.model_dump(exclude_unset=True), "noise": 0.5}
     adapter = madx.fit_task(bases(), TRAIN, VALID, MadxTaskFit(training=training), source=None)
     assert adapter.info["training"]["noise"] == 0.5

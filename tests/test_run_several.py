@@ -82,7 +82,7 @@ def test_several_sources_are_learnt_as_the_function_does(several: Recipe, folder
     sources = {name: deftx.load(mine[name]) for name in sets}
     settings = several.task_fit("two, even", 0)
     deftx.save(
-        deftx.fit_task_several(folder / "base", sets, sets, settings, sources=sources, temperature=5),
+        deftx.fit_task(folder / "base", sets, sets, settings, source=sources, temperature=5),
         folder / "by-hand" / "two",
     )
     assert same(mine["task"], folder / "by-hand" / "two")

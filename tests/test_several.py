@@ -19,7 +19,7 @@ from deftx.models.loading import load_task_model, load_tokenizer
 from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.training.multi_source import in_language, multi_source
-from deftx.training.multi_source_task import fit_task_several, several_start
+from deftx.training.preparation import prepare_task
 from deftx.training.sparse import sparse_tuning
 
 SMALL = labelled(9, 5)
@@ -150,14 +150,14 @@ def test_after_training_no_language_is_left_in_the_weights(bases):
 
 def test_one_language_alone_is_fit_task_bit_for_bit(bases):
     source = vector(bases(), 1)
-    alone = fit_task_several(bases(), {"ind": TRAIN}, {"ind": VALID}, TASK, sources={"ind": source})
+    alone = fit_task(bases(), {"ind": TRAIN}, {"ind": VALID}, TASK, source={"ind": source})
     assert same(alone, fit_task(bases(), TRAIN, VALID, TASK, source=source))
 
 
 def test_a_task_vector_of_two_languages_notes_both_and_the_settings_as_they_were(bases):
     sources = {"ind": vector(bases(), 1), "eng": vector(bases(), 2)}
-    found = fit_task_several(
-        bases(), {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}, TASK, sources=sources, temperature=2
+    found = fit_task(
+        bases(), {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}, TASK, source=sources, temperature=2
     )
     assert found.head.labels == ("early", "late")
     assert found.info["sources"].keys() == sources.keys()
@@ -168,33 +168,33 @@ def test_a_task_vector_of_two_languages_notes_both_and_the_settings_as_they_were
 def test_the_order_in_which_languages_are_given_makes_no_difference(bases):
     train, valid = {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}
     sources = {"eng": vector(bases(), 2), "ind": vector(bases(), 1)}
-    found = fit_task_several(bases(), train, valid, TASK, sources=sources)
+    found = fit_task(bases(), train, valid, TASK, source=sources)
     turned = dict(reversed(train.items())), dict(reversed(valid.items()))
-    assert same(found, fit_task_several(bases(), *turned, TASK, sources=dict(reversed(sources.items()))))
+    assert same(found, fit_task(bases(), *turned, TASK, source=dict(reversed(sources.items()))))
 
 
 def test_without_vectors_every_batch_is_on_the_base_alone(bases):
     sets = {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}
-    start, made = several_start(bases(), *sets, TASK)
+    start = prepare_task(bases(), *sets, TASK)
     before = bits(start.model)
     for item in start.objective.train:
         with start.objective.training_context(start.model, start.objective.collate([item])):
             assert equal(bits(start.model), before)
-    assert made.training.batch_size == 1
-    found = fit_task_several(bases(), *sets, TASK)
+    assert start.settings.training.batch_size == 1
+    found = fit_task(bases(), *sets, TASK)
     assert found.info["sources"] == {"ind": None, "eng": None}
-    assert not same(found, fit_task_several(bases(), *sets, TASK, sources={n: vector(bases(), 1) for n in sets[0]}))
+    assert not same(found, fit_task(bases(), *sets, TASK, source={n: vector(bases(), 1) for n in sets[0]}))
 
 
 def test_a_task_vector_is_no_source(bases):
     sources = {"ind": vector(bases(), 1), "eng": fit_task(bases(), TRAIN, VALID, TASK)}
     with pytest.raises(DeftxError, match="vector 1 of 2 given as a language is a task vector"):
-        fit_task_several(bases(), {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}, TASK, sources=sources)
+        fit_task(bases(), {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}, TASK, source=sources)
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_loaded():
     for train, valid, sources in [({"a": TRAIN}, {"a": VALID}, {}), ({"a": TRAIN}, {}, {"a": None}), ({}, {}, {})]:
         with pytest.raises(DeftxError, match="must be of the same languages, but are of"):
-            fit_task_several("nowhere", train, valid, TASK, sources=sources)
+            fit_task("nowhere", train, valid, TASK, source=sources)
     with pytest.raises(DeftxError, match=r"temperature 0\.5 is below 1"):
-        fit_task_several("nowhere", {"a": TRAIN}, {"a": VALID}, TASK, sources={"a": None}, temperature=0.5)
+        fit_task("nowhere", {"a": TRAIN}, {"a": VALID}, TASK, source={"a": None}, temperature=0.5)

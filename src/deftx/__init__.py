@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from deftx.storage.vector_files import load, save
     from deftx.tasks.normalization import Spelling, read_spelling, respelt, spelling_for
     from deftx.tasks.registry import read_examples
-    from deftx.training.multi_source_task import fit_task_several
     from deftx.training.sparse import sparse_tuning
 
 __all__ = [
@@ -49,7 +48,6 @@ __all__ = [
     "extract",
     "fit_language",
     "fit_task",
-    "fit_task_several",
     "load",
     "merge",
     "overlap",
@@ -88,7 +86,6 @@ _HOMES = {
     "storage.vector_files": ["load", "save"],
     "tasks.normalization": ["Spelling", "read_spelling", "respelt", "spelling_for"],
     "tasks.registry": ["read_examples"],
-    "training.multi_source_task": ["fit_task_several"],
     "training.sparse": ["sparse_tuning"],
 }
 

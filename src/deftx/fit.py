@@ -3,15 +3,14 @@
     fit       full fine-tuning -> denoise -> select -> sparse fine-tuning: one sparse vector
     transfer  a source language, a task and target languages: θ0 + φ_task + φ_target of each
 
-`fit` works on a loaded model at θ0. `fit_language` and `fit_task` load the base, prepare the data, call
-it, and note where the vector came from.
+`fit` works on a loaded model at θ0. `fit_language` and `fit_task` have the base loaded and the data prepared
+(`deftx.training.preparation`), call it, and record where the vector came from.
 """
 
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,39 +19,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from deftx.config import Fit, LanguageFit, TaskFit, check_kind
-from deftx.core.apply import apply, check_fit
 from deftx.core.denoise import Denoised, denoise
-from deftx.core.parameters import head, tunable
+from deftx.core.parameters import tunable
 from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
 from deftx.core.select import parse_k, select
-from deftx.core.vector import Head, SparseVector, check_language, check_same_base, entries_at
+from deftx.core.vector import SparseVector, entries_at
 from deftx.data.examples import (
     HELD_OUT_SHARE,
     Examples,
-    about_texts,
-    check_examples,
-    check_pairs,
     check_read,
     held_out,
 )
 from deftx.errors import DeftxError, unknown
 from deftx.models.compose import compose
-from deftx.models.fingerprint import check_base, fingerprint
 from deftx.models.loading import (
     Base,
-    about_tokenizer,
-    check_tokenizer,
-    load_language_model,
-    load_task_model,
-    load_tokenizer,
-    longest_input,
-    noted_name,
-    place,
     rank_on,
 )
 from deftx.objectives.base import Objective
-from deftx.objectives.registry import language_of
-from deftx.tasks.base import Supervised, names_of, supervised
 from deftx.tasks.registry import settled, task_of
 from deftx.training import distributed
 from deftx.training.halves import HALVES
@@ -63,6 +47,7 @@ from deftx.training.phases import (
     set_parameters,
     trained_head_parameters,
 )
+from deftx.training.preparation import learned_head, prepare_language, prepare_task, takes_halves
 
 # What happens to θ1 − θ0 before the selection: the methods differ in nothing else.
 METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], Fit], Denoised]] = {
@@ -118,121 +103,93 @@ def fit(
     return replace(phi, info={**recorded, "k": phi.k, "ranks": ranks, "log": logs})
 
 
-@dataclass(frozen=True, eq=False)
-class Start:
-    """A model at θ0, what it is to be trained for, and where a vector made so comes from."""
-
-    model: PreTrainedModel
-    objective: Objective
-    origin: Mapping[str, Any]
-
-
-def language_start(base: Base, text: Sequence[str], settings: LanguageFit) -> Start:
-    """`base` about to be trained on the lines of a language's plain text, as its kind of base learns it."""
-    distributed.join()
-    check_read(text, "read_text")
-    tokenizer = load_tokenizer(base)
-    training = settings.training
-    model = load_language_model(
-        base, training.head, lm_head=training.lm_head, dropout=training.dropout, seed=settings.seed
-    )
-    place(model)
-    origin = origin_of("language", base, fingerprint(model), about_tokenizer(tokenizer))
-    length = min(settings.training.length, longest_input(model, tokenizer))
-    learn = language_of(model.config).objective
-    objective = learn(text, tokenizer, settings.training, length, settings.seed)
-    return Start(model, objective, {**origin, "data": {"lines": len(text), "digest": objective.digest}})
-
-
-def task_start(
-    base: Base,
-    train_set: Examples,
-    valid_set: Examples,
-    settings: TaskFit,
-    source: SparseVector | None = None,
-    *,
-    any_base: bool = False,
-) -> Start:
-    """θ0 + φ_source about to be trained on labelled data, with a new head."""
-    sources = [source] if source else []
-    model, origin, objective_of = task_base(base, train_set, settings, sources, any_base=any_base)
-    apply(model, *sources)
-    objective = objective_of(train_set, valid_set)
-    sizes = {"train": len(train_set), "valid": len(valid_set)}
-    data = {**sizes, **about_texts(train_set), "digest": objective.digest}
-    return Start(model, objective, {**origin, "source": dict(source.info) if source else None, "data": data})
-
-
-def task_base(
-    base: Base, train_set: Examples, settings: TaskFit, sources: Sequence[SparseVector], *, any_base: bool
-) -> tuple[PreTrainedModel, dict[str, Any], Callable[[Examples, Examples], Supervised]]:
-    """θ0 with a new head for a task's labels, `sources` checked against it; where a vector of it comes from; and what
-    makes an objective of training and validation data."""
-    distributed.join()
-    check_examples(train_set)
-    check_language(*sources)
-    check_same_base(*sources)
-    settings, task = settled(settings), task_of(settings.task)
-    labels, tokenizer = names_of(task, train_set), load_tokenizer(base)
-    model = load_task_model(base, labels, settings.seed, task, dropout=settings.training.dropout)
-    place(model)
-    origin = origin_of("task", base, fingerprint(model), about_tokenizer(tokenizer))
-    for source in sources:
-        check_base(origin["base_fingerprint"], source, any_base=any_base)
-        check_fit(model, source)
-    check_tokenizer(tokenizer, *sources, any_base=any_base)
-    length = min(settings.training.length, longest_input(model, tokenizer))
-    metric, noise = str(settings.training.metric), settings.training.noise
-
-    def objective_of(train: Examples, valid: Examples) -> Supervised:
-        check_examples(valid)
-        check_pairs(train.pairs is not None, valid)
-        return supervised(task, train, valid, labels, tokenizer, length, metric, noise=noise, seed=settings.seed)
-
-    return model, {**origin, "labels": list(labels)}, objective_of
-
-
 def fit_language(
-    base: Base, text: Sequence[str], settings: LanguageFit, *, work: Path | None = None, title: str = "language"
+    base: Base,
+    text: Sequence[str],
+    settings: LanguageFit | None = None,
+    *,
+    work: Path | None = None,
+    title: str = "language",
 ) -> SparseVector:
-    """φ_language = fit(text, language modelling, θ0), from the lines of a language's plain text.
+    """φ_language = fit(text, language modelling, θ0).
 
-    The base says itself how it is learnt: denoising for encoder-decoders, masked or causal language modelling. Raises
-    DeftxError where the base cannot be loaded or has no language modelling head, for text that is too short or that its
-    tokenizer does not know, and as `fit` does.
+    The base says itself how it is learnt: denoising for encoder-decoders, masked or causal language modelling.
+
+    Args:
+        base: Folder or hub id.
+        text: Lines of a language's plain text.
+        settings: Of the vector and its training; None: the defaults, which are the paper's training.
+        work: Folder for checkpoints, from which a fit that was stopped resumes.
+        title: What the progress bar calls it.
+
+    Raises:
+        DeftxError: The base cannot be loaded or has no language modelling head, or the text is too short or unknown
+            to its tokenizer; and as `fit` does.
     """
+    settings = settings or LanguageFit()
     check_kind(settings, LanguageFit)
-    start = language_start(base, text, settings)
-    vector = fit(start.model, start.objective, settings, work=work, title=title)
-    return replace(vector, info={**start.origin, **vector.info})
+    prepared = prepare_language(base, text, settings)
+    vector = fit(prepared.model, prepared.objective, prepared.settings, work=work, title=title)
+    return replace(vector, info={**prepared.origin, **vector.info})
 
 
 def fit_task(
     base: Base,
-    train_set: Examples,
-    valid_set: Examples,
-    settings: TaskFit,
+    train_set: Examples | Mapping[str, Examples],
+    valid_set: Examples | Mapping[str, Examples],
+    settings: TaskFit | None = None,
     *,
-    source: SparseVector | None = None,
+    source: SparseVector | Mapping[str, SparseVector] | None = None,
+    temperature: float = 1.0,
     any_base: bool = False,
     work: Path | None = None,
     title: str = "task",
 ) -> SparseVector:
     """φ_task = fit(labelled data, task loss, θ0 + φ_source), with the task's head.
 
-    source  the language vector of the labelled data's language; φ_task is measured from θ0 + φ_source,
-            so that any other language vector can take its place. None: from θ0
-    any_base  go on, with a warning, where `source` was made on other weights than the base's
+    With labelled data of several languages each batch is of one language, on θ0 + φ_language of that language; the best
+    step is that of the best mean score over the languages.
 
-    Raises DeftxError where the base cannot be loaded, for examples that are not of the task, where `source` does not
-    fit the base, and as `fit` does.
+    Args:
+        base: Folder or hub id.
+        train_set: Labelled data to learn from; of several languages by language.
+        valid_set: Labelled data to choose the best step on, likewise.
+        settings: Of the vector and its training; None: the defaults.
+        source: The language vector of the labelled data's language; φ_task is measured from θ0 + φ_source, so that any
+            other language vector can take its place. Of several languages by language. None: from θ0.
+        temperature: How even several languages are made: 1 takes every example once an epoch; the higher, the more
+            often those of languages with few, up to as many as the largest has.
+        any_base: Warn, instead of raising, where a source was made on other weights than the base's.
+        work: Folder for checkpoints, from which a fit that was stopped resumes.
+        title: What the progress bar calls it.
+
+    Raises:
+        DeftxError: The base cannot be loaded, examples are not of the task, data and sources are not of the same
+            languages, or a source does not fit the base; and as `fit` does.
     """
+    settings = settings or TaskFit()
     check_kind(settings, TaskFit)
     settings = settled(settings)
-    start = task_start(base, train_set, valid_set, settings, source, any_base=any_base)
-    vector = fit(start.model, start.objective, settings, work=work, title=title)
-    top = learnt_head(start.model, start.origin["labels"])
-    return replace(vector, head=top, info={**start.origin, **vector.info})
+    prepared = prepare_task(
+        base,
+        _by_language(train_set),
+        _by_language(valid_set),
+        settings,
+        None if source is None else _by_language(source),
+        temperature=temperature,
+        any_base=any_base,
+    )
+    vector = fit(prepared.model, prepared.objective, prepared.settings, work=work, title=title)
+    head = learned_head(prepared.model, prepared.origin["labels"])
+    info = {**prepared.origin, **vector.info}
+    if prepared.settings != settings:  # several sources are trained batch by batch
+        info |= {**settings.deciding(), "k": vector.k}
+    return replace(vector, head=head, info=info)
+
+
+def _by_language(data: Any) -> Mapping[str, Any]:
+    """Data of several languages as it is; of one, under a name that is no language's."""
+    return data if isinstance(data, Mapping) else {"": data}
 
 
 @overload
@@ -306,12 +263,6 @@ def transfer(
     return models if isinstance(target_text, Mapping) else models["target"]
 
 
-def learnt_head(model: PreTrainedModel, labels: Sequence[str]) -> Head:
-    """A copy of the head that was trained with a task."""
-    trained = {name: parameter for name, parameter in head(model).items() if parameter.requires_grad}
-    return Head({name: parameter.detach().cpu().clone() for name, parameter in trained.items()}, tuple(labels))
-
-
 def check_settings(settings: Fit, model: PreTrainedModel, *, head: bool) -> None:
     """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is learnt too."""
     if settings.method not in METHODS:
@@ -323,11 +274,6 @@ def check_settings(settings: Fit, model: PreTrainedModel, *, head: bool) -> None
     tunable_entries = sum(weight.numel() for weight in tunable(model).values())
     if parse_k(settings.k, tunable_entries) == 0 and not head:
         raise DeftxError(f"k = {settings.k} leaves nothing to learn: give at least 1")
-
-
-def takes_halves(settings: Fit) -> bool:
-    """Whether a fit takes two trainings more, each on one half of the data, which tell its ranks."""
-    return settings.method == "deftx" and is_split_half(settings.rank)
 
 
 def _measured_ranks(
@@ -364,10 +310,3 @@ def _random_strengths(delta: Delta, settings: Fit) -> dict[str, Tensor]:
         drawn = 1 - torch.rand(tensor.shape, generator=generator)  # above 0, at most 1
         strengths[name] = drawn.to(tensor.device).masked_fill_(tensor == 0, 0)
     return strengths
-
-
-def origin_of(kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]) -> dict[str, Any]:
-    """What a vector notes of where it comes from: its kind, the base, the tokenizer, the versions."""
-    versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
-    made_on = {"base": noted_name(base), "base_fingerprint": base_fingerprint, "tokenizer": tokenizer}
-    return {"kind": kind, **made_on, "versions": versions}

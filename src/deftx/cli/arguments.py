@@ -25,7 +25,7 @@ from deftx.experiments.plain_yaml import BadYaml, parse_yaml
 from deftx.storage.vector_files import load
 from deftx.tasks.base import Task, names_of
 from deftx.tasks.normalization import Spelling, read_spelling
-from deftx.training.multi_source_task import check_same_languages
+from deftx.training.preparation import check_same_languages
 
 if TYPE_CHECKING:
     from deftx.experiments.transfer import Request

@@ -130,9 +130,9 @@ def fit_task(
     from deftx.cli.output import print_estimate
     from deftx.data.examples import ColumnNames, joined
     from deftx.experiments.estimate import estimate_task
+    from deftx.fit import fit_task
     from deftx.storage.vector_files import load
     from deftx.tasks.registry import settled, task_of
-    from deftx.training.multi_source_task import fit_task_several
 
     flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
     chosen = given.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
@@ -148,12 +148,12 @@ def fit_task(
     above = {name: load(folder) for name, folder in vectors.items()} or None
 
     def learn(work: Path) -> "SparseVector":
-        return fit_task_several(
+        return fit_task(
             base,
             train_sets,
             valid_sets,
             chosen,
-            sources=above,
+            source=above,
             temperature=temperature,
             any_base=any_base,
             work=work,

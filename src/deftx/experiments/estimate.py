@@ -26,11 +26,11 @@ from deftx.data.examples import Examples, joined
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
 from deftx.experiments.store import Store
-from deftx.fit import Start, language_start, takes_halves, task_start
 from deftx.models.loading import load_tokenizer, longest_input
 from deftx.training.loop import total_steps
 from deftx.training.phases import trained_head_parameters
 from deftx.training.precision import autocast, bf16_pays
+from deftx.training.preparation import PreparedTraining, prepare_language, prepare_task, takes_halves
 
 TIMED = 3  # steps, after one to warm up
 PATIENCE = 60.0  # seconds, after which one timed step has to do
@@ -240,7 +240,7 @@ def language_speed(base: str, lines: Sequence[str], settings: LanguageFit) -> Sp
     """The speed of learning a language, timed on some lines of its text."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come when it is learnt
-        start = language_start(base, _some(lines, SAMPLE_LINES), settings)
+        start = prepare_language(base, _some(lines, SAMPLE_LINES), settings)
         length = min(settings.training.length, longest_input(start.model, load_tokenizer(base)))
         return _timed(start, settings.training, length)
 
@@ -250,7 +250,7 @@ def task_speed(base: str, train: Examples, settings: TaskFit) -> Speed:
     sample = train.at(_some(range(len(train)), SAMPLE_EXAMPLES))
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        start = task_start(base, sample, sample, settings)
+        start = prepare_task(base, {"": sample}, {"": sample}, settings)
         return _timed(start, settings.training, settings.training.length)
 
 
@@ -259,7 +259,7 @@ def _some(things: Sequence[Any], most: int) -> list[Any]:
     return list(things[:: max(1, ceil(len(things) / most))])
 
 
-def _timed(start: Start, training: Training, length: int) -> Speed:
+def _timed(start: PreparedTraining, training: Training, length: int) -> Speed:
     """The speed of a training that is about to start; its model is not to be used any more.
 
     The learning rate is 0: the steps take as long, and nothing can diverge.

@@ -24,9 +24,9 @@ from deftx.data.examples import joined, written
 from deftx.experiments.data import Data
 from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
-from deftx.fit import takes_halves
 from deftx.tasks.normalization import respelt
 from deftx.training.halves import HALVES
+from deftx.training.preparation import takes_halves
 
 # Versions of the code of each kind of step, of what all fits of a task share, and those of several sources. Raise one
 # when a change alters what the step gives: results of the old code are not taken then.

@@ -60,7 +60,7 @@ class Variant(Settings):
     family   vectors, or a baseline that learns something else: madx or lora, see `FAMILIES`
     source   the task is learnt on θ0 + φ_source (False: on θ0)
     sources  the languages of whose labelled data the task is learnt; None: all that the recipe has
-    temperature  how even several sources are made: see `deftx.fit_task_several`
+    temperature  how even several sources are made: see `deftx.fit_task`
     target   the target's language vector is applied (False: the task vector alone)
     keep_source  those of the sources are applied too
     respell  test texts are put into the spelling of the task's sources, by these languages' labelled texts (`case`), or
@@ -125,8 +125,8 @@ class Recipe(Settings):
     baseline   the variant that the others are held against
     overlap    which vectors' overlaps are wanted: each language's with the task's, or the languages' with each other
     paper      what others published: a table of it, or several
-    leakage    what to do where text to train on holds text of `test` (see `deftx.data.contamination`): stop, trim it, or
-               ignore it
+    leakage    what to do where text to train on holds text of `test` (see `deftx.data.contamination`): stop, trim
+               it, or ignore it
     """
 
     title: str = ""

@@ -16,7 +16,7 @@ from deftx.experiments.baselines.ngrams import predict_ngrams, train_ngrams
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
 from deftx.experiments.store import ADAPTER, PREDICTIONS, SCORES, VECTOR, Store
-from deftx.fit import fit_language, language_start
+from deftx.fit import fit_language, fit_task
 from deftx.messages import error_line
 from deftx.models.compose import compose, kind_of, trained_length
 from deftx.models.loading import load_tokenizer, place
@@ -24,8 +24,8 @@ from deftx.storage.vector_files import load, save
 from deftx.tasks.base import Task, answers, names_of, output_names, scores
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.training.halves import HALVES
-from deftx.training.multi_source_task import fit_task_several, several_start
 from deftx.training.phases import full_tuning, phase1_file
+from deftx.training.preparation import prepare_language, prepare_task
 
 # How it went, and what is wrong where it failed.
 Outcome = tuple[Literal["done", "in use", "failed"], str]
@@ -63,11 +63,11 @@ def _delta(store: Store, step: Step, work: Path, folder: Path) -> None:
     settings, half = step.settings, step.about.get("half")
     if isinstance(settings, TaskFit):
         train, valid, above = _of_sources(store, step)
-        start, settings = several_start(step.base, train, valid, settings, **above)
+        prepared = prepare_task(step.base, train, valid, settings, **above)
     else:
         assert isinstance(settings, LanguageFit)
-        start = language_start(step.base, store.texts(step.about["text"]), settings)
-    full_tuning(start.model, start.objective, settings, half=half, work=work, title=step.title)
+        prepared = prepare_language(step.base, store.texts(step.about["text"]), settings)
+    full_tuning(prepared.model, prepared.objective, prepared.settings, half=half, work=work, title=step.title)
     _link(work / phase1_file(half), folder / phase1_file(half))
 
 
@@ -79,7 +79,10 @@ def _vector(store: Store, step: Step, work: Path, folder: Path) -> None:
             _link(store.folder(step.inputs[role]) / phase1_file(half), work / phase1_file(half))
     if isinstance(settings, TaskFit):
         train, valid, above = _of_sources(store, step)
-        vector = fit_task_several(step.base, train, valid, settings, **above, work=work, title=title)
+        source, temperature = above.get("sources"), above.get("temperature", 1.0)
+        vector = fit_task(
+            step.base, train, valid, settings, source=source, temperature=temperature, work=work, title=title
+        )
     else:
         assert isinstance(settings, LanguageFit)
         vector = fit_language(step.base, store.texts(step.about["text"]), settings, work=work, title=title)

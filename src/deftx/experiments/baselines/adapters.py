@@ -22,12 +22,12 @@ from deftx.core.apply import apply
 from deftx.core.parameters import head
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, first_fault
-from deftx.fit import Start
 from deftx.models.fingerprint import fingerprint, fingerprint_of
 from deftx.models.loading import Base, load_task_model
 from deftx.storage.manifest import Form
 from deftx.storage.tensors import load_tensors, save_tensors
 from deftx.training.loop import LOOP_VERSION, TrainableState, train
+from deftx.training.preparation import PreparedTraining
 from deftx.training.random_streams import derived_seed
 from deftx.training.resume import ResumePoint
 
@@ -58,7 +58,7 @@ class Adapter:
 
 def learn(
     method: str,
-    start: Start,
+    start: PreparedTraining,
     parameters: Mapping[str, nn.Parameter],
     settings: MadxFit | LoraFit,
     *,
@@ -175,7 +175,7 @@ class _About(Form):
     info: dict[str, Any]
 
 
-def _key(method: str, start: Start, settings: MadxFit | LoraFit, source: Adapter | None) -> str:
+def _key(method: str, start: PreparedTraining, settings: MadxFit | LoraFit, source: Adapter | None) -> str:
     """Names everything that determines the result of a training."""
     chosen = settings.deciding()
     below = fingerprint_of(source.tensors, source.tensors.__getitem__) if source else None

@@ -19,9 +19,9 @@ from deftx.core.select import parse_k
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.experiments.baselines.adapters import Adapter, check, classifier, learn
-from deftx.fit import language_start, task_start
 from deftx.models.loading import Base
 from deftx.training.phases import trained_head_by_name
+from deftx.training.preparation import prepare_language, prepare_task
 
 METHOD = "lora"
 
@@ -37,7 +37,7 @@ def fit_language(
     title: str = "LoRA language",
 ) -> Adapter:
     """A language's low-rank change of the base, by masked language modelling."""
-    start = language_start(base, text, LanguageFit(seed=settings.seed, training=settings.training))
+    start = prepare_language(base, text, LanguageFit(seed=settings.seed, training=settings.training))
     settings = ranked(start.model, settings)
     trained_head = trained_head_by_name(start.model)
     return learn(
@@ -62,7 +62,9 @@ def fit_task(
     title: str = "LoRA task",
 ) -> Adapter:
     """A task's low-rank change of the base as the source language's adapter has changed it, and the task's head."""
-    start = task_start(base, train_set, valid_set, TaskFit(seed=settings.seed, training=settings.training))
+    start = prepare_task(
+        base, {"": train_set}, {"": valid_set}, TaskFit(seed=settings.seed, training=settings.training)
+    )
     if source is not None:
         check(source, METHOD, "language", base, start.origin["base_fingerprint"])
         add(start.model, source)

@@ -29,9 +29,9 @@ from deftx.core.select import parse_k
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.experiments.baselines.adapters import Adapter, check, classifier, learn
-from deftx.fit import language_start, task_start
 from deftx.models.loading import Base
 from deftx.training.phases import trained_head_by_name
+from deftx.training.preparation import prepare_language, prepare_task
 
 METHOD = "madx"
 MODEL_TYPES = ("bert", "camembert", "roberta", "xlm-roberta")  # whose layers end as above
@@ -101,7 +101,7 @@ def fit_language(
     title: str = "MAD-X language",
 ) -> Adapter:
     """A language adapter with its invertible adapter, by masked language modelling; of the rest its head moves."""
-    start = language_start(base, text, LanguageFit(seed=settings.seed, training=settings.training))
+    start = prepare_language(base, text, LanguageFit(seed=settings.seed, training=settings.training))
     trained_head = trained_head_by_name(start.model)
     settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
@@ -128,7 +128,9 @@ def fit_task(
     title: str = "MAD-X task",
 ) -> Adapter:
     """A task adapter with the task's head; the source language's adapter lies below it and stays as it is."""
-    start = task_start(base, train_set, valid_set, TaskFit(seed=settings.seed, training=settings.training))
+    start = prepare_task(
+        base, {"": train_set}, {"": valid_set}, TaskFit(seed=settings.seed, training=settings.training)
+    )
     if source is not None:
         check(source, METHOD, "language", base, start.origin["base_fingerprint"])
     settings = sized(start.model, settings)
