@@ -1,9 +1,11 @@
-"""Selection and denoising at XLM-R's shapes, beside the plain way: `python benchmarks/core.py [--shape small]`.
+"""Selection and denoising at XLM-R's shapes, beside the plain way: `python benchmarks/core.py
+[--shape small]`.
 
-The plain way is written here from first principles; both work on the same artificial delta, one after the other in
-one process, on the GPU if there is one. "extra" is what a way adds to the peak memory of a fresh process that holds
-the delta, its result included. The floor is what cannot be avoided (one reading of the delta; the multiplications of
-the decomposition and the projection) at the machine's measured speed.
+The plain way is written here from first principles; both work on the same artificial delta, one
+after the other in one process, on the GPU if there is one. "extra" is what a way adds to the peak
+memory of a fresh process that holds the delta, its result included. The floor is what cannot be
+avoided (one reading of the delta; the multiplications of the decomposition and the projection) at
+the machine's measured speed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +41,8 @@ Denoising = tuple[Mapping[str, Tensor], Mapping[str, int]]  # the denoised tenso
 
 
 def delta_of(shape: str, unused: float = 0.0) -> Delta:
-    """Differences whose singular values fall off evenly; a share of the embedding's rows is `unused`, zero."""
+    """Differences whose singular values fall off evenly; a share of the embedding's rows is
+    `unused`, zero."""
     vocabulary, width, layers = SHAPES[shape]
     shapes = {"embedding": (vocabulary, width), "positions": (514, width)}
     for layer in range(layers):
@@ -59,24 +62,35 @@ def delta_of(shape: str, unused: float = 0.0) -> Delta:
 def plain_select(delta: Delta) -> dict[str, Tensor]:
     """All magnitudes sorted, stably, so that ties go to the first."""
     magnitudes = torch.cat([tensor.abs().view(-1) for tensor in delta.values()])
-    places = magnitudes.argsort(descending=True, stable=True)[: parse_k(K, len(magnitudes))].sort().values
+    places = (
+        magnitudes.argsort(descending=True, stable=True)[: parse_k(K, len(magnitudes))]
+        .sort()
+        .values
+    )
     starts = np.cumsum([0, *(tensor.numel() for tensor in delta.values())])
     inside = [(places >= start) & (places < end) for start, end in pairwise(starts)]
-    return {name: places[mask] - start for name, mask, start in zip(delta, inside, starts[:-1], strict=True)}
+    return {
+        name: places[mask] - start
+        for name, mask, start in zip(delta, inside, starts[:-1], strict=True)
+    }
 
 
 def list_select(delta: Delta, k: int | float | str = K) -> dict[str, Tensor]:
-    """As LT-SFT's published code does: a Python list of all magnitudes, its k-th largest, then a mask."""
+    """As LT-SFT's published code does: a Python list of all magnitudes, its k-th largest, then a
+    mask."""
     magnitudes: list[float] = []
     for tensor in delta.values():
         magnitudes.extend(tensor.abs().view(-1).tolist())
     count = parse_k(k, len(magnitudes))
     bar = np.partition(magnitudes, len(magnitudes) - count)[len(magnitudes) - count]
-    return {name: (tensor.abs().view(-1) >= bar).nonzero().view(-1) for name, tensor in delta.items()}
+    return {
+        name: (tensor.abs().view(-1) >= bar).nonzero().view(-1) for name, tensor in delta.items()
+    }
 
 
 def plain_denoise(delta: Delta, rank: str) -> Denoising:
-    """The paper's section 3 as it stands: a full SVD of each matrix, L, and the largest entries of W - L."""
+    """The paper's section 3 as it stands: a full SVD of each matrix, L, and the largest entries of
+    W - L."""
     tensors, ranks = dict(delta), {}
     for name, matrix in delta.items():
         if is_matrix(matrix):
@@ -92,20 +106,35 @@ def plain_denoise(delta: Delta, rank: str) -> Denoising:
 def same_places(_: Delta, ours: dict[str, Tensor], plain: dict[str, Tensor]) -> str:
     """How many of the chosen places differ."""
     of = sum(map(len, plain.values()))
-    common = sum(int(torch.isin(ours[name], places, assume_unique=True).sum()) for name, places in plain.items())
-    return "same places" if common == of == sum(map(len, ours.values())) else f"{of - common} of {of} places differ"
+    common = sum(
+        int(torch.isin(ours[name], places, assume_unique=True).sum())
+        for name, places in plain.items()
+    )
+    return (
+        "same places"
+        if common == of == sum(map(len, ours.values()))
+        else f"{of - common} of {of} places differ"
+    )
 
 
 def same_matrices(delta: Delta, rank: str, ours: Denoising, plain: Denoising) -> str:
-    """Whether the ranks agree, and each way's relative distance (Frobenius) from the plain way in float64.
+    """Whether the ranks agree, and each way's relative distance (Frobenius) from the plain way in
+    float64.
 
-    The distance is over the matrices of the first layer, and the embedding where that is small enough.
+    The distance is over the matrices of the first layer, and the embedding where that is small
+    enough.
     """
-    part = {n: t.double() for n, t in delta.items() if is_matrix(t) and (n.startswith("0.") or t.numel() < 1e7)}
+    part = {
+        n: t.double()
+        for n, t in delta.items()
+        if is_matrix(t) and (n.startswith("0.") or t.numel() < 1e7)
+    }
     exact, _ = plain_denoise(part, rank)
 
     def apart(result: Denoising) -> float:
-        distance = sum(float((result[0][name] - tensor).square().sum()) for name, tensor in exact.items())
+        distance = sum(
+            float((result[0][name] - tensor).square().sum()) for name, tensor in exact.items()
+        )
         return (distance / sum(float(tensor.square().sum()) for tensor in exact.values())) ** 0.5
 
     ranks = "same ranks" if dict(ours[1]) == dict(plain[1]) else "RANKS DIFFER"
@@ -121,7 +150,9 @@ class Row:
     agree: Callable[[Delta, Any, Any], str]
     floor: Callable[[Delta, Any], float]
     unused: float = 0.0
-    gigabytes: float = 5.0  # that the plain way takes at XLM-R base's shape: left out where they are not free
+    gigabytes: float = (
+        5.0  # that the plain way takes at XLM-R base's shape: left out where they are not free
+    )
 
 
 def denoised(rank: str, unused: float = 0.0) -> Row:
@@ -148,7 +179,8 @@ def select_floor(delta: Delta, _: Any) -> float:
 
 
 def denoise_floor(delta: Delta, result: Any) -> float:
-    """Half a Gram matrix and its tridiagonal form in float64, the r vectors, and the projection in float32."""
+    """Half a Gram matrix and its tridiagonal form in float64, the r vectors, and the projection in
+    float32."""
     double = single = 0.0
     for name, rank in result[1].items():
         rows = int(delta[name].any(dim=1).sum())
@@ -160,7 +192,9 @@ def denoise_floor(delta: Delta, result: Any) -> float:
 
 ROWS = {
     f"select {K}": Row(selected, plain_select, same_places, select_floor, gigabytes=9.0),
-    f"select {K}, beside a Python list": Row(selected, list_select, same_places, select_floor, gigabytes=15.0),
+    f"select {K}, beside a Python list": Row(
+        selected, list_select, same_places, select_floor, gigabytes=15.0
+    ),
     "denoise, rank 100": denoised("100"),
     "denoise, rank 90%": denoised("90%"),
     "denoise, rank 100, 80% of the embedding zero": denoised("100", unused=0.8),
@@ -170,17 +204,27 @@ ROWS = {
 def compare(name: str, row: Row, shape: str, repeat: int, plain_too: bool) -> Measured:
     """One row of the table."""
     times, floor, note = timed(row, shape, repeat, plain_too)
-    peaks = [peak_in_subprocess("--shape", shape, "--peak", name, way) for way in ("ours", "plain")[: len(times)]]
+    peaks = [
+        peak_in_subprocess("--shape", shape, "--peak", name, way)
+        for way in ("ours", "plain")[: len(times)]
+    ]
     return Measured(name, *_two(times), floor, gigabytes=_two(peaks), note=note)
 
 
 def timed(row: Row, shape: str, repeat: int, plain_too: bool) -> tuple[list[float], float, str]:
-    """The seconds of our way, and of the plain one where there is memory for it; the floor; whether they agree."""
+    """The seconds of our way, and of the plain one where there is memory for it; the floor; whether
+    they agree."""
     delta = delta_of(shape, row.unused)
     fits = row.gigabytes * sum(tensor.numel() for tensor in delta.values()) / 277e6 < available()
     ways = [row.ours, row.plain][: 1 + (plain_too and fits)]
     times, results = alternate([partial(way, delta) for way in ways], repeat)
-    note = row.agree(delta, *results) if len(ways) == 2 else "" if fits else "not the memory for the plain way"
+    note = (
+        row.agree(delta, *results)
+        if len(ways) == 2
+        else ""
+        if fits
+        else "not the memory for the plain way"
+    )
     return times, row.floor(delta, results[0]), note
 
 

@@ -1,4 +1,5 @@
-"""Write docs/performance.md from the rows that the benchmarks kept: `python benchmarks/page.py ROWS PAGE`."""
+"""Write docs/performance.md from the rows that the benchmarks kept: `python benchmarks/page.py ROWS
+PAGE`."""
 
 import sys
 from collections.abc import Iterator
@@ -87,7 +88,8 @@ They were set in seconds of one machine; the Xeon is the nearest to it that we h
 
 
 def table(rows: list[Kept]) -> Iterator[str]:
-    """Markdown lines: the rows of one machine and shape, with the goals where they are meant for it."""
+    """Markdown lines: the rows of one machine and shape, with the goals where they are meant for
+    it."""
     goals = GOALS if rows[0].shape == "base" and "threads" in rows[0].machine else {}
     header = [*HEADER, *(["goal"] if goals else [])]
     yield f"| {' | '.join(header)} |"
@@ -104,7 +106,14 @@ def page(kept: list[Kept]) -> str:
         rows = [row for row in kept if (row.machine, row.shape) == (machine, shape)]
         days, others = sorted({row.day for row in rows}), [row.others for row in rows]
         busy = f"other processes kept {min(others)} to {max(others)} cores busy meanwhile"
-        lines += [f"## {machine}: {shape}", "", *table(rows), "", f"Measured on {' and '.join(days)}; {busy}.", ""]
+        lines += [
+            f"## {machine}: {shape}",
+            "",
+            *table(rows),
+            "",
+            f"Measured on {' and '.join(days)}; {busy}.",
+            "",
+        ]
     return "\n".join([*lines, WHY])
 
 

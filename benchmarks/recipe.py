@@ -1,13 +1,14 @@
 """The whole method beside the plain way: `python benchmarks/recipe.py`.
 
-On the demo's artificial languages, and on those of `recipes/nusax-nano.yaml` where its base and data are at hand, both
-with DeFT-X alone, one seed and fewer steps.
+On the demo's artificial languages, and on those of `recipes/nusax-nano.yaml` where its base and
+data are at hand, both with DeFT-X alone, one seed and fewer steps.
 
-A vector for the source language, one for the task and one for each target, composed and scored. The plain way is
-Algorithm 1 with the operations that come first to mind: logits of all positions, the penalty through autograd, dense
-masked gradients and AdamW over all weights, an SVD of each matrix, a list of all magnitudes, dense sums on a base that
-is loaded for each language. Text is read, packed and masked by the same functions, but in another random order: so
-scores differ as those of two seeds do. One thread: the matrices are too small to be shared out.
+A vector for the source language, one for the task and one for each target, composed and scored. The
+plain way is Algorithm 1 with the operations that come first to mind: logits of all positions, the
+penalty through autograd, dense masked gradients and AdamW over all weights, an SVD of each matrix,
+a list of all magnitudes, dense sums on a base that is loaded for each language. Text is read,
+packed and masked by the same functions, but in another random order: so scores differ as those of
+two seeds do. One thread: the matrices are too small to be shared out.
 """
 
 import tempfile
@@ -24,7 +25,7 @@ from core import list_select, plain_denoise
 from measure import DEVICE, Measured, alternate, options_of, peak_in_subprocess, print_peak, report
 from torch import Tensor, nn
 
-from deftx.config import Fit
+from deftx.config import VectorConfig
 from deftx.core.parameters import backbone, head, tunable
 from deftx.data.examples import read_text
 from deftx.experiments.demo import run as demo
@@ -57,7 +58,9 @@ def nusax_recipe(folder: Path, steps: int) -> Recipe:
     training = {"max_steps": steps, "evaluate_every": steps // 2}
     recipe = load_recipe(NUSAX, {part: {"training": training} for part in ("language", "task")})
     name = "DeFT-X 90/90"
-    return recipe.model_copy(update={"seeds": (0,), "ngrams": False, "variants": {name: recipe.variants[name]}})
+    return recipe.model_copy(
+        update={"seeds": (0,), "ngrams": False, "variants": {name: recipe.variants[name]}}
+    )
 
 
 RECIPES = {"the demo's recipe": demo_recipe, "the recipe nusax-nano": nusax_recipe}
@@ -77,7 +80,9 @@ def plain(recipe: Recipe) -> float:
     @cache
     def vector_of(name: str) -> Delta:
         length = language.training.length
-        objective = masked_lm(read_text(*recipe.languages[name]), tokenizer, language.training, length, 0)
+        objective = masked_lm(
+            read_text(*recipe.languages[name]), tokenizer, language.training, length, 0
+        )
         return plain_fit(lambda: load_language_model(recipe.base), objective, language)[0]
 
     train, valid = read_examples(recipe.train), read_examples(recipe.valid)
@@ -91,7 +96,9 @@ def plain(recipe: Recipe) -> float:
         model = composed(recipe, labels, [vector_of(name), learnt]).to(DEVICE)
         for place, weight in head(model).items():
             weight.data.copy_(top[place])
-        found.append(evaluate(CLASSIFICATION, model, tokenizer, read_examples(file), length)["macro_f1"])
+        found.append(
+            evaluate(CLASSIFICATION, model, tokenizer, read_examples(file), length)["macro_f1"]
+        )
     return mean(found)
 
 
@@ -104,7 +111,7 @@ def composed(recipe: Recipe, labels: tuple[str, ...], deltas: list[Delta]) -> An
     return model
 
 
-def plain_fit(make: Callable[[], Any], objective: Any, fit: Fit) -> tuple[Delta, Delta]:
+def plain_fit(make: Callable[[], Any], objective: Any, fit: VectorConfig) -> tuple[Delta, Delta]:
     """Algorithm 1: the difference that phase 2 makes, dense, and the head that it leaves."""
     model = make().to(DEVICE)
     start = {name: weight.detach().clone() for name, weight in tunable(model).items()}
@@ -121,7 +128,7 @@ def plain_fit(make: Callable[[], Any], objective: Any, fit: Fit) -> tuple[Delta,
     return {name: values.cpu() for name, values in difference.items()}, top
 
 
-def plain_train(model: Any, objective: Any, fit: Fit, start: Delta, masks: Delta) -> None:
+def plain_train(model: Any, objective: Any, fit: VectorConfig, start: Delta, masks: Delta) -> None:
     """Train, and end at the evaluated step with the best score."""
     settings, body = fit.training, tunable(model)
     for name, weight in backbone(model).items():
@@ -138,7 +145,9 @@ def plain_train(model: Any, objective: Any, fit: Fit, start: Delta, masks: Delta
         batch = objective.collate([objective.train[i] for i in chosen])
         loss = model(**{name: values.to(DEVICE) for name, values in batch.items()}).loss
         if pull:
-            loss = loss + pull * sum((weight - start[name]).abs().sum() for name, weight in body.items())
+            loss = loss + pull * sum(
+                (weight - start[name]).abs().sum() for name, weight in body.items()
+            )
         loss.backward()
         for name, mask in masks.items():
             body[name].grad *= mask
@@ -147,13 +156,17 @@ def plain_train(model: Any, objective: Any, fit: Fit, start: Delta, masks: Delta
         schedule.step()
         optimiser.zero_grad()
         if step % settings.evaluate_every == 0 and (reached := score(model, objective)) > best:
-            best, state = reached, {name: value.clone() for name, value in model.state_dict().items()}
+            best, state = (
+                reached,
+                {name: value.clone() for name, value in model.state_dict().items()},
+            )
     model.load_state_dict(state)
 
 
 @torch.no_grad()
 def score(model: Any, objective: Any) -> float:
-    """The held-out score, larger being better: the task's metric, or the loss of the masked tokens below zero."""
+    """The held-out score, larger being better: the task's metric, or the loss of the masked tokens
+    below zero."""
     model.eval()
     if objective.metric != "loss":
         return float(objective.validate(model, 32)[objective.metric])
@@ -180,7 +193,9 @@ def measured(name: str, shape: str, repeat: int) -> Measured:
         return Measured(name, None, note="its base and data are not here")
     with tempfile.TemporaryDirectory() as folder:
         recipe = RECIPES[name](Path(folder), SHAPES[shape])
-        times, found = alternate([partial(one_thread, way, recipe) for way in WAYS.values()], repeat)
+        times, found = alternate(
+            [partial(one_thread, way, recipe) for way in WAYS.values()], repeat
+        )
     peaks = [peak_in_subprocess("--shape", shape, "--peak", name, way) for way in WAYS]
     note = f"{SHAPES[shape]} steps a phase; "
     note += "macro-F1 (%): ours {:.1f}, plain {:.1f}".format(*(100 * value for value in found))

@@ -1,10 +1,12 @@
-"""Many languages behind one server, beside a model for each: `python benchmarks/serve.py [--shape nano]`.
+"""Many languages behind one server, beside a model for each: `python benchmarks/serve.py [--shape
+nano]`.
 
-Ours is `deftx serve`'s application on a Switcher; the plain way is the same application on one composed model for each
-language. Every client asks for one text in a random language, over loopback and a connection that it keeps, and asks
-again when it has the answer. The weights are random: they cost as much as trained ones. Clients and server share the
-machine, and the ways take turns. Memory is what a server holds in the end, beside what it held before it had a model; a
-switch is from one language to another, measured before any request.
+Ours is `deftx serve`'s application on a Switcher; the plain way is the same application on one
+composed model for each language. Every client asks for one text in a random language, over loopback
+and a connection that it keeps, and asks again when it has the answer. The weights are random: they
+cost as much as trained ones. Clients and server share the machine, and the ways take turns. Memory
+is what a server holds in the end, beside what it held before it had a model; a switch is from one
+language to another, measured before any request.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from deftx.cli.output import print_table
 from deftx.core.parameters import head, tunable
 from deftx.core.select import parse_k
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.data.examples import Examples
 from deftx.experiments.demo.languages import SOURCE, plain_text
 from deftx.experiments.demo.run import BASE
@@ -43,8 +45,18 @@ from deftx.tasks.classification import probabilities
 
 LABELS = ("negative", "neutral", "positive")
 TASK, LANGUAGE = "5.1%", "2.8%"  # of the tunable entries, as in the paper
-NANO = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
-XLMR = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+NANO = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+}
+XLMR = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
 SHAPES = {  # what differs from the demo's base
     "demo": {},
     "nano": {**NANO, "vocab_size": 16_000, "max_position_embeddings": 258},
@@ -57,17 +69,24 @@ def vector_of(base: Path, k: str, seed: int, labels: tuple[str, ...] = ()) -> Sp
     model, generator = load_task_model(base, LABELS), torch.Generator().manual_seed(seed)
     tensors = {}
     for name, weight in tunable(model).items():
-        places = torch.randperm(weight.numel(), generator=generator)[: parse_k(k, weight.numel())].sort().values
+        places = (
+            torch.randperm(weight.numel(), generator=generator)[: parse_k(k, weight.numel())]
+            .sort()
+            .values
+        )
         values = torch.randn(len(places), generator=generator) / 100
-        tensors[name] = Entries(places, values, tuple(weight.shape))
+        tensors[name] = SparseTensor(places, values, tuple(weight.shape))
     top = {name: weight.detach().clone() for name, weight in head(model).items()}
     return SparseVector(tensors, Head(top, labels) if labels else None)
 
 
 class Dedicated:
-    """The plain way: a composed model for each language, with what the application needs of a Switcher."""
+    """The plain way: a composed model for each language, with what the application needs of a
+    Switcher."""
 
-    def __init__(self, base: Path, task: SparseVector, languages: Mapping[str, SparseVector]) -> None:
+    def __init__(
+        self, base: Path, task: SparseVector, languages: Mapping[str, SparseVector]
+    ) -> None:
         self.models = {name: compose(base, task, vector) for name, vector in languages.items()}
         for model in self.models.values():
             place(model)
@@ -84,8 +103,8 @@ WAYS = {"ours": Switcher, "plain": Dedicated}
 
 
 def serve(way: str, shape: str, count: int) -> None:
-    """Serve `count` languages on a base of a shape; says its port, the bytes of memory that it held before, and the
-    seconds of a switch, when it is ready."""
+    """Serve `count` languages on a base of a shape; says its port, the bytes of memory that it held
+    before, and the seconds of a switch, when it is ready."""
     with TemporaryDirectory() as folder:
         base = Path(folder)
         config = AutoConfig.from_pretrained(BASE)
@@ -93,12 +112,16 @@ def serve(way: str, shape: str, count: int) -> None:
         torch.manual_seed(0)
         AutoModelForMaskedLM.from_config(config, dtype=torch.float32).save_pretrained(base)
         load_tokenizer(BASE).save_pretrained(base)
-        languages = {f"language{number}": vector_of(base, LANGUAGE, number) for number in range(count)}
+        languages = {
+            f"language{number}": vector_of(base, LANGUAGE, number) for number in range(count)
+        }
         before = held("self")
         models = WAYS[way](base, vector_of(base, TASK, count, LABELS), languages)
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(listening.getsockname()[1], before, switch(models), flush=True)
-    uvicorn.Server(uvicorn.Config(make_app(models), log_level="warning", access_log=False)).run(sockets=[listening])
+    uvicorn.Server(uvicorn.Config(make_app(models), log_level="warning", access_log=False)).run(
+        sockets=[listening]
+    )
 
 
 def switch(models: Switcher | Dedicated) -> float:
@@ -118,8 +141,11 @@ def held(process: int | str) -> int:
 
 
 @contextmanager
-def running(way: str, options: argparse.Namespace) -> Iterator[tuple[int, Callable[[], int], float]]:
-    """Port of a server in a process of its own, what tells the memory of its models, and the seconds of a switch."""
+def running(
+    way: str, options: argparse.Namespace
+) -> Iterator[tuple[int, Callable[[], int], float]]:
+    """Port of a server in a process of its own, what tells the memory of its models, and the
+    seconds of a switch."""
     shape = ["--shape", options.shape, "--languages", str(options.languages)]
     with subprocess.Popen(
         [sys.executable, __file__, "--serve", way, *shape], stdout=subprocess.PIPE, text=True
@@ -156,9 +182,14 @@ def load(port: int, options: argparse.Namespace) -> list[float]:
 
 def main() -> None:
     """Print the table; or, with `--serve`, be one of the servers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--shape", choices=SHAPES, default="demo", help="of the demo's base, of 17 million weights, or of XLM-R base"
+        "--shape",
+        choices=SHAPES,
+        default="demo",
+        help="of the demo's base, of 17 million weights, or of XLM-R base",
     )
     parser.add_argument("--languages", type=int, default=8)
     parser.add_argument("--clients", type=int, default=16, help="that ask at once")
@@ -169,9 +200,14 @@ def main() -> None:
     if options.serve:
         serve(options.serve, options.shape, options.languages)
         return
-    print(f"{machine()}; shape {options.shape}, {options.languages} languages, {options.clients} clients\n")
+    print(
+        f"{machine()}; shape {options.shape}, {options.languages} languages, {options.clients} clients\n"
+    )
     with running("ours", options) as ours, running("plain", options) as plain:
-        servers, times = {"ours": ours, "plain": plain}, {"ours": list[float](), "plain": list[float]()}
+        servers, times = (
+            {"ours": ours, "plain": plain},
+            {"ours": list[float](), "plain": list[float]()},
+        )
         for _ in range(options.repeat):
             for way, (port, *_) in servers.items():
                 times[way] += load(port, options)

@@ -1,13 +1,16 @@
-"""Vectors in files and in models, beside the plain way: `python benchmarks/vectors.py [--shape small]`.
+"""Vectors in files and in models, beside the plain way: `python benchmarks/vectors.py [--shape
+small]`.
 
-The plain way saves coordinate lists (an int64 for each dimension of each entry, and the values) with `torch.save`,
-adds the values to apply and subtracts them to undo, and for another language loads the base again. Both handle the
-same vectors: entries of differences as fine-tuning leaves them, differences of float32 weights. The model is on the GPU
-if there is one, and the vectors that are applied are there too.
+The plain way saves coordinate lists (an int64 for each dimension of each entry, and the values)
+with `torch.save`, adds the values to apply and subtracts them to undo, and for another language
+loads the base again. Both handle the same vectors: entries of differences as fine-tuning leaves
+them, differences of float32 weights. The model is on the GPU if there is one, and the vectors that
+are applied are there too.
 
-The floors: for files, one pass of the checksum over what is stored (load), or of the memory over what is coded (save);
-for weights, the bytes that must move: of every entry its index and value, and the cache line it stands in, read and
-written; for languages, these and the multiplications of the texts.
+The floors: for files, one pass of the checksum over what is stored (load), or of the memory over
+what is coded (save); for weights, the bytes that must move: of every entry its index and value, and
+the cache line it stands in, read and written; for languages, these and the multiplications of the
+texts.
 """
 
 import hashlib
@@ -32,10 +35,10 @@ from measure import (
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
-from deftx.core.apply import applied
+from deftx.core.apply import apply_temporarily
 from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
-from deftx.core.vector import Entries, SparseVector
+from deftx.core.vector import SparseTensor, SparseVector
 from deftx.storage.vector_files import load, save
 
 TASK, LANGUAGE, LANGUAGES = "5.118%", "2.77%", 5  # 14.2M and 7.7M of XLM-R base's 277M
@@ -65,12 +68,15 @@ def build(shape: str) -> nn.Module:
         "intermediate_size": 4 * width,
         "num_labels": 3,
     }
-    config = XLMRobertaConfig(vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, **sizes)
+    config = XLMRobertaConfig(
+        vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, **sizes
+    )
     return XLMRobertaForSequenceClassification(config).eval()
 
 
 def vector_of(model: nn.Module, k: str, seed: int) -> SparseVector:
-    """The largest of Laplace-distributed changes, as far as float32 weights can follow them; on the CPU."""
+    """The largest of Laplace-distributed changes, as far as float32 weights can follow them; on the
+    CPU."""
     generator = torch.Generator().manual_seed(seed)
     delta = {}
     for name, weight in tunable(model).items():
@@ -78,13 +84,21 @@ def vector_of(model: nn.Module, k: str, seed: int) -> SparseVector:
         change *= torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
         delta[name] = (weight.detach() + change) - weight.detach()
     chosen = select(delta, k)
-    return SparseVector({n: Entries(p.indices, delta[n].view(-1)[p.indices], p.shape) for n, p in chosen.items()})
+    return SparseVector(
+        {
+            n: SparseTensor(p.indices, delta[n].view(-1)[p.indices], p.shape)
+            for n, p in chosen.items()
+        }
+    )
 
 
 def plain_save(vector: SparseVector, path: Path) -> None:
     """Coordinates and values, pickled."""
     tensors = vector.tensors.items()
-    torch.save({n: (torch.stack(torch.unravel_index(e.indices, e.shape)), e.values) for n, e in tensors}, path)
+    torch.save(
+        {n: (torch.stack(torch.unravel_index(e.indices, e.shape)), e.values) for n, e in tensors},
+        path,
+    )
 
 
 def plain_load(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -122,7 +136,9 @@ def loading(shape: str, folder: Path) -> Step:
 
     def agree(ours: SparseVector, plain: Any) -> str:
         same = all(
-            torch.equal(ours.tensors[name].values.view(torch.int32), entries.values.view(torch.int32))
+            torch.equal(
+                ours.tensors[name].values.view(torch.int32), entries.values.view(torch.int32)
+            )
             and torch.equal(ours.tensors[name].indices, entries.indices)
             for name, entries in vector.tensors.items()
         )
@@ -144,7 +160,7 @@ def applying(shape: str, kinds: Sequence[str]) -> Step:
     before = {name: weight.detach().clone() for name, weight in backbone(model).items()}
 
     def ours() -> None:
-        with applied(model, *vectors):
+        with apply_temporarily(model, *vectors):
             pass
 
     def plain() -> None:
@@ -166,20 +182,23 @@ def applying(shape: str, kinds: Sequence[str]) -> Step:
 
 
 def switching(shape: str, folder: Path) -> Step:
-    """Texts classified in several languages, each of its vector and the task's: from a base that is loaded once."""
+    """Texts classified in several languages, each of its vector and the task's: from a base that is
+    loaded once."""
     model = build(shape)
     vectors = [vector_of(model, LANGUAGE, 1 + seed) for seed in range(LANGUAGES)]
     task = vector_of(model, TASK, 0)
     model.save_pretrained(folder / "base")
     nn.Module.to(model, DEVICE)
-    ids = torch.randint(5, SHAPES[shape][0], TEXTS, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ids = torch.randint(5, SHAPES[shape][0], TEXTS, generator=torch.Generator().manual_seed(0)).to(
+        DEVICE
+    )
     _, width, layers = SHAPES[shape]
 
     @torch.no_grad()
     def ours() -> list[Tensor]:
         answers = []
         for language in vectors:
-            with applied(model, language, task):
+            with apply_temporarily(model, language, task):
                 answers.append(model(input_ids=ids).logits)
         return answers
 
@@ -187,7 +206,9 @@ def switching(shape: str, folder: Path) -> Step:
     def plain() -> list[Tensor]:
         answers = []
         for language in vectors:
-            own = nn.Module.to(XLMRobertaForSequenceClassification.from_pretrained(folder / "base").eval(), DEVICE)
+            own = nn.Module.to(
+                XLMRobertaForSequenceClassification.from_pretrained(folder / "base").eval(), DEVICE
+            )
             for vector in (language, task):
                 plain_add(own, vector.to(DEVICE), 1)
             answers.append(own(input_ids=ids).logits)
@@ -214,8 +235,8 @@ STEPS: dict[str, Callable[[str, Path], Step]] = {
 
 
 def moved(vector: SparseVector) -> float:
-    """The bytes that applying and undoing must move: indices and values or old values, read or written; and all
-    cache lines with an entry, read and written both times."""
+    """The bytes that applying and undoing must move: indices and values or old values, read or
+    written; and all cache lines with an entry, read and written both times."""
     total = 0.0
     for entries in vector.tensors.values():
         touched = len((entries.indices // (LINE // entries.values.itemsize)).unique_consecutive())
@@ -241,9 +262,14 @@ def main() -> None:
     options = options_of(__doc__, SHAPES, 5).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.peak:
-            return print_peak(getattr(STEPS[options.peak[0]](options.shape, Path(folder)), options.peak[1]))
+            return print_peak(
+                getattr(STEPS[options.peak[0]](options.shape, Path(folder)), options.peak[1])
+            )
         names = [name for name in STEPS if options.only in (None, name)]
-        report((m for n in names for m in measured(n, options.shape, options.repeat, Path(folder))), options)
+        report(
+            (m for n in names for m in measured(n, options.shape, options.repeat, Path(folder))),
+            options,
+        )
 
 
 if __name__ == "__main__":

@@ -27,10 +27,14 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 
-ENTRY = re.compile(r"(\w[\w, ]*?) {2,}(\S.*)")  # "name  what it is", and more lines of it further in
+ENTRY = re.compile(
+    r"(\w[\w, ]*?) {2,}(\S.*)"
+)  # "name  what it is", and more lines of it further in
 
 
-def _as_definitions(app: object, kind: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+def _as_definitions(
+    app: object, kind: str, name: str, thing: object, options: object, lines: list[str]
+) -> None:
     """Turn our docstrings' columns of names and meanings into reST's lists of definitions, in place."""
     laid_out: list[str] = []
     for line in lines:
@@ -44,7 +48,13 @@ def _as_definitions(app: object, kind: str, name: str, thing: object, options: o
 
 
 def _plain_defaults(
-    app: object, kind: str, name: str, thing: object, options: object, signature: str | None, returned: str | None
+    app: object,
+    kind: str,
+    name: str,
+    thing: object,
+    options: object,
+    signature: str | None,
+    returned: str | None,
 ) -> tuple[str | None, str | None]:
     """A signature that Sphinx can read where a dataclass has a mapping by default."""
     return signature and signature.replace("<factory>", "{}"), returned

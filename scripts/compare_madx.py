@@ -1,11 +1,13 @@
-"""Hold our MAD-X against the `adapters` library: the same weights, copied both ways, must give the same logits.
+"""Hold our MAD-X against the `adapters` library: the same weights, copied both ways, must give the
+same logits.
 
     python -m venv /tmp/adapters && /tmp/adapters/bin/pip install torch adapters==1.3.0
     python scripts/compare_madx.py /tmp/adapters/bin/python
 
-The library wants an older transformers than we do, hence an environment of its own. This file runs in both: once as
-ours, and with `theirs FOLDER` in the other one, where it exchanges tensors with us through the folder. Bases are tiny
-and random; the adapters' weights and biases are drawn with a standard deviation of 0.3.
+The library wants an older transformers than we do, hence an environment of its own. This file runs
+in both: once as ours, and with `theirs FOLDER` in the other one, where it exchanges tensors with us
+through the folder. Bases are tiny and random; the adapters' weights and biases are drawn with a
+standard deviation of 0.3.
 """
 
 import logging
@@ -43,18 +45,24 @@ def our_names(theirs: str) -> str:
     if "invertible_adapters" in parts:
         _, _, adapter, half, place, kind = parts
         return f"{adapter}.invertible.{half.lower()}.{'down' if place == '0' else 'up'}.{kind}"
-    adapter, which, kind = parts[parts.index("adapters") + 1], parts[-2 if "adapter_up" in parts else -3], parts[-1]
+    adapter, which, kind = (
+        parts[parts.index("adapters") + 1],
+        parts[-2 if "adapter_up" in parts else -3],
+        parts[-1],
+    )
     return f"{adapter}.layers.{parts[parts.index('layer') + 1]}.{which.removeprefix('adapter_')}.{kind}"
 
 
 def theirs(folder: Path) -> None:
-    """In the other environment: for each shape and case, the library's logits with our weights and with its own."""
+    """In the other environment: for each shape and case, the library's logits with our weights and
+    with its own."""
     import adapters
     from adapters import AutoAdapterModel, SeqBnConfig, SeqBnInvConfig
     from adapters.composition import Stack
     from transformers import AutoModelForSequenceClassification
 
-    # the masked language models of transformers itself would do without the inverse of the invertible adapter
+    # the masked language models of transformers itself would do without the inverse of the
+    # invertible adapter
     autos = {"mlm": AutoAdapterModel, "classifier": AutoModelForSequenceClassification}
     for shape in SHAPES:
         for number, (head, names, layers) in enumerate(CASES.values()):
@@ -63,7 +71,9 @@ def theirs(folder: Path) -> None:
                 adapters.init(model)
             left_out = list(range(layers, LAYERS))
             configs = {
-                "language": SeqBnInvConfig(reduction_factor=2, inv_adapter_reduction_factor=2, leave_out=left_out),
+                "language": SeqBnInvConfig(
+                    reduction_factor=2, inv_adapter_reduction_factor=2, leave_out=left_out
+                ),
                 "task": SeqBnConfig(reduction_factor=1, leave_out=left_out),
             }
             for name in names:
@@ -91,21 +101,28 @@ def ours(python: str) -> None:
     import transformers
     from transformers.utils.logging import disable_progress_bar
 
-    from deftx.config import MadxLanguageFit, MadxTaskFit
+    from deftx.config import MadxLanguageConfig, MadxTaskConfig
     from deftx.experiments.baselines import madx
     from deftx.models.loading import load_language_model, load_task_model
 
     disable_progress_bar()
-    loads: dict[str, Any] = {"mlm": load_language_model, "classifier": lambda base: load_task_model(base, ("a", "b"))}
+    loads: dict[str, Any] = {
+        "mlm": load_language_model,
+        "classifier": lambda base: load_task_model(base, ("a", "b")),
+    }
 
-    def stacked(base: Path, head: str, names: list[str], layers: int) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    def stacked(
+        base: Path, head: str, names: list[str], layers: int
+    ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
         model = loads[head](base).eval()
-        settings = {"language": MadxLanguageFit(), "task": MadxTaskFit()}
+        settings = {"language": MadxLanguageConfig(), "task": MadxTaskConfig()}
         stack = {name: madx.untrained(model, settings[name]) for name in names}
         for parts in stack.values():
             del parts.layers[layers:]
         madx.attach(model, *stack.values(), layers=layers)
-        return model, {f"{name}.{n}": p for name, parts in stack.items() for n, p in parts.named_parameters()}
+        return model, {
+            f"{name}.{n}": p for name, parts in stack.items() for n, p in parts.named_parameters()
+        }
 
     with TemporaryDirectory() as temporary, torch.no_grad():
         folder = Path(temporary)
@@ -120,7 +137,9 @@ def ours(python: str) -> None:
                 tensors = {name: parameter.detach().clone() for name, parameter in own.items()}
                 save_file(tensors, folder / f"{shape}-{number}-ours.safetensors")
         subprocess.run([python, __file__, "theirs", temporary], check=True)
-        print(f"ours with transformers {transformers.__version__}\nlargest difference of logits, ours - theirs:")
+        print(
+            f"ours with transformers {transformers.__version__}\nlargest difference of logits, ours - theirs:"
+        )
         equal = True
         for (shape, number), (model, own) in made.items():
             results = load_file(folder / f"{shape}-{number}-theirs.safetensors")
@@ -129,8 +148,12 @@ def ours(python: str) -> None:
                 parameter.data = results[name]
             differences.append(model(IDS).logits - results["/with theirs"])
             size = results["/with ours"].abs().max().item()
-            numbers = ", ".join(f"{difference.abs().max().item():.1e}" for difference in differences)
-            print(f"  {shape}, {list(CASES)[number]}: {numbers} (weights ours, theirs); largest logit {size:.2f}")
+            numbers = ", ".join(
+                f"{difference.abs().max().item():.1e}" for difference in differences
+            )
+            print(
+                f"  {shape}, {list(CASES)[number]}: {numbers} (weights ours, theirs); largest logit {size:.2f}"
+            )
             equal &= all(bool(difference.abs().max() < 1e-5 * size) for difference in differences)
     sys.exit(None if equal else "they are not equal")
 

@@ -3,8 +3,8 @@
     python scripts/coverage.py [REPEATS]
 
 Three worlds: Gaussian noise of seeds, texts and both; crossed seeds of language vectors and tasks;
-and two variants that answer texts one by one, scored by accuracy and by macro-F1. `share` is how much
-of the variance of the mean difference comes from the seeds. The tests run smaller versions.
+and two variants that answer texts one by one, scored by accuracy and by macro-F1. `share` is how
+much of the variance of the mean difference comes from the seeds. The tests run smaller versions.
 """
 
 import sys
@@ -36,9 +36,16 @@ def coverage(differences: list[Difference], truth: float) -> float:
 
 
 def gaussian(
-    rng: np.random.Generator, repeats: int, seeds: int, share: float, *, both: float = 0.0, texts: int = 100
+    rng: np.random.Generator,
+    repeats: int,
+    seeds: int,
+    share: float,
+    *,
+    both: float = 0.0,
+    texts: int = 100,
 ) -> float:
-    """Coverage where a text's effect is Gaussian, common to all seeds or, by the share `both`, not."""
+    """Coverage where a text's effect is Gaussian, common to all seeds or, by the share `both`,
+    not."""
     seed_noise = np.sqrt(share * seeds)
     common_noise = np.sqrt((1 - share) * (1 - both) * texts)
     own_noise = np.sqrt((1 - share) * both * texts * seeds)
@@ -89,9 +96,9 @@ def answered(
 ) -> float:
     """Coverage where two variants, equally good, answer text by text.
 
-    A variant of a seed gives each label a score: for the true label, for what the text looks like to
-    this variant (`text_noise`), for a preference of the seed (`seed_noise`), and by chance. Labels are
-    uneven, so that macro-F1 is far from linear.
+    A variant of a seed gives each label a score: for the true label, for what the text looks like
+    to this variant (`text_noise`), for a preference of the seed (`seed_noise`), and by chance.
+    Labels are uneven, so that macro-F1 is far from linear.
     """
     differences = []
     for _ in range(repeats):
@@ -114,7 +121,9 @@ def answered(
 
 def score_of(true: Floats, predicted: Floats, metric: str) -> Score:
     """The score of label numbers, with its text effects."""
-    answers = Predictions.model_construct(true=tuple(true), predicted=tuple(predicted), labels=LABELS)
+    answers = Predictions.model_construct(
+        true=tuple(true), predicted=tuple(predicted), labels=LABELS
+    )
     return jackknife(METRICS[metric], answers)
 
 
@@ -122,24 +131,31 @@ def main() -> None:
     """Print a table of each world, in percent."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
     rng = np.random.default_rng(0)
-    print("| Gaussian: seeds | of text noise own to a seed | share 0 | 0.1 | 0.3 | 0.5 | 0.7 | 0.9 | 1 |")
+    print(
+        "| Gaussian: seeds | of text noise own to a seed | share 0 | 0.1 | 0.3 | 0.5 | 0.7 | 0.9 | 1 |"
+    )
     for seeds in (2, 3, 4, 5, 10):
         for both in (0.0, 0.5):
             shares = (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)
             row = [gaussian(rng, repeats, seeds, share, both=both) for share in shares]
             print(f"| {seeds} | {both:.0%} | {cells(row)} |", flush=True)
-    print("| crossed: shape | text noise | language only | task only | both alike | all three | interaction | none |")
+    print(
+        "| crossed: shape | text noise | language only | task only | both alike | all three | interaction | none |"
+    )
     worlds = [(1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1), (0.1, 0.1, 1), (0, 0, 0)]
     for shape in [(2, 2), (3, 3), (5, 5), (3, 10), (10, 10)]:
         for text_noise in (0.0, 0.5):
             row = [crossed(rng, repeats, shape, noise, text_noise) for noise in worlds]
             print(f"| {shape} | {text_noise} | {cells(row)} |", flush=True)
-    print("| answers: metric | seeds | seed noise 0, text noise 1 | 0.1, 1 | 0.3, 1 | 1, 1 | 0.3, 0 | 0, 0 |")
+    print(
+        "| answers: metric | seeds | seed noise 0, text noise 1 | 0.1, 1 | 0.3, 1 | 1, 1 | 0.3, 0 | 0, 0 |"
+    )
     noises = [(0, 1), (0.1, 1), (0.3, 1), (1, 1), (0.3, 0), (0, 0)]
     for metric in METRICS:
         for seeds in (1, 2, 3, 5, 10):
             row = [
-                answered(rng, repeats // 4, seeds, metric, seed_noise=seed, text_noise=text) for seed, text in noises
+                answered(rng, repeats // 4, seeds, metric, seed_noise=seed, text_noise=text)
+                for seed, text in noises
             ]
             print(f"| {metric} | {seeds} | {cells(row)} |", flush=True)
 

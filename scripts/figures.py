@@ -2,8 +2,10 @@
 
     python scripts/figures.py WORK/phase1.safetensors
 
-Such a file is in OUT.work while `deftx fit` is in phase 2, and in RUN/work of a run that goes on. That of the
-figures: `deftx run` with the task of recipes/nusax-nano.yaml (batches of 8, 600 steps, seed 0, no source vector).
+Such a file is in OUT.work while `deftx fit` is in phase 2, and in RUN/work of a run that goes on.
+That of the
+figures: `deftx run` with the task of recipes/nusax-nano.yaml (batches of 8, 600 steps, seed 0, no
+source vector).
 """
 
 import sys
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from deftx.core.denoise import denoise
 from deftx.core.select import select
-from deftx.core.vector import Entries, SparseVector, overlap
+from deftx.core.vector import SparseTensor, SparseVector, overlap
 from deftx.storage.tensors import load_tensors
 
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"
@@ -39,7 +41,10 @@ def selections(delta: Mapping[str, Tensor]) -> dict[str, SparseVector]:
         "DeFT-X, rank 64": denoise(delta, 64),
     }.items():
         places = select(denoised, K)
-        entries = {n: Entries(p.indices, denoised[n].reshape(-1)[p.indices], p.shape) for n, p in places.items()}
+        entries = {
+            n: SparseTensor(p.indices, denoised[n].reshape(-1)[p.indices], p.shape)
+            for n, p in places.items()
+        }
         found[name] = SparseVector(entries)
     return found
 
@@ -56,7 +61,13 @@ def matrix(delta: Mapping[str, Tensor], chosen: Mapping[str, SparseVector]) -> F
     }
     figure = Figure(figsize=(9, 2.7), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, 4), panels.items(), strict=True):
-        axes.imshow(values[:CORNER, :CORNER].numpy(), cmap="RdBu_r", vmin=-bound, vmax=bound, interpolation="nearest")
+        axes.imshow(
+            values[:CORNER, :CORNER].numpy(),
+            cmap="RdBu_r",
+            vmin=-bound,
+            vmax=bound,
+            interpolation="nearest",
+        )
         axes.set_title(title, fontsize=10)
         axes.set(xticks=[], yticks=[])
     return figure
@@ -65,11 +76,18 @@ def matrix(delta: Mapping[str, Tensor], chosen: Mapping[str, SparseVector]) -> F
 def rank(delta: Mapping[str, Tensor]) -> Figure:
     """The share of the squared norm that the first r singular values hold, for several matrices."""
     figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, (kind, ending) in zip(figure.subplots(1, len(KINDS), sharey=True), KINDS.items(), strict=True):
+    for axes, (kind, ending) in zip(
+        figure.subplots(1, len(KINDS), sharey=True), KINDS.items(), strict=True
+    ):
         for layer, shade in SHADES.items():
-            squares = torch.linalg.svdvals(delta[f"encoder.layer.{layer}.{ending}"].double()).square()
+            squares = torch.linalg.svdvals(
+                delta[f"encoder.layer.{layer}.{ending}"].double()
+            ).square()
             axes.plot(
-                range(1, len(squares) + 1), 100 * squares.cumsum(0) / squares.sum(), color=shade, label=f"layer {layer}"
+                range(1, len(squares) + 1),
+                100 * squares.cumsum(0) / squares.sum(),
+                color=shade,
+                label=f"layer {layer}",
             )
         axes.axhline(90, color="grey", linestyle=":")
         axes.set(title=kind, xlabel="rank", ylim=(0, 102))
@@ -83,7 +101,9 @@ def density(chosen: Mapping[str, SparseVector]) -> Figure:
     """The share of each layer's entries that is selected."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     axes = figure.subplots()
-    for number, (name, colour) in enumerate(zip(chosen, ["#b9bfcc", "#4f6db8", "#3b9463"], strict=True)):
+    for number, (name, colour) in enumerate(
+        zip(chosen, ["#b9bfcc", "#4f6db8", "#3b9463"], strict=True)
+    ):
         layers = chosen[name].density_by_layer()
         places = [place + 0.27 * (number - 1) for place in range(len(layers))]
         axes.bar(places, [100 * share for share in layers.values()], 0.25, label=name, color=colour)
@@ -103,7 +123,11 @@ def main() -> None:
     chosen = selections(delta)
     for name, vector in chosen.items():
         print(f"{name}: shares {overlap(chosen['LT-SFT'], vector):.1%} of its places with LT-SFT")
-    for name, figure in {"matrix": matrix(delta, chosen), "rank": rank(delta), "density": density(chosen)}.items():
+    for name, figure in {
+        "matrix": matrix(delta, chosen),
+        "rank": rank(delta),
+        "density": density(chosen),
+    }.items():
         figure.savefig(FOLDER / f"{name}.png", dpi=110)
 
 

@@ -1,8 +1,10 @@
-"""What a recipe's vectors reached on held-out data: `python scripts/held_out_scores.py RECIPE STORE [KEY=VALUE...]`.
+"""What a recipe's vectors reached on held-out data: `python scripts/held_out_scores.py RECIPE STORE
+[KEY=VALUE...]`.
 
-For each variant and seed of what `deftx run RECIPE` has learnt with STORE: the best held-out loss of the languages'
-second phases, the mean of the languages, and the best score of the task's (%). These are finer than test scores:
-of a language, the loss is the mean of all words that are guessed, and no labels of the target are in it.
+For each variant and seed of what `deftx run RECIPE` has learnt with STORE: the best held-out loss
+of the languages' second phases, the mean of the languages, and the best score of the task's (%).
+These are finer than test scores: of a language, the loss is the mean of all words that are guessed,
+and no labels of the target are in it.
 """
 
 import sys

@@ -1,11 +1,13 @@
 """What each deviation from LT-SFT's training does to a language vector, by held-out loss.
 
-    python scripts/method_deviations.py BASE CORPORA OUT [--languages ace,mad] [--seeds 0,1,2] [--settings ...]
+    python scripts/method_deviations.py BASE CORPORA OUT [--languages ace,mad] [--seeds 0,1,2]
+    [--settings ...]
 
-For every language and seed it learns vectors by LT-SFT and DeFT-X under each of SETTINGS, which differ from the first
-in one thing, and appends a row of JSON to OUT: the best held-out loss of both phases (with the head as it was trained),
-and the held-out loss of base + φ with the base's own head, on one mask for all settings. Rows that are there already
-are not computed again. CORPORA holds a text for each language, LANGUAGE.txt. Vectors are kept beside OUT.
+For every language and seed it learns vectors by LT-SFT and DeFT-X under each of SETTINGS, which
+differ from the first in one thing, and appends a row of JSON to OUT: the best held-out loss of both
+phases (with the head as it was trained), and the held-out loss of base + φ with the base's own
+head, on one mask for all settings. Rows that are there already are not computed again. CORPORA
+holds a text for each language, LANGUAGE.txt. Vectors are kept beside OUT.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 
 import deftx.training.phases as phases
-from deftx.config import LanguageFit, LanguageTraining, changed
+from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, changed
 from deftx.core.apply import apply
 from deftx.data.examples import read_text
 from deftx.fit import fit_language
@@ -28,7 +30,7 @@ from deftx.objectives.masked_lm import masked_lm
 from deftx.storage.vector_files import save
 from deftx.training.random_streams import derived_seed
 
-TRAINING = LanguageTraining(
+TRAINING = LanguageTrainingConfig(
     learning_rate=4e-4,
     batch_size=4,
     length=96,
@@ -42,7 +44,10 @@ TRAINING = LanguageTraining(
     lm_head="trained",
     precision="fp32",
 )
-METHODS: dict[str, dict[str, Any]] = {"LT-SFT": {"method": "lt-sft"}, "DeFT-X": {"method": "deftx", "rank": 50}}
+METHODS: dict[str, dict[str, Any]] = {
+    "LT-SFT": {"method": "lt-sft"},
+    "DeFT-X": {"method": "deftx", "rank": 50},
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "as LT-SFT, replacements from the corpus": {},
     "head frozen": {"lm_head": "frozen"},
@@ -66,7 +71,9 @@ def replayed_random_numbers() -> Iterator[None]:
 
 def main() -> None:
     """Compute what is missing in OUT."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("base")
     parser.add_argument("corpora", type=Path)
     parser.add_argument("out", type=Path)
@@ -92,22 +99,30 @@ def main() -> None:
                         measure(options, seed, language, setting, method)
 
 
-def measure(options: argparse.Namespace, seed: int, language: str, setting: str, method: str) -> None:
+def measure(
+    options: argparse.Namespace, seed: int, language: str, setting: str, method: str
+) -> None:
     """Learn one vector and append its row."""
     text = read_text(options.corpora / f"{language}.txt")
     training = {**json.loads(options.set), **SETTINGS[setting]}
-    plain = LanguageFit(k=options.k, seed=seed, training=TRAINING)
+    plain = LanguageVectorConfig(k=options.k, seed=seed, training=TRAINING)
     settings = changed(changed(plain, METHODS[method]), {"training": training})
-    work = options.out.parent / "work" / f"{seed}-{language}-{setting}".replace(" ", "_")
+    checkpoint_dir = options.out.parent / "work" / f"{seed}-{language}-{setting}".replace(" ", "_")
     start = monotonic()
     if setting == REPLAY:
-        work = options.out.parent / "work" / f"{seed}-{language}-{next(iter(SETTINGS))}".replace(" ", "_")
+        checkpoint_dir = (
+            options.out.parent
+            / "work"
+            / f"{seed}-{language}-{next(iter(SETTINGS))}".replace(" ", "_")
+        )
         with replayed_random_numbers():
-            vector = fit_language(options.base, text, settings, work=work)
+            vector = fit_language(options.base, text, settings, checkpoint_dir=checkpoint_dir)
     else:
-        vector = fit_language(options.base, text, settings, work=work)
+        vector = fit_language(options.base, text, settings, checkpoint_dir=checkpoint_dir)
     seconds = monotonic() - start
-    folder = options.out.parent / "vectors" / f"{seed}-{language}-{setting}-{method}".replace(" ", "_")
+    folder = (
+        options.out.parent / "vectors" / f"{seed}-{language}-{setting}-{method}".replace(" ", "_")
+    )
     save(vector, folder, force=True)
     log = vector.info["log"]
     row = {
@@ -127,13 +142,24 @@ def measure(options: argparse.Namespace, seed: int, language: str, setting: str,
     with options.out.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(
-        row["seed"], language, setting, method, row["start"], row["phase1"], row["phase2"], row["own_head"], flush=True
+        row["seed"],
+        language,
+        setting,
+        method,
+        row["start"],
+        row["phase1"],
+        row["phase2"],
+        row["own_head"],
+        flush=True,
     )
 
 
 @torch.no_grad()
-def loss_with_own_head(base: str, text: list[str], settings: LanguageFit, vector: Any) -> dict[str, float]:
-    """The held-out loss of the base and of base + φ with the base's own head, on a mask that all settings share."""
+def loss_with_own_head(
+    base: str, text: list[str], settings: LanguageVectorConfig, vector: Any
+) -> dict[str, float]:
+    """The held-out loss of the base and of base + φ with the base's own head, on a mask that all
+    settings share."""
     training = settings.training.model_copy(update={"replacements": "vocabulary"})
     objective = masked_lm(text, load_tokenizer(base), training, training.length, settings.seed)
     model = load_language_model(base)

@@ -2,9 +2,10 @@
 
     python scripts/same_vectors.py CHECKOUT [OTHER]
 
-Makes a tiny base and texts, has the command line of each checkout learn vectors from them, and prints a SHA-256 of the
-tensors of every vector. With two checkouts it also says which differ, and ends with code 1 where one does. Commits are
-compared by worktrees: `git worktree add ../before COMMIT`, then `python scripts/same_vectors.py ../before .`.
+Makes a tiny base and texts, has the command line of each checkout learn vectors from them, and
+prints a SHA-256 of the tensors of every vector. With two checkouts it also says which differ, and
+ends with code 1 where one does. Commits are compared by worktrees: `git worktree add ../before
+COMMIT`, then `python scripts/same_vectors.py ../before .`.
 """
 
 import hashlib
@@ -15,9 +16,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-WORDS = [f"{onset}{vowel}" for onset in "b d f g k l m n p r s t v z".split() for vowel in "a e i o u".split()]
+WORDS = [
+    f"{onset}{vowel}"
+    for onset in "b d f g k l m n p r s t v z".split()
+    for vowel in "a e i o u".split()
+]
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-SETTINGS = {"max_steps": 6, "evaluate_every": 2, "batch_size": 4, "length": 16, "learning_rate": 0.01}
+SETTINGS = {
+    "max_steps": 6,
+    "evaluate_every": 2,
+    "batch_size": 4,
+    "length": 16,
+    "learning_rate": 0.01,
+}
 SHORT = [part for name, value in SETTINGS.items() for part in ("--set", f"training.{name}={value}")]
 SHORT += ["--set", "training.precision=fp32", "--base", "base"]
 LANGUAGE = ["fit", "language", *SHORT, "--set", "training.min_steps=0", "--text", "text.txt"]
@@ -73,11 +84,15 @@ def make_inputs(folder: Path) -> None:
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "cls_token": "<s>"}
     names |= {"pad_token": "<pad>", "sep_token": "</s>", "mask_token": "<mask>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **names).save_pretrained(folder / "base")
+    PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **names).save_pretrained(
+        folder / "base"
+    )
 
     drawn = random.Random(0)
     texts = []
@@ -86,7 +101,9 @@ def make_inputs(folder: Path) -> None:
         texts.append(" ".join(WORDS[(start + step) % len(WORDS)] for step in range(length)))
     (folder / "text.txt").write_text("\n".join(texts[:60]) + "\n")
     for name, part in (("train", texts[60:96]), ("valid", texts[96:])):
-        rows = [f"{text}\t{'early' if WORDS.index(text.split()[0]) < 35 else 'late'}" for text in part]
+        rows = [
+            f"{text}\t{'early' if WORDS.index(text.split()[0]) < 35 else 'late'}" for text in part
+        ]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
 
 
@@ -94,7 +111,11 @@ def learn(checkout: Path, inputs: Path, place: Path) -> dict[str, str]:
     """The digests of what a checkout learns, by vector and file."""
     for name in ("base", "text.txt", "train.tsv", "valid.tsv"):
         (place / name).symlink_to(inputs / name)
-    environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(checkout / "src"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     digests = {}
     for name, arguments in COMMANDS.items():
         command = [sys.executable, "-m", "deftx.cli", *arguments, "--out", name]

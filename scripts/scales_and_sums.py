@@ -1,9 +1,10 @@
-"""Scales chosen on the source, and two languages at once: `python scripts/scales_and_sums.py RECIPE STORE SEED...`.
+"""Scales chosen on the source, and two languages at once: `python scripts/scales_and_sums.py RECIPE
+STORE SEED...`.
 
-The vectors are those that `deftx run RECIPE` has learnt with STORE for its baseline, a variant with one source; they
-are composed in ways that a recipe has no word for. For each seed: the pair of scales that `deftx.tune_scales` chooses
-on the source's validation data, and the macro-F1 (%) of each way on the recipe's test data, in lower case, the mean of
-its targets.
+The vectors are those that `deftx run RECIPE` has learnt with STORE for its baseline, a variant with
+one source; they are composed in ways that a recipe has no word for. For each seed: the pair of
+scales that `deftx.tune_scales` chooses on the source's validation data, and the macro-F1 (%) of
+each way on the recipe's test data, in lower case, the mean of its targets.
 """
 
 import sys
@@ -11,13 +12,13 @@ from pathlib import Path
 from statistics import mean
 
 from deftx import read_examples, respelt, tune_scales
-from deftx.core.apply import applied
-from deftx.core.merge import to_add
+from deftx.core.apply import apply_temporarily
+from deftx.core.merge import resolve_terms
 from deftx.core.vector import SparseVector
 from deftx.experiments.recipe import TASK, load_recipe
 from deftx.experiments.run import prepare
 from deftx.experiments.store import VECTOR
-from deftx.models.compose import trained_length, without_vectors
+from deftx.models.compose import load_base_with_head, trained_length
 from deftx.models.loading import load_tokenizer
 from deftx.storage.vector_files import load
 from deftx.tasks.base import evaluate
@@ -26,11 +27,13 @@ from deftx.tasks.classification import CLASSIFICATION
 GRID = (0.5, 0.75, 1.0)
 
 
-def ways(task: SparseVector, target: SparseVector, source: SparseVector, rule: str) -> dict[str, list[SparseVector]]:
+def ways(
+    task: SparseVector, target: SparseVector, source: SparseVector, rule: str
+) -> dict[str, list[SparseVector]]:
     """What is added to the base, by way; `rule` has the scales that were chosen."""
     return {
-        "sum": to_add("sum", [task], [target]),
-        "the source's scales": to_add(rule, [task], [target]),
+        "sum": resolve_terms("sum", [task], [target]),
+        "the source's scales": resolve_terms(rule, [task], [target]),
         "half of the target's and half of the source's": [task, 0.5 * target, 0.5 * source],
         "the target's and the source's": [task, target, source],
     }
@@ -46,7 +49,9 @@ def main() -> None:
         if use.variant == variant:
             vectors[use.seed, use.name] = load(run.store.folder(step) / VECTOR)
     like, valid = read_examples(recipe.train).texts, read_examples(recipe.valid)
-    tests = {name: respelt(read_examples(test), like, words=False) for name, test in recipe.test.items()}
+    tests = {
+        name: respelt(read_examples(test), like, words=False) for name, test in recipe.test.items()
+    }
     tokenizer = load_tokenizer(recipe.base)
     for seed in recipe.seeds:
         task, source = vectors[seed, TASK], vectors[seed, recipe.source]
@@ -54,12 +59,12 @@ def main() -> None:
         print(
             f"seed {seed}: {scales.rule} ({100 * scales.score:.1f} on the source, {100 * scales.scores[1, 1]:.1f} at 1)"
         )
-        model = without_vectors(recipe.base, task, [source], tokenizer=tokenizer)
+        model = load_base_with_head(recipe.base, task, [source], tokenizer=tokenizer)
         length = trained_length(model, tokenizer, task)
         found: dict[str, list[float]] = {}
         for language, examples in tests.items():
             for way, added in ways(task, vectors[seed, language], source, scales.rule).items():
-                with applied(model, *added):
+                with apply_temporarily(model, *added):
                     score = evaluate(CLASSIFICATION, model, tokenizer, examples, length)["macro_f1"]
                 found.setdefault(way, []).append(100 * score)
         for way, scores in found.items():

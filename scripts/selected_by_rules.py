@@ -1,9 +1,10 @@
-"""Which entries each rule for the rank selects: `python scripts/selected_by_rules.py K DIFFERENCE...`.
+"""Which entries each rule for the rank selects: `python scripts/selected_by_rules.py K
+DIFFERENCE...`.
 
-The differences are those of phase 1, such as `phase1.safetensors` in a step of a run's store. For each rule: the share
-of a matrix's rank that it keeps, the mean over attention, feed-forward and embedding matrices; and, in percent, which
-of the places that DeFT-X selects with 90% of the variance it selects too, and which of those that LT-SFT selects. All
-are means over the differences.
+The differences are those of phase 1, such as `phase1.safetensors` in a step of a run's store. For
+each rule: the share of a matrix's rank that it keeps, the mean over attention, feed-forward and
+embedding matrices; and, in percent, which of the places that DeFT-X selects with 90% of the
+variance it selects too, and which of those that LT-SFT selects. All are means over the differences.
 """
 
 import sys
@@ -18,11 +19,22 @@ from deftx.core.select import select
 from deftx.core.vector import entries_at, overlap
 from deftx.storage.tensors import load_tensors
 
-RULES = ["90%", "50%", "95%", "32", "64", "128", "gavish-donoho", "bulk-edge", "effective", "stable"]
+RULES = [
+    "90%",
+    "50%",
+    "95%",
+    "32",
+    "64",
+    "128",
+    "gavish-donoho",
+    "bulk-edge",
+    "effective",
+    "stable",
+]
 KINDS = {"attention": "attention", "feed-forward": "dense", "embedding": "word_embeddings"}
 
 
-def kind_of(name: str) -> str:
+def task_type(name: str) -> str:
     """Which of KINDS a matrix is; the first that its name has, empty for none."""
     return next((kind for kind, part in KINDS.items() if part in name), "")
 
@@ -36,7 +48,11 @@ def compared(delta: Mapping[str, Tensor], k: str) -> dict[str, list[float]]:
 
     def row(rule: str) -> list[float]:
         shares = [
-            mean(rank / full[name] for name, rank in found[rule].ranks.items() if kind_of(name) == kind)
+            mean(
+                rank / full[name]
+                for name, rank in found[rule].ranks.items()
+                if task_type(name) == kind
+            )
             for kind in KINDS
         ]
         return [*shares, overlap(vectors[rule], vectors["90%"]), overlap(vectors[rule], plain)]
@@ -49,9 +65,14 @@ def main() -> None:
     k, *files = sys.argv[1:]
     tables = [compared(kept[0], k) for file in files if (kept := load_tensors(Path(file)))]
     print(f"means over {len(tables)} differences, in percent\n")
-    print(f"| rule | rank: {' | '.join(KINDS)} | places of 90% | places of LT-SFT |\n{'| --- ' * 6}|")
+    print(
+        f"| rule | rank: {' | '.join(KINDS)} | places of 90% | places of LT-SFT |\n{'| --- ' * 6}|"
+    )
     for rule in RULES:
-        cells = (f"{100 * mean(values):.1f}" for values in zip(*(table[rule] for table in tables), strict=True))
+        cells = (
+            f"{100 * mean(values):.1f}"
+            for values in zip(*(table[rule] for table in tables), strict=True)
+        )
         print(f"| {rule} | {' | '.join(cells)} |")
 
 

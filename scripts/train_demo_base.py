@@ -2,10 +2,11 @@
 
     python scripts/train_demo_base.py [OUT]
 
-The model sees text of the source and of the other pretraining languages, never of a target. It learns masked words,
-and from a line's first token the emoticon that was taken off the line's end: like BERT's next-sentence objective,
-that gives the first token, which classifiers read, something to say. The vocabulary holds the words of all languages
-of the family, as that of a large multilingual model covers languages it hardly saw.
+The model sees text of the source and of the other pretraining languages, never of a target. It
+learns masked words, and from a line's first token the emoticon that was taken off the line's end:
+like BERT's next-sentence objective, that gives the first token, which classifiers read, something
+to say. The vocabulary holds the words of all languages of the family, as that of a large
+multilingual model covers languages it hardly saw.
 """
 
 import random
@@ -29,21 +30,30 @@ STEPS, WARMUP, BATCH, RATE, MASKED = 4000, 100, 32, 2e-3, 0.2
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word."""
-    known = sorted({word for language in (SOURCE, *OTHERS, *TARGETS) for word in words(language).values()})
+    known = sorted(
+        {word for language in (SOURCE, *OTHERS, *TARGETS) for word in words(language).values()}
+    )
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *known, *FACES.values()])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
-    named = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), SPECIAL, strict=True))
+    named = dict(
+        zip(
+            ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), SPECIAL, strict=True
+        )
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, cls_token="<s>", sep_token="</s>", model_max_length=64, **named
     )
 
 
 def new_model(vocabulary: int) -> XLMRobertaForMaskedLM:
-    """A random start. At this width BERT's 0.02 would leave attention asleep for thousands of steps."""
+    """A random start. At this width BERT's 0.02 would leave attention asleep for thousands of
+    steps."""
     sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS}
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = XLMRobertaConfig(
@@ -58,8 +68,11 @@ def new_model(vocabulary: int) -> XLMRobertaForMaskedLM:
     return XLMRobertaForMaskedLM(config)
 
 
-def emoticon_batches(lines: list[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (ids, labels) [BATCH, length] of lines of one length; the label of the first token is the emoticon."""
+def emoticon_batches(
+    lines: list[str], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (ids, labels) [BATCH, length] of lines of one length; the label of the first token is
+    the emoticon."""
     faces, by_length = set(FACES.values()), dict[int, list[tuple[str, str]]]()
     for line in lines:
         *said, last = line.split()
@@ -80,7 +93,8 @@ def emoticon_batches(lines: list[str], tokenizer: PreTrainedTokenizerFast) -> It
 
 @torch.no_grad()
 def draw_unseen(model: XLMRobertaForMaskedLM, seen: Tensor) -> None:
-    """Give tokens that no text had, and that training only pushed away, embeddings as spread as those of the others."""
+    """Give tokens that no text had, and that training only pushed away, embeddings as spread as
+    those of the others."""
     embeddings, bias = model.get_input_embeddings().weight, model.lm_head.bias
     unseen = torch.ones(len(embeddings), dtype=torch.bool).index_fill(0, seen, False)
     mean, spread = embeddings[seen].mean(0), embeddings[seen].std(0)
@@ -102,10 +116,16 @@ def main(out: Path) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP, 1, 3 * (1 - step / STEPS))
     )
-    special, everything, total = torch.tensor(tokenizer.all_special_ids), torch.arange(len(tokenizer)), 0.0
+    special, everything, total = (
+        torch.tensor(tokenizer.all_special_ids),
+        torch.arange(len(tokenizer)),
+        0.0,
+    )
     for step in range(1, STEPS + 1):
         batch = blocks[torch.randint(len(blocks), (BATCH,))]
-        words_loss = masked_loss(model, *mask(batch, Masking(MASKED, special, tokenizer.mask_token_id, everything)))
+        words_loss = masked_loss(
+            model, *mask(batch, Masking(MASKED, special, tokenizer.mask_token_id, everything))
+        )
         (words_loss + 0.5 * masked_loss(model, *next(emoticons))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,4 +1,5 @@
-"""Write the vectors of tests/fixtures: what this version of the format looks like, to be read for ever.
+"""Write the vectors of tests/fixtures: what this version of the format looks like, to be read for
+ever.
 
     python scripts/write_fixtures.py
 
@@ -22,15 +23,31 @@ import deftx
 from deftx.storage.manifest import VERSION
 
 FOLDER = Path(__file__).parents[1] / "tests" / "fixtures" / f"format-{VERSION}"
-TRAINING = {"max_steps": 8, "evaluate_every": 4, "length": 16, "learning_rate": 1e-2, "precision": "fp32"}
+TRAINING = {
+    "max_steps": 8,
+    "evaluate_every": 4,
+    "length": 16,
+    "learning_rate": 1e-2,
+    "precision": "fp32",
+}
 
 
 def vectors() -> dict[str, deftx.SparseVector]:
     """A language vector in each type of values, and a task vector with its head."""
-    training = deftx.LanguageTraining(**TRAINING, min_steps=0)
-    language = deftx.fit_language("base", sentences(40), deftx.LanguageFit(k="4%", training=training))
-    data = [deftx.Examples(texts, labels=[t[-1] for t in texts]) for texts in (sentences(40, 1), sentences(40, 2))]
-    task = deftx.fit_task("base", *data, deftx.TaskFit(training=deftx.TaskTraining(**TRAINING)), source=language)
+    training = deftx.LanguageTrainingConfig(**TRAINING, min_steps=0)
+    language = deftx.fit_language(
+        "base", sentences(40), deftx.LanguageVectorConfig(k="4%", training=training)
+    )
+    data = [
+        deftx.Examples(texts, labels=[t[-1] for t in texts])
+        for texts in (sentences(40, 1), sentences(40, 2))
+    ]
+    task = deftx.fit_task(
+        "base",
+        *data,
+        deftx.TaskVectorConfig(training=deftx.TaskTrainingConfig(**TRAINING)),
+        source=language,
+    )
     return {
         "language": language,
         "language-float16": in_type(language, torch.float16),
@@ -41,7 +58,10 @@ def vectors() -> dict[str, deftx.SparseVector]:
 
 def in_type(vector: deftx.SparseVector, dtype: torch.dtype) -> deftx.SparseVector:
     """The vector with its values in another type."""
-    tensors = {name: entries.map(lambda values: values.to(dtype)) for name, entries in vector.tensors.items()}
+    tensors = {
+        name: entries.map(lambda values: values.to(dtype))
+        for name, entries in vector.tensors.items()
+    }
     return replace(vector, tensors=tensors)
 
 
@@ -57,7 +77,9 @@ def main() -> None:
         for name in made:
             language = () if name == "task" else made[name]
             model = deftx.compose("base", made["task"], language)
-            sums[f"task + {name}" if language else "task alone"] = checksum(dict(model.named_parameters()))
+            sums[f"task + {name}" if language else "task alone"] = checksum(
+                dict(model.named_parameters())
+            )
     (FOLDER / "checksums.json").write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
-"""A headless Chromium, steered over its DevTools protocol through a pipe: no library is needed for that."""
+"""A headless Chromium, steered over its DevTools protocol through a pipe: no library is needed for
+that."""
 
 import base64
 import fcntl
@@ -13,11 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])), None)
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
-AT_3_AND_4 = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+PROGRAM = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])),
+    None,
 )
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+]
+AT_3_AND_4 = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 
 
 class Page:
@@ -28,7 +36,11 @@ class Page:
         self.console: list[str] = []
         self.session: dict[str, str] = {}
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self.session = {"sessionId": self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        self.session = {
+            "sessionId": self.send("Target.attachToTarget", targetId=target, flatten=True)[
+                "sessionId"
+            ]
+        }
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
         self.send("Emulation.setFocusEmulationEnabled", enabled=True)
@@ -46,7 +58,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of a script, a promise's when it has one."""
-        said = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        said = self.send(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in said, said
         return said["result"].get("value")
 
@@ -64,7 +78,11 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
         self.send("Page.navigate", url=url)
         self.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
@@ -79,7 +97,11 @@ class Page:
             assert byte, "the browser has ended"
             read += byte
         said: dict[str, Any] = json.loads(read)
-        if said.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+        if said.get("method") in (
+            "Runtime.consoleAPICalled",
+            "Runtime.exceptionThrown",
+            "Log.entryAdded",
+        ):
             self.console.append(json.dumps(said["params"]))
         return said
 
@@ -89,9 +111,19 @@ def browsing(folder: Path) -> Iterator[Page]:
     """A tab of a browser of its own, with its profile in a folder."""
     assert PROGRAM
     (read, to_browser), (from_browser, write) = os.pipe(), os.pipe()
-    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, write)]  # lest they be 3 or 4 in the wrong order
+    ends = [
+        fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, write)
+    ]  # lest they be 3 or 4 in the wrong order
     os.close(read), os.close(write)
-    words = [sys.executable, "-c", AT_3_AND_4, *map(str, ends), PROGRAM, *FLAGS, f"--user-data-dir={folder}"]
+    words = [
+        sys.executable,
+        "-c",
+        AT_3_AND_4,
+        *map(str, ends),
+        PROGRAM,
+        *FLAGS,
+        f"--user-data-dir={folder}",
+    ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(words, pass_fds=ends, **quiet) as browser:
         for end in ends:

@@ -25,7 +25,8 @@ settings.load_profile("steady")
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_collections():
-    """The Trainer collects garbage at each start: not among all that the libraries hold for good."""
+    """The Trainer collects garbage at each start: not among all that the libraries hold for
+    good."""
     gc.collect()
     gc.freeze()
 
@@ -97,7 +98,13 @@ def moved(monkeypatch):
     def watched(model, *args, **options):
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         trained = train(model, *args, **options)
-        seen.append({name for name, parameter in model.named_parameters() if not parameter.equal(before[name])})
+        seen.append(
+            {
+                name
+                for name, parameter in model.named_parameters()
+                if not parameter.equal(before[name])
+            }
+        )
         return trained
 
     monkeypatch.setattr(adapters, "train", watched)

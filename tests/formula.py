@@ -1,4 +1,5 @@
-"""A base whose weights are arithmetic, the same on every machine and with every library: for the fixtures."""
+"""A base whose weights are arithmetic, the same on every machine and with every library: for the
+fixtures."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,14 +13,19 @@ from deftx import SparseVector
 
 
 def save_formula_base(folder: Path) -> Path:
-    """A tiny XLM-R-shaped checkpoint; each weight is a fraction of 2³¹, found by multiplying integers."""
+    """A tiny XLM-R-shaped checkpoint; each weight is a fraction of 2³¹, found by multiplying
+    integers."""
     model = tiny.xlmr()
     with torch.no_grad():
         for number, (name, weight) in enumerate(sorted(model.named_parameters())):
             steps = torch.arange(weight.numel(), dtype=torch.int64) + 7919 * number
-            scattered = (steps * 1_103_515_245 + 12_345) % 2**31  # below 2⁵³: no overflow, exact in float64
+            scattered = (
+                steps * 1_103_515_245 + 12_345
+            ) % 2**31  # below 2⁵³: no overflow, exact in float64
             values = (scattered.double() / 2**31 - 0.5) / 8
-            weight.copy_((values + (1.0 if "LayerNorm.weight" in name else 0.0)).float().view(weight.shape))
+            weight.copy_(
+                (values + (1.0 if "LayerNorm.weight" in name else 0.0)).float().view(weight.shape)
+            )
     model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
@@ -33,7 +39,8 @@ def weights_of(vector: SparseVector) -> dict[str, Tensor]:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, shapes, types and little-endian bytes of tensors, in the order of their names."""
+    """SHA-256 over the names, shapes, types and little-endian bytes of tensors, in the order of
+    their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

@@ -1,7 +1,9 @@
-"""A stand-in for the Hugging Face hub: its HTTP interface on loopback, as far as vectors need it, and its failures.
+"""A stand-in for the Hugging Face hub: its HTTP interface on loopback, as far as vectors need it,
+and its failures.
 
-Repositories live in memory: commits of whole trees, branches and tags that name commits. Large files take the way of
-Git LFS, over a storage host's addresses, as on the hub; Xet is not offered. What goes wrong is set in `Hub.fault`.
+Repositories live in memory: commits of whole trees, branches and tags that name commits. Large
+files take the way of Git LFS, over a storage host's addresses, as on the hub; Xet is not offered.
+What goes wrong is set in `Hub.fault`.
 """
 
 import base64
@@ -72,7 +74,11 @@ class Hub:
 
     def fetched(self) -> list[str]:
         """The files that were downloaded."""
-        return sorted(path.rsplit("/", 1)[1] for path in self.asked if re.match("GET /(storage|.*/resolve)/", path))
+        return sorted(
+            path.rsplit("/", 1)[1]
+            for path in self.asked
+            if re.match("GET /(storage|.*/resolve)/", path)
+        )
 
 
 class Refused(Exception):
@@ -111,7 +117,11 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, "", f"nothing at {path}")
         except Refused as refused:
             status, code, message = refused.args
-            headers = {"X-Error-Code": code, "X-Error-Message": message} if code else {"X-Error-Message": message}
+            headers = (
+                {"X-Error-Code": code, "X-Error-Message": message}
+                if code
+                else {"X-Error-Message": message}
+            )
             self.answer({"error": message}, status, headers)
         except ConnectionError:
             self.close_connection = True
@@ -121,8 +131,14 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = route
 
-    def answer(self, content: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send(json.dumps(content).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+    def answer(
+        self, content: object, status: int = 200, headers: dict[str, str] | None = None
+    ) -> None:
+        self.send(
+            json.dumps(content).encode(),
+            status,
+            {"Content-Type": "application/json", **(headers or {})},
+        )
 
     def send(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status, HTTPStatus(status).phrase)
@@ -170,11 +186,16 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, body: bytes, name: str, rev: str | None = None) -> None:
         oid, files = self.tree(name, rev or "main")
         siblings = [{"rfilename": path} for path in files]
-        self.answer({"id": name, "sha": oid, "private": self.hub.repos[name].private, "siblings": siblings})
+        self.answer(
+            {"id": name, "sha": oid, "private": self.hub.repos[name].private, "siblings": siblings}
+        )
 
     def list_tree(self, body: bytes, name: str, rev: str) -> None:
         _, files = self.tree(name, rev)
-        rows = [{"type": "file", "path": path, "size": len(data), "oid": git_oid(data)} for path, data in files.items()]
+        rows = [
+            {"type": "file", "path": path, "size": len(data), "oid": git_oid(data)}
+            for path, data in files.items()
+        ]
         for row in rows:
             if large(row["path"]):
                 row["lfs"] = {
@@ -208,11 +229,18 @@ class Handler(BaseHTTPRequestHandler):
         start = int(re.sub(r"bytes=(\d+)-", r"\1", self.headers.get("Range") or "0"))
         ranged = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
         status, rest = (206 if start else 200), data[start:]
-        if fault.cut is None or fault.times == 0 or self.command == "HEAD" or not path.startswith("vector.safe"):
+        if (
+            fault.cut is None
+            or fault.times == 0
+            or self.command == "HEAD"
+            or not path.startswith("vector.safe")
+        ):
             self.send(rest, status, {**headers, **ranged})
             return
         fault.times -= 1
-        self.send(rest[: fault.cut], status, {**headers, **ranged, "Content-Length": str(len(rest))})
+        self.send(
+            rest[: fault.cut], status, {**headers, **ranged, "Content-Length": str(len(rest))}
+        )
         self.close_connection = True
 
     # Writing
@@ -221,9 +249,14 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         name = f"{asked['organization'] or self.user()}/{asked['name']}"
         if self.user() != name.split("/")[0]:
-            raise Refused(403, "", "You don't have the rights to create a model under this namespace")
+            raise Refused(
+                403, "", "You don't have the rights to create a model under this namespace"
+            )
         if name in self.hub.repos:
-            self.answer({"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}, 409)
+            self.answer(
+                {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"},
+                409,
+            )
             return
         private = asked.get("private") or asked.get("visibility") == "private"
         self.hub.repos[name] = Repo(private)
@@ -242,15 +275,26 @@ class Handler(BaseHTTPRequestHandler):
         data, errors = yaml.safe_load(block), []
         for language in data.get("language") or []:
             if not re.fullmatch("[a-z]{2,3}", str(language)):
-                errors.append(f'"language" with value "{language}" is not valid. It must be an ISO 639 code')
+                errors.append(
+                    f'"language" with value "{language}" is not valid. It must be an ISO 639 code'
+                )
         if data.get("license") not in (None, "apache-2.0", "mit", "cc-by-sa-4.0", "other"):
-            errors.append(f'"license" must be one of [apache-2.0, mit, ...], not "{data["license"]}"')
-        self.answer({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
+            errors.append(
+                f'"license" must be one of [apache-2.0, mit, ...], not "{data["license"]}"'
+            )
+        self.answer(
+            {"errors": [{"message": error} for error in errors], "warnings": []},
+            400 if errors else 200,
+        )
 
     def preupload(self, body: bytes, name: str, rev: str) -> None:
         self.writable(name)
         files = [
-            {"path": file["path"], "uploadMode": "lfs" if large(file["path"]) else "regular", "shouldIgnore": False}
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if large(file["path"]) else "regular",
+                "shouldIgnore": False,
+            }
             for file in json.loads(body)["files"]
         ]
         self.answer({"files": files})
@@ -277,13 +321,17 @@ class Handler(BaseHTTPRequestHandler):
         for operation in operations:
             value = operation["value"]
             change = {
-                "file": lambda value: files.update({value["path"]: base64.b64decode(value["content"])}),
+                "file": lambda value: files.update(
+                    {value["path"]: base64.b64decode(value["content"])}
+                ),
                 "lfsFile": lambda value: files.update({value["path"]: self.hub.lfs[value["oid"]]}),
                 "deletedFile": lambda value: files.pop(value["path"]),
             }[operation["key"]]
             change(value)
         oid = repo.commit(rev, files, header["value"]["summary"])
-        self.answer({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"})
+        self.answer(
+            {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"}
+        )
 
 
 NAME, REV = r"(?P<name>[\w.-]+/[\w.-]+)", r"(?P<rev>[\w./-]+)"
@@ -308,8 +356,12 @@ def serving(tokens: dict[str, str] = TOKENS) -> Iterator[Hub]:
     """A hub on a free port of loopback, within the block."""
     hub = Hub(tokens)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
-    hub.url, hub.storage = (f"http://{host}:{server.server_port}" for host in ("127.0.0.1", "localhost"))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    hub.url, hub.storage = (
+        f"http://{host}:{server.server_port}" for host in ("127.0.0.1", "localhost")
+    )
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield hub

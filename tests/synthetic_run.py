@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from deftx.core.vector import Entries, SparseVector
+from deftx.core.vector import SparseTensor, SparseVector
 from deftx.storage.tensors import save_tensors
 from deftx.storage.vector_files import save
 
@@ -17,12 +17,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LT-SFT": {"language": {"method": "lt-sft"}, "task": {"method": "lt-sft"}},
     "DeFT-X 90%": {"language": {"rank": "90%"}, "task": {"rank": "90%"}},
 }
-SKILL = {"no language vector": 0.58, "LT-SFT": 0.66, "DeFT-X 90%": 0.74}  # the share of right answers
+SKILL = {
+    "no language vector": 0.58,
+    "LT-SFT": 0.66,
+    "DeFT-X 90%": 0.74,
+}  # the share of right answers
 LABELS = ["negative", "neutral", "positive"]
 PAPER = {
     "table": "Table 2",
     "url": "https://example.org/paper",
-    "rows": {"LT-SFT": {"ace": 71.5, "min": 80.25, "bbc": 33.0}, "DeFT-X": {"ace": 72.0, "min": 81.0}},
+    "rows": {
+        "LT-SFT": {"ace": 71.5, "min": 80.25, "bbc": 33.0},
+        "DeFT-X": {"ace": 72.0, "min": 81.0},
+    },
 }
 WIDTH, LAYERS = 16, 4
 SHAPES = {
@@ -48,13 +55,27 @@ class Writer:
         self.folder, self.store, self.steps = folder, folder.parent / "store", []
         self.generator = torch.Generator().manual_seed(0)
 
-    def step(self, kind: str, variant: Sequence[str], seed: int, name: str, inputs: Sequence[str] = ()) -> Path:
+    def step(
+        self, kind: str, variant: Sequence[str], seed: int, name: str, inputs: Sequence[str] = ()
+    ) -> Path:
         """The folder of a new finished step."""
-        step = {"id": f"{kind}-{len(self.steps):04x}", "kind": kind, "variant": [*variant], "seed": seed, "name": name}
+        step = {
+            "id": f"{kind}-{len(self.steps):04x}",
+            "kind": kind,
+            "variant": [*variant],
+            "seed": seed,
+            "name": name,
+        }
         self.steps.append({**step, "inputs": [*inputs]})
         folder = self.store / str(step["id"])
         folder.mkdir(parents=True)
-        about = {"id": step["id"], "kind": kind, "seconds": 90.0, "settings": {"k": "5%"}, "finished": "2026-01-01"}
+        about = {
+            "id": step["id"],
+            "kind": kind,
+            "seconds": 90.0,
+            "settings": {"k": "5%"},
+            "finished": "2026-01-01",
+        }
         versions = {"deftx": "0.1.0", "torch": "2.13.0"}
         (folder / "step.json").write_text(json.dumps({**about, "versions": versions}))
         return folder
@@ -62,7 +83,9 @@ class Writer:
     def delta(self, variants: Sequence[str], seed: int, name: str, *, kept: bool) -> str:
         folder = self.step("delta", variants, seed, name)
         if kept:
-            tensors = {key: torch.randn(shape, generator=self.generator) for key, shape in SHAPES.items()}
+            tensors = {
+                key: torch.randn(shape, generator=self.generator) for key, shape in SHAPES.items()
+            }
             save_tensors(folder / "phase1.safetensors", tensors, {})
         return folder.name
 
@@ -70,9 +93,13 @@ class Writer:
         folder = self.step("vector", [variant], seed, name, [delta])
         save(random_vector(self.generator, variant, name), folder / "vector")
 
-    def score(self, variant: str, seed: int, language: str, count: int, skill: float) -> dict[str, Any]:
+    def score(
+        self, variant: str, seed: int, language: str, count: int, skill: float
+    ) -> dict[str, Any]:
         folder = self.step("score", [variant], seed, language)
-        fixed = torch.Generator().manual_seed(len(language))  # the same truth for every variant and seed
+        fixed = torch.Generator().manual_seed(
+            len(language)
+        )  # the same truth for every variant and seed
         true = torch.randint(len(LABELS), (count,), generator=fixed)
         hard = torch.rand(count, generator=fixed)  # the same examples are hard for all
         noise = torch.randn(count, generator=self.generator)
@@ -82,7 +109,11 @@ class Writer:
         answers = {"true": true.tolist(), "predicted": predicted, "labels": LABELS}
         (folder / "predictions.json").write_text(json.dumps(answers))
         f1 = f1_score(true.tolist(), predicted, average="macro")
-        found = {"macro_f1": f1, "accuracy": accuracy_score(true.tolist(), predicted), "step": folder.name}
+        found = {
+            "macro_f1": f1,
+            "accuracy": accuracy_score(true.tolist(), predicted),
+            "step": folder.name,
+        }
         return {"variant": variant, "seed": seed, "language": language, "examples": count, **found}
 
 
@@ -94,7 +125,9 @@ def history(phase: int, metric: str, generator: torch.Generator) -> list[dict[st
         value = 5 - 0.02 * step - 0.1 * phase + noise
         rows.append({"step": step, "train_loss": value + 0.2})
         if step % 20 == 0:
-            rows.append({"step": step, f"eval_{metric}": value if metric == "loss" else 0.4 + 0.004 * step})
+            rows.append(
+                {"step": step, f"eval_{metric}": value if metric == "loss" else 0.4 + 0.004 * step}
+            )
     return rows
 
 
@@ -104,9 +137,11 @@ def random_vector(generator: torch.Generator, variant: str, name: str) -> Sparse
         size = torch.Size(shape).numel()
         share = 0.1 + 0.05 * (sum(map(ord, key)) % 5)
         places = (torch.rand(size, generator=generator) < share).nonzero().view(-1)
-        tensors[key] = Entries(places, torch.randn(len(places), generator=generator), shape)
+        tensors[key] = SparseTensor(places, torch.randn(len(places), generator=generator), shape)
     metric = "macro_f1" if name == "task" else "loss"
-    log = {f"phase{n}": {"history": history(n, metric, generator), "best_step": 100} for n in (1, 2)}
+    log = {
+        f"phase{n}": {"history": history(n, metric, generator), "best_step": 100} for n in (1, 2)
+    }
     ranks = {key: 3 + n % 7 for n, (key, shape) in enumerate(SHAPES.items()) if len(shape) == 2}
     training = {"metric": metric} if name == "task" else {}
     info = {"ranks": ranks if "DeFT" in variant else {}, "log": log, "training": training}
@@ -126,20 +161,30 @@ def make_run(
     ngrams: bool = False,
     **recipe: Any,
 ) -> Path:
-    """A finished run whose variants are right as often as `skill` says; `recipe` replaces values of recipe.json."""
+    """A finished run whose variants are right as often as `skill` says; `recipe` replaces values of
+    recipe.json."""
     variants, skill = VARIANTS if variants is None else variants, skill or SKILL
     folder.mkdir(parents=True)
     writer = Writer(folder)
     tested = [*languages, "ind"]
-    rows = [writer.score("character n-grams", 0, name, examples, 0.7) for name in tested] if ngrams else []
+    rows = (
+        [writer.score("character n-grams", 0, name, examples, 0.7) for name in tested]
+        if ngrams
+        else []
+    )
     for seed in seeds:
         for number, (variant, settings) in enumerate(variants.items()):
-            for name in [*(tested if settings.get("target", True) else []), "task"] if vectors else []:
+            for name in (
+                [*(tested if settings.get("target", True) else []), "task"] if vectors else []
+            ):
                 kept = deltas and not seed and number == len(variants) - 1
                 delta = writer.delta([*variants], seed, name, kept=kept)
                 writer.vector(variant, seed, name, delta)
             level = skill.get(variant, 0.6)
-            rows += [writer.score(variant, seed, name, examples, level + 0.01 * (seed - 1)) for name in tested]
+            rows += [
+                writer.score(variant, seed, name, examples, level + 0.01 * (seed - 1))
+                for name in tested
+            ]
     data = {
         "name": "nusax-nano",
         "title": "NusaX sentiment on nano-xlmr",
@@ -157,6 +202,9 @@ def make_run(
     (folder / "recipe.json").write_text(json.dumps({**data, **recipe}))
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "steps.json").write_text(json.dumps({"store": "../store", "steps": writer.steps}))
-    trimmed = {"ace": "3 of 1,200 (2 same, 1 contained)", "labelled data": "518 of 11,000 (518 nearly the same)"}
+    trimmed = {
+        "ace": "3 of 1,200 (2 same, 1 contained)",
+        "labelled data": "518 of 11,000 (518 nearly the same)",
+    }
     (folder / "trimmed.json").write_text(json.dumps(trimmed))
     return folder

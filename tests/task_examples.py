@@ -12,7 +12,9 @@ OPTIONS = [words[: 2 + number % 2] for number, words in enumerate(WORDS)]
 EXAMPLES = {
     "classification": Examples(TEXTS, TEXTS[::-1], [tags[0] for tags in TAGS]),
     "tagging": Examples(TEXTS, labels=TAGS, parts=WORDS),
-    "ner": Examples(TEXTS, labels=[["B-X", "I-X", *["O"] * (len(words) - 2)] for words in WORDS], parts=WORDS),
+    "ner": Examples(
+        TEXTS, labels=[["B-X", "I-X", *["O"] * (len(words) - 2)] for words in WORDS], parts=WORDS
+    ),
     "question-answering": Examples([words[0] for words in WORDS], TEXTS, ANSWERS),
     "multiple-choice": Examples(TEXTS, labels=[number % 2 for number in range(12)], parts=OPTIONS),
     "regression": Examples(TEXTS, labels=[len(words) / 10 for words in WORDS]),

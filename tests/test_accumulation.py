@@ -1,11 +1,12 @@
-"""Batches that are accumulated give the gradient of the large batch, for every objective, uneven last parts too."""
+"""Batches that are accumulated give the gradient of the large batch, for every objective, uneven
+last parts too."""
 
 import pytest
 import tiny
 import torch
 from task_examples import EXAMPLES
 
-from deftx.config import LanguageTraining, Training
+from deftx.config import LanguageTrainingConfig, TrainingConfig
 from deftx.core.parameters import backbone
 from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
 from deftx.objectives.registry import language_of
@@ -24,7 +25,9 @@ def gradients(monkeypatch):
     steps = []
 
     def captured(parameters, largest):
-        steps.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
+        steps.append(
+            [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+        )
         return torch.zeros(())
 
     monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", captured)
@@ -34,7 +37,7 @@ def gradients(monkeypatch):
 def step_gradients(load, objective, gradients, batch_size, accumulate):
     """The gradients of three steps of one model, whose weights stay nearly where they are."""
     model = load().double()
-    training = Training(
+    training = TrainingConfig(
         learning_rate=1e-12,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -68,7 +71,7 @@ def assert_parts_are_the_whole(load, objective, gradients):
 def test_of_language_modelling(bases, gradients, shape):
     base = bases(shape)
     learn = language_of(load_language_model(base).config).objective
-    objective = learn(TEXT, load_tokenizer(base), LanguageTraining(), 24, 0)
+    objective = learn(TEXT, load_tokenizer(base), LanguageTrainingConfig(), 24, 0)
     assert_parts_are_the_whole(lambda: load_language_model(base, dropout=0.0), objective, gradients)
 
 
@@ -76,5 +79,9 @@ def test_of_language_modelling(bases, gradients, shape):
 def test_of_every_kind_of_task(bases, gradients, name):
     task, examples, base = TASKS[name], EXAMPLES[name], bases(TASK_BASES.get(name, "modernbert"))
     labels = names_of(task, examples)
-    objective = supervised(task, examples, examples, labels, load_tokenizer(base), 24, next(iter(task.metrics)))
-    assert_parts_are_the_whole(lambda: load_task_model(base, labels, 0, task, dropout=0.0), objective, gradients)
+    objective = supervised(
+        task, examples, examples, labels, load_tokenizer(base), 24, next(iter(task.metrics))
+    )
+    assert_parts_are_the_whole(
+        lambda: load_task_model(base, labels, 0, task, dropout=0.0), objective, gradients
+    )

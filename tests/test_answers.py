@@ -1,4 +1,5 @@
-"""Every kind of task over HTTP: what is said is what the composed model says, in the form that is described."""
+"""Every kind of task over HTTP: what is said is what the composed model says, in the form that is
+described."""
 
 import json
 from dataclasses import replace
@@ -19,7 +20,10 @@ from test_serve import StandIn, ask, call, serving
 from deftx.serving import Limits
 from deftx.serving.answers import ANSWERS
 
-SHAPES = {"generation": "qwen", "multiple-choice": "modernbert"}  # not every base has a model for these
+SHAPES = {
+    "generation": "qwen",
+    "multiple-choice": "modernbert",
+}  # not every base has a model for these
 
 
 def columns(examples):
@@ -30,7 +34,8 @@ def columns(examples):
 
 @pytest.fixture(scope="module", params=TASKS)
 def served(request, bases):
-    """The port at which a task of some kind is served, the kind, unlabelled examples, and what is to be said."""
+    """The port at which a task of some kind is served, the kind, unlabelled examples, and what is
+    to be said."""
     kind, task, examples = request.param, TASKS[request.param], EXAMPLES[request.param]
     base, names = bases(SHAPES.get(kind, "xlmr")), names_of(TASKS[request.param], examples)
     model = load_task_model(base, names, task=task)
@@ -61,9 +66,15 @@ def test_the_form_of_what_is_said_is_described(served):
     port, kind, examples, _ = served
     said = ask(port, language="min", **columns(examples))[1]["predictions"][0]
     described = json.loads(call(port, "/openapi.json")[2])
-    content = described["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-    form = described["components"]["schemas"][content["$ref"].rpartition("/")[2]]["properties"]["predictions"]["items"]
-    described_parts = described["components"]["schemas"][form["$ref"].rpartition("/")[2]]["properties"]
+    content = described["paths"]["/predict"]["post"]["responses"]["200"]["content"][
+        "application/json"
+    ]["schema"]
+    form = described["components"]["schemas"][content["$ref"].rpartition("/")[2]]["properties"][
+        "predictions"
+    ]["items"]
+    described_parts = described["components"]["schemas"][form["$ref"].rpartition("/")[2]][
+        "properties"
+    ]
     assert described_parts.keys() == said.keys() >= {"language", *TASKS[kind].shown}
 
 
@@ -88,12 +99,36 @@ def test_words_are_what_stands_between_spaces_if_no_others_are_given(bases):
 
 
 WRONG = {
-    ("multiple-choice", "no options"): ({}, 422, "the examples have no parts, which this task reads: give `parts`"),
-    ("multiple-choice", "none for one"): ({"parts": [["a"], []]}, 422, "example 2 has no parts: give it at least one"),
-    ("multiple-choice", "too many"): ({"parts": [["a"] * 2, ["a"] * 2]}, 413, "4 options; at most 3 are taken at once"),
-    ("question-answering", "no context"): ({}, 422, "the examples have no pairs, which this task reads: give `pairs`"),
-    ("regression", "parts"): ({"parts": [["a"], ["a"]]}, 422, "have parts, which this task does not read: leave them"),
-    ("generation", "pairs"): ({"pairs": ["a", "a"]}, 422, "have pairs, which this task does not read: leave them out"),
+    ("multiple-choice", "no options"): (
+        {},
+        422,
+        "the examples have no parts, which this task reads: give `parts`",
+    ),
+    ("multiple-choice", "none for one"): (
+        {"parts": [["a"], []]},
+        422,
+        "example 2 has no parts: give it at least one",
+    ),
+    ("multiple-choice", "too many"): (
+        {"parts": [["a"] * 2, ["a"] * 2]},
+        413,
+        "4 options; at most 3 are taken at once",
+    ),
+    ("question-answering", "no context"): (
+        {},
+        422,
+        "the examples have no pairs, which this task reads: give `pairs`",
+    ),
+    ("regression", "parts"): (
+        {"parts": [["a"], ["a"]]},
+        422,
+        "have parts, which this task does not read: leave them",
+    ),
+    ("generation", "pairs"): (
+        {"pairs": ["a", "a"]},
+        422,
+        "have pairs, which this task does not read: leave them out",
+    ),
 }
 
 

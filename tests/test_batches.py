@@ -1,4 +1,5 @@
-"""Waiting texts: each is answered once, in its own language, in batches of one language, and none waits for ever."""
+"""Waiting texts: each is answered once, in its own language, in batches of one language, and none
+waits for ever."""
 
 import threading
 from contextlib import contextmanager
@@ -10,7 +11,11 @@ from hypothesis import strategies as st
 from deftx.data.examples import Examples
 from deftx.serving.batches import Batches, Busy
 
-TEXTS = st.lists(st.tuples(st.text(max_size=3), st.none() | st.text(max_size=3), st.sampled_from(["a", "b", None])))
+TEXTS = st.lists(
+    st.tuples(
+        st.text(max_size=3), st.none() | st.text(max_size=3), st.sampled_from(["a", "b", None])
+    )
+)
 
 
 class Model:
@@ -55,7 +60,9 @@ def test_every_text_is_answered_in_its_own_language_and_in_order(asked):
             batches.submit(Examples([text], None if pair is None else [pair]), [language])[0]
             for text, pair, language in asked
         ]
-        assert [future.result(10) for future in found] == [(text, language) for text, _, language in asked]
+        assert [future.result(10) for future in found] == [
+            (text, language) for text, _, language in asked
+        ]
 
 
 def test_what_waits_is_grouped_by_language():

@@ -25,11 +25,18 @@ def test_a_benchmark_finds_what_it_takes_from_deftx_and_from_the_others(name, mo
 
 @pytest.mark.slow
 def test_the_two_ways_to_serve_are_measured_side_by_side():
-    """It has a stand-in for the Switcher of its own, which nothing else would find to lack something."""
+    """It has a stand-in for the Switcher of its own, which nothing else would find to lack
+    something."""
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     brief = "--languages 2 --clients 2 --seconds 0.5 --repeat 1".split()
-    done = subprocess.run([sys.executable, FOLDER / "serve.py", *brief], capture_output=True, text=True, check=True)
-    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith(("ours", "plain"))}
+    done = subprocess.run(
+        [sys.executable, FOLDER / "serve.py", *brief], capture_output=True, text=True, check=True
+    )
+    rows = {
+        line.split()[0]: line.split()
+        for line in done.stdout.splitlines()
+        if line.startswith(("ours", "plain"))
+    }
     assert float(rows["ours"][1]) > 0
     assert float(rows["plain"][1]) > 0
     assert "Traceback" not in done.stderr

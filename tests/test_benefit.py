@@ -11,10 +11,18 @@ from typed import LANGUAGE
 
 import deftx
 from deftx.cli.actions import language_losses
-from deftx.config import LanguageTraining
+from deftx.config import LanguageTrainingConfig
 from deftx.core.apply import apply
 from deftx.core.vector import SparseVector
-from deftx.experiments.benefit import Answers, Course, advice_on, answers_by_language, benefits, course_of, sample_of
+from deftx.experiments.benefit import (
+    Answers,
+    Course,
+    advice_on,
+    answers_by_language,
+    benefits,
+    course_of,
+    sample_of,
+)
 from deftx.models.loading import load_language_model, load_tokenizer
 from deftx.objectives.registry import language_of
 
@@ -59,7 +67,10 @@ def test_the_course_of_a_vector_is_that_of_its_log(home):
     course = course_of(vector)
     phases = vector.info["log"]
     assert (course.metric, course.phase1) == ("loss", phases["phase1"]["best_score"])
-    assert (course.end, course.start) == (phases["phase2"]["best_score"], phases["phase1"].get("start_score"))
+    assert (course.end, course.start) == (
+        phases["phase2"]["best_score"],
+        phases["phase1"].get("start_score"),
+    )
     assert course_of(deftx.load(home / "task")).metric == "macro_f1"
     assert course_of(SparseVector({})) is None
     with_start = {**phases, "phase1": {**phases["phase1"], "start_score": 99.0}}
@@ -76,7 +87,12 @@ def test_the_course_of_a_vector_is_that_of_its_log(home):
             0.5,
             ["the answer is 'a' to 99% of the texts: take half of the vector"],
         ),
-        ({"a": 100}, {"a": 99, "b": 1}, 0.5, ["the answer is 'a' to 100% of the texts: look at the task first"]),
+        (
+            {"a": 100},
+            {"a": 99, "b": 1},
+            0.5,
+            ["the answer is 'a' to 100% of the texts: look at the task first"],
+        ),
         ({"a": 100}, {"a": 99, "b": 1}, 0.99, []),  # so it is in the training data
     ],
 )
@@ -92,14 +108,20 @@ def test_a_vector_that_changes_no_answer_is_called_out():
 
 
 def test_answers_are_those_of_the_composed_models(home):
-    base, task, language = str(home / "base"), deftx.load(home / "task"), 50 * deftx.load(home / "min")
+    base, task, language = (
+        str(home / "base"),
+        deftx.load(home / "task"),
+        50 * deftx.load(home / "min"),
+    )
     texts = sentences(40, 7)
     found = answers_by_language(base, task, {"min": language, "none": language}, {"min": texts})
     assert found.keys() == {"min"}
     labels = {}
     for name, vectors in {"with": [language], "without": []}.items():
         model = deftx.compose(base, task, vectors)
-        batch = load_tokenizer(base)(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+        batch = load_tokenizer(base)(
+            texts, padding=True, truncation=True, max_length=16, return_tensors="pt"
+        )
         with torch.no_grad():
             numbers = model(**batch).logits.argmax(-1).tolist()
         labels[name] = [model.config.id2label[number] for number in numbers]
@@ -108,14 +130,18 @@ def test_answers_are_those_of_the_composed_models(home):
     assert (answers.texts, answers.agreement) == (40, alike / 40)
     assert sum(answers.labels.values()) == 40
     assert answers.labels == {label: labels["with"].count(label) for label in set(labels["with"])}
-    assert answers.labels_without == {label: labels["without"].count(label) for label in set(labels["without"])}
+    assert answers.labels_without == {
+        label: labels["without"].count(label) for label in set(labels["without"])
+    }
 
 
 def test_what_is_said_without_labels(home):
     base, task, language = str(home / "base"), deftx.load(home / "task"), deftx.load(home / "min")
     train = deftx.read_examples(home / "train.tsv")
     known, strange = sentences(20, 3), ["@ # ! ?", "ba"] * 10
-    found = benefits(base, task, {"min": language, "odd": language}, {"odd": strange, "min": known}, {}, train)
+    found = benefits(
+        base, task, {"min": language, "odd": language}, {"odd": strange, "min": known}, {}, train
+    )
     assert [one.language for one in found] == ["min", "odd"]
     assert found[0].unknown == 0
     assert found[1].unknown == pytest.approx(4 / 6)
@@ -136,12 +162,20 @@ def test_a_sample_is_from_everywhere_and_no_larger_than_wanted():
 @pytest.mark.parametrize("shape", ["xlmr", "qwen", "t5"])
 def test_the_loss_of_a_base_with_a_vector_is_that_of_the_model_with_it(shape, tmp_path):
     base = str(save_base(tmp_path / shape, shape))
-    training = LanguageTraining(learning_rate=1e-2, max_steps=100, length=16, evaluate_every=20, lm_head="frozen")
-    vector = deftx.fit_language(base, sentences(60), deftx.LanguageFit(k="20%", training=training))
+    training = LanguageTrainingConfig(
+        learning_rate=1e-2, max_steps=100, length=16, evaluate_every=20, lm_head="frozen"
+    )
+    vector = deftx.fit_language(
+        base, sentences(60), deftx.LanguageVectorConfig(k="20%", training=training)
+    )
     lines = sentences(50, 5)
-    alone, vectored = language_losses(base, {"min": vector}, lines, None, any_base=False)
+    alone, vectored = language_losses(
+        base, {"min": vector}, lines, None, ignore_base_mismatch=False
+    )
     model, tokenizer = load_language_model(base), load_tokenizer(base)
-    objective = language_of(model.config).objective(lines, tokenizer, training, 16, 0, held_out=lines)
+    objective = language_of(model.config).objective(
+        lines, tokenizer, training, 16, 0, held_out=lines
+    )
     with torch.no_grad():
         before = objective.validate(model.eval(), 8)["loss"]
         apply(model, vector)
@@ -160,7 +194,11 @@ def test_the_command_holds_vectors_against_the_base_on_any_text(here, run):
     rows = json.loads(run(*command, "--json").out)
     assert [row["language"] for row in rows] == [None, "min", "ind"]
     table = run(*command).out.splitlines()
-    assert table[1].split() == ["(none)", f"{rows[0]['loss']:.4f}", f"{rows[0]['bits_by_character']:.3f}"]
+    assert table[1].split() == [
+        "(none)",
+        f"{rows[0]['loss']:.4f}",
+        f"{rows[0]['bits_by_character']:.3f}",
+    ]
     assert f"{rows[1]['loss'] - rows[0]['loss']:+.4f}" in table[2]
     alone = json.loads(run(*command[:3], "--text", "new.txt", "--json").out)
     assert [row["language"] for row in alone] == [None]
@@ -173,7 +211,10 @@ def test_the_command_holds_vectors_against_the_base_on_any_text(here, run):
         ("--base home/other --language home/min --text home/min.txt", "the vector was made on"),
         ("--base home/encoder --text home/min.txt", "is not a masked language model"),
         ("--text nothing.txt", "nothing.txt"),
-        ("--language min=home/min --language min=home/ind --text home/min.txt", "two language vectors are named 'min'"),
+        (
+            "--language min=home/min --language min=home/ind --text home/min.txt",
+            "two language vectors are named 'min'",
+        ),
         ("--language home/min", "Missing option '--text'"),
     ],
 )
@@ -186,8 +227,20 @@ def test_what_is_wrong_with_evaluate_language_is_one_line(here, run, options, sa
 
 
 def test_a_fit_that_did_nothing_is_called_out_with_what_to_try(here, run, monkeypatch):
-    monkeypatch.setattr("deftx.experiments.benefit.course_of", lambda vector: Course("loss", 4.0, 3.99, 3.995))
-    done = run("fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "new", *LANGUAGE)
+    monkeypatch.setattr(
+        "deftx.experiments.benefit.course_of", lambda vector: Course("loss", 4.0, 3.99, 3.995)
+    )
+    done = run(
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "new",
+        *LANGUAGE,
+    )
     assert done.code == 0
     assert "held-out loss 4.0000 before, 3.9900 after phase 1, 3.9950 after phase 2" in done.out
     assert "deftx: the vector did next to nothing: train longer (training.max_steps)" in done.err

@@ -1,4 +1,5 @@
-"""Model cards: the metadata that the hub reads, what people read, and nothing of the maker's disk in either."""
+"""Model cards: the metadata that the hub reads, what people read, and nothing of the maker's disk
+in either."""
 
 import json
 import re
@@ -30,7 +31,11 @@ INFO = {
     "seed": 0,
     "training": {"learning_rate": 1e-4, "batch_size": 8, "report_to": []},
     "log": {"phase1": {"best_score": 2.0}, "phase2": {"best_score": 1.25}},
-    "data": {"lines": 5000, "digest": "0123abcd", "sources": ["hub:wikimedia/wikipedia@v1:20231101.min", "min.txt"]},
+    "data": {
+        "lines": 5000,
+        "digest": "0123abcd",
+        "sources": ["hub:wikimedia/wikipedia@v1:20231101.min", "min.txt"],
+    },
 }
 LANGUAGE = replace(example(head=False), info=INFO)
 TASK = replace(
@@ -51,7 +56,9 @@ def read(vector, about=None):
 
 
 def test_the_metadata_of_a_language_vector_is_what_the_hub_expects():
-    card = read(LANGUAGE, About(languages=["min", "no"], license="cc-by-sa-4.0", datasets=["you/text"]))
+    card = read(
+        LANGUAGE, About(languages=["min", "no"], license="cc-by-sa-4.0", datasets=["you/text"])
+    )
     assert card.data.to_dict() == {
         "library_name": "deftx",
         "base_model": "FacebookAI/xlm-roberta-base",
@@ -74,7 +81,11 @@ def test_the_metadata_of_a_task_vector_has_its_task_and_its_score():
     assert card.data.pipeline_tag == "text-classification"
     assert "task-vector" in card.data.tags
     (score,) = card.data.eval_results
-    assert (score.task_type, score.metric_type, score.metric_name) == ("text-classification", "f1", "macro-F1")
+    assert (score.task_type, score.metric_type, score.metric_name) == (
+        "text-classification",
+        "f1",
+        "macro-F1",
+    )
     assert (score.metric_value, score.dataset_type) == (1.25, "indonlp/indonlu")
     assert card.data.metrics == ["f1"]
     assert read(TASK).data.eval_results[0].dataset_type == "unknown"
@@ -83,19 +94,43 @@ def test_the_metadata_of_a_task_vector_has_its_task_and_its_score():
 @pytest.mark.parametrize("vector", [LANGUAGE, TASK])
 def test_people_read_what_it_is_what_it_was_made_of_and_how_to_use_it(vector):
     text = read(vector, About(languages=["min"], license="mit")).text
-    facts = ["FacebookAI/xlm-roberta-base", "e73636d", "ab" * 32, "22 numbers", "0.11%", "90%", "0.05", "2.13.0", "mit"]
+    facts = [
+        "FacebookAI/xlm-roberta-base",
+        "e73636d",
+        "ab" * 32,
+        "22 numbers",
+        "0.11%",
+        "90%",
+        "0.05",
+        "2.13.0",
+        "mit",
+    ]
     data = vector.info["data"]
-    for fact in [*facts, "1.2500", "min", data["digest"], *data["sources"], "Simon, Sona Elza", "2505.15090"]:
+    for fact in [
+        *facts,
+        "1.2500",
+        "min",
+        data["digest"],
+        *data["sources"],
+        "Simon, Sona Elza",
+        "2505.15090",
+    ]:
         assert fact in text
     own, other = ("--task", "--language") if vector.head else ("--language", "--task")
-    assert re.search(rf"deftx compose --base FacebookAI/xlm-roberta-base@e73636d .*{own} you/xlmr-min", text)
+    assert re.search(
+        rf"deftx compose --base FacebookAI/xlm-roberta-base@e73636d .*{own} you/xlmr-min", text
+    )
     assert f"{other} " in text
     assert 'deftx.load("you/xlmr-min")' in text
     assert ("negative, neutral, positiv ä" in text) == (vector.head is not None)
 
 
 def test_a_vector_that_knows_nothing_has_a_card_too():
-    for vector in (SparseVector({}), 2.0 * LANGUAGE, replace(TASK, info={"log": 3, "data": [], "training": None})):
+    for vector in (
+        SparseVector({}),
+        2.0 * LANGUAGE,
+        replace(TASK, info={"log": 3, "data": [], "training": None}),
+    ):
         assert "deftx" in read(vector).data.tags
     assert "2.0 times" in read(2.0 * LANGUAGE).text
 
@@ -120,9 +155,15 @@ def test_a_stranger_s_info_stays_text():
 @pytest.mark.parametrize(
     ("about", "reason"),
     [
-        ({"languages": ["Minangkabau"]}, "'Minangkabau' is no ISO 639 code: write two or three small letters"),
+        (
+            {"languages": ["Minangkabau"]},
+            "'Minangkabau' is no ISO 639 code: write two or three small letters",
+        ),
         ({"languages": ["pt-BR"]}, "'pt-BR' is no ISO 639 code"),
-        ({"license": "Apache 2"}, "'Apache 2' is no licence that the hub knows: write its name, such as apache-2.0"),
+        (
+            {"license": "Apache 2"},
+            "'Apache 2' is no licence that the hub knows: write its name, such as apache-2.0",
+        ),
         ({"datasets": ["../data/x.tsv"]}, "is no dataset on the hub"),
         ({"base": "../models/x"}, "is no model on the hub"),
     ],
@@ -156,13 +197,20 @@ def test_no_place_on_a_disk_is_published(place):
         "finetuned": place,
         "base_fingerprint": "ab",
         "tokenizer": {"name": place, "digest": "ab"},
-        "data": {"sources": [place, f"hub:{place}"]} if place != PLACES[0] else {"sources": ["x", "x"]},
+        "data": {"sources": [place, f"hub:{place}"]}
+        if place != PLACES[0]
+        else {"sources": ["x", "x"]},
         "other": [{"deep": place}] if place != PLACES[0] else [],
         "k": 3,
     }
     vector = published(replace(LANGUAGE, info={**info, "source": info, "of": [info]}))
     assert "anna" not in json.dumps(vector.info)
-    assert vector.info["source"]["base"] == vector.info["of"][0]["base"] == vector.info["base"] == "a local folder"
+    assert (
+        vector.info["source"]["base"]
+        == vector.info["of"][0]["base"]
+        == vector.info["base"]
+        == "a local folder"
+    )
     assert vector.info["data"] == {"sources": ["x", "x"]}
     assert (vector.info["k"], vector.info["base_fingerprint"]) == (3, "ab")
     assert published(vector).info == vector.info
@@ -170,7 +218,13 @@ def test_no_place_on_a_disk_is_published(place):
 
 
 def test_what_is_no_place_is_published_as_it_is():
-    info = {**TASK.info, "labels": ["/n/", "~/", "a/b"], "operation": "0.5 times", "note": "n/a", "text": "hub:a/b:c"}
+    info = {
+        **TASK.info,
+        "labels": ["/n/", "~/", "a/b"],
+        "operation": "0.5 times",
+        "note": "n/a",
+        "text": "hub:a/b:c",
+    }
     assert published(replace(TASK, info=info)).info == info
 
 
@@ -207,10 +261,15 @@ def test_a_card_of_one_s_own_is_pushed_as_it_is(hub, monkeypatch, tmp_path):
     deftx.push(tmp_path / "min", "anna/min")
     repo = hub.repos["anna/min"]
     assert repo.commits[repo.refs["main"]]["README.md"].decode() == own
-    with pytest.raises(DeftxError, match="is pushed as it is: say languages, datasets and licence there, or remove it"):
+    with pytest.raises(
+        DeftxError,
+        match="is pushed as it is: say languages, datasets and licence there, or remove it",
+    ):
         deftx.push(tmp_path / "min", "anna/min", languages=["min"])
     (tmp_path / "min" / "README.md").write_text("---\nlicense: strange\n---\n")
-    with pytest.raises(DeftxError, match=r'cannot push to anna/min: Invalid metadata.*"license" must be one of'):
+    with pytest.raises(
+        DeftxError, match=r'cannot push to anna/min: Invalid metadata.*"license" must be one of'
+    ):
         deftx.push(tmp_path / "min", "anna/min")
     (tmp_path / "min" / "README.md").write_bytes(b"\xff")
     with pytest.raises(DeftxError, match="cannot be read as UTF-8"):
@@ -226,10 +285,14 @@ def test_a_rank_left_to_the_library_is_shown_with_the_rule_that_it_stood_for():
     assert "| keep | 0.05 |\n| keep_of | rows-in-use |" in str(read(counted))
 
 
-def test_vectors_learnt_on_a_folder_name_it_so_that_nobody_takes_it_for_an_id(bases, tmp_path, monkeypatch):
+def test_vectors_learnt_on_a_folder_name_it_so_that_nobody_takes_it_for_an_id(
+    bases, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(bases(), "anna/base")
-    settings = deftx.LanguageFit(k=10, training=deftx.LanguageTraining(max_steps=1, min_steps=0, length=8))
+    settings = deftx.LanguageVectorConfig(
+        k=10, training=deftx.LanguageTrainingConfig(max_steps=1, min_steps=0, length=8)
+    )
     language = deftx.fit_language("anna/base", tiny.sentences(20), settings)
     difference = deftx.extract("anna/base", "anna/base")
     monkeypatch.chdir("/")

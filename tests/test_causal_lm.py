@@ -1,10 +1,11 @@
-"""Causal language modelling: the loss is the model's own, blocks hold text in order, and a decoder learns from it."""
+"""Causal language modelling: the loss is the model's own, blocks hold text in order, and a decoder
+learns from it."""
 
 import pytest
 import tiny
 import torch
 
-from deftx.config import LanguageFit, LanguageTraining
+from deftx.config import LanguageTrainingConfig, LanguageVectorConfig
 from deftx.core.parameters import backbone, tunable
 from deftx.errors import DeftxError
 from deftx.fit import fit
@@ -18,7 +19,7 @@ every_shape = pytest.mark.parametrize("shape", tiny.DECODERS)
 
 
 def made(texts, length=16, seed=0):
-    return causal_lm(texts, TOKENIZER, LanguageTraining(held_out=0.2), length, seed)
+    return causal_lm(texts, TOKENIZER, LanguageTrainingConfig(held_out=0.2), length, seed)
 
 
 @every_shape
@@ -27,9 +28,13 @@ def test_the_loss_is_the_models_own_also_on_held_out_text(bases, shape):
     model, objective = load_language_model(bases(shape)).eval(), made(tiny.sentences(40))
     batch = objective.collate([*objective.train[:3]])
     torch.testing.assert_close(objective.loss(model, batch), model(**batch).loss)
-    each = [model(input_ids=block[None], labels=block[None]).loss.item() for block in objective.held_out]
+    each = [
+        model(input_ids=block[None], labels=block[None]).loss.item() for block in objective.held_out
+    ]
     for batch_size in (1, 3, 100):
-        assert objective.validate(model, batch_size)["loss"] == pytest.approx(sum(each) / len(each), rel=1e-5)
+        assert objective.validate(model, batch_size)["loss"] == pytest.approx(
+            sum(each) / len(each), rel=1e-5
+        )
 
 
 def test_blocks_begin_as_texts_do_and_hold_the_text_in_order_without_an_end():
@@ -51,7 +56,9 @@ def test_too_little_text_is_an_error():
         made(["ba be"])
 
 
-@pytest.mark.parametrize(("shape", "objective"), [("xlmr", masked_lm), ("modernbert", masked_lm), ("qwen", causal_lm)])
+@pytest.mark.parametrize(
+    ("shape", "objective"), [("xlmr", masked_lm), ("modernbert", masked_lm), ("qwen", causal_lm)]
+)
 def test_a_base_says_itself_how_its_language_is_learnt(bases, shape, objective):
     assert language_of(load_language_model(bases(shape)).config).objective is objective
 
@@ -59,8 +66,14 @@ def test_a_base_says_itself_how_its_language_is_learnt(bases, shape, objective):
 @pytest.mark.parametrize("shape", [*tiny.DECODERS, "mt5", "bart"])
 def test_a_base_that_writes_learns_a_language_and_moves_nothing_outside_the_selection(bases, shape):
     """Its text is a pattern, so it is soon better, though 30% of its weights move."""
-    training = LanguageTraining(
-        learning_rate=1e-2, batch_size=8, length=32, max_steps=60, min_steps=0, evaluate_every=20, l1=0
+    training = LanguageTrainingConfig(
+        learning_rate=1e-2,
+        batch_size=8,
+        length=32,
+        max_steps=60,
+        min_steps=0,
+        evaluate_every=20,
+        l1=0,
     )
     model = load_language_model(bases(shape))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -68,8 +81,10 @@ def test_a_base_that_writes_learns_a_language_and_moves_nothing_outside_the_sele
     objective = learn(tiny.sentences(200), load_tokenizer(bases(shape)), training, 32, 0)
     with torch.no_grad():
         at_first = objective.validate(model.eval(), 8)["loss"]
-    phi = fit(model, objective, LanguageFit(k="30%", training=training))
-    scores = [row["eval_loss"] for row in phi.info["log"]["phase2"]["history"] if "eval_loss" in row]
+    phi = fit(model, objective, LanguageVectorConfig(k="30%", training=training))
+    scores = [
+        row["eval_loss"] for row in phi.info["log"]["phase2"]["history"] if "eval_loss" in row
+    ]
     assert phi.info["log"]["phase2"]["best_score"] == min(scores) < at_first - 0.3
     names = {id(weight): name for name, weight in backbone(model).items()}
     for name, weight in model.named_parameters():

@@ -1,4 +1,5 @@
-"""A training that is cut off anywhere goes on from its checkpoint and ends as if nothing had been, bit for bit."""
+"""A training that is cut off anywhere goes on from its checkpoint and ends as if nothing had been,
+bit for bit."""
 
 import errno
 import os
@@ -53,7 +54,8 @@ def cut(monkeypatch):
 
 
 def until_done(fit, cut, lives):
-    """What `fit` gives when it is started again after each of the `lives`, which end at their n-th loss; cuts taken."""
+    """What `fit` gives when it is started again after each of the `lives`, which end at their n-th
+    loss; cuts taken."""
     for number, losses in enumerate(lives):
         cut(losses)
         try:
@@ -73,27 +75,45 @@ def until_cut(fit, cut, losses):
 
 MORE = {"max_steps": 9, "evaluate_every": 4, "batch_size": 4, "epochs": 9}
 CASES = {
-    "language": lambda base, work: fit_language(base, TEXT, changed(LANGUAGE, {"training": MORE}), work=work),
-    "language, accumulating": lambda base, work: fit_language(
-        base, tiny.sentences(90), changed(LANGUAGE, {"training": {**MORE, "batch_size": 2, "accumulate": 3}}), work=work
+    "language": lambda base, checkpoint_dir: fit_language(
+        base, TEXT, changed(LANGUAGE, {"training": MORE}), checkpoint_dir=checkpoint_dir
     ),
-    "language, ranks of two halves": lambda base, work: fit_language(
-        base, TEXT, changed(LANGUAGE, {"rank": "split-half", "training": MORE}), work=work
+    "language, accumulating": lambda base, checkpoint_dir: fit_language(
+        base,
+        tiny.sentences(90),
+        changed(LANGUAGE, {"training": {**MORE, "batch_size": 2, "accumulate": 3}}),
+        checkpoint_dir=checkpoint_dir,
     ),
-    "task": lambda base, work: fit_task(base, TRAIN, VALID, changed(TASK, {"training": MORE}), work=work),
-    "task, averaging": lambda base, work: fit_task(
-        base, TRAIN, VALID, changed(TASK, {"training": {**MORE, "evaluate_every": 2, "average": 3}}), work=work
+    "language, ranks of two halves": lambda base, checkpoint_dir: fit_language(
+        base,
+        TEXT,
+        changed(LANGUAGE, {"rank": "split-half", "training": MORE}),
+        checkpoint_dir=checkpoint_dir,
     ),
-    "task, several languages": lambda base, work: fit_task(
+    "task": lambda base, checkpoint_dir: fit_task(
+        base, TRAIN, VALID, changed(TASK, {"training": MORE}), checkpoint_dir=checkpoint_dir
+    ),
+    "task, averaging": lambda base, checkpoint_dir: fit_task(
+        base,
+        TRAIN,
+        VALID,
+        changed(TASK, {"training": {**MORE, "evaluate_every": 2, "average": 3}}),
+        checkpoint_dir=checkpoint_dir,
+    ),
+    "task, several languages": lambda base, checkpoint_dir: fit_task(
         base,
         {"a": labelled(13, 5), "b": labelled(5, 6)},
         {"a": VALID, "b": VALID},
         changed(TASK, {"training": MORE}),
         source={"a": vector(base, 1), "b": vector(base, 2)},
-        work=work,
+        checkpoint_dir=checkpoint_dir,
     ),
-    "task, accumulating": lambda base, work: fit_task(
-        base, labelled(23, 1), VALID, changed(TASK, {"training": {**MORE, "accumulate": 2}}), work=work
+    "task, accumulating": lambda base, checkpoint_dir: fit_task(
+        base,
+        labelled(23, 1),
+        VALID,
+        changed(TASK, {"training": {**MORE, "accumulate": 2}}),
+        checkpoint_dir=checkpoint_dir,
     ),
 }
 
@@ -101,7 +121,8 @@ CASES = {
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, tmp_path, cut, case):
-    """Evaluated and logged at other steps than it is cut off at; several epochs; dropout and masking draw at random."""
+    """Evaluated and logged at other steps than it is cut off at; several epochs; dropout and
+    masking draw at random."""
     whole, draw = CASES[case](bases(), None), random.Random(case)
     lives = [draw.randint(1, 7) for _ in range(40)]
     vector, cuts = until_done(lambda: CASES[case](bases(), tmp_path), cut, lives)
@@ -115,12 +136,14 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, t
 STATE1, STATE2 = "phase1.state.safetensors", "phase2.state.safetensors"
 
 
-def language(base, work, change=None, text=TEXT):
-    return fit_language(base, text, changed(LANGUAGE, change or {}), work=work)
+def language(base, checkpoint_dir, change=None, text=TEXT):
+    return fit_language(base, text, changed(LANGUAGE, change or {}), checkpoint_dir=checkpoint_dir)
 
 
 @pytest.mark.usefixtures("always")
-def test_in_phase_2_four_numbers_are_kept_for_each_entry_and_nothing_of_the_model(bases, tmp_path, cut):
+def test_in_phase_2_four_numbers_are_kept_for_each_entry_and_nothing_of_the_model(
+    bases, tmp_path, cut
+):
     until_cut(lambda: language(bases(), tmp_path), cut, 8)
     assert sorted(os.listdir(tmp_path)) == ["phase1.safetensors", STATE2]
     kept = {name: tensor.numel() for name, tensor in load_file(tmp_path / STATE2).items()}
@@ -137,7 +160,12 @@ def test_in_phase_2_four_numbers_are_kept_for_each_entry_and_nothing_of_the_mode
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize(
     "change",
-    [{"training": {"learning_rate": 2e-2}}, {"training": {"max_steps": 5}}, {"training": {"l1": 0.0}}, {"seed": 1}],
+    [
+        {"training": {"learning_rate": 2e-2}},
+        {"training": {"max_steps": 5}},
+        {"training": {"l1": 0.0}},
+        {"seed": 1},
+    ],
 )
 def test_a_state_of_other_settings_is_not_taken_in_phase_1(bases, tmp_path, cut, change):
     until_cut(lambda: language(bases(), tmp_path), cut, 4)
@@ -147,7 +175,8 @@ def test_a_state_of_other_settings_is_not_taken_in_phase_1(bases, tmp_path, cut,
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize(
-    "change", [{"k": "4%"}, {"rank": 2}, {"method": "lt-sft"}, {"keep": 0.5}, {"training": {"average": 2}}]
+    "change",
+    [{"k": "4%"}, {"rank": 2}, {"method": "lt-sft"}, {"keep": 0.5}, {"training": {"average": 2}}],
 )
 def test_a_state_of_other_settings_is_not_taken_in_phase_2(bases, tmp_path, cut, change):
     until_cut(lambda: language(bases(), tmp_path), cut, 8)
@@ -160,9 +189,14 @@ def test_a_fit_that_is_cut_off_on_the_second_half_goes_on_there(bases, tmp_path,
     change = {"rank": "split-half", "training": {"max_steps": 8}}
     whole = language(bases(), None, change)
     until_cut(lambda: language(bases(), tmp_path, change), cut, 7)  # the third of the second half
-    assert sorted(os.listdir(tmp_path)) == ["phase1-half1.safetensors", "phase1-half2.state.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "phase1-half1.safetensors",
+        "phase1-half2.state.safetensors",
+    ]
     before = (tmp_path / "phase1-half1.safetensors").stat().st_mtime_ns
-    until_cut(lambda: language(bases(), tmp_path, change), cut, 3)  # the first of phase 1: two were left of the half
+    until_cut(
+        lambda: language(bases(), tmp_path, change), cut, 3
+    )  # the first of phase 1: two were left of the half
     assert (tmp_path / "phase1-half2.safetensors").exists()
     assert (tmp_path / "phase1-half1.safetensors").stat().st_mtime_ns == before
     vector = language(bases(), tmp_path, change)
@@ -221,7 +255,9 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_last_state(bases, tmp_pat
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("name", ["save_file", "new_file"])
-def test_what_the_disk_refuses_is_one_line_wherever_it_comes(bases, tmp_path, cut, monkeypatch, number, name):
+def test_what_the_disk_refuses_is_one_line_wherever_it_comes(
+    bases, tmp_path, cut, monkeypatch, number, name
+):
     """In phase 1, and when its result is written."""
     function, calls = getattr(tensors, name), []
 
@@ -233,7 +269,9 @@ def test_what_the_disk_refuses_is_one_line_wherever_it_comes(bases, tmp_path, cu
 
     monkeypatch.setattr(tensors, name, refusing)
     for _ in range(2):
-        with pytest.raises(DeftxError, match=f"cannot write {tmp_path}/phase1.*: {os.strerror(number)}; "):
+        with pytest.raises(
+            DeftxError, match=f"cannot write {tmp_path}/phase1.*: {os.strerror(number)}; "
+        ):
             language(bases(), tmp_path)
     assert same(language(bases(), tmp_path), language(bases(), None))
     assert not list(tmp_path.glob("*.tmp"))

@@ -1,4 +1,5 @@
-"""Classification: texts and pairs become batches, answers keep their order, scores are the usual ones."""
+"""Classification: texts and pairs become batches, answers keep their order, scores are the usual
+ones."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
-from deftx.config import TaskFit, TaskTraining
+from deftx.config import TaskTrainingConfig, TaskVectorConfig
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.models.loading import load_task_model
@@ -31,10 +32,15 @@ PAIRS = Examples(["ba be", "", "bi"], ["bo bu", "da", ""], ["no", "yes", "no"])
 
 def made(examples=SINGLE, valid=None, labels=LABELS, length=32, metric="macro_f1"):
     held_out = examples if valid is None else valid
-    return supervised.supervised(CLASSIFICATION, examples, held_out, labels, TOKENIZER, length, metric)
+    return supervised.supervised(
+        CLASSIFICATION, examples, held_out, labels, TOKENIZER, length, metric
+    )
 
 
-evaluate, predict = partial(supervised.evaluate, CLASSIFICATION), partial(supervised.predict, CLASSIFICATION)
+evaluate, predict = (
+    partial(supervised.evaluate, CLASSIFICATION),
+    partial(supervised.predict, CLASSIFICATION),
+)
 label_names = CLASSIFICATION.names
 
 
@@ -72,7 +78,8 @@ def test_pairs_are_read_together_and_either_may_be_empty():
 def test_long_inputs_are_cut_to_the_length_and_pairs_where_they_are_longest():
     long = " ".join(tiny.WORDS[:40])
     alone, pair = (
-        encode(Examples([long], second), TOKENIZER, 10, labelled=False).inputs[0] for second in (None, ["ba"])
+        encode(Examples([long], second), TOKENIZER, 10, labelled=False).inputs[0]
+        for second in (None, ["ba"])
     )
     assert alone["input_ids"] == [0, *range(5, 13), 2]
     assert pair["input_ids"] == [0, *range(5, 10), 2, 2, 5, 2]
@@ -99,7 +106,9 @@ def test_answers_keep_the_order_of_the_examples_however_they_are_batched(model, 
     encoded = encode(SINGLE, TOKENIZER, 32, labelled=False)
     assert encoded.targets == []
     with torch.no_grad():
-        one_by_one = torch.cat([model(**encoded.pad([example])).logits for example in encoded.inputs])
+        one_by_one = torch.cat(
+            [model(**encoded.pad([example])).logits for example in encoded.inputs]
+        )
     answers = logits(model, encoded, batch_size)
     assert answers.shape == (20, 3)
     assert answers.dtype == torch.float32
@@ -171,7 +180,9 @@ def test_evaluation_knows_more_than_ten_labels_of_a_saved_model(bases, tmp_path)
 
 def test_predictions_are_the_most_probable_labels(model):
     probabilities = logits(model, encode(SINGLE, TOKENIZER, 32, labelled=False)).softmax(-1)
-    for row, (label, probability) in zip(probabilities, predict(model, TOKENIZER, SINGLE, 32), strict=True):
+    for row, (label, probability) in zip(
+        probabilities, predict(model, TOKENIZER, SINGLE, 32), strict=True
+    ):
         assert label == LABELS[row.argmax()]
         assert probability == pytest.approx(row.max().item())
 
@@ -189,7 +200,9 @@ def test_fewer_than_two_labels_are_an_error(labels):
 
 def test_a_label_that_training_does_not_have_is_an_error_that_names_it(model):
     unseen = Examples(["ba", "be"], None, ["positive", "mixed"])
-    message = "label 'mixed' is not among the labels of the training data: negative, neutral, positive"
+    message = (
+        "label 'mixed' is not among the labels of the training data: negative, neutral, positive"
+    )
     with pytest.raises(DeftxError, match=message):
         made(valid=unseen)
     with pytest.raises(DeftxError, match=message):
@@ -198,7 +211,11 @@ def test_a_label_that_training_does_not_have_is_an_error_that_names_it(model):
 
 def test_examples_without_labels_are_an_error_where_labels_are_needed(model):
     bare = Examples(["ba", "be"])
-    for wrong in (lambda: made(bare), lambda: made(valid=bare), lambda: evaluate(model, TOKENIZER, bare, 32)):
+    for wrong in (
+        lambda: made(bare),
+        lambda: made(valid=bare),
+        lambda: evaluate(model, TOKENIZER, bare, 32),
+    ):
         with pytest.raises(DeftxError, match="the examples have no labels"):
             wrong()
 
@@ -218,9 +235,11 @@ def test_no_examples_are_an_error(model):
 
 
 def test_an_unknown_metric_is_an_error_that_lists_the_known_ones():
-    said = r"unknown metric of classification 'macro-f1' .did you mean 'macro_f1'.*accuracy, macro_f1"
+    said = (
+        r"unknown metric of classification 'macro-f1' .did you mean 'macro_f1'.*accuracy, macro_f1"
+    )
     with pytest.raises(DeftxError, match=said):
-        settled(TaskFit(training=TaskTraining(metric="macro-f1")))
+        settled(TaskVectorConfig(training=TaskTrainingConfig(metric="macro-f1")))
 
 
 def test_equal_data_have_equal_digests_and_others_do_not():

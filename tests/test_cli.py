@@ -19,7 +19,7 @@ from deftx.cli import arguments as given
 from deftx.config import changed
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
-from deftx.models.compose import compose, without_vectors
+from deftx.models.compose import compose, load_base_with_head
 from deftx.models.loading import load_composed, load_task_model, load_tokenizer
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
@@ -35,9 +35,21 @@ def test_a_language_vector_has_exactly_k_entries_and_leaves_no_working_files(hom
 
 
 def test_a_fit_says_in_one_line_what_it_wrote(here, run):
-    done = run("fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE)
+    done = run(
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "min",
+        *LANGUAGE,
+    )
     log = deftx.load("min").info["log"]
-    first, second = (f"{log[phase]['best_score']:.4f} after phase {phase[-1]}" for phase in ("phase1", "phase2"))
+    first, second = (
+        f"{log[phase]['best_score']:.4f} after phase {phase[-1]}" for phase in ("phase1", "phase2")
+    )
     assert done.code == 0
     start, _, course = done.out.partition("held-out loss ")
     assert start == f"min: language vector, k = {deftx.load('min').k:,}, "
@@ -48,12 +60,25 @@ def test_an_encoder_decoder_goes_the_same_way(here, run):
     save_base(here / "mt5", "mt5")
     fitted = ["--base", "mt5", "--train", "home/train.tsv", "--valid", "home/valid.tsv", *QUICK]
     for done in [
-        run("fit", "language", "--base", "mt5", "--text", "home/min.txt", "--out", "min", *LANGUAGE),
+        run(
+            "fit", "language", "--base", "mt5", "--text", "home/min.txt", "--out", "min", *LANGUAGE
+        ),
         run("fit", "task", *fitted, "--source", "min", "--out", "task"),
         run("compose", "--base", "mt5", "--task", "task", "--language", "min", "--out", "model"),
     ]:
         assert (done.code, done.out.splitlines()[1:]) == (0, [])
-    done = run("evaluate", "--base", "mt5", "--task", "task", "--language", "min", "--test", "home/test.tsv", "--json")
+    done = run(
+        "evaluate",
+        "--base",
+        "mt5",
+        "--task",
+        "task",
+        "--language",
+        "min",
+        "--test",
+        "home/test.tsv",
+        "--json",
+    )
     data = deftx.read_examples("home/test.tsv")
     model = load_composed("model")
     assert type(model).__name__ == "MT5ForSequenceClassification"
@@ -62,10 +87,24 @@ def test_an_encoder_decoder_goes_the_same_way(here, run):
 
 
 def test_the_same_command_makes_the_same_vector(here, home, run):
-    run("fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "again", *LANGUAGE)
+    run(
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "again",
+        *LANGUAGE,
+    )
     first, second = deftx.load(home / "min"), deftx.load("again")
-    assert all(torch.equal(first.tensors[n].values, second.tensors[n].values) for n in first.tensors)
-    assert all(torch.equal(first.tensors[n].indices, second.tensors[n].indices) for n in first.tensors)
+    assert all(
+        torch.equal(first.tensors[n].values, second.tensors[n].values) for n in first.tensors
+    )
+    assert all(
+        torch.equal(first.tensors[n].indices, second.tensors[n].indices) for n in first.tensors
+    )
 
 
 def test_a_task_vector_knows_its_source_and_its_labels(home):
@@ -79,9 +118,12 @@ def test_a_task_is_learnt_on_several_languages_each_with_its_vector(here, home, 
     sources = ["--source", "b=home/min", "--source", "a=home/ind", "--temperature", 3]
     done = run(*with_options(FIT_TASK, TWO), *sources)
     assert (done.code, "without --source" in done.out) == (0, False)
-    train = {name: deftx.read_examples(home / f"{part}.tsv") for name, part in {"a": "train", "b": "test"}.items()}
+    train = {
+        name: deftx.read_examples(home / f"{part}.tsv")
+        for name, part in {"a": "train", "b": "test"}.items()
+    }
     valid = dict.fromkeys(train, deftx.read_examples(home / "valid.tsv"))
-    settings = changed(deftx.TaskFit(), given.assigned(["k=5%", *QUICK[3::2]]))
+    settings = changed(deftx.TaskVectorConfig(), given.assigned(["k=5%", *QUICK[3::2]]))
     vectors = {"a": deftx.load("home/ind"), "b": deftx.load("home/min")}
     expected = deftx.fit_task("home/base", train, valid, settings, source=vectors, temperature=3)
     found = deftx.load("new")
@@ -97,15 +139,23 @@ def test_without_validation_data_a_tenth_is_held_out_and_that_is_said(here, home
     base = ["--base", "home/base", "--train", "home/train.tsv", *QUICK]
     done = run("fit", "task", *base, "--out", "new")
     assert done.code == 0
-    assert "warning: without --valid, 2 of the rows choose the best step and are not learnt" in done.err
+    assert (
+        "warning: without --valid, 2 of the rows choose the best step and are not learnt"
+        in done.err
+    )
     data = deftx.load("new").info["data"]
     assert (data["train"], data["valid"], data["pairs"]) == (22, 2, False)
-    assert "in --train too" in run("fit", "task", *base, "--valid", "home/train.tsv", "--out", "newer").err
+    assert (
+        "in --train too"
+        in run("fit", "task", *base, "--valid", "home/train.tsv", "--out", "newer").err
+    )
 
 
 def test_a_task_of_pairs_wants_pairs_wherever_it_is_used(here, home, run):
     rows = [line.split("\t") for line in Path("home/train.tsv").read_text().splitlines()[1:]]
-    Path("pairs.tsv").write_text("\n".join(["premise\thypothesis\tlabel", *(f"{a}\t{a}\t{b}" for a, b in rows)]))
+    Path("pairs.tsv").write_text(
+        "\n".join(["premise\thypothesis\tlabel", *(f"{a}\t{a}\t{b}" for a, b in rows)])
+    )
     data = ["--train", "pairs.tsv", "--valid", "pairs.tsv"]
     assert run("fit", "task", "--base", "home/base", *data, *QUICK, "--out", "pairs").code == 0
     vectors = ["--base", "home/base", "--task", "pairs"]
@@ -116,15 +166,22 @@ def test_a_task_of_pairs_wants_pairs_wherever_it_is_used(here, home, run):
         ["predict", "--model", "model", "home/test.tsv"],
     ):
         done = run(*command)
-        assert (done.code, "learnt from pairs of texts, and these are single ones" in done.complaint) == (2, True)
+        assert (
+            done.code,
+            "learnt from pairs of texts, and these are single ones" in done.complaint,
+        ) == (2, True)
     assert run("predict", "--model", "model", "pairs.tsv").code == 0
     mixed = ["--base", "home/base", "--train", "pairs.tsv", "--valid", "home/valid.tsv"]
     assert "learnt from pairs" in run("fit", "task", *mixed, *QUICK, "--out", "mixed").complaint
     both = deftx.merge(task=deftx.load("pairs"), languages=[deftx.load("home/min")])
     with pytest.raises(DeftxError, match="learnt from pairs"):
-        deftx.tune_scales("home/base", both, deftx.load("home/ind"), deftx.read_examples("home/valid.tsv"))
+        deftx.tune_scales(
+            "home/base", both, deftx.load("home/ind"), deftx.read_examples("home/valid.tsv")
+        )
     with pytest.raises(DeftxError, match="learnt from pairs"):
-        deftx.Switcher("home/base", deftx.load("pairs"), {}).predict(deftx.read_examples("home/test.tsv"), [None] * 24)
+        deftx.Switcher("home/base", deftx.load("pairs"), {}).predict(
+            deftx.read_examples("home/test.tsv"), [None] * 24
+        )
 
 
 def test_a_lone_source_may_have_a_name(here, home, run):
@@ -141,20 +198,40 @@ def test_a_pipeline_runs_the_composed_model_and_predict_says_the_same(here, home
     lines = run("predict", "--model", "home/model", "texts.txt", "--json").out.splitlines()
     found = [json.loads(line) for line in lines]
     assert [row["label"] for row in found] == [answer["label"] for answer in answers]
-    assert [row["probability"] for row in found] == pytest.approx([answer["score"] for answer in answers], abs=1e-5)
+    assert [row["probability"] for row in found] == pytest.approx(
+        [answer["score"] for answer in answers], abs=1e-5
+    )
     vectors = ["--base", "home/base", "--task", "home/task", "--language", "home/min"]
     assert run("predict", *vectors, "texts.txt", "--json").out.splitlines() == lines
 
 
 def test_texts_with_capitals_are_told_of_where_the_task_saw_none(here, run):
-    vectors, warning = ["--base", "home/base", "--task", "home/task"], "warning: the task was learnt from texts without"
+    vectors, warning = (
+        ["--base", "home/base", "--task", "home/task"],
+        "warning: the task was learnt from texts without",
+    )
     rows = [line.split("\t") for line in Path("home/test.tsv").read_text().splitlines()[1:]]
-    Path("big.tsv").write_text("\n".join(["text\tlabel", *(f"{text.title()}\t{label}" for text, label in rows)]))
+    Path("big.tsv").write_text(
+        "\n".join(["text\tlabel", *(f"{text.title()}\t{label}" for text, label in rows)])
+    )
     model = ["predict", "--model", "home/model", "big.tsv"]
-    for command in (["predict", *vectors, "big.tsv"], ["evaluate", *vectors, "--test", "big.tsv"], model):
+    for command in (
+        ["predict", *vectors, "big.tsv"],
+        ["evaluate", *vectors, "--test", "big.tsv"],
+        model,
+    ):
         done = run(*command)
         assert (done.code, done.err.count(warning)) == (0, 1)
-    respell = ["data", "respell", "big.tsv", "--like", "home/train.tsv", "--case-only", "--out", "small.tsv"]
+    respell = [
+        "data",
+        "respell",
+        "big.tsv",
+        "--like",
+        "home/train.tsv",
+        "--case-only",
+        "--out",
+        "small.tsv",
+    ]
     assert run(*respell).code == 0
     assert deftx.read_examples("small.tsv").texts == deftx.read_examples("home/test.tsv").texts
     assert warning not in run("predict", *vectors, "small.tsv").err
@@ -165,8 +242,12 @@ def test_predict_writes_texts_beside_their_answers_where_that_is_wanted(here, ru
     Path("texts.jsonl").write_text('{"text": "ba be"}\n{"text": "bi\\n bo"}\n')
     plain = run("predict", "--model", "home/model", "texts.jsonl").out.splitlines()
     shown = run("predict", "--model", "home/model", "texts.jsonl", "--with-text").out.splitlines()
-    assert shown == [f"{text}\t{line}" for text, line in zip(["input", "ba be", "bi bo"], plain, strict=True)]
-    lines = run("predict", "--model", "home/model", "texts.jsonl", "--with-text", "--json").out.splitlines()
+    assert shown == [
+        f"{text}\t{line}" for text, line in zip(["input", "ba be", "bi bo"], plain, strict=True)
+    ]
+    lines = run(
+        "predict", "--model", "home/model", "texts.jsonl", "--with-text", "--json"
+    ).out.splitlines()
     assert [json.loads(line)["input"] for line in lines] == ["ba be", "bi\n bo"]
 
 
@@ -178,7 +259,9 @@ def test_predict_writes_what_was_read_beside_texts_too(bases, run, tmp_path, mon
     deftx.save(replace(vector, head=head, info={"task": "multiple-choice"}), "task")
     asked = [("ba be", ["bi", "bo bu"]), ("da", ["de", "di", "do"])]
     Path("new.jsonl").write_text(
-        "".join(json.dumps({"question": text, "options": options}) + "\n" for text, options in asked)
+        "".join(
+            json.dumps({"question": text, "options": options}) + "\n" for text, options in asked
+        )
     )
     done = run("predict", "--base", base, "--task", "task", "new.jsonl", "--with-text", "--json")
     found = [json.loads(line) for line in done.out.splitlines()]
@@ -190,25 +273,40 @@ def test_predict_writes_a_table_whole_and_only_where_nothing_is(here, run):
     shown = run("predict", "--model", "home/model", "home/test.tsv").out
     assert shown.splitlines()[0] == "label\tprobability"
     assert len(shown.splitlines()) == 1 + 24
-    assert run("predict", "--model", "home/model", "home/test.tsv", "--out", "new/found.tsv").code == 0
+    assert (
+        run("predict", "--model", "home/model", "home/test.tsv", "--out", "new/found.tsv").code == 0
+    )
     assert Path("new/found.tsv").read_text() == shown
     Path("new/found.tsv").write_text("mine")
     refused = run("predict", "--model", "home/model", "home/test.tsv", "--out", "new/found.tsv")
     assert (refused.code, Path("new/found.tsv").read_text()) == (2, "mine")
     assert "--force" in refused.complaint
-    assert run("predict", "--model", "home/model", "home/test.tsv", "--out", "new/found.tsv", "--force").code == 0
+    assert (
+        run(
+            "predict", "--model", "home/model", "home/test.tsv", "--out", "new/found.tsv", "--force"
+        ).code
+        == 0
+    )
     assert Path("new/found.tsv").read_text() == shown
 
 
 def test_evaluate_scores_what_compose_makes(here, home, run):
     task, language = deftx.load(home / "task"), deftx.load(home / "min")
-    composed, base = compose(home / "base", task, language), without_vectors(home / "base", task, [language])
-    with deftx.applied(base, language, task):
+    composed, base = (
+        compose(home / "base", task, language),
+        load_base_with_head(home / "base", task, [language]),
+    )
+    with deftx.apply_temporarily(base, language, task):
         assert all(
-            torch.equal(a, b) for a, b in zip(composed.state_dict().values(), base.state_dict().values(), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(composed.state_dict().values(), base.state_dict().values(), strict=True)
         )
     scores = evaluate(
-        CLASSIFICATION, composed, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16
+        CLASSIFICATION,
+        composed,
+        load_tokenizer(home / "base"),
+        deftx.read_examples(home / "test.tsv"),
+        16,
     )
     vectors = ["--base", "home/base", "--task", "home/task", "--language", "min=home/min"]
     done = run("evaluate", *vectors, "--test", "min=home/test.tsv", "--json")
@@ -223,11 +321,20 @@ def test_vectors_are_combined_by_the_rule_that_is_named_whatever_the_command(her
     plain = compose(home / "base", task, language)
     assert run(*COMPOSE, "--rule", rule).code == 0
     saved = load_composed("new")
-    assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in expected.state_dict().items())
-    assert not all(torch.equal(weight, saved.state_dict()[name]) for name, weight in plain.state_dict().items())
+    assert all(
+        torch.equal(weight, saved.state_dict()[name])
+        for name, weight in expected.state_dict().items()
+    )
+    assert not all(
+        torch.equal(weight, saved.state_dict()[name]) for name, weight in plain.state_dict().items()
+    )
     (row,) = json.loads(run(*EVALUATE, "--rule", rule, "--json").out)
     scores = evaluate(
-        CLASSIFICATION, expected, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16
+        CLASSIFICATION,
+        expected,
+        load_tokenizer(home / "base"),
+        deftx.read_examples(home / "test.tsv"),
+        16,
     )
     assert {name: row[name] for name in scores} == scores
     by_vectors = run("predict", "home/test.tsv", *COMPOSE[1:7], "--rule", rule).out
@@ -236,15 +343,24 @@ def test_vectors_are_combined_by_the_rule_that_is_named_whatever_the_command(her
 
 def test_of_several_tasks_the_first_ones_head_is_used(here, home, run):
     task, language = deftx.load(home / "task"), deftx.load(home / "min")
-    second = replace(-0.5 * task, head=Head({n: -t for n, t in task.head.tensors.items()}, task.head.labels))
+    second = replace(
+        -0.5 * task, head=Head({n: -t for n, t in task.head.tensors.items()}, task.head.labels)
+    )
     deftx.save(second, "second")
     assert run(*COMPOSE, "--task", "second").code == 0
     saved = load_composed("new")
     expected = compose(home / "base", [task, replace(second, head=None)], language)
-    assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in expected.state_dict().items())
+    assert all(
+        torch.equal(weight, saved.state_dict()[name])
+        for name, weight in expected.state_dict().items()
+    )
     (row,) = json.loads(run(*EVALUATE, "--task", "second", "--json").out)
     scores = evaluate(
-        CLASSIFICATION, expected, load_tokenizer(home / "base"), deftx.read_examples(home / "test.tsv"), 16
+        CLASSIFICATION,
+        expected,
+        load_tokenizer(home / "base"),
+        deftx.read_examples(home / "test.tsv"),
+        16,
     )
     assert {name: row[name] for name in scores} == scores
 
@@ -283,13 +399,18 @@ def test_inspect_shows_where_vectors_come_from_and_what_they_share(here, home, r
     shown = run("inspect", "home/min", "home/ind").out
     assert "home/min" not in shown  # whole paths make headings that are broken within words
     shown = run("inspect", "home/min").out
-    assert all(word in shown for word in ("deftx", "90%", "encoder.layer.1", vectors[0].info["base_fingerprint"][:12]))
+    assert all(
+        word in shown
+        for word in ("deftx", "90%", "encoder.layer.1", vectors[0].info["base_fingerprint"][:12])
+    )
     assert "overlap" not in shown
 
 
 def test_words_are_tagged_from_the_first_command_to_the_last(here, run):
     """The vector and the model note the task, which nothing but the first command is told."""
-    sentence = "".join(f"{word}\t{'FRONT' if word[-1] in 'ei' else 'BACK'}\n" for word in "ba be bi bo".split())
+    sentence = "".join(
+        f"{word}\t{'FRONT' if word[-1] in 'ei' else 'BACK'}\n" for word in "ba be bi bo".split()
+    )
     Path("pos.tsv").write_text("\n".join([sentence] * 8))
     Path("words.tsv").write_text("ba\nbe\n\nbi\n")
     vectors = ["--base", "home/base", "--task", "pos", "--language", "home/min"]
@@ -304,7 +425,10 @@ def test_words_are_tagged_from_the_first_command_to_the_last(here, run):
     assert (done.code, header, [len(line.split()) for line in lines]) == (0, "tags", [2, 1])
     assert run("compose", *vectors, "--out", "model").code == 0
     assert run("predict", "--model", "model", "words.tsv").out == done.out
-    found = [json.loads(line) for line in run("predict", "--model", "model", "words.tsv", "--json").out.splitlines()]
+    found = [
+        json.loads(line)
+        for line in run("predict", "--model", "model", "words.tsv", "--json").out.splitlines()
+    ]
     assert [" ".join(each["tags"]) for each in found] == lines
 
 
@@ -345,14 +469,16 @@ def test_a_recipe_is_carried_out_and_its_table_printed(here, run):
         "train": "home/train.tsv",
         "valid": "home/valid.tsv",
         "test": {"min": "home/test.tsv"},
-        "leakage": "ignore",
+        "contamination": "ignore",
         "language": {"training": {**settings, "min_steps": 0}},
         "task": {"training": settings},
         "variants": {"LT-SFT": {"language": {"method": "lt-sft"}, "task": {"method": "lt-sft"}}},
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     rows = json.loads(run("run", "recipe.yaml", "--set", "seeds=[3]", "--json").out)
-    assert [(row["variant"], row["seed"], row["language"]) for row in rows] == [("LT-SFT", 3, "min")]
+    assert [(row["variant"], row["seed"], row["language"]) for row in rows] == [
+        ("LT-SFT", 3, "min")
+    ]
     again = run("run", "recipe.yaml", "--set", "seeds=[3]")
     assert again.out == Path("runs/recipe/results.md").read_text()
     assert "phase" not in again.err

@@ -1,4 +1,5 @@
-"""Fits that are stopped, killed, refused by another one at work, or meet a loss that is no number."""
+"""Fits that are stopped, killed, refused by another one at work, or meet a loss that is no
+number."""
 
 import os
 import shlex
@@ -15,7 +16,7 @@ from typed import LANGUAGE
 import deftx
 from deftx.experiments.demo.run import recipe as demo_recipe
 from deftx.objectives import masked_lm
-from deftx.storage.atomic_files import claimed
+from deftx.storage.atomic_files import lock_directory
 
 
 def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, monkeypatch):
@@ -28,7 +29,17 @@ def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, mon
         return train(*arguments, title=title, **options)
 
     monkeypatch.setattr("deftx.training.phases.train", stopping)
-    command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "a b", *LANGUAGE]
+    command = [
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "a b",
+        *LANGUAGE,
+    ]
     stopped = run(*command)
     assert stopped.code == 130
     assert stopped.complaint == f"deftx: stopped; to go on, type: {shlex.join(['deftx', *command])}"
@@ -43,15 +54,28 @@ def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, mon
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(here, run, monkeypatch, number, code):
+def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(
+    here, run, monkeypatch, number, code
+):
     before = signal.getsignal(signal.SIGTERM)
     interrupt = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # ignored where the tests are in the background
     monkeypatch.setattr(
-        "deftx.training.phases.train", lambda *args, **options: os.kill(os.getpid(), number) or time.sleep(9)
+        "deftx.training.phases.train",
+        lambda *args, **options: os.kill(os.getpid(), number) or time.sleep(9),
     )
-    command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
+    command = [
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "min",
+        *LANGUAGE,
+    ]
     stopped = run(*command)
     assert stopped.code == code
     assert stopped.complaint == f"deftx: stopped; to go on, type: {shlex.join(['deftx', *command])}"
@@ -62,8 +86,17 @@ def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(here,
 
 def test_the_second_of_two_processes_on_one_folder_is_refused(here, run, monkeypatch):
     monkeypatch.setattr("deftx.experiments.run.read", lambda recipe: pytest.fail("begun"))
-    recipe = {"base": "home/base", "source": "ind", "languages": {"ind": "home/ind.txt"}, "variants": {"V": {}}}
-    recipe |= {"train": "home/train.tsv", "valid": "home/valid.tsv", "test": {"ind": "home/test.tsv"}}
+    recipe = {
+        "base": "home/base",
+        "source": "ind",
+        "languages": {"ind": "home/ind.txt"},
+        "variants": {"V": {}},
+    }
+    recipe |= {
+        "train": "home/train.tsv",
+        "valid": "home/valid.tsv",
+        "test": {"ind": "home/test.tsv"},
+    }
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     Path("demo").mkdir()
     Path("demo/recipe.yaml").write_text(yaml.safe_dump(demo_recipe(0), sort_keys=False))
@@ -74,7 +107,7 @@ def test_the_second_of_two_processes_on_one_folder_is_refused(here, run, monkeyp
         "demo": ["demo", "--out", "demo"],
     }
     for folder, command in commands.items():
-        with claimed(Path(folder)):
+        with lock_directory(Path(folder)):
             refused = run(*command)
         assert refused.code == 2
         assert f"{folder} is in use by another deftx" in refused.complaint
@@ -83,7 +116,17 @@ def test_the_second_of_two_processes_on_one_folder_is_refused(here, run, monkeyp
 
 
 def test_a_fit_that_was_killed_after_its_vector_was_saved_is_done(here, home, run):
-    command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
+    command = [
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "min",
+        *LANGUAGE,
+    ]
     first = run(*command)
     assert first.code == 0
     assert run(*command).code == 2
@@ -102,7 +145,17 @@ COMPLAINTS = {  # one service is unknown, one is not installed
 
 @pytest.mark.parametrize("service", COMPLAINTS)
 def test_a_service_to_report_to_that_is_not_there_is_one_line_before_any_step(here, run, service):
-    fit = ["fit", "language", "--base", "home/base", "--text", "home/ind.txt", *LANGUAGE, "--out", "new"]
+    fit = [
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/ind.txt",
+        *LANGUAGE,
+        "--out",
+        "new",
+    ]
     done = run(*fit, "--set", f"training.report_to=[{service}]")
     assert done.code == 2
     bar, complaint = done.err.strip().splitlines()
@@ -111,7 +164,17 @@ def test_a_service_to_report_to_that_is_not_there_is_one_line_before_any_step(he
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(here, run):
-    command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
+    command = [
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "min",
+        *LANGUAGE,
+    ]
     done = run(*command, "--set", "training.learning_rate=1e30")
     assert done.code == 2
     assert done.complaint.startswith("deftx: min: phase 1: the ")
@@ -128,12 +191,25 @@ def test_the_last_good_state_is_kept_when_the_loss_is_no_number(here, run, monke
         seen.append(None)
         return loss(self, model, batch) * (float("nan") if len(seen) == bad else 1.0)
 
-    command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "min", *LANGUAGE]
+    command = [
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "min",
+        *LANGUAGE,
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(masked_lm.MaskedLM, "loss", poisoned)
         done = run(*command)
     assert done.code == 2
-    assert f"phase {phase}: the loss became nan at step 2; the state of step 1 is kept" in done.complaint
+    assert (
+        f"phase {phase}: the loss became nan at step 2; the state of step 1 is kept"
+        in done.complaint
+    )
     assert "min.work/last-good.safetensors" in done.complaint
     learnt = load_file("min.work/last-good.safetensors")
     assert all(tensor.isfinite().all() for tensor in learnt.values())

@@ -52,23 +52,63 @@ def bad(here, home):
 FIT_TASK_ALONE = "fit task --base home/base --train home/train.tsv --out new".split()
 WRONG = {
     # command, options in place of its own, what the line says
-    "missing text": (FIT_LANGUAGE, "--text nowhere.txt", r"nowhere\.txt does not exist: check the path"),
-    "empty text": (FIT_LANGUAGE, "--text empty.txt", r"empty\.txt is empty: it needs at least one line"),
-    "no usable line": (FIT_LANGUAGE, "--text blank.tsv", r"blank\.tsv has no usable line: it needs at least one"),
+    "missing text": (
+        FIT_LANGUAGE,
+        "--text nowhere.txt",
+        r"nowhere\.txt does not exist: check the path",
+    ),
+    "empty text": (
+        FIT_LANGUAGE,
+        "--text empty.txt",
+        r"empty\.txt is empty: it needs at least one line",
+    ),
+    "no usable line": (
+        FIT_LANGUAGE,
+        "--text blank.tsv",
+        r"blank\.tsv has no usable line: it needs at least one",
+    ),
     "one usable line": (FIT_LANGUAGE, "--text one.txt", r"give at least 2"),
-    "text not UTF-8": (FIT_LANGUAGE, "--text latin.txt", r"latin\.txt, line 3: not UTF-8: save the file as UTF-8"),
+    "text not UTF-8": (
+        FIT_LANGUAGE,
+        "--text latin.txt",
+        r"latin\.txt, line 3: not UTF-8: save the file as UTF-8",
+    ),
     "wrong text column": (
         FIT_LANGUAGE,
         "--text home/test.tsv --column review",
         r"no column 'review', only 'text', 'label'",
     ),
-    "clip without an end": (FIT_LANGUAGE, "--set training.clip=.inf", r"training\.clip = inf: .*finite number"),
-    "epochs without an end": (FIT_LANGUAGE, "--set training.epochs=.inf", r"training\.epochs = inf: .*finite number"),
-    "a seed too large": (FIT_LANGUAGE, f"--seed {2**32}", r"seed = 4294967296: .*less than 4294967296"),
-    "evened without an end": (FIT_TASK, f"{TWO} --temperature inf", r"temperature inf is no number; give 1"),
+    "clip without an end": (
+        FIT_LANGUAGE,
+        "--set training.clip=.inf",
+        r"training\.clip = inf: .*finite number",
+    ),
+    "epochs without an end": (
+        FIT_LANGUAGE,
+        "--set training.epochs=.inf",
+        r"training\.epochs = inf: .*finite number",
+    ),
+    "a seed too large": (
+        FIT_LANGUAGE,
+        f"--seed {2**32}",
+        r"seed = 4294967296: .*less than 4294967296",
+    ),
+    "evened without an end": (
+        FIT_TASK,
+        f"{TWO} --temperature inf",
+        r"temperature inf is no number; give 1",
+    ),
     "k too large": (FIT_LANGUAGE, "--k 7.6M", r"k = 7\.6M is 7,600,000 entries; give 0 to 5,552"),
-    "k of no kind": (FIT_LANGUAGE, "--k 0.5", r"k = 0\.5 is neither a count \(7600000, 7\.6M\) nor a share"),
-    "rank 0": (FIT_LANGUAGE, "--rank 0", r"rank 0 is out of range: give an integer above 0 or a share up to 100%"),
+    "k of no kind": (
+        FIT_LANGUAGE,
+        "--k 0.5",
+        r"k = 0\.5 is neither a count \(7600000, 7\.6M\) nor a share",
+    ),
+    "rank 0": (
+        FIT_LANGUAGE,
+        "--rank 0",
+        r"rank 0 is out of range: give an integer above 0 or a share up to 100%",
+    ),
     "rank below 0": (FIT_LANGUAGE, "--rank=-3", r"rank -3 is out of range"),
     "rank 0%": (FIT_LANGUAGE, "--rank 0%", r"rank 0% is out of range"),
     "rank above 100%": (FIT_LANGUAGE, "--rank 101%", r"rank 101% is out of range: .* up to 100%"),
@@ -77,14 +117,26 @@ WRONG = {
         "--method lt-sfd",
         r"unknown method 'lt-sfd' \(did you mean 'lt-sft'\?\); known: ",
     ),
-    "unknown preset": (FIT_LANGUAGE, "--preset quik", r"unknown preset 'quik' \(did you mean 'quick'\?\)"),
+    "unknown preset": (
+        FIT_LANGUAGE,
+        "--preset quik",
+        r"unknown preset 'quik' \(did you mean 'quick'\?\)",
+    ),
     "unknown setting": (
         FIT_LANGUAGE,
         "--set training.batchsize=4",
         r"'training\.batchsize' \(did you mean 'training\.batch_size'",
     ),
-    "wrong type": (FIT_LANGUAGE, "--set training.batch_size=many", r"training\.batch_size = 'many': input should be"),
-    "no value": (FIT_LANGUAGE, "--set training.batch_size", r"'training\.batch_size' sets nothing: write KEY=VALUE"),
+    "wrong type": (
+        FIT_LANGUAGE,
+        "--set training.batch_size=many",
+        r"training\.batch_size = 'many': input should be",
+    ),
+    "no value": (
+        FIT_LANGUAGE,
+        "--set training.batch_size",
+        r"'training\.batch_size' sets nothing: write KEY=VALUE",
+    ),
     "no YAML": (FIT_LANGUAGE, "--set k=[", r"'k=\[' sets nothing"),
     "missing base": (FIT_LANGUAGE, "--base ./nowhere", r"cannot load the model '\./nowhere'"),
     "base not a masked LM": (
@@ -92,12 +144,28 @@ WRONG = {
         "--base home/encoder --set training.lm_head=frozen",
         r"is not a masked language model: its checkpoint lacks",
     ),
-    "vector folder exists": (FIT_LANGUAGE, "--out home/min", r"min exists: choose another folder, or .* --force"),
-    "folder below a file": (FIT_LANGUAGE, "--out one.txt/new", r"one\.txt is not a folder that you may write to"),
+    "vector folder exists": (
+        FIT_LANGUAGE,
+        "--out home/min",
+        r"min exists: choose another folder, or .* --force",
+    ),
+    "folder below a file": (
+        FIT_LANGUAGE,
+        "--out one.txt/new",
+        r"one\.txt is not a folder that you may write to",
+    ),
     "missing labels": (FIT_TASK, "--train nowhere.tsv", r"nowhere\.tsv does not exist"),
-    "wrong column": (FIT_TASK, "--train columns.tsv", r"columns\.tsv has no column 'text', only 'review', 'stars'"),
+    "wrong column": (
+        FIT_TASK,
+        "--train columns.tsv",
+        r"columns\.tsv has no column 'text', only 'review', 'stars'",
+    ),
     "wrong label column": (FIT_TASK, "--label-column stars", r"train\.tsv has no column 'stars'"),
-    "label missing": (FIT_TASK, "--train unlabelled.tsv", r"unlabelled\.tsv, line 3: the label in 'label' is empty"),
+    "label missing": (
+        FIT_TASK,
+        "--train unlabelled.tsv",
+        r"unlabelled\.tsv, line 3: the label in 'label' is empty",
+    ),
     "one label": (FIT_TASK, "--train single.tsv", r"a classifier needs at least two"),
     "label not in training": (
         FIT_TASK,
@@ -124,14 +192,26 @@ WRONG = {
         "--train commas.tsv",
         r"only 'text,label': if commas part its columns, call it commas\.csv",
     ),
-    "tabs in plain text": (FIT_TASK, "--train tabs.txt", r"if tabs part its columns, call it tabs\.tsv"),
-    "two rows and no validation data": (FIT_TASK_ALONE, "--train two.tsv", r"of 2 example\(s\) none can be held out"),
+    "tabs in plain text": (
+        FIT_TASK,
+        "--train tabs.txt",
+        r"if tabs part its columns, call it tabs\.tsv",
+    ),
+    "two rows and no validation data": (
+        FIT_TASK_ALONE,
+        "--train two.tsv",
+        r"of 2 example\(s\) none can be held out",
+    ),
     "unknown metric": (
         FIT_TASK,
         "--set training.metric=f1",
         r"unknown metric of classification 'f1'.*; known: accuracy, macro_f1",
     ),
-    "unknown kind": (FIT_TASK, "--kind taging", r"unknown task 'taging' \(did you mean 'tagging'\?\); known: class"),
+    "unknown kind": (
+        FIT_TASK,
+        "--kind taging",
+        r"unknown task 'taging' \(did you mean 'tagging'\?\); known: class",
+    ),
     "data of another kind": (
         FIT_TASK,
         "--kind regression",
@@ -142,7 +222,7 @@ WRONG = {
     "source of another base": (
         FIT_TASK,
         "--source home/ind --base home/other",
-        r"made on .*/base \(.*\), not on .*--any-base",
+        r"made on .*/base \(.*\), not on .*--ignore-base-mismatch",
     ),
     "sources without a name": (
         FIT_TASK,
@@ -164,23 +244,51 @@ WRONG = {
         "--train a=home/train.tsv --train b=home/test.tsv",
         r"but are of a, b; one without a name",
     ),
-    "source without a vector": (FIT_TASK, f"{TWO} --source a=home/ind", r"but are of a, b; a, b; a"),
-    "uneven beyond the data": (FIT_TASK, f"{TWO} --temperature 0.5", r"temperature 0\.5 is below 1; give 1"),
+    "source without a vector": (
+        FIT_TASK,
+        f"{TWO} --source a=home/ind",
+        r"but are of a, b; a, b; a",
+    ),
+    "uneven beyond the data": (
+        FIT_TASK,
+        f"{TWO} --temperature 0.5",
+        r"temperature 0\.5 is below 1; give 1",
+    ),
     "task as one of the sources": (
         FIT_TASK,
         f"{TWO} --source a=home/ind --source b=home/task",
         r"vector 2 of 2 given as a language is a task vector",
     ),
-    "vectors of another base": (COMPOSE, "--base home/other", r"was made on .*, not on home/other .*: use .*/base"),
+    "vectors of another base": (
+        COMPOSE,
+        "--base home/other",
+        r"was made on .*, not on home/other .*: use .*/base",
+    ),
     "task for language": (
         COMPOSE,
         "--language home/task",
         r"the vector given as a language is a task vector, for back, front: give one that `deftx fit language` made",
     ),
-    "task for source": (FIT_TASK, "--source home/task", r"given as a language is a task vector, for back, front"),
-    "vector for base": (COMPOSE, "--base home/min", r"'home/min': it is a vector: give the base that it was made on"),
-    "file for base": (COMPOSE, "--base one.txt", r"'one\.txt': it is a file: give the folder that it is in"),
-    "base mistyped": (COMPOSE, "--base home/bse", r"'home/bse': there is no such folder; as a hub id: "),
+    "task for source": (
+        FIT_TASK,
+        "--source home/task",
+        r"given as a language is a task vector, for back, front",
+    ),
+    "vector for base": (
+        COMPOSE,
+        "--base home/min",
+        r"'home/min': it is a vector: give the base that it was made on",
+    ),
+    "file for base": (
+        COMPOSE,
+        "--base one.txt",
+        r"'one\.txt': it is a file: give the folder that it is in",
+    ),
+    "base mistyped": (
+        COMPOSE,
+        "--base home/bse",
+        r"'home/bse': there is no such folder; as a hub id: ",
+    ),
     "folder of vectors": (
         COMPOSE,
         "--task home",
@@ -191,24 +299,56 @@ WRONG = {
         "--train headless.tsv",
         r"only 'ba be', 'front': .* or name columns in a first line",
     ),
-    "text in UTF-16": (FIT_LANGUAGE, "--text wide.txt", r"line 1: not UTF-8: .*iconv -f UTF-16 -t UTF-8 wide\.txt"),
+    "text in UTF-16": (
+        FIT_LANGUAGE,
+        "--text wide.txt",
+        r"line 1: not UTF-8: .*iconv -f UTF-16 -t UTF-8 wide\.txt",
+    ),
     "language for task": (
         COMPOSE,
         "--task home/ind",
         r"is a language vector, which has no labels: give it as --language",
     ),
-    "unknown rule": (COMPOSE, "--rule tise", r"unknown rule 'tise' \(did you mean 'ties'\?\); known: agree, "),
-    "unknown option of a rule": (EVALUATE, "--rule ties:cut=1", r"unknown option of ties 'cut'; known: density, "),
-    "option out of range": (EVALUATE, "--rule dare:drop=1", r"rule dare: drop = 1: give a share from 0 to below 1"),
-    "damaged language": (COMPOSE, "--language damaged", r"vector\.safetensors: the file is damaged"),
-    "model folder exists": (COMPOSE, "--out home/model", r"model exists: choose another folder, or .* --force"),
-    "test label not in training": (EVALUATE, "--test strange.tsv", r"label 'middle' is not among .*: back, front"),
+    "unknown rule": (
+        COMPOSE,
+        "--rule tise",
+        r"unknown rule 'tise' \(did you mean 'ties'\?\); known: agree, ",
+    ),
+    "unknown option of a rule": (
+        EVALUATE,
+        "--rule ties:cut=1",
+        r"unknown option of ties 'cut'; known: density, ",
+    ),
+    "option out of range": (
+        EVALUATE,
+        "--rule dare:drop=1",
+        r"rule dare: drop = 1: give a share from 0 to below 1",
+    ),
+    "damaged language": (
+        COMPOSE,
+        "--language damaged",
+        r"vector\.safetensors: the file is damaged",
+    ),
+    "model folder exists": (
+        COMPOSE,
+        "--out home/model",
+        r"model exists: choose another folder, or .* --force",
+    ),
+    "test label not in training": (
+        EVALUATE,
+        "--test strange.tsv",
+        r"label 'middle' is not among .*: back, front",
+    ),
     "two tests of a language": (
         EVALUATE,
         "--test home/test.tsv --test min=one.txt",
         r"one\.txt is the second one for min",
     ),
-    "test of no language": (EVALUATE, "--test ind=home/test.tsv", r"needs a --language ind=VECTOR; languages: min"),
+    "test of no language": (
+        EVALUATE,
+        "--test ind=home/test.tsv",
+        r"needs a --language ind=VECTOR; languages: min",
+    ),
     "test without a name": (
         EVALUATE,
         "--language min=home/min --language home/ind",
@@ -239,20 +379,30 @@ WRONG = {
         "--base home/base",
         r"either --model, or --base and --task",
     ),
-    "two to predict by": (["predict", "home/test.tsv"], "--model m --task t --base b", r"either --model, or --base"),
+    "two to predict by": (
+        ["predict", "home/test.tsv"],
+        "--model m --task t --base b",
+        r"either --model, or --base",
+    ),
     "model not composed": (
         ["predict", "home/test.tsv"],
         "--model home/base",
         r"base is not a model of a task: it lacks",
     ),
     "not a vector": (["inspect"], "taken", r"taken is not a vector: it has no vector\.json"),
-    "damaged vector": (["inspect", "home/min"], "damaged", r"vector\.safetensors: the file is damaged"),
+    "damaged vector": (
+        ["inspect", "home/min"],
+        "damaged",
+        r"vector\.safetensors: the file is damaged",
+    ),
     "missing recipe": (["run"], "nowhere.yaml", r"cannot read the recipe nowhere\.yaml"),
 }
 
 
 @pytest.mark.parametrize(("command", "wrong", "says"), WRONG.values(), ids=WRONG)
-def test_wrong_input_is_one_line_with_code_2_and_changes_no_file(bad, home, run, command, wrong, says):
+def test_wrong_input_is_one_line_with_code_2_and_changes_no_file(
+    bad, home, run, command, wrong, says
+):
     before = tree(bad), tree(home)
     done = run(*with_options(command, wrong))
     assert done.code == 2
@@ -271,13 +421,16 @@ def test_more_to_validate_on_than_to_learn_from_is_worth_a_warning(here, home, r
     labelled(here / "small.tsv", 3, count=8)
     done = run(*with_options(FIT_TASK, "--train small.tsv"), "--source", "home/ind")
     assert done.code == 0
-    assert done.complaint == "deftx: warning: --valid has 24 rows and --train 8: are they the wrong way round?"
+    assert (
+        done.complaint
+        == "deftx: warning: --valid has 24 rows and --train 8: are they the wrong way round?"
+    )
     assert "without --source" not in done.out
 
 
 def test_vectors_go_onto_another_base_when_that_is_wanted(here, run):
     for command in (COMPOSE, [*FIT_TASK, "--source", "home/ind"]):
-        done = run(*with_options(command, "--base home/other"), "--any-base")
+        done = run(*with_options(command, "--base home/other"), "--ignore-base-mismatch")
         assert done.code == 0
         assert "deftx: warning: the vector was made on " in done.err
         shutil.rmtree("new")
@@ -290,16 +443,27 @@ def test_an_unknown_option_is_refused_with_the_nearest(run):
 
 
 ERRORS = {
-    "disk": (OSError(errno.ENOSPC, "No space left on device", "x/y"), "x/y: No space left on device: check"),
-    "permission": (PermissionError(errno.EACCES, "Permission denied", "x"), "x: Permission denied: check"),
+    "disk": (
+        OSError(errno.ENOSPC, "No space left on device", "x/y"),
+        "x/y: No space left on device: check",
+    ),
+    "permission": (
+        PermissionError(errno.EACCES, "Permission denied", "x"),
+        "x: Permission denied: check",
+    ),
     "folder": (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), "x: Is a directory: check"),
     "bare": (OSError("no luck"), "no luck: check"),
     "memory": (MemoryError(), "out of memory: lower training.batch_size"),
     "torch's memory": (
-        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."
+        ),
         "out of memory: lower training.batch_size",
     ),
-    "GPU memory": (torch.OutOfMemoryError("CUDA\nout"), "out of GPU memory: lower training.batch_size"),
+    "GPU memory": (
+        torch.OutOfMemoryError("CUDA\nout"),
+        "out of GPU memory: lower training.batch_size",
+    ),
     "weights": (SafetensorError("I/O error"), "cannot read or write weights (I/O error)"),
     "lines": (DeftxError("one\n  two"), "one two"),
 }
@@ -333,6 +497,8 @@ def test_the_traceback_of_wrong_input_can_be_had(monkeypatch):
 
 def test_warnings_of_deftx_are_one_line_and_those_of_others_are_not_shown(capsys):
     with messages.short_warnings():
-        warnings.warn_explicit("two\n lines", UserWarning, "models.py", 1, module="deftx.models.loading")
+        warnings.warn_explicit(
+            "two\n lines", UserWarning, "models.py", 1, module="deftx.models.loading"
+        )
         warnings.warn_explicit("noise", UserWarning, "x.py", 1, module="transformers.x")
     assert capsys.readouterr().err == "deftx: warning: two lines\n"

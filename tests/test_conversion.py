@@ -1,4 +1,5 @@
-"""Vectors from and to others' formats: LT-SFT's files, PEFT's SHiRA, whole models, mergekit's input."""
+"""Vectors from and to others' formats: LT-SFT's files, PEFT's SHiRA, whole models, mergekit's
+input."""
 
 import json
 import os
@@ -13,13 +14,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from test_storage import assert_same
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 import deftx
 from deftx.cli import main
 from deftx.core.apply import apply
 from deftx.core.parameters import backbone, head, tunable
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.interop import convert as conversion
 from deftx.interop import lt_sft
@@ -38,26 +44,38 @@ both_forms = pytest.mark.parametrize("form", ["zip", "older"])
 
 def sparse(shape, seed=0, share=0.3):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < share)
+    return torch.randn(shape, generator=generator) * (
+        torch.rand(shape, generator=generator) < share
+    )
 
 
 def entries(dense):
     flat = dense.reshape(-1)
     indices = flat.nonzero().view(-1)
-    return Entries(indices, flat[indices], tuple(dense.shape))
+    return SparseTensor(indices, flat[indices], tuple(dense.shape))
 
 
-def vector_of(base, *, with_head=False, seed=0, only=""):
+def vector_of(base, *, select_head=False, seed=0, only=""):
     """A random vector on a base, bound to it."""
-    model = load_task_model(base, LABELS, seed=3) if with_head else load_language_model(base)
+    model = load_task_model(base, LABELS, seed=3) if select_head else load_language_model(base)
     names = [name for name in tunable(model) if only in name]
-    tensors = {name: entries(sparse(tuple(tunable(model)[name].shape), i + seed) / 4) for i, name in enumerate(names)}
-    top = Head({name: p.detach().clone() for name, p in head(model).items()}, LABELS) if with_head else None
-    return SparseVector(tensors, top, {"base": base, "base_fingerprint": fingerprint(model), "kind": "any"})
+    tensors = {
+        name: entries(sparse(tuple(tunable(model)[name].shape), i + seed) / 4)
+        for i, name in enumerate(names)
+    }
+    top = (
+        Head({name: p.detach().clone() for name, p in head(model).items()}, LABELS)
+        if select_head
+        else None
+    )
+    return SparseVector(
+        tensors, top, {"base": base, "base_fingerprint": fingerprint(model), "kind": "any"}
+    )
 
 
 def coded(dense):
-    """A dense difference as LT-SFT stores it: here by a transposed copy, there by multiplying coordinates."""
+    """A dense difference as LT-SFT stores it: here by a transposed copy, there by multiplying
+    coordinates."""
     flat = dense.permute(*reversed(range(dense.dim()))).reshape(-1)  # the first dimension fastest
     indices = flat.nonzero().view(-1).numpy()
     steps = np.diff(indices, prepend=0).tolist()
@@ -96,7 +114,10 @@ def test_a_tensor_of_lt_sft_is_read_as_it_was_meant(tmp_path, shape, form):
 @both_forms
 def test_a_language_vector_of_lt_sft_changes_the_model_as_its_own_code_would(tmp_path, bases, form):
     theirs = AutoModelForMaskedLM.from_pretrained(bases())
-    diffs = {f"roberta.{n}": sparse(tuple(p.shape), i) for i, (n, p) in enumerate(backbone(theirs).items())}
+    diffs = {
+        f"roberta.{n}": sparse(tuple(p.shape), i)
+        for i, (n, p) in enumerate(backbone(theirs).items())
+    }
     dense = {"lm_head.bias": torch.nn.Parameter(torch.randn(75))}
     write_sft(tmp_path / "sft", diffs, dense, form)
     ours = AutoModel.from_pretrained(bases(), add_pooling_layer=False)
@@ -130,7 +151,9 @@ def test_a_task_vector_of_lt_sft_brings_its_head_and_is_composed(tmp_path, bases
 
 def test_without_a_base_a_vector_of_lt_sft_is_bound_to_none(tmp_path, bases):
     shapes = {name: tuple(p.shape) for name, p in tunable(load_language_model(bases())).items()}
-    write_sft(tmp_path / "sft", {f"roberta.{name}": sparse(shape) for name, shape in shapes.items()})
+    write_sft(
+        tmp_path / "sft", {f"roberta.{name}": sparse(shape) for name, shape in shapes.items()}
+    )
     vector = read(tmp_path / "sft")
     assert vector.tensors.keys() == shapes.keys()
     assert "base_fingerprint" not in vector.info
@@ -169,12 +192,18 @@ def test_a_head_with_a_pooler_of_lt_sft_has_its_labels_and_is_composed(tmp_path,
     load_task_model(bases("bert"), LABELS).bert.save_pretrained(tmp_path / "base")
     load_tokenizer(bases("bert")).save_pretrained(tmp_path / "base")
     dense = {"classifier.weight": torch.ones(2, 16), "classifier.bias": torch.zeros(2)}
-    write_sft(tmp_path / "sft", {"bert.pooler.dense.weight": sparse((16, 16)), BERT_QUERY: sparse((16, 16), 1)}, dense)
+    write_sft(
+        tmp_path / "sft",
+        {"bert.pooler.dense.weight": sparse((16, 16)), BERT_QUERY: sparse((16, 16), 1)},
+        dense,
+    )
     vector = read(tmp_path / "sft", tmp_path / "base", LABELS)
     assert vector.head.labels == LABELS
     with pytest.raises(DeftxError, match="3 labels are given for a head of 2 outputs"):
         read(tmp_path / "sft", tmp_path / "base", ["a", "b", "c"])
-    pooler = replace(vector.head, tensors={**vector.head.tensors, "bert.pooler.dense.bias": torch.zeros(16)})
+    pooler = replace(
+        vector.head, tensors={**vector.head.tensors, "bert.pooler.dense.bias": torch.zeros(16)}
+    )
     model = compose(tmp_path / "base", replace(vector, head=pooler))
     assert model.classifier.weight.equal(torch.ones(2, 16))
 
@@ -182,7 +211,7 @@ def test_a_head_with_a_pooler_of_lt_sft_has_its_labels_and_is_composed(tmp_path,
 @pytest.mark.parametrize("shape", [(5, 7), (1, 16), (1 << 20, 1 << 20)])
 def test_a_pooler_of_another_shape_is_refused_before_room_is_made_for_it(tmp_path, bases, shape):
     load_task_model(bases("bert"), LABELS).bert.save_pretrained(tmp_path / "base")
-    pooler = Entries(torch.tensor([1]), torch.ones(1), shape)
+    pooler = SparseTensor(torch.tensor([1]), torch.ones(1), shape)
     head = {"classifier.weight": torch.ones(2, 16), "classifier.bias": torch.zeros(2)}
     (tmp_path / "sft").mkdir()
     lt_sft.write(tmp_path / "sft" / lt_sft.FILE, {"bert.pooler.dense.weight": pooler}, head)
@@ -194,9 +223,15 @@ def test_a_pooler_of_another_shape_is_refused_before_room_is_made_for_it(tmp_pat
 
 def test_a_head_that_is_not_the_models_is_refused_and_the_kind_of_task_can_be_told(tmp_path, bases):
     diffs = {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))}
-    write_sft(tmp_path / "sft", diffs, {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.ones(3)})
+    write_sft(
+        tmp_path / "sft",
+        diffs,
+        {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.ones(3)},
+    )
     tagger = convert(tmp_path / "sft", tmp_path / "untold", base=bases(), labels=["N", "V", "X"])
-    with pytest.raises(DeftxError, match=r"'classifier\.bias', which is not in the head of .*--kind"):
+    with pytest.raises(
+        DeftxError, match=r"'classifier\.bias', which is not in the head of .*--kind"
+    ):
         compose(bases(), tagger)
     told = convert(tmp_path / "untold", tmp_path / "told", labels=["N", "V", "X"], kind="tagging")
     composed = compose(bases(), deftx.load(tmp_path / "told"))
@@ -224,7 +259,17 @@ def test_a_head_whose_outputs_have_no_names_is_converted_and_evaluated(tmp_path,
     }
     (tmp_path / "test.jsonl").write_text(json.dumps(lines[kind]) + "\n")
     with pytest.raises(SystemExit) as end:
-        main(["evaluate", "--base", base, "--task", str(tmp_path / "vector"), "--test", str(tmp_path / "test.jsonl")])
+        main(
+            [
+                "evaluate",
+                "--base",
+                base,
+                "--task",
+                str(tmp_path / "vector"),
+                "--test",
+                str(tmp_path / "test.jsonl"),
+            ]
+        )
     assert not end.value.code
 
 
@@ -236,17 +281,19 @@ def test_the_outputs_of_a_head_are_told_from_the_matrices_before_them(labels):
         assert len(conversion._head(some, ()).labels) == labels
 
 
-@pytest.mark.parametrize("part", [["score.weight"], ["classifier.out_proj.weight", "classifier.out_proj.bias"], []])
+@pytest.mark.parametrize(
+    "part", [["score.weight"], ["classifier.out_proj.weight", "classifier.out_proj.bias"], []]
+)
 def test_a_head_that_would_be_random_in_part_is_refused(bases, part):
     head = {name: torch.ones(2, 16)[: 1 if name.endswith("bias") else 2].squeeze() for name in part}
-    task = replace(vector_of(bases(), with_head=True), head=Head(head, LABELS))
+    task = replace(vector_of(bases(), select_head=True), head=Head(head, LABELS))
     with pytest.raises(DeftxError, match="the head of XLMRobertaForSequenceClassification"):
         compose(bases(), task)
 
 
 @both_forms
 def test_what_lt_sft_wrote_and_what_we_write_come_back_bit_for_bit(tmp_path, bases, form):
-    vector = vector_of(bases(), with_head=True)
+    vector = vector_of(bases(), select_head=True)
     deftx.save(vector, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "sft", "lt-sft")
     back = convert(tmp_path / "sft", tmp_path / "back", base=bases(), labels=LABELS)
@@ -261,7 +308,8 @@ def test_what_lt_sft_wrote_and_what_we_write_come_back_bit_for_bit(tmp_path, bas
 
 
 class Runs:
-    """What a pickle makes of this is whatever the function returns; here a folder would tell that it was called."""
+    """What a pickle makes of this is whatever the function returns; here a folder would tell that
+    it was called."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -299,7 +347,9 @@ def test_a_pickle_cannot_change_a_tensor_after_it_was_checked(tmp_path):
         setting = b"}(X\x05\x00\x00\x00" + attribute + b"X\x01\x00\x00\x00zub"
         with zipfile.ZipFile(tmp_path / lt_sft.FILE, "w") as archive:
             for name, data in parts.items():
-                archive.writestr(name, before + b"R" + setting + after if name == "plain/data.pkl" else data)
+                archive.writestr(
+                    name, before + b"R" + setting + after if name == "plain/data.pkl" else data
+                )
         with pytest.raises(DeftxError, match="is damaged, or holds more"):
             read(tmp_path)
 
@@ -364,9 +414,11 @@ def test_a_long_shape_that_is_named_often_is_not_copied_each_time(tmp_path):
 
 
 def test_no_language_may_be_said_as_none(bases):
-    task = vector_of(bases(), with_head=True)
+    task = vector_of(bases(), select_head=True)
     alone, without = compose(bases(), task), compose(bases(), task, None)
-    assert all(alone.get_parameter(name).equal(weight) for name, weight in without.named_parameters())
+    assert all(
+        alone.get_parameter(name).equal(weight) for name, weight in without.named_parameters()
+    )
 
 
 def write_program(folder, program):
@@ -388,7 +440,9 @@ SET = b"K\x01s."
         "wide key": b"\x80\x02})" + WIDE + SET,
         "wide keys at once": b"\x80\x02}()" + WIDE + b"K\x01u.",
         "wide code of a type": b"\x80\x02cnumpy\ndtype\n)" + WIDE + b"\x85R.",
-        "wide key of data": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)" + WIDE + b"NNtQ.",
+        "wide key of data": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)"
+        + WIDE
+        + b"NNtQ.",
         "deep content": b"\x80\x02)" + DEEP + b".",
         "wide content": b"\x80\x02)" + WIDE + b".",
         "deep lists": b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b".",
@@ -421,7 +475,8 @@ def test_a_file_whose_steps_are_all_numbers_of_numpy_is_read(tmp_path):
 
 @both_forms
 def test_damaged_files_and_random_programs_are_read_or_refused(tmp_path, form):
-    """Bits of a good file are flipped, and operations of its pickle put in, left out and exchanged."""
+    """Bits of a good file are flipped, and operations of its pickle put in, left out and
+    exchanged."""
     generator = np.random.default_rng(7)
     write_sft(tmp_path, {"roberta.x": sparse((3, 4))}, {"head": torch.ones(2, 3)}, form)
     good = (tmp_path / lt_sft.FILE).read_bytes()
@@ -443,7 +498,15 @@ def test_damaged_files_and_random_programs_are_read_or_refused(tmp_path, form):
         b"Q",
         b"N",
     ]
-    operations += [b"q\x00", b"h\x00", b"h\x01", b"h\x05", b"K\x03", b"J\xff\xff\xff\x7f", b"ctorch\nSize\n"]
+    operations += [
+        b"q\x00",
+        b"h\x00",
+        b"h\x01",
+        b"h\x05",
+        b"K\x03",
+        b"J\xff\xff\xff\x7f",
+        b"ctorch\nSize\n",
+    ]
     operations += [b"\x8a\x10" + b"\x7f" * 16, b"ctorch\nFloatStorage\n", b"cnumpy\ndtype\n"]
     refused = 0
     for _ in range(1500):
@@ -453,7 +516,9 @@ def test_damaged_files_and_random_programs_are_read_or_refused(tmp_path, form):
             if generator.random() < 0.5:
                 content[place] ^= 1 << int(generator.integers(8))
             else:
-                content[place : place + int(generator.integers(4))] = operations[generator.integers(len(operations))]
+                content[place : place + int(generator.integers(4))] = operations[
+                    generator.integers(len(operations))
+                ]
         (tmp_path / lt_sft.FILE).write_bytes(content)
         try:
             lt_sft.read(tmp_path / lt_sft.FILE)
@@ -482,7 +547,9 @@ def test_an_empty_tensor_of_an_impossible_shape_is_refused(tmp_path, shape):
 def test_sharing_data_among_tensors_does_not_multiply_memory(tmp_path):
     steps, values = [1] * 50_000, torch.ones(50_000)
     same = {"size": [10**6], "index_steps": steps, "values": values}
-    torch.save({"diffs": {f"t{number}": dict(same) for number in range(2000)}}, tmp_path / lt_sft.FILE)
+    torch.save(
+        {"diffs": {f"t{number}": dict(same) for number in range(2000)}}, tmp_path / lt_sft.FILE
+    )
     with pytest.raises(DeftxError, match="same data"):
         read(tmp_path)
 
@@ -496,21 +563,29 @@ def with_adapter(model, folder):
 
 
 def linear_only(vector, model):
-    layers = {f"{n}.weight" for n, m in model.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return replace(vector, tensors={name: e for name, e in vector.tensors.items() if name in layers})
+    layers = {
+        f"{n}.weight" for n, m in model.base_model.named_modules() if isinstance(m, torch.nn.Linear)
+    }
+    return replace(
+        vector, tensors={name: e for name, e in vector.tensors.items() if name in layers}
+    )
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning:peft", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
 @pytest.mark.parametrize("shape", ["xlmr", "bert", "distilbert"])
 @pytest.mark.parametrize("with_head", [False, True])
-def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, with_head):
+def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, select_head):
     base = bases(shape)
-    deftx.save(vector := vector_of(base, with_head=with_head), tmp_path / "vector")
-    ours = load_task_model(base, LABELS) if with_head else load_language_model(base)
-    theirs = load_task_model(base, LABELS) if with_head else load_language_model(base)
+    deftx.save(vector := vector_of(base, select_head=select_head), tmp_path / "vector")
+    ours = load_task_model(base, LABELS) if select_head else load_language_model(base)
+    theirs = load_task_model(base, LABELS) if select_head else load_language_model(base)
     kept = linear_only(vector, ours)
     share = f"{1 - kept.k / vector.k:.1%}"
-    with pytest.warns(UserWarning, match=rf"leaves out {vector.k - kept.k:,} of {vector.k:,} entries \({share}\)"):
+    with pytest.warns(
+        UserWarning, match=rf"leaves out {vector.k - kept.k:,} of {vector.k:,} entries \({share}\)"
+    ):
         convert(tmp_path / "vector", tmp_path / "adapter", "peft")
     apply(ours, kept)
     tokenizer = load_tokenizer(base)
@@ -522,7 +597,9 @@ def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, 
 
 @pytest.mark.parametrize("shape", ["distilbert", "modernbert", "deberta"])
 def test_an_adapter_with_a_head_of_several_matrices_comes_back(tmp_path, bases, shape):
-    vector = linear_only(vector_of(bases(shape), with_head=True), load_task_model(bases(shape), LABELS))
+    vector = linear_only(
+        vector_of(bases(shape), select_head=True), load_task_model(bases(shape), LABELS)
+    )
     deftx.save(vector, tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "adapter", "peft")
     back = convert(tmp_path / "adapter", tmp_path / "back", base=bases(shape), labels=LABELS)
@@ -532,7 +609,9 @@ def test_an_adapter_with_a_head_of_several_matrices_comes_back(tmp_path, bases, 
 
 
 @pytest.mark.parametrize("shape", ["t5", "mt5", "bart", "xlmr", "qwen"])
-def test_the_names_in_a_language_vector_for_lt_sft_are_those_of_the_language_model(tmp_path, bases, shape):
+def test_the_names_in_a_language_vector_for_lt_sft_are_those_of_the_language_model(
+    tmp_path, bases, shape
+):
     deftx.save(vector := vector_of(bases(shape)), tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "sft", "lt-sft", base=bases(shape))
     names, model = lt_sft.read(tmp_path / "sft" / lt_sft.FILE)[0], load_language_model(bases(shape))
@@ -544,7 +623,9 @@ def test_the_names_in_a_language_vector_for_lt_sft_are_those_of_the_language_mod
 def test_an_adapter_of_linear_layers_only_comes_back_bit_for_bit(tmp_path, bases):
     vector = vector_of(bases(), only="query.weight")
     deftx.save(vector, tmp_path / "vector")
-    convert(tmp_path / "vector", tmp_path / "adapter", "peft")  # without a warning: nothing is left out
+    convert(
+        tmp_path / "vector", tmp_path / "adapter", "peft"
+    )  # without a warning: nothing is left out
     back = convert(tmp_path / "adapter", tmp_path / "back", base=bases())
     assert_same(replace(back, info={}), replace(vector, info={}))
     with pytest.raises(DeftxError, match="give the --base"):
@@ -552,7 +633,9 @@ def test_an_adapter_of_linear_layers_only_comes_back_bit_for_bit(tmp_path, bases
 
 
 @pytest.mark.filterwarnings("ignore:the adapter leaves out")
-@pytest.mark.parametrize(("only", "message"), [("embeddings", "100.0%.*nothing would be left"), ("", "no room for r")])
+@pytest.mark.parametrize(
+    ("only", "message"), [("embeddings", "100.0%.*nothing would be left"), ("", "no room for r")]
+)
 def test_what_shira_cannot_hold_is_refused(tmp_path, bases, only, message):
     vector = vector_of(bases(), only=only)
     if not only:  # a full square matrix needs the r for which a long one has no room
@@ -567,21 +650,26 @@ def test_what_shira_cannot_hold_is_refused(tmp_path, bases, only, message):
 # --- whole models, mergekit ---
 
 
-def test_a_language_vector_as_a_model_is_the_masked_language_model_that_was_trained(tmp_path, bases):
+def test_a_language_vector_as_a_model_is_the_masked_language_model_that_was_trained(
+    tmp_path, bases
+):
     base = AutoModelForMaskedLM.from_pretrained(bases())
     torch.nn.init.normal_(base.lm_head.bias)
     base.save_pretrained(tmp_path / "base")
     load_tokenizer(bases()).save_pretrained(tmp_path / "base")
     deftx.save(vector := vector_of(bases()), tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "model", "model", base=tmp_path / "base")
-    ours, loaded = load_language_model(tmp_path / "base"), AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    ours, loaded = (
+        load_language_model(tmp_path / "base"),
+        AutoModelForMaskedLM.from_pretrained(tmp_path / "model"),
+    )
     apply(ours, vector)
     tokenizer = load_tokenizer(tmp_path / "model")
     assert logits(loaded, tokenizer).equal(logits(ours, tokenizer))
 
 
 def test_a_task_vector_as_a_model_is_the_composed_classifier(tmp_path, bases):
-    deftx.save(vector := vector_of(bases(), with_head=True), tmp_path / "vector")
+    deftx.save(vector := vector_of(bases(), select_head=True), tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "model", "model")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     tokenizer = load_tokenizer(tmp_path / "model")
@@ -590,20 +678,29 @@ def test_a_task_vector_as_a_model_is_the_composed_classifier(tmp_path, bases):
 
 @pytest.mark.filterwarnings("ignore:the adapter leaves out")
 @pytest.mark.parametrize("shape", ["t5", "bart"])
-def test_an_encoder_decoders_language_vector_goes_out_as_model_and_as_adapter(tmp_path, bases, shape):
+def test_an_encoder_decoders_language_vector_goes_out_as_model_and_as_adapter(
+    tmp_path, bases, shape
+):
     deftx.save(vector := vector_of(bases(shape), seed=1), tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "model", "model")
-    ours, loaded = load_language_model(bases(shape)), AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model")
+    ours, loaded = (
+        load_language_model(bases(shape)),
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model"),
+    )
     apply(ours, vector)
     given = {name: torch.tensor([[5, 6, 9, 2]]) for name in ("input_ids", "labels")}
     assert loaded.eval()(**given).logits.equal(ours.eval()(**given).logits)
     convert(tmp_path / "vector", tmp_path / "adapter", "peft")
     modules = dict(loaded.named_modules())
-    layers = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    layers = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())[
+        "target_modules"
+    ]
     assert all(isinstance(modules[name], torch.nn.Linear) for name in layers)
     back = convert(tmp_path / "adapter", tmp_path / "back", base=bases(shape))
     kept = linear_only(vector, ours)
-    assert_same(replace(back, info={}), replace(kept, tensors=dict(sorted(kept.tensors.items())), info={}))
+    assert_same(
+        replace(back, info={}), replace(kept, tensors=dict(sorted(kept.tensors.items())), info={})
+    )
 
 
 def test_task_arithmetic_by_the_file_for_mergekit_is_the_base_with_the_vector(tmp_path, bases):
@@ -613,15 +710,20 @@ def test_task_arithmetic_by_the_file_for_mergekit_is_the_base_with_the_vector(tm
     assert merge["merge_method"] == "task_arithmetic"
     (part,) = merge["models"]
     theta0, theta1 = (
-        AutoModelForMaskedLM.from_pretrained(m).state_dict() for m in (merge["base_model"], part["model"])
+        AutoModelForMaskedLM.from_pretrained(m).state_dict()
+        for m in (merge["base_model"], part["model"])
     )
-    files = [load_file(f"{folder}/model.safetensors") for folder in (merge["base_model"], part["model"])]
+    files = [
+        load_file(f"{folder}/model.safetensors") for folder in (merge["base_model"], part["model"])
+    ]
     assert files[0].keys() == files[1].keys()
     ours = load_language_model(bases())
     apply(ours, vector)
     for name, parameter in backbone(ours).items():
         before, after = theta0[f"roberta.{name}"], theta1[f"roberta.{name}"]
-        torch.testing.assert_close(before + part["parameters"]["weight"] * (after - before), parameter.detach())
+        torch.testing.assert_close(
+            before + part["parameters"]["weight"] * (after - before), parameter.detach()
+        )
 
 
 # --- what users do wrong ---
@@ -647,7 +749,9 @@ def test_a_conversion_that_cannot_be_is_one_line_and_exit_code_2(
     (tmp_path / "other").symlink_to(bases("distilbert"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "file").touch()
-    write_sft(tmp_path / "sft", {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))})
+    write_sft(
+        tmp_path / "sft", {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))}
+    )
     with pytest.raises(SystemExit) as end:
         main(["convert", *arguments])
     assert end.value.code == 2
@@ -656,9 +760,13 @@ def test_a_conversion_that_cannot_be_is_one_line_and_exit_code_2(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_says_whether_the_vector_is_bound_to_a_base(tmp_path, monkeypatch, capsys, bases):
+def test_the_command_says_whether_the_vector_is_bound_to_a_base(
+    tmp_path, monkeypatch, capsys, bases
+):
     monkeypatch.chdir(tmp_path)
-    write_sft(tmp_path / "sft", {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))})
+    write_sft(
+        tmp_path / "sft", {"roberta.encoder.layer.0.attention.self.query.weight": sparse((16, 16))}
+    )
     for options, bound in ([[], "not bound to a base"], [["--base", bases(), "--force"], None]):
         with pytest.raises(SystemExit) as end:
             main(["convert", "sft", "new", *options])

@@ -17,12 +17,19 @@ from deftx.errors import DeftxError
 from deftx.tasks.registry import read_examples
 
 NAMES = ["text", "label"]
-ROWS = [('say "good"', "positive"), ("", "neutral"), ('"half, quoted', "negative"), ("garis\u2028baru é", "positive")]
+ROWS = [
+    ('say "good"', "positive"),
+    ("", "neutral"),
+    ('"half, quoted', "negative"),
+    ("garis\u2028baru é", "positive"),
+]
 EXAMPLES = Examples([text for text, _ in ROWS], None, [label for _, label in ROWS])
 
 
 def write_tsv(path, names, rows):
-    path.write_text("".join("\t".join(fields) + "\n" for fields in [names, *rows]), encoding="utf-8", newline="")
+    path.write_text(
+        "".join("\t".join(fields) + "\n" for fields in [names, *rows]), encoding="utf-8", newline=""
+    )
 
 
 def write_csv(path, names, rows):
@@ -31,7 +38,9 @@ def write_csv(path, names, rows):
 
 
 def write_jsonl(path, names, rows):
-    lines = [json.dumps(dict(zip(names, fields, strict=True)), ensure_ascii=False) for fields in rows]
+    lines = [
+        json.dumps(dict(zip(names, fields, strict=True)), ensure_ascii=False) for fields in rows
+    ]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -80,7 +89,9 @@ def test_every_format_gives_the_same_examples(written):
 
 
 def test_every_format_gives_the_same_usable_texts(written):
-    assert read_text(written(NAMES, [*ROWS, ("  spaced ", "x")])) == [text for text, _ in ROWS if text] + ["spaced"]
+    assert read_text(written(NAMES, [*ROWS, ("  spaced ", "x")])) == [
+        text for text, _ in ROWS if text
+    ] + ["spaced"]
 
 
 def test_columns_can_be_chosen(written):
@@ -93,11 +104,16 @@ def test_columns_can_be_chosen(written):
 def test_every_line_of_plain_text_is_a_text_whatever_column_others_have(tmp_path):
     (tmp_path / "a.txt").write_text("ba be\n")
     (tmp_path / "b.jsonl").write_text('{"content": "bi bo"}\n')
-    assert read_text(tmp_path / "a.txt", tmp_path / "b.jsonl", column="content") == ["ba be", "bi bo"]
+    assert read_text(tmp_path / "a.txt", tmp_path / "b.jsonl", column="content") == [
+        "ba be",
+        "bi bo",
+    ]
 
 
 def test_premise_and_hypothesis_are_the_default_without_a_text_column(written):
-    path = written(["premise", "hypothesis", "label"], [("", "b", "neutral"), ("c", "d", "entailment")])
+    path = written(
+        ["premise", "hypothesis", "label"], [("", "b", "neutral"), ("c", "d", "entailment")]
+    )
     examples = Examples(["", "c"], ["b", "d"], ["neutral", "entailment"])
     assert read_examples(path) == examples
     assert read_examples(path, Columns(label="label")) == examples
@@ -118,15 +134,24 @@ def test_labels_are_not_needed_when_none_are_asked_for(written):
 def test_a_missing_column_is_named_beside_those_there_are(written):
     path = written(["review", "stars"], [("a", "1")])
     what = UNNAMED if path.suffix in (".tsv", ".csv") else WHICH
-    assert message(read_examples, path) == f"{path} has no column 'text', only 'review', 'stars': {what}"
+    assert (
+        message(read_examples, path)
+        == f"{path} has no column 'text', only 'review', 'stars': {what}"
+    )
     assert "no column 'label'" in message(read_examples, path, Columns(text="review"))
-    assert "no column 'title'" in message(read_examples, path, Columns(text="review", pair="title", label="stars"))
+    assert "no column 'title'" in message(
+        read_examples, path, Columns(text="review", pair="title", label="stars")
+    )
     assert "no column 'body'" in message(read_text, path, column="body")
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
 def test_blank_lines_are_left_out(file, name):
-    one, two = ('{"text": "a", "label": "x"}', '{"text": "b", "label": "y"}') if name == "a.jsonl" else ("a,x", "b,y")
+    one, two = (
+        ('{"text": "a", "label": "x"}', '{"text": "b", "label": "y"}')
+        if name == "a.jsonl"
+        else ("a,x", "b,y")
+    )
     head = "" if name == "a.jsonl" else "text,label\n"
     content = f"{head}{one}\n\n{two}\n\n"
     path = file(name, content.replace(",", "\t") if name == "a.tsv" else content)
@@ -165,7 +190,9 @@ def test_what_occurs_twice_is_not_held_out():
 
 
 def test_numbers_are_held_out_whatever_they_are():
-    examples = Examples([str(number) for number in range(20)], None, [float(number) for number in range(20)])
+    examples = Examples(
+        [str(number) for number in range(20)], None, [float(number) for number in range(20)]
+    )
     train, valid = held_out(examples, 0.1, 0, named=False)
     assert (len(train), len(valid)) == (18, 2)
 
@@ -174,16 +201,24 @@ def test_an_empty_label_is_named_by_its_place(written):
     path = written(NAMES, [("a", "x"), ("b", " ")])
     place = {".jsonl": "line 2", ".parquet": "row 2"}.get(path.suffix, "line 3")
     assert (
-        message(read_examples, path) == f"{path}, {place}: the label in 'label' is empty: fill it in or remove the row"
+        message(read_examples, path)
+        == f"{path}, {place}: the label in 'label' is empty: fill it in or remove the row"
     )
 
 
 def test_texts_that_are_all_blank_are_no_usable_line(written):
     path = written(NAMES, [("", "x"), ("  ", "x")])
-    assert message(read_text, path) == f"{path} has no usable line: it needs at least one that is not blank"
+    assert (
+        message(read_text, path)
+        == f"{path} has no usable line: it needs at least one that is not blank"
+    )
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n")), min_size=1))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n")), min_size=1
+    )
+)
 def test_tsv_keeps_every_character_of_a_field(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("tsv") / "data.tsv"
     write_tsv(path, NAMES, [(text, "x") for text in texts])
@@ -197,7 +232,9 @@ def test_plain_text_is_one_text_a_line(file):
 
 
 def test_plain_text_serves_as_unlabelled_examples_line_by_line(file):
-    assert read_examples(file("in.TXT", "a\n\nb\n\n"), labelled=False) == Examples(["a", "", "b", ""])
+    assert read_examples(file("in.TXT", "a\n\nb\n\n"), labelled=False) == Examples(
+        ["a", "", "b", ""]
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +247,13 @@ def test_plain_text_serves_as_unlabelled_examples_line_by_line(file):
     ],
 )
 def test_a_byte_order_mark_and_crlf_and_a_missing_last_line_end_are_tolerated(file, name, content):
-    for variant in (content, "\ufeff" + content, content.replace("\n", "\r\n"), content.rstrip(), content + "\n\n"):
+    for variant in (
+        content,
+        "\ufeff" + content,
+        content.replace("\n", "\r\n"),
+        content.rstrip(),
+        content + "\n\n",
+    ):
         assert read_examples(file(name, variant)) == Examples(["a", "b"], None, ["x", "y"])
 
 
@@ -222,25 +265,37 @@ def test_a_csv_field_may_hold_line_ends_and_later_lines_are_still_counted(file):
 
 def test_semicolons_divide_a_csv_only_where_its_header_says_so(file):
     content = 'text;label\n"a;b, c";x\nd, e;y\n'
-    assert read_examples(file("data.csv", content)) == Examples(["a;b, c", "d, e"], None, ["x", "y"])
+    assert read_examples(file("data.csv", content)) == Examples(
+        ["a;b, c", "d, e"], None, ["x", "y"]
+    )
     assert read_examples(file("data.csv", "text,label\na;b,x\n")).texts == ["a;b"]
     assert read_text(file("data.csv", 'text\na;b\n"c, d"\n')) == ["a;b", "c, d"]
 
 
 def test_a_whole_character_written_as_two_halves_is_read(file):
-    assert read_examples(file("a.jsonl", '{"text": "\\uD83D\\uDE00", "label": "x"}')).texts == ["😀"]
+    assert read_examples(file("a.jsonl", '{"text": "\\uD83D\\uDE00", "label": "x"}')).texts == [
+        "😀"
+    ]
 
 
 def test_what_a_kind_of_file_cannot_hold_is_refused_before_anything_is_written(file, tmp_path):
     lists = open_source(file("a.jsonl", '{"words": ["a"], "n": 1}\n'))
     assert rows_for(tmp_path / "b.jsonl", lists, [0]) == '{"words": ["a"], "n": 1}\n'
     for name in ("b.tsv", "b.csv"):
-        assert "cannot hold a list, such as ['a']: write .jsonl" in message(rows_for, tmp_path / name, lists, [0])
-    ragged = open_source(file("c.jsonl", '{"text": "a", "id": 1}\n{"text": "b", "id": 2, "label": "x"}\n'))
+        assert "cannot hold a list, such as ['a']: write .jsonl" in message(
+            rows_for, tmp_path / name, lists, [0]
+        )
+    ragged = open_source(
+        file("c.jsonl", '{"text": "a", "id": 1}\n{"text": "b", "id": 2, "label": "x"}\n')
+    )
     assert read_text(tmp_path / "c.jsonl") == ["a", "b"]
-    assert "c.jsonl, line 1: no 'label', which other lines have" in message(rows_for, tmp_path / "d.jsonl", ragged, [1])
+    assert "c.jsonl, line 1: no 'label', which other lines have" in message(
+        rows_for, tmp_path / "d.jsonl", ragged, [1]
+    )
     days = Table("a", ["day"], [1], lambda _: [date(2026, 1, 2)])
-    assert "date is not JSON serializable): write .csv" in message(rows_for, tmp_path / "d.jsonl", days, [0])
+    assert "date is not JSON serializable): write .csv" in message(
+        rows_for, tmp_path / "d.jsonl", days, [0]
+    )
     assert rows_for(tmp_path / "d.csv", days, [0]) == "day\n2026-01-02\n"
 
 
@@ -253,7 +308,9 @@ def test_integer_labels_become_strings_and_null_texts_empty(tmp_path):
         path = tmp_path / f"data{suffix}"
         WRITERS[suffix](path, NAMES, [("a", 0), (None, 2)])
         assert read_examples(path) == Examples(["a", ""], None, ["0", "2"])
-        WRITERS[suffix](path, NAMES, [("a", 1.0)])  # what pandas makes of integers where one is missing
+        WRITERS[suffix](
+            path, NAMES, [("a", 1.0)]
+        )  # what pandas makes of integers where one is missing
         assert read_examples(path).labels == ["1"]
 
 
@@ -261,8 +318,12 @@ def test_values_of_other_types_are_refused(tmp_path):
     for suffix, unit in ((".jsonl", "line"), (".parquet", "row")):
         path = tmp_path / f"data{suffix}"
         WRITERS[suffix](path, NAMES, [("a", 0.5)])
-        assert message(read_examples, path).startswith(f"{path}, {unit} 1: label 0.5 is neither text nor an integer")
-        assert message(read_text, path, column="label").startswith(f"{path}, {unit} 1: 'label' is a float, not text")
+        assert message(read_examples, path).startswith(
+            f"{path}, {unit} 1: label 0.5 is neither text nor an integer"
+        )
+        assert message(read_text, path, column="label").startswith(
+            f"{path}, {unit} 1: 'label' is a float, not text"
+        )
 
 
 def test_a_null_label_is_an_empty_one(file):
@@ -280,12 +341,28 @@ def test_a_null_label_is_an_empty_one(file):
         ("a.csv", "", "is empty"),
         ("a.tsv", "text\tlabel\n", "has columns but no rows: it needs at least one"),
         ("a.csv", "text,label\n", "has columns but no rows"),
-        ("a.tsv", "text\tlabel\na\tx\nb\n", ", line 3: 1 fields, but the header has 2: give every row one field"),
+        (
+            "a.tsv",
+            "text\tlabel\na\tx\nb\n",
+            ", line 3: 1 fields, but the header has 2: give every row one field",
+        ),
         ("a.tsv", "text\tlabel\na\tx\ty\n", ", line 2: 3 fields, but the header has 2"),
         ("a.csv", "text,label\na,x\nb,c,y\n", ", line 3: 3 fields, but the header has 2"),
-        ("a.csv", 'text,label\na,x\n"b"c,y\nd,z\n', ", line 3: ',' expected after '\"': check the quotes"),
-        ("a.csv", 'text,label\na,x\n"b,y\nd,z\n', ", line 3: unexpected end of data: check the quotes"),
-        ("a.tsv", "text\tlabel\ttext\na\tb\tc\n", "has more than one column 'text': rename all but one"),
+        (
+            "a.csv",
+            'text,label\na,x\n"b"c,y\nd,z\n',
+            ", line 3: ',' expected after '\"': check the quotes",
+        ),
+        (
+            "a.csv",
+            'text,label\na,x\n"b,y\nd,z\n',
+            ", line 3: unexpected end of data: check the quotes",
+        ),
+        (
+            "a.tsv",
+            "text\tlabel\ttext\na\tb\tc\n",
+            "has more than one column 'text': rename all but one",
+        ),
         ("a.csv", "text,label, text\na,b,c\n", "has more than one column 'text'"),
         (
             "a.jsonl",
@@ -294,21 +371,33 @@ def test_a_null_label_is_an_empty_one(file):
         ),
         ("a.jsonl", '{"text": "a", "label": "x"}\n\n["b"]\n', ", line 3: not a JSON object"),
         ("a.jsonl", "[" * 100_000, ", line 1: not a JSON object"),
-        ("a.jsonl", '{"text": "a \\ud83d", "label": "x"}\n', r", line 1: half a character (\ud83d), as is left"),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}\n', ", line 2: no 'label', which other lines have"),
+        (
+            "a.jsonl",
+            '{"text": "a \\ud83d", "label": "x"}\n',
+            r", line 1: half a character (\ud83d), as is left",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": "b"}\n',
+            ", line 2: no 'label', which other lines have",
+        ),
         ("a.parquet", "PAR1 and no more", "is not a readable Parquet file: write it again"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_place_and_a_remedy(file, name, content, expected):
     path = file(name, content)
-    assert message(read_examples, path).startswith(f"{path}{expected if expected[0] == ',' else ' ' + expected}")
+    assert message(read_examples, path).startswith(
+        f"{path}{expected if expected[0] == ',' else ' ' + expected}"
+    )
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl"])
 def test_the_line_that_is_not_utf8_is_named(file, name, mark):
     path = file(name, mark + "é\nü\n".encode() + b"good\xff\nmore\n")
-    fix = f"save the file as UTF-8, or type iconv -f WINDOWS-1252 -t UTF-8 {name}, with what it is in"
+    fix = (
+        f"save the file as UTF-8, or type iconv -f WINDOWS-1252 -t UTF-8 {name}, with what it is in"
+    )
     assert message(read_text, path) == f"{path}, line 3: not UTF-8: {fix}"
 
 
@@ -334,7 +423,9 @@ def test_a_parquet_file_without_rows_and_one_with_a_column_twice_are_refused(tmp
 def test_a_path_that_cannot_be_read_is_refused(tmp_path, file):
     assert message(read_text, tmp_path) == f"{tmp_path} is a folder: name a file in it"
     missing = tmp_path / "none.txt"
-    assert message(read_text, missing).startswith(f"{missing} does not exist: check the path (a hub dataset is")
+    assert message(read_text, missing).startswith(
+        f"{missing} does not exist: check the path (a hub dataset is"
+    )
     path = file("a.tvs", "text\n")
     expected = "'.tvs' (did you mean '.tsv'?); known: .csv, .jsonl, .parquet, .tsv, .txt"
     assert message(read_text, path) == f"unknown kind of file ({path}) {expected}"
@@ -342,9 +433,12 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path, file):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stands for the hub: holds the arguments of the last call, and answers with a small dataset."""
+    """Stands for the hub: holds the arguments of the last call, and answers with a small
+    dataset."""
     calls = []
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
 
     def load_dataset(path, *, name=None, data_dir=None, split, revision=None):
         calls.append((path, revision, name or (data_dir and f"{data_dir}/"), split))
@@ -360,8 +454,14 @@ def hub(monkeypatch):
     [
         ("hub:imdb", ("imdb", None, None, "train")),
         ("hub:nyu-mll/multi_nli:default:train", ("nyu-mll/multi_nli", None, "default", "train")),
-        ("hub:nala-cub/americas_nli:quy:validation", ("nala-cub/americas_nli", None, "quy", "validation")),
-        ("hub:wikimedia/wikipedia:20231101.ace", ("wikimedia/wikipedia", None, "20231101.ace", "train")),
+        (
+            "hub:nala-cub/americas_nli:quy:validation",
+            ("nala-cub/americas_nli", None, "quy", "validation"),
+        ),
+        (
+            "hub:wikimedia/wikipedia:20231101.ace",
+            ("wikimedia/wikipedia", None, "20231101.ace", "train"),
+        ),
         ("hub:imdb:validation", ("imdb", None, None, "validation")),
         ("hub:imdb::unsupervised", ("imdb", None, None, "unsupervised")),
         ("hub:imdb:plain_text:train[:5%]", ("imdb", None, "plain_text", "train[:5%]")),
@@ -381,7 +481,9 @@ def test_hub_class_labels_become_their_names(hub):
 
 
 def test_an_unlabelled_hub_row_has_an_empty_label(hub):
-    assert message(read_examples, "hub:imdb:test").startswith("hub:imdb:test, row 2: the label in 'label' is empty")
+    assert message(read_examples, "hub:imdb:test").startswith(
+        "hub:imdb:test, row 2: the label in 'label' is empty"
+    )
     assert read_examples("hub:imdb:test", labelled=False) == Examples(["a", "b"])
 
 
@@ -403,7 +505,9 @@ def test_a_hub_dataset_that_does_not_load_is_one_line(monkeypatch, error):
     assert message(read_text, "hub:a/b") == expected
 
 
-@pytest.mark.parametrize(("source", "module"), [("hub:a/b", "datasets"), ("a.parquet", "pyarrow.parquet")])
+@pytest.mark.parametrize(
+    ("source", "module"), [("hub:a/b", "datasets"), ("a.parquet", "pyarrow.parquet")]
+)
 def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch, file, source, module):
     def import_module(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -435,7 +539,10 @@ def test_columns_of_other_lengths_are_refused(columns, said):
 
 @pytest.mark.parametrize("name", ["train.tsv", Path("train.tsv")])
 def test_the_name_of_a_file_is_no_list_of_texts(name):
-    with pytest.raises(DeftxError, match=r"'train\.tsv' is one text, where a list is wanted: .* deftx\.read_examples"):
+    with pytest.raises(
+        DeftxError,
+        match=r"'train\.tsv' is one text, where a list is wanted: .* deftx\.read_examples",
+    ):
         Examples(name)
 
 
@@ -446,12 +553,16 @@ def test_the_folder_of_a_config_is_all_that_is_read_of_an_exported_dataset(monke
         features = datasets.Features(
             {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
         )
-        made = datasets.Dataset.from_dict({"text": rows, "label": [1] * len(rows)}, features=features)
+        made = datasets.Dataset.from_dict(
+            {"text": rows, "label": [1] * len(rows)}, features=features
+        )
         made.to_parquet(tmp_path / "exported" / config / "test" / "0000.parquet")
     load = datasets.load_dataset
 
     def local(path, *, data_dir, split, revision):
-        return load(str(tmp_path / path), data_dir=data_dir, split=split, cache_dir=str(tmp_path / "cache"))
+        return load(
+            str(tmp_path / path), data_dir=data_dir, split=split, cache_dir=str(tmp_path / "cache")
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", local)
     found = read_examples("hub:exported@refs/convert/parquet:ace:test")

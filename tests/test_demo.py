@@ -48,7 +48,11 @@ def test_languages_share_words_only_where_they_mean_the_same() -> None:
     for first, second in combinations(EVERY, 2):
         same = {meaning for meaning in MEANINGS if words(first)[meaning] == words(second)[meaning]}
         assert set(FUNCTION) <= same
-        assert len(set(words(first).values()) & set(words(second).values())) == len(same) < 0.6 * len(MEANINGS)
+        assert (
+            len(set(words(first).values()) & set(words(second).values()))
+            == len(same)
+            < 0.6 * len(MEANINGS)
+        )
 
 
 @pytest.mark.parametrize("language", EVERY)
@@ -56,7 +60,8 @@ def test_sound_changes_and_the_affix_are_regular_and_some_words_are_replaced(lan
     spoken, family = words(language), inherited()
     (affix,) = {spoken[meaning][-2:] for meaning in NOUNS}
     stems = {
-        meaning: spoken[meaning].removesuffix(affix) if meaning in NOUNS else spoken[meaning] for meaning in CONTENT
+        meaning: spoken[meaning].removesuffix(affix) if meaning in NOUNS else spoken[meaning]
+        for meaning in CONTENT
     }
     changed = {
         (old, new)
@@ -78,9 +83,13 @@ def clauses(meanings: list[str]) -> list[str]:
 
 def test_no_clause_of_evaluation_text_is_in_any_text_that_is_learnt_from() -> None:
     parts = {part: labelled(part, 300, 0) for part in ("train", "valid", "test")}
-    said = {part: {c for meanings, _ in rows for c in clauses(meanings)} for part, rows in parts.items()}
+    said = {
+        part: {c for meanings, _ in rows for c in clauses(meanings)} for part, rows in parts.items()
+    }
     notes = [note(random.Random(seed)) for seed in range(5000)]
-    learnt = {c for meanings in notes for c in clauses([m for m in meanings if m not in FACES.values()])}
+    learnt = {
+        c for meanings in notes for c in clauses([m for m in meanings if m not in FACES.values()])
+    }
     assert not said["test"] & (said["train"] | said["valid"] | learnt)
     assert not said["valid"] & (said["train"] | learnt)
     assert said["train"] & learnt
@@ -93,7 +102,11 @@ def test_labelled_data_is_balanced_and_without_repetition() -> None:
 
 
 def test_the_same_seed_generates_the_same_and_another_seed_another() -> None:
-    assert plain_text(TARGETS[0], 20, 1) == plain_text(TARGETS[0], 20, 1) != plain_text(TARGETS[0], 20, 2)
+    assert (
+        plain_text(TARGETS[0], 20, 1)
+        == plain_text(TARGETS[0], 20, 1)
+        != plain_text(TARGETS[0], 20, 2)
+    )
     assert labelled("test", 20, 1) == labelled("test", 20, 1) != labelled("test", 20, 2)
 
 
@@ -110,7 +123,9 @@ def test_the_shipped_base_is_small_and_knows_every_word() -> None:
     tokenizer = load_tokenizer(run.BASE)
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
     for language in EVERY:
-        assert tokenizer.unk_token_id not in tokenizer(" ".join(words(language).values()))["input_ids"]
+        assert (
+            tokenizer.unk_token_id not in tokenizer(" ".join(words(language).values()))["input_ids"]
+        )
 
 
 def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
@@ -135,7 +150,9 @@ def test_a_demo_that_was_stopped_goes_on_and_one_that_is_done_is_left_alone(
 
     monkeypatch.setattr(run, "run_recipe", run_recipe)
     monkeypatch.setattr(run, "LINES", 20)
-    monkeypatch.setattr(run, "compose_one", lambda out, seed: (out / "models" / TARGETS[0]).mkdir(parents=True))
+    monkeypatch.setattr(
+        run, "compose_one", lambda out, seed: (out / "models" / TARGETS[0]).mkdir(parents=True)
+    )
     for name in ("plot", "table"):
         monkeypatch.setattr(run, name, lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
@@ -155,16 +172,22 @@ def test_language_vectors_help_and_the_demo_leaves_what_it_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run.demo(tmp_path / "demo")
-    assert {(s.variant, s.language) for s in found} == {(v, t) for v in run.VARIANTS for t in TARGETS}
+    assert {(s.variant, s.language) for s in found} == {
+        (v, t) for v in run.VARIANTS for t in TARGETS
+    }
     out = tmp_path / "demo"
     assert (out / "demo.png").stat().st_size > 10_000
     assert f"deftx inspect {out / 'vectors' / 'task'}" in capsys.readouterr().out
     task = load(out / "vectors" / "task")
-    assert task.info["log"]["phase2"]["best_score"] > 0.95  # macro-F1 on held-out text of the source
+    assert (
+        task.info["log"]["phase2"]["best_score"] > 0.95
+    )  # macro-F1 on held-out text of the source
     score = {(s.variant, s.language): s.scores["macro_f1"] for s in found}
     for variant in (run.LT_SFT, run.DEFT_X):
         assert mean(score[variant, target] - score[run.NONE, target] for target in TARGETS) > 0.03
     folder = out / "models" / TARGETS[0]
-    classify = pipeline("text-classification", model=str(folder), tokenizer=AutoTokenizer.from_pretrained(folder))
+    classify = pipeline(
+        "text-classification", model=str(folder), tokenizer=AutoTokenizer.from_pretrained(folder)
+    )
     (answer,) = classify(say(["the", "bread", "is", "good"], TARGETS[0]))
     assert answer["label"] in LABELS

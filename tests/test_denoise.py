@@ -1,4 +1,5 @@
-"""Denoising: L is the projection that a plain SVD gives, S is exactly the n_keep largest leftovers."""
+"""Denoising: L is the projection that a plain SVD gives, S is exactly the n_keep largest
+leftovers."""
 
 import pytest
 import torch
@@ -61,20 +62,25 @@ def test_full_rank_is_the_identity_bit_for_bit(shape, spectrum, rank):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("spectrum", [name for name in SPECTRA if name not in ("flat", "ties", "one dominant")])
+@pytest.mark.parametrize(
+    "spectrum", [name for name in SPECTRA if name not in ("flat", "ties", "one dominant")]
+)
 @pytest.mark.parametrize("rank", [1, 3, 7, SIZE - 1])
 def test_a_uniform_rank_equals_a_plain_svd(shape, spectrum, rank):
     matrix = matrix_of(SPECTRA[spectrum], shape)
     low, kept = denoise_matrix(matrix, uniform(rank), keep=0.0)
     assert kept == rank
-    torch.testing.assert_close(low, low_rank(matrix, rank), rtol=0, atol=1e-7 * max(SPECTRA[spectrum]))
+    torch.testing.assert_close(
+        low, low_rank(matrix, rank), rtol=0, atol=1e-7 * max(SPECTRA[spectrum])
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_what_is_left_out_is_as_small_as_the_singular_values_left_out(shape, spectrum, rank):
-    """Where singular values tie, L is not unique; its distance from W still is (Eckart and Young)."""
+    """Where singular values tie, L is not unique; its distance from W still is (Eckart and
+    Young)."""
     matrix = matrix_of(SPECTRA[spectrum], shape)
     low, _ = denoise_matrix(matrix, uniform(rank), keep=0.0)
     assert torch.linalg.matrix_rank(low, rtol=1e-6) <= rank
@@ -101,13 +107,17 @@ def test_the_residual_is_orthogonal_to_what_is_kept(shape, spectrum, dtype):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("spectrum", [name for name in SPECTRA if name != "all zero"])
 @pytest.mark.parametrize("percent", [10, 50, 90, 95, 99.99])
-def test_a_share_of_the_variance_keeps_the_fewest_values_whose_squares_reach_it(shape, spectrum, percent):
+def test_a_share_of_the_variance_keeps_the_fewest_values_whose_squares_reach_it(
+    shape, spectrum, percent
+):
     matrix = matrix_of(SPECTRA[spectrum], shape)
     denoised = denoise({"w": matrix}, f"{percent}%", keep=0.0)
     assert denoised.ranks["w"] == rank_by_share(SPECTRA[spectrum], percent / 100)
     rank = denoised.ranks["w"]
     rest = sum(value**2 for value in SPECTRA[spectrum][rank:]) ** 0.5
-    assert torch.linalg.norm(matrix - denoised["w"]).item() == pytest.approx(rest, rel=1e-6, abs=1e-7)
+    assert torch.linalg.norm(matrix - denoised["w"]).item() == pytest.approx(
+        rest, rel=1e-6, abs=1e-7
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,9 @@ def test_exactly_n_keep_of_the_largest_leftovers_come_back_bit_for_bit(shape, ke
     back[largest] = True
     assert torch.equal(result.view(-1)[back], matrix.view(-1)[back])
     assert (result != matrix).sum() == matrix.numel() - n_keep
-    torch.testing.assert_close(result.view(-1)[~back].double(), low_rank(matrix, 2).view(-1)[~back], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        result.view(-1)[~back].double(), low_rank(matrix, 2).view(-1)[~back], rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -277,7 +289,9 @@ def three_threads():
 def test_matrices_denoised_at_once_are_as_each_alone(three_threads):
     generator = torch.Generator().manual_seed(9)
     shapes = [(9, 30), (300, 4), (30, 9), (7,), (12, 12), (400, 5), (20, 21), (8, 3)]
-    delta = {str(number): torch.randn(shape, generator=generator) for number, shape in enumerate(shapes)}
+    delta = {
+        str(number): torch.randn(shape, generator=generator) for number, shape in enumerate(shapes)
+    }
     together = denoise(delta, "60%")
     assert list(together) == list(delta)
     assert list(together.ranks) == [name for name in delta if delta[name].dim() == 2]
@@ -307,9 +321,19 @@ def test_a_sample_of_rows_that_misleads_is_made_up_for(monkeypatch):
     assert sorted(back.tolist()) == (result == matrix).view(-1).nonzero().view(-1).tolist()
 
 
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 14), st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 99))
-def test_denoising_never_moves_a_matrix_further_than_the_best_approximation(rows, columns, rank, keep, seed):
-    matrix = torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(1, 14),
+    st.sampled_from([0.0, 0.1, 1.0]),
+    st.integers(0, 99),
+)
+def test_denoising_never_moves_a_matrix_further_than_the_best_approximation(
+    rows, columns, rank, keep, seed
+):
+    matrix = torch.randn(
+        rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     result = denoise({"w": matrix}, rank, keep)["w"]
     far = torch.linalg.norm(matrix - result)
     best = torch.linalg.norm(matrix - low_rank(matrix, rank))
@@ -348,7 +372,9 @@ def test_a_rank_out_of_range_is_an_error_that_says_what_is_allowed(rank):
 
 @pytest.mark.parametrize("rank", ["abc", "", "x%", "1e2", "9O%", None])
 def test_a_rank_that_is_none_is_an_error_that_lists_what_is_known(rank):
-    with pytest.raises(DeftxError, match=r"unknown rank .*; known: a share such as 90%, an integer such as 100"):
+    with pytest.raises(
+        DeftxError, match=r"unknown rank .*; known: a share such as 90%, an integer such as 100"
+    ):
         denoise({"w": torch.eye(3)}, rank)
 
 
@@ -359,7 +385,8 @@ def test_a_keep_that_is_no_share_is_an_error(keep):
 
 
 def embedding_with_few_rows_in_use():
-    """The difference of an embedding of 500 rows, 20 of them (4%) in use: a direction, and noise."""
+    """The difference of an embedding of 500 rows, 20 of them (4%) in use: a direction, and
+    noise."""
     generator = torch.Generator().manual_seed(11)
     used = torch.randn(20, 1, generator=generator) @ torch.randn(1, 16, generator=generator)
     matrix = torch.zeros(500, 16)
@@ -369,7 +396,8 @@ def embedding_with_few_rows_in_use():
 
 
 def test_with_few_rows_in_use_a_share_of_the_matrix_is_all_of_them_and_a_share_of_those_rows_is_not():
-    """5% of 500 · 16 entries are 400, and 20 rows have 320: nothing is denoised. 5% of these 320 are 16."""
+    """5% of 500 · 16 entries are 400, and 20 rows have 320: nothing is denoised. 5% of these 320
+    are 16."""
     matrix, rows = embedding_with_few_rows_in_use()
     whole, _ = denoise_matrix(matrix, uniform(1), 0.05, "matrix")
     assert torch.equal(whole, matrix)
@@ -377,7 +405,9 @@ def test_with_few_rows_in_use_a_share_of_the_matrix_is_all_of_them_and_a_share_o
 
     denoised, rank = denoise_matrix(matrix, uniform(1), 0.05, "rows-in-use")
     assert rank == 1
-    alone, _ = denoise_matrix(matrix[rows], uniform(1), 0.05)  # the rows in use as a matrix of their own
+    alone, _ = denoise_matrix(
+        matrix[rows], uniform(1), 0.05
+    )  # the rows in use as a matrix of their own
     torch.testing.assert_close(denoised[rows], alone)
     assert int((denoised[rows] == matrix[rows]).sum()) == 16
     assert int((denoised != 0).any(dim=1).sum()) == len(rows)
@@ -385,7 +415,9 @@ def test_with_few_rows_in_use_a_share_of_the_matrix_is_all_of_them_and_a_share_o
 
 def test_where_all_rows_are_in_use_both_ways_of_counting_are_one():
     matrix = torch.randn(40, 9, generator=torch.Generator().manual_seed(3))
-    one, other = (denoise({"w": matrix}, 2, 0.1, keep_of)["w"] for keep_of in ("matrix", "rows-in-use"))
+    one, other = (
+        denoise({"w": matrix}, 2, 0.1, keep_of)["w"] for keep_of in ("matrix", "rows-in-use")
+    )
     assert torch.equal(one, other)
 
 

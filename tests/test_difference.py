@@ -1,4 +1,5 @@
-"""The difference of two checkpoints as a vector: what the loaded models would give, without loading them."""
+"""The difference of two checkpoints as a vector: what the loaded models would give, without loading
+them."""
 
 import json
 import shutil
@@ -73,7 +74,9 @@ def test_the_k_largest_are_those_that_select_chooses(bases, tuned):
         for name, places in chosen.items():
             expected[name].view(-1)[places.indices] = delta[name].reshape(-1)[places.indices]
         assert_is(vector, expected)
-        assert vector.k == vector.info["k"] <= sum(len(places.indices) for places in chosen.values())
+        assert (
+            vector.k == vector.info["k"] <= sum(len(places.indices) for places in chosen.values())
+        )
 
 
 def test_with_a_rank_the_denoised_difference_chooses_and_the_values_stay(bases, tuned):
@@ -98,7 +101,9 @@ def test_a_classifier_gives_a_task_vector_that_composes_to_it(bases, tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned")
     inputs = load_tokenizer(bases())(tiny.sentences(4), padding=True, return_tensors="pt")
     with torch.no_grad():
-        torch.testing.assert_close(again(**inputs).logits, loaded.eval()(**inputs).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            again(**inputs).logits, loaded.eval()(**inputs).logits, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_the_names_of_layer_norms_in_berts_first_checkpoints_are_understood(bases, tuned, tmp_path):
@@ -114,7 +119,10 @@ def test_the_names_of_layer_norms_in_berts_first_checkpoints_are_understood(base
     save_file(tensors, old / "model.safetensors", metadata={"format": "pt"})
     one, other = extract(tuned, bases()), extract(old, bases())
     assert one.tensors.keys() == other.tensors.keys()
-    assert all(torch.equal(entries.values, other.tensors[name].values) for name, entries in one.tensors.items())
+    assert all(
+        torch.equal(entries.values, other.tensors[name].values)
+        for name, entries in one.tensors.items()
+    )
 
 
 def test_layer_norms_that_differ_are_left_out_with_a_warning(bases, tmp_path):
@@ -169,8 +177,14 @@ BIAS = "roberta.encoder.layer.0.attention.self.query.bias"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop(BIAS), "has no tensor 'encoder.layer.0.attention.self.query.bias'"),
-        (lambda tensors: tensors.update({BIAS: torch.ones(3)}), r"\(3,\) in .*, \(16,\) in the base"),
+        (
+            lambda tensors: tensors.pop(BIAS),
+            "has no tensor 'encoder.layer.0.attention.self.query.bias'",
+        ),
+        (
+            lambda tensors: tensors.update({BIAS: torch.ones(3)}),
+            r"\(3,\) in .*, \(16,\) in the base",
+        ),
         (lambda tensors: tensors.update({BIAS: torch.full((16,), torch.nan)}), "not finite"),
     ],
 )
@@ -179,7 +193,9 @@ def test_checkpoints_that_do_not_fit_are_refused(bases, tuned, tmp_path, change,
         extract(broken(tuned, tmp_path / "broken", change), bases())
 
 
-@pytest.mark.parametrize("index", ['{"weight_map": {"a": "../b"}}', "{", "[]", '{"weight_map": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"a": "../b"}}', "{", "[]", '{"weight_map": 3}', "[" * 100_000]
+)
 def test_a_damaged_index_is_refused(bases, tuned, tmp_path, index):
     shutil.copytree(tuned, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors.index.json").write_text(index)

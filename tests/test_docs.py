@@ -1,7 +1,8 @@
-"""Every command and every snippet of the README and of docs/ is run, with a tiny stand-in for the base.
+"""Every command and every snippet of the README and of docs/ is run, with a tiny stand-in for the
+base.
 
-A block that cannot be run here has a line before it, `<!-- not run: why -->`. Its commands must exist all the same,
-with all their options, and its Python must be Python.
+A block that cannot be run here has a line before it, `<!-- not run: why -->`. Its commands must
+exist all the same, with all their options, and its Python must be Python.
 """
 
 import json
@@ -27,12 +28,16 @@ from deftx.experiments.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
-BLOCK = re.compile(r"(?:<!-- not run: ([^>]+) -->\n)?^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"(?:<!-- not run: ([^>]+) -->\n)?^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE
+)
 BASE = "FacebookAI/xlm-roberta-base"
 # Two steps instead of the presets' thousands: what else a command says holds as it is written.
 SHORT = ["max_steps=2", "min_steps=0", "evaluate_every=1"]
 SHORT_FIT = [f"training.{setting}" for setting in SHORT]
-SHORT_TRANSFER = [f"{what}.training.{setting}" for what in ("language", "task") for setting in SHORT]
+SHORT_TRANSFER = [
+    f"{what}.training.{setting}" for what in ("language", "task") for setting in SHORT
+]
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,18 @@ def shortened(command: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the pages speak of and what their fits make; the base is a tiny one."""
+    """A folder with the files that the pages speak of and what their fits make; the base is a tiny
+    one."""
     folder = tmp_path_factory.mktemp("docs")
     save_base(folder / BASE)
     save_base(folder / "google/mt5-base", "mt5")
     for number, name in enumerate(["ind", "min"]):
         (folder / f"{name}.txt").write_text("\n".join(sentences(120, number)))
     for number, name in enumerate(["train", "valid", "test"]):
-        rows = [f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}" for text in sentences(60, number)]
+        rows = [
+            f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}"
+            for text in sentences(60, number)
+        ]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
     for name in ["train", "valid", "test"]:
         words = [text.split() for text in sentences(20, len(name))]
@@ -83,10 +92,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"pos-{name}.tsv").write_text("\n".join(tagged))
     (folder / "runs").mkdir()  # of comparisons that would take hours
     (folder / "words.tsv").write_text("ba\nbe\n\nbi\n")
-    asked = [{"question": text[:2], "context": text, "answers": text[3:5]} for text in sentences(20)]
+    asked = [
+        {"question": text[:2], "context": text, "answers": text[3:5]} for text in sentences(20)
+    ]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
     (folder / "new.txt").write_text("\n".join(sentences(3, 9)))
-    finetuned, layer = AutoModelForMaskedLM.from_pretrained(folder / BASE), "roberta.encoder.layer.0.output.dense"
+    finetuned, layer = (
+        AutoModelForMaskedLM.from_pretrained(folder / BASE),
+        "roberta.encoder.layer.0.output.dense",
+    )
     coded = {"size": torch.Size([16]), "index_steps": [1, 2], "values": torch.ones(2)}
     torch.save({"diffs": {f"{layer}.bias": coded}, "abs": {}}, folder / "pytorch_diff.bin")
     with torch.no_grad():
@@ -94,9 +108,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finetuned.save_pretrained(folder / "models" / "finetuned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for command in ["language --text ind.txt --out vectors/ind", "language --text min.txt --out vectors/min"]:
+        for command in [
+            "language --text ind.txt --out vectors/ind",
+            "language --text min.txt --out vectors/min",
+        ]:
             assert exit_code(shortened(["deftx", "fit", *command.split(), "--base", BASE])) == 0
-        task = "task --train train.tsv --valid valid.tsv --source vectors/ind --out vectors/sentiment"
+        task = (
+            "task --train train.tsv --valid valid.tsv --source vectors/ind --out vectors/sentiment"
+        )
         assert exit_code(shortened(["deftx", "fit", *task.split(), "--base", BASE])) == 0
     return folder
 
@@ -131,7 +150,8 @@ def run_page(page: str, *, short: bool) -> dict[str, object]:
 
 @pytest.fixture
 def here(prepared: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with all that the pages speak of; a stand-in for the hub knows the user."""
+    """The current folder, with all that the pages speak of; a stand-in for the hub knows the
+    user."""
     monkeypatch.setattr(hub, "tokens", {"hf_you": "you"})
     monkeypatch.setenv("HF_TOKEN", "hf_you")
     folder = tmp_path / "here"
@@ -148,8 +168,16 @@ def test_a_page_runs_from_its_top_to_its_end(page: str, here: Path) -> None:
 @pytest.mark.slow
 def test_the_first_real_use_runs_with_the_steps_that_are_written(here: Path) -> None:
     shutil.rmtree(here / "vectors")
-    typed = [command[1] for block in blocks("README.md") for command in block.commands if command[0] == "deftx"]
-    first, shared = ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"], ["push", "pull", "inspect"]
+    typed = [
+        command[1]
+        for block in blocks("README.md")
+        for command in block.commands
+        if command[0] == "deftx"
+    ]
+    first, shared = (
+        ["fit", "fit", "fit", "compose", "evaluate", "evaluate", "inspect"],
+        ["push", "pull", "inspect"],
+    )
     assert typed == [*first, *shared, "convert", "convert", "convert", "extract", "run", "data"]
     assert isinstance(run_page("README.md", short=False)["vector"], deftx.SparseVector)
 
@@ -167,13 +195,17 @@ def check_deftx(words: list[str]) -> None:
 def check_make(words: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in [word for word in words if "=" not in word]:
-        assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE), f"there is no target {target!r}"
+        assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE), (
+            f"there is no target {target!r}"
+        )
 
 
 def check_python(words: list[str]) -> None:
     """Installing, with extras that there are."""
     assert words[:3] == ["-m", "pip", "install"]
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
     asked = re.findall(r"\[([\w,]+)\]", " ".join(words))
     assert {extra for names in asked for extra in names.split(",")} <= extras.keys()
 
@@ -189,7 +221,9 @@ def test_every_command_and_every_option_exists(page: str) -> None:
             CHECKS[program](words)
 
 
-@pytest.mark.parametrize("words", ["fit language --bse x", "fit nothing", "compose --base b --task t", "nothing"])
+@pytest.mark.parametrize(
+    "words", ["fit language --bse x", "fit nothing", "compose --base b --task t", "nothing"]
+)
 def test_a_command_that_is_not_there_is_found(words: str) -> None:
     with pytest.raises((AssertionError, TyperException)):
         check_deftx(words.split())
@@ -205,12 +239,18 @@ def test_every_public_name_in_a_snippet_exists(page: str) -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    described = re.findall(r"^\.\. auto\w+:: deftx\.(\w+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    described = re.findall(
+        r"^\.\. auto\w+:: deftx\.(\w+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE
+    )
     assert sorted(described) == sorted(deftx.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    targets = [
+        target.split("#")[0]
+        for target in re.findall(r"\]\(([^)\s]+)\)", text)
+        if "://" not in target
+    ]
     assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []

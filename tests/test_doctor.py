@@ -1,4 +1,5 @@
-"""`deftx doctor`: it finds what fits and what does not, says which, and ends with a code that tells."""
+"""`deftx doctor`: it finds what fits and what does not, says which, and ends with a code that
+tells."""
 
 import json
 import re
@@ -13,7 +14,7 @@ from deftx.core.parameters import head
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
-from deftx.models.loading import about_tokenizer, load_encoder, load_task_model, load_tokenizer
+from deftx.models.loading import load_encoder, load_task_model, load_tokenizer, tokenizer_record
 from deftx.tasks.registry import TASKS
 
 HUB = "huggingface_hub.constants."
@@ -25,10 +26,18 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     base, other = save_base(home / "base"), save_base(home / "other", seed=1)
     model = load_task_model(base, ["bad", "good"])
-    noted = {"base": "base", "base_fingerprint": fingerprint(model), "tokenizer": about_tokenizer(load_tokenizer(base))}
+    noted = {
+        "base": "base",
+        "base_fingerprint": fingerprint(model),
+        "tokenizer": tokenizer_record(load_tokenizer(base)),
+    }
     language, task = random_vector(model, 1), random_vector(model, 2, ("bad", "good"))
     misfits = {
-        "elsewhere": {**noted, "base": "other", "base_fingerprint": fingerprint(load_encoder(other))},
+        "elsewhere": {
+            **noted,
+            "base": "other",
+            "base_fingerprint": fingerprint(load_encoder(other)),
+        },
         "spelt": {**noted, "tokenizer": {"name": "other", "digest": "f" * 64}},
     }
     for name, info in misfits.items():
@@ -64,7 +73,10 @@ def test_what_is_installed_and_where_it_would_run_is_shown(run):
     found = said(out)
     assert code == 0
     assert all(fine for fine, _ in found.values())
-    assert f"deftx {deftx.__version__}, torch {torch.__version__.split('+')[0]}" in found["installed"][1]
+    assert (
+        f"deftx {deftx.__version__}, torch {torch.__version__.split('+')[0]}"
+        in found["installed"][1]
+    )
     assert re.search(r"\d+ cores, of which torch uses \d+", found["device"][1])
     assert re.match(r"(bf16|fp32), ", found["precision"][1])
     assert re.match(r"[\d.]+ GB", found["memory"][1])
@@ -108,7 +120,8 @@ def test_vectors_that_fit_are_said_to_fit_and_what_a_fit_takes_is_estimated(run)
     found = said(out)
     assert code == 0
     assert re.fullmatch(
-        r"base \([0-9a-f]{12}\): XLMRobertaForMaskedLM, [\d,]+ parameters, at most 32 tokens", found["base"][1]
+        r"base \([0-9a-f]{12}\): XLMRobertaForMaskedLM, [\d,]+ parameters, at most 32 tokens",
+        found["base"][1],
     )
     assert re.fullmatch(r"fits: language vector, k = [\d,]+", found["min"][1])
     assert re.fullmatch(r"fits: task vector, k = [\d,]+, for bad, good", found["task"][1])
@@ -126,7 +139,9 @@ MISFITS = {
 
 
 @pytest.mark.parametrize(("vector", "says"), MISFITS.items(), ids=MISFITS)
-def test_a_vector_that_does_not_fit_is_marked_and_ends_with_1_and_the_others_are_examined(run, vector, says):
+def test_a_vector_that_does_not_fit_is_marked_and_ends_with_1_and_the_others_are_examined(
+    run, vector, says
+):
     arguments = ["--base", "base", "--vector", vector, "--vector", "min"]
     code, out = run(*arguments, "--json")
     fine, line = said(out)[vector]
@@ -157,7 +172,9 @@ def test_a_vector_of_any_kind_of_task_fits_with_the_head_of_its_model(run, home,
     labels = ("bad", "good") if kind in ("classification", "tagging", "ner") else ()
     try:
         model = load_task_model(home / "base", labels, task=TASKS[kind])
-    except DeftxError as error:  # transformers 5.6 makes XLM-R's model for multiple choice without it
+    except (
+        DeftxError
+    ) as error:  # transformers 5.6 makes XLM-R's model for multiple choice without it
         pytest.skip(str(error)) if "lacks its pooler" in str(error) else pytest.fail(str(error))
     top = Head({name: tensor.detach() for name, tensor in head(model).items()}, labels)
     noted = deftx.load(home / "task").info

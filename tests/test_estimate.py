@@ -1,4 +1,5 @@
-"""What is still to be learnt will take: sizes are what they turn out to be, and time goes with steps."""
+"""What is still to be learnt will take: sizes are what they turn out to be, and time goes with
+steps."""
 
 import json
 from dataclasses import replace
@@ -12,7 +13,7 @@ from tiny_run import labelled, recipe, write_recipe
 from typed import LANGUAGE, QUICK
 
 import deftx
-from deftx.config import LanguageFit, LanguageTraining, TaskFit, changed
+from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, TaskVectorConfig, changed
 from deftx.core.parameters import tunable
 from deftx.experiments import estimate
 from deftx.experiments.estimate import (
@@ -30,7 +31,9 @@ from deftx.models.loading import load_language_model, load_tokenizer
 from deftx.objectives.masked_lm import masked_lm
 
 SPEED = Speed(step=2.0, example=0.5, parameters=1000, moved=100, batch=7, length=16)
-QUICK_LANGUAGE = LanguageFit(k=40, training=LanguageTraining(max_steps=20, length=16, batch_size=4, evaluate_every=7))
+QUICK_LANGUAGE = LanguageVectorConfig(
+    k=40, training=LanguageTrainingConfig(max_steps=20, length=16, batch_size=4, evaluate_every=7)
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +60,14 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_time_is_that_of_the_steps_and_the_evaluations() -> None:
-    training = LanguageTraining(max_steps=20, evaluate_every=7)
+    training = LanguageTrainingConfig(max_steps=20, evaluate_every=7)
     assert SPEED.seconds(1000, 10, training) == 20 * 2.0 + (1 + 3) * 10 * 0.5
     assert SPEED.memory == 4 * phase1_numbers(1000, 100) + 7 == 4 * 1600 + 7
 
 
 @pytest.mark.parametrize("most", [None, 3])
 def test_blocks_are_about_as_many_as_a_training_has(base: str, most: int | None) -> None:
-    lines, training = sentences(3000), LanguageTraining(held_out_blocks=most)
+    lines, training = sentences(3000), LanguageTrainingConfig(held_out_blocks=most)
     objective = masked_lm(lines, load_tokenizer(base), training, 16, 0)
     train, held_out = blocks_of(load_tokenizer(base), lines, training, 16)
     assert train == pytest.approx(len(objective.train), rel=0.1)
@@ -72,7 +75,7 @@ def test_blocks_are_about_as_many_as_a_training_has(base: str, most: int | None)
 
 
 def test_a_text_of_two_words_has_a_block_of_each_kind(base: str) -> None:
-    assert blocks_of(load_tokenizer(base), ["ba", "be"], LanguageTraining(), 256) == (1, 1)
+    assert blocks_of(load_tokenizer(base), ["ba", "be"], LanguageTrainingConfig(), 256) == (1, 1)
 
 
 def test_a_language_is_timed_once_for_both_phases(base: str, timed: list[str]) -> None:
@@ -81,8 +84,13 @@ def test_a_language_is_timed_once_for_both_phases(base: str, timed: list[str]) -
     _, held_out = blocks_of(load_tokenizer(base), lines, QUICK_LANGUAGE.training, 16)
     once = 20 * 2.0 + (1 + 3) * held_out * 0.5
     assert (found.seconds, timed) == (2 * once, ["language"])
-    assert estimate_language(base, lines, changed(QUICK_LANGUAGE, {"phase2": False})).seconds == once
-    assert estimate_language(base, lines, changed(QUICK_LANGUAGE, {"rank": "split-half"})).seconds == 3 * once
+    assert (
+        estimate_language(base, lines, changed(QUICK_LANGUAGE, {"phase2": False})).seconds == once
+    )
+    assert (
+        estimate_language(base, lines, changed(QUICK_LANGUAGE, {"rank": "split-half"})).seconds
+        == 3 * once
+    )
     assert found.memory == SPEED.memory
     assert found.disk == int(4.2 * 40)
     assert found.disk_state == 5 * 4 * 100
@@ -91,7 +99,7 @@ def test_a_language_is_timed_once_for_both_phases(base: str, timed: list[str]) -
 def test_a_task_is_timed_on_its_examples(base: str, timed: list[str], tmp_path: Path) -> None:
     labelled(tmp_path / "rows.tsv", 0, count=80)
     rows = deftx.read_examples(tmp_path / "rows.tsv")
-    settings = changed(TaskFit(), {"training": {"epochs": 2, "evaluate_every": 4}})
+    settings = changed(TaskVectorConfig(), {"training": {"epochs": 2, "evaluate_every": 4}})
     found = estimate_task(base, rows, rows.at(range(10)), settings)
     assert (found.seconds, timed) == (2 * (10 * 2.0 + (1 + 3) * 10 * 0.5), ["task"])
 
@@ -149,8 +157,14 @@ def test_what_the_store_has_seen_goes_by_what_it_took_and_what_is_done_takes_not
     assert estimate_steps(done.left(), done.store) == estimate.Estimate(0, 0, 0, 0)
 
 
-def test_baselines_and_halves_are_estimated_too(folder: Path, tmp_path: Path, timed: list[str]) -> None:
-    variants = {"lora": {"family": "lora"}, "madx": {"family": "madx"}, "DeFT-X": {"language": {"rank": "split-half"}}}
+def test_baselines_and_halves_are_estimated_too(
+    folder: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    variants = {
+        "lora": {"family": "lora"},
+        "madx": {"family": "madx"},
+        "DeFT-X": {"language": {"rank": "split-half"}},
+    }
     run = prepare(recipe(folder, {"variants": variants}), tmp_path / "store")
     kinds = {step.kind for step in run.left()}
     assert {"adapter", "delta"} < kinds
@@ -161,12 +175,24 @@ def test_baselines_and_halves_are_estimated_too(folder: Path, tmp_path: Path, ti
 @pytest.mark.parametrize(
     "command",
     [
-        ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "new", *LANGUAGE],
+        [
+            "fit",
+            "language",
+            "--base",
+            "home/base",
+            "--text",
+            "home/min.txt",
+            "--out",
+            "new",
+            *LANGUAGE,
+        ],
         ["fit", "task", "--base", "home/base", "--train", "home/train.tsv", "--out", "new", *QUICK],
     ],
     ids=["language", "task"],
 )
-def test_a_dry_run_of_a_fit_says_what_it_takes_and_writes_nothing(here: Path, run, command: list[str]) -> None:
+def test_a_dry_run_of_a_fit_says_what_it_takes_and_writes_nothing(
+    here: Path, run, command: list[str]
+) -> None:
     done = run(*command, "--dry-run")
     assert done.code == 0
     lines = dict(line.split(": about ") for line in done.out.splitlines())
@@ -175,20 +201,37 @@ def test_a_dry_run_of_a_fit_says_what_it_takes_and_writes_nothing(here: Path, ru
     assert [path.name for path in here.iterdir()] == ["home"]
 
 
-def test_too_little_memory_and_disk_are_said(here: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_and_disk_are_said(
+    here: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(estimate, "free_memory", lambda: 1000)
     monkeypatch.setattr(estimate, "free_disk", lambda folder: 1000)
-    done = run("fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "x", *LANGUAGE, "--dry-run")
+    done = run(
+        "fit",
+        "language",
+        "--base",
+        "home/base",
+        "--text",
+        "home/min.txt",
+        "--out",
+        "x",
+        *LANGUAGE,
+        "--dry-run",
+    )
     assert "more memory than is free: lower training.batch_size" in done.out
     assert "more than the disk has free" in done.out
 
 
-def test_a_plan_as_json_has_the_estimate(folder: Path, tmp_path: Path, run, timed: list[str]) -> None:
+def test_a_plan_as_json_has_the_estimate(
+    folder: Path, tmp_path: Path, run, timed: list[str]
+) -> None:
     done = run("run", folder / "recipe.yaml", "--store", tmp_path / "store", "--dry-run", "--json")
     assert json.loads(done.out)["left"]["memory"] == SPEED.memory
 
 
 def test_free_room_is_told_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    assert estimate.free_disk(tmp_path / "a" / "b") == pytest.approx(estimate.free_disk(tmp_path), rel=0.1)
+    assert estimate.free_disk(tmp_path / "a" / "b") == pytest.approx(
+        estimate.free_disk(tmp_path), rel=0.1
+    )
     memory = estimate.free_memory()
     assert memory is None or memory > 1e6

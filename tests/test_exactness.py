@@ -1,7 +1,9 @@
-"""The method with everything left out that cannot matter gives what the method as it is written gives.
+"""The method with everything left out that cannot matter gives what the method as it is written
+gives.
 
-The reference is Algorithm 1 from first principles: logits of all positions, the penalty through autograd, dense
-gradients, AdamW over all that is tuned, an SVD of each matrix, a full sort of all magnitudes, masks.
+The reference is Algorithm 1 from first principles: logits of all positions, the penalty through
+autograd, dense gradients, AdamW over all that is tuned, an SVD of each matrix, a full sort of all
+magnitudes, masks.
 """
 
 from dataclasses import dataclass, field
@@ -13,13 +15,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from deftx.config import Fit, Training
+from deftx.config import TrainingConfig, VectorConfig
 from deftx.core.parameters import backbone, tunable
 from deftx.fit import fit
 from deftx.objectives.masked_lm import masked_loss
 from deftx.training.random_streams import derived_seed, generator
 
-# Words of the text; the model has 75. No biases of keys: their gradient is rounding alone, and AdamW enlarges it.
+# Words of the text; the model has 75. No biases of keys: their gradient is rounding alone, and
+# AdamW enlarges it.
 IDS = torch.randint(5, 30, (6, 8), generator=torch.Generator().manual_seed(0))
 STEPS = 6
 
@@ -29,7 +32,9 @@ class Fixed:
     """Masked language modelling on fixed text with fixed masks."""
 
     train: Any = field(default_factory=lambda: list(IDS))
-    trained: list[set[str]] = field(default_factory=list)  # the parameters with a gradient, at each loss
+    trained: list[set[str]] = field(
+        default_factory=list
+    )  # the parameters with a gradient, at each loss
     greater_is_better: bool = False
     metric: str = "loss"
     digest: str = "fixed"
@@ -45,7 +50,9 @@ class Fixed:
         return int((batch["labels"] >= 0).sum())
 
     def loss(self, model, batch):
-        self.trained.append({name for name, weight in model.named_parameters() if weight.requires_grad})
+        self.trained.append(
+            {name for name, weight in model.named_parameters() if weight.requires_grad}
+        )
         return masked_loss(model, batch["input_ids"], batch["labels"])
 
     def validate(self, model, batch_size):
@@ -75,10 +82,16 @@ def made(change=None):
 
 
 def settings(precision="fp32", rank="80%"):
-    training = Training(
-        learning_rate=1e-2, batch_size=2, max_steps=STEPS, evaluate_every=99, l1=5.0, precision=precision, clip=0.7
+    training = TrainingConfig(
+        learning_rate=1e-2,
+        batch_size=2,
+        max_steps=STEPS,
+        evaluate_every=99,
+        l1=5.0,
+        precision=precision,
+        clip=0.7,
     )
-    return Fit(k="10%", rank=rank, training=training)
+    return VectorConfig(k="10%", rank=rank, training=training)
 
 
 def by_the_book(model, settings):
@@ -90,7 +103,10 @@ def by_the_book(model, settings):
 
     def train(phase, masks):
         seed = derived_seed(settings.seed, "phase", phase)
-        orders = [torch.randperm(len(IDS), generator=generator(seed, "order", epoch)) for epoch in range(STEPS)]
+        orders = [
+            torch.randperm(len(IDS), generator=generator(seed, "order", epoch))
+            for epoch in range(STEPS)
+        ]
         rows = torch.cat(orders).split(2)
         optimiser = torch.optim.AdamW(body.values(), training.learning_rate, weight_decay=0.0)
         pull = training.l1 / sum(weight.numel() for weight in model.parameters())
@@ -100,7 +116,10 @@ def by_the_book(model, settings):
             with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
                 logits = model(input_ids=batch["input_ids"]).logits
             loss = cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten())
-            (loss + pull * sum((weight - start[name]).abs().sum() for name, weight in body.items())).backward()
+            (
+                loss
+                + pull * sum((weight - start[name]).abs().sum() for name, weight in body.items())
+            ).backward()
             for name, mask in masks.items():
                 body[name].grad *= mask
             nn.utils.clip_grad_norm_(body.values(), training.clip)
@@ -113,10 +132,18 @@ def by_the_book(model, settings):
     for name, values in delta.items():
         body[name].data.copy_(start[name])
         if values.dim() == 2:
-            delta[name] = by_svd(values.double(), float(settings.rank.rstrip("%")) / 100, settings.keep)
+            delta[name] = by_svd(
+                values.double(), float(settings.rank.rstrip("%")) / 100, settings.keep
+            )
     everything = torch.cat([values.double().abs().flatten() for values in delta.values()])
     bar = everything.sort(descending=True).values[round(0.1 * len(everything)) - 1]
-    return train(2, {name: (values.double().abs() >= bar).to(start[name].dtype) for name, values in delta.items()})
+    return train(
+        2,
+        {
+            name: (values.double().abs() >= bar).to(start[name].dtype)
+            for name, values in delta.items()
+        },
+    )
 
 
 def by_svd(matrix, share, keep):
@@ -129,8 +156,8 @@ def by_svd(matrix, share, keep):
     return low
 
 
-# How far rounding may lead the two apart: the share of places that differ, and where they agree the values' distance
-# over their length.
+# How far rounding may lead the two apart: the share of places that differ, and where they agree the
+# values' distance over their length.
 CASES = {
     "as it is": (None, "fp32", 0.01, 1e-3),
     "bf16": (None, "bf16", 0.1, 0.1),  # 2% to 9%, by the release of torch and transformers
@@ -142,7 +169,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_fit_is_algorithm_1_as_it_is_written(case):
     change, precision, places, values = CASES[case]
-    vector, dense = fit(made(change), Fixed(), settings(precision)), by_the_book(made(change), settings(precision))
+    vector, dense = (
+        fit(made(change), Fixed(), settings(precision)),
+        by_the_book(made(change), settings(precision)),
+    )
     ours = torch.cat([vector.tensors[name].dense().flatten() for name in dense])
     expected = torch.cat([tensor.flatten() for tensor in dense.values()])
     assert (expected != 0).sum() > 0.09 * len(expected)
@@ -160,7 +190,11 @@ def test_the_book_would_tell_another_method_apart():
 
 def test_nothing_that_does_not_move_has_a_gradient():
     model, objective = made(), Fixed()
-    names = {name for name, weight in model.named_parameters() if any(weight is w for w in tunable(model).values())}
+    names = {
+        name
+        for name, weight in model.named_parameters()
+        if any(weight is w for w in tunable(model).values())
+    }
     embeddings = {name for name in names if "embeddings" in name}
     fit(model, objective, settings())
     assert len(embeddings) == 1

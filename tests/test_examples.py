@@ -1,4 +1,5 @@
-"""The notebooks of examples/ run from top to bottom, as Jupyter would run them: cell after cell, in a new process."""
+"""The notebooks of examples/ run from top to bottom, as Jupyter would run them: cell after cell, in
+a new process."""
 
 import json
 import os
@@ -43,8 +44,16 @@ def test_a_notebook_is_kept_without_what_it_printed(notebook: Path) -> None:
 def test_a_notebook_runs_from_its_top_to_its_end(notebook: Path, tmp_path: Path) -> None:
     if notebook.stem == "serving":
         pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
-    environment = {**os.environ, "PYTHONPATH": str(Path(deftx.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(deftx.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     words = [sys.executable, "-c", CELL_BY_CELL, str(notebook)]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert list(tmp_path.iterdir()) == [], "a notebook leaves nothing in the folder it is started in"
+    assert list(tmp_path.iterdir()) == [], (
+        "a notebook leaves nothing in the folder it is started in"
+    )

@@ -1,4 +1,5 @@
-"""The method end to end: phases, what they share, where vectors are measured from, and that they learn."""
+"""The method end to end: phases, what they share, where vectors are measured from, and that they
+learn."""
 
 import json
 import shutil
@@ -11,7 +12,13 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import deftx.training.phases as phases_module
-from deftx.config import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
+from deftx.config import (
+    LanguageTrainingConfig,
+    LanguageVectorConfig,
+    TaskTrainingConfig,
+    TaskVectorConfig,
+    changed,
+)
 from deftx.core.apply import apply
 from deftx.core.denoise import denoise
 from deftx.core.parameters import backbone, head, tunable
@@ -31,15 +38,26 @@ from deftx.tasks.normalization import spelling_for
 from deftx.training.preparation import prepare_language
 
 TEXT = tiny.sentences(40)
-QUICK = {"learning_rate": 1e-2, "max_steps": 4, "evaluate_every": 2, "batch_size": 4, "length": 16, "precision": "fp32"}
-LANGUAGE = LanguageFit(k="5%", rank=3, training=LanguageTraining(**QUICK, min_steps=0))
-TASK = TaskFit(k="5%", rank=3, training=TaskTraining(**QUICK))
+QUICK = {
+    "learning_rate": 1e-2,
+    "max_steps": 4,
+    "evaluate_every": 2,
+    "batch_size": 4,
+    "length": 16,
+    "precision": "fp32",
+}
+LANGUAGE = LanguageVectorConfig(
+    k="5%", rank=3, training=LanguageTrainingConfig(**QUICK, min_steps=0)
+)
+TASK = TaskVectorConfig(k="5%", rank=3, training=TaskTrainingConfig(**QUICK))
 
 
 def labelled(count, seed):
     """Sentences labelled by the half of the words that they begin with."""
     texts = tiny.sentences(count, seed)
-    return Examples(texts, None, ["early" if tiny.WORDS.index(t.split()[0]) < 35 else "late" for t in texts])
+    return Examples(
+        texts, None, ["early" if tiny.WORDS.index(t.split()[0]) < 35 else "late" for t in texts]
+    )
 
 
 TRAIN, VALID = labelled(30, 1), labelled(12, 2)
@@ -56,7 +74,11 @@ def same(one, other):
 
     def parts(vector):
         heads = vector.head.tensors if vector.head else {}
-        body = [t for name, e in vector.tensors.items() for t in (name, e.indices, e.values.view(torch.int32), e.shape)]
+        body = [
+            t
+            for name, e in vector.tensors.items()
+            for t in (name, e.indices, e.values.view(torch.int32), e.shape)
+        ]
         return [*body, *heads.keys(), *(tensor.view(torch.int32) for tensor in heads.values())]
 
     def equal(a, b):
@@ -72,11 +94,14 @@ def size(base):
 
 @pytest.fixture
 def phases(monkeypatch):
-    """The phases that are trained, in order, with the head's parameters as they were at the start of each."""
+    """The phases that are trained, in order, with the head's parameters as they were at the start
+    of each."""
     seen, train = [], phases_module.train
 
     def watched(model, objective, training, moving, **options):
-        seen.append((int(options["title"][-1]), [parameter.detach().clone() for parameter in moving.head]))
+        seen.append(
+            (int(options["title"][-1]), [parameter.detach().clone() for parameter in moving.head])
+        )
         return train(model, objective, training, moving, **options)
 
     monkeypatch.setattr(phases_module, "train", watched)
@@ -98,12 +123,14 @@ def test_a_language_vector_has_exactly_k_entries(bases, k):
     total = size(bases())
     expected = {"5%": round(0.05 * total), "100%": total}.get(k, k)
     assert vector.k == vector.info["k"] == expected
-    assert sum(entries.values.count_nonzero() for entries in vector.tensors.values()) > 0.5 * expected
+    assert (
+        sum(entries.values.count_nonzero() for entries in vector.tensors.values()) > 0.5 * expected
+    )
     assert vector.head is None
 
 
 def test_the_selection_is_made_from_the_denoised_change_of_phase_1(bases, tmp_path):
-    vector = fit_language(bases(), TEXT, LANGUAGE, work=tmp_path)
+    vector = fit_language(bases(), TEXT, LANGUAGE, checkpoint_dir=tmp_path)
     delta, _ = load_tensors(tmp_path / "phase1.safetensors")
     delta = {name: delta[name] for name in tunable(AutoModel.from_pretrained(bases()))}
     denoised = denoise(delta, 3, 0.05)
@@ -120,32 +147,46 @@ def test_what_is_kept_can_be_counted_over_rows_in_use_and_a_vector_says_so(bases
     text, base = tiny.sentences(4), AutoModel.from_pretrained(bases())
     vectors = {}
     for way in ("matrix", "rows-in-use"):
-        settings = changed(LANGUAGE, {"rank": 1, "keep": 0.3, "keep_of": way, "training": {"batch_size": 1}})
-        vectors[way] = fit_language(bases(), text, settings, work=tmp_path)
+        settings = changed(
+            LANGUAGE, {"rank": 1, "keep": 0.3, "keep_of": way, "training": {"batch_size": 1}}
+        )
+        vectors[way] = fit_language(bases(), text, settings, checkpoint_dir=tmp_path)
         delta, _ = load_tensors(tmp_path / "phase1.safetensors")
         expected = select(denoise({name: delta[name] for name in tunable(base)}, 1, 0.3, way), "5%")
-        assert all(torch.equal(vectors[way].tensors[name].indices, places.indices) for name, places in expected.items())
+        assert all(
+            torch.equal(vectors[way].tensors[name].indices, places.indices)
+            for name, places in expected.items()
+        )
         assert vectors[way].info["keep_of"] == way
     assert not same(vectors["matrix"], vectors["rows-in-use"])
 
 
 @pytest.mark.parametrize("split", ["matrix", "layer"])
 def test_k_can_be_split_between_matrices_or_layers(bases, split):
-    vector, whole = (fit_language(bases(), TEXT, changed(LANGUAGE, {"split": way})) for way in (split, "global"))
+    vector, whole = (
+        fit_language(bases(), TEXT, changed(LANGUAGE, {"split": way})) for way in (split, "global")
+    )
     assert vector.k == whole.k
-    shares, free = (v.density() if split == "matrix" else v.density_by_layer() for v in (vector, whole))
+    shares, free = (
+        v.density() if split == "matrix" else v.density_by_layer() for v in (vector, whole)
+    )
     assert max(shares.values()) < 0.07  # one of 16, where 5% is less than one
     assert shares != free
     assert vector.info["split"] == split
 
 
 def test_phase_1_is_the_same_whatever_is_averaged_in_phase_2(bases, tmp_path, phases):
-    best = fit_language(bases(), TEXT, LANGUAGE, work=tmp_path)
+    best = fit_language(bases(), TEXT, LANGUAGE, checkpoint_dir=tmp_path)
     assert numbers(phases) == [1, 2]
-    mean = fit_language(bases(), TEXT, changed(LANGUAGE, {"training": {"average": 2}}), work=tmp_path)
+    mean = fit_language(
+        bases(), TEXT, changed(LANGUAGE, {"training": {"average": 2}}), checkpoint_dir=tmp_path
+    )
     assert numbers(phases) == [2]
     assert not same(best, mean)
-    assert all(torch.equal(entries.indices, mean.tensors[name].indices) for name, entries in best.tensors.items())
+    assert all(
+        torch.equal(entries.indices, mean.tensors[name].indices)
+        for name, entries in best.tensors.items()
+    )
 
 
 def test_deftx_at_full_rank_is_lt_sft(bases):
@@ -163,10 +204,19 @@ def test_what_is_noted_about_a_vector_is_plain_data(bases):
     for vector, kind in ((language, "language"), (task, "task")):
         info = json.loads(json.dumps(vector.info, allow_nan=False))
         assert info == dict(vector.info)
-        assert (info["kind"], info["base"], info["method"], info["rank"]) == (kind, bases(), "deftx", 3)
+        assert (info["kind"], info["base"], info["method"], info["rank"]) == (
+            kind,
+            bases(),
+            "deftx",
+            3,
+        )
         assert len(info["base_fingerprint"]) == 64
         for log in info["log"].values():
-            assert [row["step"] for row in log["history"] if "eval_loss" in row or "eval_macro_f1" in row] == [2, 4]
+            assert [
+                row["step"]
+                for row in log["history"]
+                if "eval_loss" in row or "eval_macro_f1" in row
+            ] == [2, 4]
             assert log["best_step"] in (2, 4)
     assert language.info["data"]["lines"] == 40
     assert task.info["source"] == dict(language.info)
@@ -182,7 +232,9 @@ def test_layer_norms_and_a_frozen_head_do_not_move_in_language_training(bases):
     model, objective = language_model(bases())
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     vector = fit(model, objective, changed(LANGUAGE, {"k": "100%"}))
-    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    moved = {
+        name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])
+    }
     body = {f"roberta.{name}" for name in tunable(model)}
     assert moved <= body
     assert len(moved) > 0.8 * len(body)
@@ -203,7 +255,8 @@ def test_the_model_is_left_at_theta_2(bases):
 
 @pytest.mark.parametrize("shape", ["xlmr", "distilbert", "modernbert", "qwen"])
 def test_the_config_is_left_as_it_was(bases, shape):
-    """Since it is in the names of what is learnt, the next training on the same model would have another."""
+    """Since it is in the names of what is learnt, the next training on the same model would have
+    another."""
     start = prepare_language(bases(shape), TEXT, LANGUAGE)
     before = start.model.config.to_json_string()
     fit(start.model, start.objective, LANGUAGE)
@@ -214,7 +267,9 @@ def classifier(base, source=None):
     model = load_task_model(base, ("early", "late"), TASK.seed)
     if source:
         apply(model, source)
-    return model, supervised(CLASSIFICATION, TRAIN, VALID, ("early", "late"), load_tokenizer(base), 16, "macro_f1")
+    return model, supervised(
+        CLASSIFICATION, TRAIN, VALID, ("early", "late"), load_tokenizer(base), 16, "macro_f1"
+    )
 
 
 def test_a_task_vector_is_measured_from_the_base_plus_its_source(bases):
@@ -241,7 +296,9 @@ def test_a_task_vector_is_measured_from_the_base_plus_its_source(bases):
 def test_the_composed_model_scores_as_it_did_at_its_best_step(bases):
     source = fit_language(bases(), TEXT, LANGUAGE)
     phi = fit_task(bases(), TRAIN, VALID, TASK, source=source)
-    scores = evaluate(CLASSIFICATION, compose(bases(), phi, source), load_tokenizer(bases()), VALID, 16)
+    scores = evaluate(
+        CLASSIFICATION, compose(bases(), phi, source), load_tokenizer(bases()), VALID, 16
+    )
     assert scores["macro_f1"] == pytest.approx(phi.info["log"]["phase2"]["best_score"])
 
 
@@ -251,12 +308,14 @@ def test_the_head_starts_from_the_same_random_weights_in_both_phases(bases, phas
     assert (first, second) == (1, 2)
     expected = list(head(load_task_model(bases(), ("early", "late"), TASK.seed)).values())
     assert len(one) == len(two) == len(expected)
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, expected, strict=True))
+    assert all(
+        torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, expected, strict=True)
+    )
 
 
 def test_the_head_starts_from_there_also_where_phase_1_is_read(bases, phases, tmp_path):
     for _ in range(2):
-        fit_task(bases(), TRAIN, VALID, TASK, work=tmp_path)
+        fit_task(bases(), TRAIN, VALID, TASK, checkpoint_dir=tmp_path)
     assert [number for number, _ in phases] == [1, 2, 2]
     assert all(torch.equal(a, b) for a, b in zip(phases[0][1], phases[2][1], strict=True))
 
@@ -287,7 +346,7 @@ def test_phase_1_is_trained_once_for_all_methods_ranks_and_sizes(bases, phases, 
     ]
     for variant in variants:
         settings = changed(LANGUAGE, variant)
-        shared = fit_language(bases(), TEXT, settings, work=tmp_path / "a" / "b")
+        shared = fit_language(bases(), TEXT, settings, checkpoint_dir=tmp_path / "a" / "b")
         assert numbers(phases) == ([2] if variant else [1, 2])
         alone = fit_language(bases(), TEXT, settings)
         assert numbers(phases) == [1, 2]
@@ -298,10 +357,13 @@ def test_phase_1_is_trained_once_for_all_methods_ranks_and_sizes(bases, phases, 
 def test_a_task_whose_phase_1_is_read_has_the_same_vector_and_head(bases, phases, tmp_path):
     source = fit_language(bases(), TEXT, LANGUAGE)
     numbers(phases)
-    made = [fit_task(bases(), TRAIN, VALID, TASK, source=source, work=tmp_path) for _ in range(2)]
+    made = [
+        fit_task(bases(), TRAIN, VALID, TASK, source=source, checkpoint_dir=tmp_path)
+        for _ in range(2)
+    ]
     assert numbers(phases) == [1, 2, 2]
     assert same(*made)
-    fit_task(bases(), TRAIN, VALID, TASK, work=tmp_path)
+    fit_task(bases(), TRAIN, VALID, TASK, checkpoint_dir=tmp_path)
     assert numbers(phases) == [1, 2]  # from θ0 it is another phase 1
 
 
@@ -317,27 +379,27 @@ def test_a_task_whose_phase_1_is_read_has_the_same_vector_and_head(bases, phases
     ],
 )
 def test_a_setting_that_phase_1_depends_on_trains_it_anew(bases, phases, tmp_path, change):
-    fit_language(bases(), TEXT, LANGUAGE, work=tmp_path)
+    fit_language(bases(), TEXT, LANGUAGE, checkpoint_dir=tmp_path)
     numbers(phases)
     settings = changed(LANGUAGE, change)
-    again = fit_language(bases(), TEXT, settings, work=tmp_path)
+    again = fit_language(bases(), TEXT, settings, checkpoint_dir=tmp_path)
     assert numbers(phases) == [1, 2]
     assert same(again, fit_language(bases(), TEXT, settings))
 
 
 def test_other_text_another_base_or_a_damaged_file_train_phase_1_anew(bases, phases, tmp_path):
     other = tiny.save_base(tmp_path / "other", seed=3)
-    work, file = tmp_path / "work", tmp_path / "work" / "phase1.safetensors"
-    fit_language(bases(), TEXT, LANGUAGE, work=work)
-    fit_language(bases(), TEXT[:-1], LANGUAGE, work=work)
-    fit_language(other, TEXT[:-1], LANGUAGE, work=work)
+    checkpoint_dir, file = tmp_path / "work", tmp_path / "work" / "phase1.safetensors"
+    fit_language(bases(), TEXT, LANGUAGE, checkpoint_dir=checkpoint_dir)
+    fit_language(bases(), TEXT[:-1], LANGUAGE, checkpoint_dir=checkpoint_dir)
+    fit_language(other, TEXT[:-1], LANGUAGE, checkpoint_dir=checkpoint_dir)
     assert numbers(phases) == [1, 2] * 3
     for content in (file.read_bytes()[:-9], b"", b"no tensors"):
         file.write_bytes(content)
         with pytest.warns(UserWarning, match="phase1.safetensors is damaged, so it is not used"):
-            fit_language(other, TEXT[:-1], LANGUAGE, work=work)
+            fit_language(other, TEXT[:-1], LANGUAGE, checkpoint_dir=checkpoint_dir)
         assert numbers(phases) == [1, 2]
-    assert [path.name for path in work.iterdir()] == [file.name]
+    assert [path.name for path in checkpoint_dir.iterdir()] == [file.name]
 
 
 # --- what is refused before any training ---
@@ -363,7 +425,10 @@ def no_training(monkeypatch):
         ({"rank": "101%"}, "rank 101% is out of range"),
         ({"rank": "best"}, "unknown rank 'best'"),
         ({"rank": "768/100"}, "rank 768/100 is out of range: give a part of the width"),
-        ({"method": "deft-x"}, "unknown method 'deft-x' (did you mean 'deftx'?); known: deftx, lt-sft"),
+        (
+            {"method": "deft-x"},
+            "unknown method 'deft-x' (did you mean 'deftx'?); known: deftx, lt-sft",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_before_any_training(bases, wrong, message):
@@ -381,8 +446,14 @@ def test_wrong_task_data_are_refused_before_any_training(bases):
             "unknown metric of classification 'f1'",
             lambda: fit_task(bases(), TRAIN, VALID, changed(TASK, {"training": {"metric": "f1"}})),
         ),
-        ("a classifier needs at least two", lambda: fit_task(bases(), Examples(["ba"], None, ["x"]), VALID, TASK)),
-        ("label 'x' is not among", lambda: fit_task(bases(), TRAIN, Examples(["ba"], None, ["x"]), TASK)),
+        (
+            "a classifier needs at least two",
+            lambda: fit_task(bases(), Examples(["ba"], None, ["x"]), VALID, TASK),
+        ),
+        (
+            "label 'x' is not among",
+            lambda: fit_task(bases(), TRAIN, Examples(["ba"], None, ["x"]), TASK),
+        ),
         ("the examples have no labels", lambda: fit_task(bases(), TRAIN, Examples(["ba"]), TASK)),
         ("there are no examples", lambda: fit_task(bases(), TRAIN, Examples([], None, []), TASK)),
         ("the vector was made on", lambda: fit_task(bases(), TRAIN, VALID, TASK, source=other)),
@@ -413,7 +484,9 @@ class Faulty:
 
     def loss(self, model, batch):
         self.losses += 1
-        return self.objective.loss(model, batch) * (float("nan") if self.losses >= self.first else 1.0)
+        return self.objective.loss(model, batch) * (
+            float("nan") if self.losses >= self.first else 1.0
+        )
 
 
 @pytest.mark.parametrize(("first", "phase", "step"), [(4, 1, 4), (8, 2, 4)])
@@ -421,10 +494,12 @@ def test_the_last_good_state_is_kept_when_a_phase_diverges(bases, tmp_path, firs
     model, objective = language_model(bases())
     theta0 = {name: weight.detach().clone() for name, weight in tunable(model).items()}
     with pytest.raises(Diverged) as caught:
-        fit(model, Faulty(objective, first), LANGUAGE, work=tmp_path, title="min")
+        fit(model, Faulty(objective, first), LANGUAGE, checkpoint_dir=tmp_path, title="min")
     file = tmp_path / "last-good.safetensors"
     message = str(caught.value)
-    assert message.startswith(f"min: phase {phase}: the loss became nan at step {step}; the state of step 2 is kept; ")
+    assert message.startswith(
+        f"min: phase {phase}: the loss became nan at step {step}; the state of step 2 is kept; "
+    )
     assert message.endswith(f"the change of the weights up to there is in {file}")
     assert "\n" not in message
     delta, about = load_tensors(file)
@@ -437,20 +512,20 @@ def test_the_last_good_state_is_kept_when_a_phase_diverges(bases, tmp_path, firs
 
 
 def test_without_a_folder_or_a_good_state_there_is_only_the_message(bases, tmp_path):
-    for work, first in ((None, 4), (tmp_path, 1)):
+    for checkpoint_dir, first in ((None, 4), (tmp_path, 1)):
         model, objective = language_model(bases())
         with pytest.raises(Diverged, match=r"lower the learning rate or check the data$"):
-            fit(model, Faulty(objective, first), LANGUAGE, work=work)
+            fit(model, Faulty(objective, first), LANGUAGE, checkpoint_dir=checkpoint_dir)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_phase_1_that_was_done_survives_a_phase_2_that_diverges(bases, phases, tmp_path):
     model, objective = language_model(bases())
     with pytest.raises(Diverged):
-        fit(model, Faulty(objective, 6), LANGUAGE, work=tmp_path)
+        fit(model, Faulty(objective, 6), LANGUAGE, checkpoint_dir=tmp_path)
     numbers(phases)
     model, objective = language_model(bases())
-    vector = fit(model, objective, LANGUAGE, work=tmp_path)
+    vector = fit(model, objective, LANGUAGE, checkpoint_dir=tmp_path)
     assert numbers(phases) == [2]
     assert same(vector, fit(*language_model(bases()), LANGUAGE))
 
@@ -474,7 +549,11 @@ def test_every_shape_of_base_goes_all_the_way(bases, shape):
 
 
 def test_pairs_of_texts_of_which_some_are_empty_make_a_task_vector(bases):
-    pairs = Examples(["", "ba be", "bi", ""] * 5, ["bo", "", "ba be bi", ""] * 5, ["no", "yes", "maybe", "no"] * 5)
+    pairs = Examples(
+        ["", "ba be", "bi", ""] * 5,
+        ["bo", "", "ba be bi", ""] * 5,
+        ["no", "yes", "maybe", "no"] * 5,
+    )
     vector = fit_task(bases(), pairs, pairs, changed(TASK, {"training": {"metric": "accuracy"}}))
     assert vector.head.labels == ("maybe", "no", "yes")
     scores = evaluate(CLASSIFICATION, compose(bases(), vector), load_tokenizer(bases()), pairs, 16)
@@ -499,26 +578,43 @@ def test_a_half_precision_base_gives_the_vectors_of_its_full_precision_copy(base
         (lambda base: fit_task(base, TRAIN, "text.txt", TASK), "read_examples"),
         (lambda base: transfer(base, TEXT, "text.txt", TRAIN, VALID), "read_text"),
         (lambda base: spelling_for("text.txt", TEXT), "read_text"),
-        (lambda base: tune_scales(base, SparseVector({}), SparseVector({}), "text.txt"), "read_examples"),
+        (
+            lambda base: tune_scales(base, SparseVector({}), SparseVector({}), "text.txt"),
+            "read_examples",
+        ),
     ],
 )
-def test_the_name_of_a_file_in_place_of_what_is_in_it_is_refused_before_any_training(bases, called, reader):
-    with pytest.raises(DeftxError, match=rf"'text\.txt' is one text, where a list is wanted: .* deftx\.{reader}$"):
+def test_the_name_of_a_file_in_place_of_what_is_in_it_is_refused_before_any_training(
+    bases, called, reader
+):
+    with pytest.raises(
+        DeftxError, match=rf"'text\.txt' is one text, where a list is wanted: .* deftx\.{reader}$"
+    ):
         called(bases())
 
 
 WRONG_KINDS = {  # what is said -> what is called with something of another kind
-    "the settings are a dict: give a deftx.LanguageFit": lambda base: fit_language(base, TEXT, {"k": "5%"}),
-    "the settings are a TaskFit: give a deftx.LanguageFit": lambda base: fit_language(base, TEXT, TASK),
-    "the settings are a dict: give a deftx.TaskFit": lambda base: fit_task(base, TRAIN, VALID, {"k": "5%"}),
-    "the settings are a LanguageFit: give a deftx.TaskFit": lambda base: fit_task(
+    "the settings are a dict: give a deftx.LanguageVectorConfig": lambda base: fit_language(
+        base, TEXT, {"k": "5%"}
+    ),
+    "the settings are a TaskVectorConfig: give a deftx.LanguageVectorConfig": lambda base: (
+        fit_language(base, TEXT, TASK)
+    ),
+    "the settings are a dict: give a deftx.TaskVectorConfig": lambda base: fit_task(
+        base, TRAIN, VALID, {"k": "5%"}
+    ),
+    "the settings are a LanguageVectorConfig: give a deftx.TaskVectorConfig": lambda base: fit_task(
         base, {"ind": TRAIN}, {"ind": VALID}, LANGUAGE
     ),
-    "'vectors/ind' is the name of a vector": lambda base: fit_task(base, TRAIN, VALID, TASK, source="vectors/ind"),
+    "'vectors/ind' is the name of a vector": lambda base: fit_task(
+        base, TRAIN, VALID, TASK, source="vectors/ind"
+    ),
     "a list is given where examples are wanted": lambda base: fit_task(
         base, [{"text": "ba", "label": "x"}], VALID, TASK
     ),
-    "a list is given where examples are wanted: give deftx.Examples": lambda base: fit_task(base, TRAIN, ["ba"], TASK),
+    "a list is given where examples are wanted: give deftx.Examples": lambda base: fit_task(
+        base, TRAIN, ["ba"], TASK
+    ),
 }
 
 
@@ -549,8 +645,12 @@ def test_transfer_is_the_three_vectors_composed(bases):
 def taught(tmp_path_factory):
     """A base that was taught a language in which every word is followed by its neighbour."""
     folder = tiny.save_base(tmp_path_factory.mktemp("taught") / "base")
-    model = AutoModelForMaskedLM.from_pretrained(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    objective = masked_lm(tiny.sentences(2000), load_tokenizer(folder), LanguageTraining(), 16, 0)
+    model = AutoModelForMaskedLM.from_pretrained(
+        folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    objective = masked_lm(
+        tiny.sentences(2000), load_tokenizer(folder), LanguageTrainingConfig(), 16, 0
+    )
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
     torch.manual_seed(0)
     for step in range(700):
@@ -564,17 +664,20 @@ def taught(tmp_path_factory):
 
 
 def test_a_language_vector_learns_its_language(taught):
-    """Every word is followed by its third neighbour; knowing only how frequent words are, the loss is ln 70 = 4.25."""
+    """Every word is followed by its third neighbour; knowing only how frequent words are, the loss
+    is ln 70 = 4.25."""
     training = {"learning_rate": 1e-2, "max_steps": 200, "min_steps": 0, "evaluate_every": 50}
     training |= {"batch_size": 32, "length": 16, "held_out": 0.1, "precision": "fp32"}
-    settings = LanguageFit(k="30%", training=LanguageTraining(**training))
+    settings = LanguageVectorConfig(k="30%", training=LanguageTrainingConfig(**training))
     vector = fit_language(taught, tiny.sentences(1000, seed=3, step=3), settings)
     phase1, phase2 = (vector.info["log"][f"phase{number}"]["best_score"] for number in (1, 2))
     assert phase1 < 3.0
     assert phase2 < 3.0
 
     model = load_language_model(taught)
-    objective = masked_lm(tiny.sentences(300, seed=9, step=3), load_tokenizer(taught), settings.training, 16, 0)
+    objective = masked_lm(
+        tiny.sentences(300, seed=9, step=3), load_tokenizer(taught), settings.training, 16, 0
+    )
     with torch.no_grad():
         before = objective.validate(model.eval(), 64)["loss"]
         apply(model, vector)
@@ -584,21 +687,35 @@ def test_a_language_vector_learns_its_language(taught):
 
 
 def test_a_task_vector_learns_its_task(taught):
-    settings = TaskFit(
-        k="30%", training=TaskTraining(**{**QUICK, "max_steps": 100, "evaluate_every": 25, "batch_size": 16})
+    settings = TaskVectorConfig(
+        k="30%",
+        training=TaskTrainingConfig(
+            **{**QUICK, "max_steps": 100, "evaluate_every": 25, "batch_size": 16}
+        ),
     )
     vector = fit_task(taught, labelled(300, 1), labelled(60, 2), settings)
-    scores = evaluate(CLASSIFICATION, compose(taught, vector), load_tokenizer(taught), labelled(200, 5), 16)
+    scores = evaluate(
+        CLASSIFICATION, compose(taught, vector), load_tokenizer(taught), labelled(200, 5), 16
+    )
     assert scores["macro_f1"] > 0.9
 
 
 def test_random_entries_are_others_for_each_difference_and_always_the_same_for_one():
-    """With the seed alone a language's places and the task's would be the same k: the worst sum there is."""
+    """With the seed alone a language's places and the task's would be the same k: the worst sum
+    there is."""
     drawn = torch.Generator().manual_seed(0)
-    language, task = ({"a": torch.randn(40, 50, generator=drawn), "b": torch.randn(60, generator=drawn)} for _ in "12")
+    language, task = (
+        {"a": torch.randn(40, 50, generator=drawn), "b": torch.randn(60, generator=drawn)}
+        for _ in "12"
+    )
 
     def places(delta, seed=0):
-        chosen = select(METHODS["random"](delta, "90%", LanguageFit(method="random", seed=seed, k=206)).tensors, 206)
+        chosen = select(
+            METHODS["random"](
+                delta, "90%", LanguageVectorConfig(method="random", seed=seed, k=206)
+            ).tensors,
+            206,
+        )
         return {(name, place) for name, some in chosen.items() for place in some.indices.tolist()}
 
     assert places(language) == places({name: tensor.clone() for name, tensor in language.items()})
@@ -607,19 +724,27 @@ def test_random_entries_are_others_for_each_difference_and_always_the_same_for_o
 
 
 def test_random_entries_are_drawn_among_those_that_phase_1_moved():
-    moved = torch.rand(40, 50, generator=torch.Generator().manual_seed(1)) < 0.2  # as few rows of embeddings move
+    moved = (
+        torch.rand(40, 50, generator=torch.Generator().manual_seed(1)) < 0.2
+    )  # as few rows of embeddings move
     delta = {"a": torch.where(moved, 1e-9, 0.0), "b": torch.zeros(60)}
-    drawn = METHODS["random"](delta, "90%", LanguageFit(method="random", k=100)).tensors
+    drawn = METHODS["random"](delta, "90%", LanguageVectorConfig(method="random", k=100)).tensors
     chosen = select(drawn, 100)
     assert len(chosen["a"].indices) == 100
     assert moved.view(-1)[chosen["a"].indices].all()
-    assert set(chosen["a"].indices.tolist()) != set(moved.view(-1).nonzero().view(-1)[:100].tolist())
+    assert set(chosen["a"].indices.tolist()) != set(
+        moved.view(-1).nonzero().view(-1)[:100].tolist()
+    )
 
 
 def test_where_fewer_entries_moved_than_are_to_be_drawn_all_of_them_are_and_that_is_said():
     delta = {"a": torch.zeros(40, 50), "b": torch.ones(60)}
-    with pytest.warns(UserWarning, match="phase 1 moved 60 entries, fewer than k = 100: random takes all of them"):
-        drawn = METHODS["random"](delta, "90%", LanguageFit(method="random", k=100)).tensors
+    with pytest.warns(
+        UserWarning, match="phase 1 moved 60 entries, fewer than k = 100: random takes all of them"
+    ):
+        drawn = METHODS["random"](
+            delta, "90%", LanguageVectorConfig(method="random", k=100)
+        ).tensors
     chosen = select(drawn, 100)
     assert len(chosen["b"].indices) == 60
     assert len(chosen["a"].indices) == 40

@@ -33,7 +33,9 @@ def test_vectors_written_by_an_earlier_version_hold_what_they_held(version: str)
     folders = sorted(folder for folder in (FIXTURES / version).iterdir() if folder.is_dir())
     assert len(folders) == 4
     for folder in folders:
-        assert checksum(weights_of(deftx.load(folder))) == checksums(version)[folder.name], folder.name
+        assert checksum(weights_of(deftx.load(folder))) == checksums(version)[folder.name], (
+            folder.name
+        )
 
 
 @pytest.mark.parametrize("version", FORMATS)

@@ -1,4 +1,5 @@
-"""Ranks that a fit measures, by two trainings more, each on half of the data: what they see, share and leave behind."""
+"""Ranks that a fit measures, by two trainings more, each on half of the data: what they see, share
+and leave behind."""
 
 import os
 
@@ -9,7 +10,7 @@ from test_models import vector
 from transformers import AutoModel
 
 import deftx.training.phases as phases_module
-from deftx.config import LanguageFit, LanguageTraining, changed
+from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, changed
 from deftx.core.denoise import denoise
 from deftx.core.parameters import head, tunable
 from deftx.core.ranks import RECOMMENDED, is_matrix, split_half_ranks
@@ -52,7 +53,13 @@ def titles(trainings):
 
 def task_objective(base, count):
     return supervised(
-        CLASSIFICATION, labelled(count, 1), VALID, ("early", "late"), load_tokenizer(base), 16, "accuracy"
+        CLASSIFICATION,
+        labelled(count, 1),
+        VALID,
+        ("early", "late"),
+        load_tokenizer(base),
+        16,
+        "accuracy",
     )
 
 
@@ -63,7 +70,9 @@ def test_the_halves_are_disjoint_and_together_all_of_the_data(bases, seed):
         settings = changed(settings, {"seed": seed})
         first, second = (halved(objective, settings, half)[0] for half in (1, 2))
         everything = [str(each) for each in objective.train]
-        assert sorted(str(each) for part in (first, second) for each in part.train) == sorted(everything)
+        assert sorted(str(each) for part in (first, second) for each in part.train) == sorted(
+            everything
+        )
         assert len(first.train) == len(everything) // 2
         assert len({objective.digest, first.digest, second.digest}) == 3
         assert first.metric == objective.metric
@@ -72,7 +81,9 @@ def test_the_halves_are_disjoint_and_together_all_of_the_data(bases, seed):
 
 def test_the_seed_decides_which_half_an_example_is_in(bases):
     _, objective = language_model(bases())
-    one, again, other = (halved(objective, changed(SPLIT_HALF, {"seed": seed}), 1)[0] for seed in (0, 0, 1))
+    one, again, other = (
+        halved(objective, changed(SPLIT_HALF, {"seed": seed}), 1)[0] for seed in (0, 0, 1)
+    )
     assert [each.tolist() for each in one.train] == [each.tolist() for each in again.train]
     assert [each.tolist() for each in one.train] != [each.tolist() for each in other.train]
 
@@ -93,9 +104,17 @@ def test_a_half_takes_half_of_the_steps_evaluated_as_often(bases, training, step
     settings = changed(SPLIT_HALF, {"seed": 5, "training": {**training, "evaluate_every": 7}})
     for half in (1, 2):
         found = halved(objective, settings, half)[1]
-        assert (found.training.max_steps, found.training.min_steps, found.training.evaluate_every) == (steps, steps, 3)
+        assert (
+            found.training.max_steps,
+            found.training.min_steps,
+            found.training.evaluate_every,
+        ) == (steps, steps, 3)
         assert found.seed == 5 + half
-        same_again = {"max_steps": training["max_steps"], "min_steps": training["min_steps"], "evaluate_every": 7}
+        same_again = {
+            "max_steps": training["max_steps"],
+            "min_steps": training["min_steps"],
+            "evaluate_every": 7,
+        }
         assert changed(found, {"seed": 5, "training": same_again}) == settings
 
 
@@ -103,7 +122,7 @@ def test_a_half_takes_half_of_the_steps_evaluated_as_often(bases, training, step
 
 
 def test_the_ranks_are_those_that_the_two_halves_agree_on(bases, tmp_path, trainings):
-    found = fit_language(bases(), TEXT, SPLIT_HALF, work=tmp_path, title="x")
+    found = fit_language(bases(), TEXT, SPLIT_HALF, checkpoint_dir=tmp_path, title="x")
     assert [(title, training.max_steps, seed) for title, training, seed, _ in trainings] == [
         ("x, half 1: phase 1", 2, derived_seed(1, "phase", 1)),
         ("x, half 2: phase 1", 2, derived_seed(2, "phase", 1)),
@@ -111,42 +130,58 @@ def test_the_ranks_are_those_that_the_two_halves_agree_on(bases, tmp_path, train
         ("x: phase 2", 4, derived_seed(0, "phase", 2)),
     ]
     body = tunable(AutoModel.from_pretrained(bases()))
-    first, second, whole = ({n: load_tensors(tmp_path / file)[0][n] for n in body} for file in (HALF_1, HALF_2, ALL))
+    first, second, whole = (
+        {n: load_tensors(tmp_path / file)[0][n] for n in body} for file in (HALF_1, HALF_2, ALL)
+    )
     ranks = split_half_ranks(first, second)
     assert found.info["ranks"] == ranks
     assert len(set(ranks.values())) > 1
-    assert (found.info["rank"], list(found.info["log"])) == ("split-half", ["half1", "half2", "phase1", "phase2"])
+    assert (found.info["rank"], list(found.info["log"])) == (
+        "split-half",
+        ["half1", "half2", "phase1", "phase2"],
+    )
     for name, places in select(denoise(whole, ranks, 0.05), "5%").items():
         assert torch.equal(found.tensors[name].indices, places.indices)
 
 
 def test_phase_1_is_the_one_that_other_ranks_have(bases, tmp_path, trainings):
-    found = [fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": 3}), work=tmp_path)]
+    found = [fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": 3}), checkpoint_dir=tmp_path)]
     trainings.clear()
-    found += [fit_language(bases(), TEXT, SPLIT_HALF, work=tmp_path)]
-    assert titles(trainings) == ["language, half 1: phase 1", "language, half 2: phase 1", "language: phase 2"]
+    found += [fit_language(bases(), TEXT, SPLIT_HALF, checkpoint_dir=tmp_path)]
+    assert titles(trainings) == [
+        "language, half 1: phase 1",
+        "language, half 2: phase 1",
+        "language: phase 2",
+    ]
     assert found[0].info["log"]["phase1"] == found[1].info["log"]["phase1"]
     assert same(found[1], fit_language(bases(), TEXT, SPLIT_HALF))
     trainings.clear()
-    fit_language(bases(), TEXT, changed(SPLIT_HALF, {"keep": 0, "k": "4%"}), work=tmp_path)
+    fit_language(
+        bases(), TEXT, changed(SPLIT_HALF, {"keep": 0, "k": "4%"}), checkpoint_dir=tmp_path
+    )
     assert titles(trainings) == ["language: phase 2"]
-    fit_language(bases(), TEXT, changed(SPLIT_HALF, {"seed": 1}), work=tmp_path)
+    fit_language(bases(), TEXT, changed(SPLIT_HALF, {"seed": 1}), checkpoint_dir=tmp_path)
     assert len(titles(trainings)) == 4
 
 
 def test_a_task_starts_with_the_same_head_on_both_halves(bases, trainings):
-    found = fit_task(bases(), TRAIN, VALID, changed(TASK, {"rank": "split-half"}), source=vector(bases(), 1))
+    found = fit_task(
+        bases(), TRAIN, VALID, changed(TASK, {"rank": "split-half"}), source=vector(bases(), 1)
+    )
     start = list(head(load_task_model(bases(), ("early", "late"), TASK.seed)).values())
     assert len(trainings) == 4
     for *_, top in trainings:
         assert len(top) == len(start)
         assert all(torch.equal(one, other) for one, other in zip(top, start, strict=True))
     body = tunable(AutoModel.from_pretrained(bases()))
-    assert found.info["ranks"].keys() == {name for name, weight in body.items() if is_matrix(weight)}
+    assert found.info["ranks"].keys() == {
+        name for name, weight in body.items() if is_matrix(weight)
+    }
 
 
 class Planted:
-    """Gradients that are noise of their own for every example, in one matrix above a signal of rank 2."""
+    """Gradients that are noise of their own for every example, in one matrix above a signal of rank
+    2."""
 
     metric, greater_is_better, digest = "loss", False, "planted"
     signal, silent = (f"encoder.layer.{layer}.intermediate.dense.weight" for layer in (0, 1))
@@ -173,14 +208,18 @@ class Planted:
 
 
 def test_a_planted_signal_is_found_by_a_fit_and_noise_is_told_from_it(bases, tmp_path):
-    training = LanguageTraining(batch_size=1, epochs=1, min_steps=0, evaluate_every=1000, l1=0, precision="fp32")
+    training = LanguageTrainingConfig(
+        batch_size=1, epochs=1, min_steps=0, evaluate_every=1000, l1=0, precision="fp32"
+    )
     ranks = {}
     for rank in ("split-half", "90%"):
-        settings = LanguageFit(k="5%", rank=rank, phase2=False, training=training)
-        found = fit(load_language_model(bases()), Planted(200), settings, work=tmp_path)
+        settings = LanguageVectorConfig(k="5%", rank=rank, phase2=False, training=training)
+        found = fit(load_language_model(bases()), Planted(200), settings, checkpoint_dir=tmp_path)
         ranks[rank] = found.info["ranks"]
     assert (ranks["split-half"][Planted.signal], ranks["split-half"][Planted.silent]) == (2, 0)
-    assert ranks["90%"][Planted.signal] > 2  # noise is kept with the signal, and where there is nothing else
+    assert (
+        ranks["90%"][Planted.signal] > 2
+    )  # noise is kept with the signal, and where there is nothing else
     assert ranks["90%"][Planted.silent] > 5
     assert sum(ranks["split-half"].values()) == 2  # all other matrices stay as they are
 
@@ -198,7 +237,9 @@ def test_a_task_of_several_languages_halves_the_batches_of_all(bases, trainings)
     found = fit_task(bases(), *data, settings, source=sources)
     assert len(trainings) == 4
     assert found.info["rank"] == "split-half"
-    with pytest.raises(DeftxError, match=r"^rank split-half with temperature 2: give temperature 1, since"):
+    with pytest.raises(
+        DeftxError, match=r"^rank split-half with temperature 2: give temperature 1, since"
+    ):
         fit_task(bases(), *data, settings, source=sources, temperature=2)
 
 
@@ -208,11 +249,15 @@ def test_a_task_of_several_languages_halves_the_batches_of_all(bases, trainings)
 def test_data_that_are_too_few_to_halve_are_refused_before_any_training(bases, tmp_path, trainings):
     few = changed(SPLIT_HALF, {"training": {"batch_size": 16}})
     with pytest.raises(
-        DeftxError, match=r"^rank split-half: there are \d+ training examples or blocks, and two halves"
+        DeftxError,
+        match=r"^rank split-half: there are \d+ training examples or blocks, and two halves",
     ):
-        fit_language(bases(), TEXT, few, work=tmp_path)
+        fit_language(bases(), TEXT, few, checkpoint_dir=tmp_path)
     settings = changed(TASK, {"rank": "split-half"})
-    with pytest.raises(DeftxError, match=r"there are 9 training .* of at least 2 batches of 4 take 10: give more data"):
+    with pytest.raises(
+        DeftxError,
+        match=r"there are 9 training .* of at least 2 batches of 4 take 10: give more data",
+    ):
         fit_task(bases(), labelled(9, 1), VALID, settings)
     assert (trainings, os.listdir(tmp_path)) == ([], [])
     assert fit_task(bases(), labelled(10, 1), VALID, settings).k == round(0.05 * size(bases()))
@@ -222,9 +267,16 @@ def test_data_that_are_too_few_to_halve_are_refused_before_any_training(bases, t
 
 
 def test_auto_is_the_recommended_rule_and_both_are_noted(bases):
-    auto, rule = (fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": rank})) for rank in ("auto", RECOMMENDED))
+    auto, rule = (
+        fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": rank}))
+        for rank in ("auto", RECOMMENDED)
+    )
     assert same(auto, rule)
-    assert (auto.info["rank"], auto.info["rank_rule"], auto.info["ranks"]) == ("auto", RECOMMENDED, rule.info["ranks"])
+    assert (auto.info["rank"], auto.info["rank_rule"], auto.info["ranks"]) == (
+        "auto",
+        RECOMMENDED,
+        rule.info["ranks"],
+    )
     assert "rank_rule" not in rule.info
 
 
@@ -240,4 +292,6 @@ def test_settings_that_decide_are_as_they_were_where_neither_is_asked_for():
     for settings in (LANGUAGE, TASK, SPLIT_HALF, changed(LANGUAGE, {"rank": "90%"})):
         off = {"logs", "report_to", "noise", "dropout"}  # the last two came later, and are off here
         assert settings.deciding() == settings.model_dump(mode="json", exclude={"training": off})
-    assert changed(LANGUAGE, {"rank": "auto"}).deciding().keys() - LANGUAGE.deciding().keys() == {"rank_rule"}
+    assert changed(LANGUAGE, {"rank": "auto"}).deciding().keys() - LANGUAGE.deciding().keys() == {
+        "rank_rule"
+    }

@@ -8,13 +8,17 @@ import deftx
 
 ROOT = Path(deftx.__file__).parent
 HOUSE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-PUSH = ("core", "storage")  # `SparseVector.push_to_hub`, as transformers' models have it
+PUSH = ("core", "hub")  # `SparseVector.push_to_hub`, as transformers' models have it
 
 
 def order() -> list[list[str]]:
     """The places of the table's rows, as the first parts of modules' names."""
     lines = HOUSE.partition("| place |")[2].partition("../../benchmarks")[0].splitlines()
-    rows = [re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[1]) for line in lines if line.startswith("| `")]
+    rows = [
+        re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[1])
+        for line in lines
+        if line.startswith("| `")
+    ]
     return [row for row in rows if row]
 
 
@@ -22,7 +26,11 @@ def imports(file: Path) -> set[str]:
     """The places that a module imports from, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            else []
+        )
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{name}" for name in names]
         found |= {name.split(".")[1] for name in names if name.startswith("deftx.")}

@@ -14,7 +14,7 @@ from typed import typed
 
 import deftx
 from deftx.core.parameters import head, tunable
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
 from deftx.models.loading import load_task_model
@@ -57,7 +57,9 @@ def refusal(call, *arguments, **options):
 
 def cached(tmp_path, name):
     """The places of a file in the client's cache, links followed."""
-    return [path for path in (tmp_path / "cache").glob(f"models--*/snapshots/*/{name}") if path.exists()]
+    return [
+        path for path in (tmp_path / "cache").glob(f"models--*/snapshots/*/{name}") if path.exists()
+    ]
 
 
 # There and back
@@ -102,7 +104,11 @@ def test_a_vector_has_the_method_and_takes_the_options_of_push(anna):
 
 def test_importing_the_core_imports_nothing_of_storage():
     for path in (Path(deftx.__file__).parent / "core").glob("*.py"):
-        imported = [line.module for line in ast.parse(path.read_text()).body if isinstance(line, ast.ImportFrom)]
+        imported = [
+            line.module
+            for line in ast.parse(path.read_text()).body
+            if isinstance(line, ast.ImportFrom)
+        ]
         ours = [module for module in imported if module and module.startswith("deftx")]
         assert all(module.startswith(("deftx.core", "deftx.errors")) for module in ours)
 
@@ -110,7 +116,11 @@ def test_importing_the_core_imports_nothing_of_storage():
 def test_a_head_does_not_outlive_the_vector_that_it_belonged_to(shared):
     deftx.push(example(1, head=False), "anna/min")
     repo = shared.repos["anna/min"]
-    assert set(repo.commits[repo.refs["main"]]) == {"README.md", "vector.json", "vector.safetensors"}
+    assert set(repo.commits[repo.refs["main"]]) == {
+        "README.md",
+        "vector.json",
+        "vector.safetensors",
+    }
     assert_same(deftx.load("anna/min"), example(1, head=False))
 
 
@@ -163,15 +173,21 @@ def test_the_token_of_a_login_is_used(anna, tmp_path, monkeypatch):
 
 
 def test_what_is_not_there_is_told_from_what_may_not_be_had(shared, monkeypatch):
-    assert "ben/min on the hub: there is no such repository, or it is private" in refusal(deftx.load, "ben/min")
+    assert "ben/min on the hub: there is no such repository, or it is private" in refusal(
+        deftx.load, "ben/min"
+    )
     unknown = refusal(deftx.load, "anna/min@nowhere")
     assert f"no branch, tag or commit 'nowhere': see {shared.url}/anna/min/commits/main" in unknown
     assert "not a name that the hub allows" in refusal(deftx.load, "anna/min--min")
     shared.repos["anna/gated"] = replace(shared.repos["anna/min"], gated=True)
     monkeypatch.setenv("HF_TOKEN", "hf_ben")
-    assert f"its owner decides who may have it: ask for access at {shared.url}" in refusal(deftx.load, "anna/gated")
+    assert f"its owner decides who may have it: ask for access at {shared.url}" in refusal(
+        deftx.load, "anna/gated"
+    )
     shared.repos["anna/model"] = Repo()
-    assert refusal(deftx.load, "anna/model").endswith("it is not a vector, for it has no vector.json")
+    assert refusal(deftx.load, "anna/model").endswith(
+        "it is not a vector, for it has no vector.json"
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +195,10 @@ def test_what_is_not_there_is_told_from_what_may_not_be_had(shared, monkeypatch)
     [
         (None, "the hub does not know who you are, or your token is no longer valid: log in"),
         ("hf_stale", "the hub does not know who you are, or your token is no longer valid: log in"),
-        ("hf_ben", "your token does not allow it: check the user's name, and that the token may write there"),
+        (
+            "hf_ben",
+            "your token does not allow it: check the user's name, and that the token may write there",
+        ),
     ],
 )
 def test_only_who_may_write_pushes(shared, monkeypatch, token, reason):
@@ -227,7 +246,9 @@ def test_content_that_is_not_what_was_pushed_is_refused_and_had_again_later(shar
     assert_same(deftx.load("anna/min"), example())
 
 
-def test_damage_in_the_cache_is_repaired_or_refused_where_the_hub_cannot_be_reached(shared, tmp_path, monkeypatch):
+def test_damage_in_the_cache_is_repaired_or_refused_where_the_hub_cannot_be_reached(
+    shared, tmp_path, monkeypatch
+):
     deftx.load("anna/min")
     (path,) = cached(tmp_path, "vector.safetensors")
     data = path.read_bytes()
@@ -243,13 +264,19 @@ def test_damage_in_the_cache_is_repaired_or_refused_where_the_hub_cannot_be_reac
 def test_a_vector_of_a_stranger_is_checked_like_any_other(shared):
     repo = shared.repos["anna/min"]
     files = repo.commits[repo.refs["main"]]
-    repo.commit("main", {**files, "vector.json": files["vector.json"].replace(b'"scale"', b'"../scale"')}, "forged")
+    repo.commit(
+        "main",
+        {**files, "vector.json": files["vector.json"].replace(b'"scale"', b'"../scale"')},
+        "forged",
+    )
     assert "vector.json is damaged" in refusal(deftx.load, "anna/min")
 
 
 def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return "offline mode is on: unset HF_HUB_OFFLINE to reach the hub; it is not in the cache either"
+    return (
+        "offline mode is on: unset HF_HUB_OFFLINE to reach the hub; it is not in the cache either"
+    )
 
 
 def without_network(monkeypatch):
@@ -284,7 +311,9 @@ def test_a_hub_that_is_out_of_order_says_so(shared):
 
 def test_a_cache_that_cannot_be_written_is_no_trouble_of_the_network(shared, tmp_path):
     (tmp_path / "cache").write_text("in the way")
-    assert f"check the disk, its free space and the permissions of {tmp_path}" in refusal(deftx.load, "anna/min")
+    assert f"check the disk, its free space and the permissions of {tmp_path}" in refusal(
+        deftx.load, "anna/min"
+    )
 
 
 # The commands
@@ -295,14 +324,22 @@ def pair(bases):
     """A task vector and a language vector of the tiny base."""
     model = load_task_model(bases(), ["bad", "good"])
     name, weight = next(iter(tunable(model).items()))
-    entries = {name: Entries(torch.tensor([0, 3]), torch.tensor([0.5, -0.5]), tuple(weight.shape))}
+    entries = {
+        name: SparseTensor(torch.tensor([0, 3]), torch.tensor([0.5, -0.5]), tuple(weight.shape))
+    }
     info = {"base": bases(), "base_fingerprint": fingerprint(model)}
-    top = Head({name: weight.detach().clone() for name, weight in head(model).items()}, ("bad", "good"))
+    top = Head(
+        {name: weight.detach().clone() for name, weight in head(model).items()}, ("bad", "good")
+    )
     other = {name: entries[name].map(torch.neg)}
-    return SparseVector(entries, top, {**info, "kind": "task"}), SparseVector(other, None, {**info, "kind": "language"})
+    return SparseVector(entries, top, {**info, "kind": "task"}), SparseVector(
+        other, None, {**info, "kind": "language"}
+    )
 
 
-def test_every_command_takes_a_vector_from_the_hub(anna, pair, bases, tmp_path, monkeypatch, capsys):
+def test_every_command_takes_a_vector_from_the_hub(
+    anna, pair, bases, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     deftx.save(pair[0], "vectors/task")
     deftx.save(pair[1], "vectors/min")
@@ -311,7 +348,10 @@ def test_every_command_takes_a_vector_from_the_hub(anna, pair, bases, tmp_path, 
         assert typed("push", f"vectors/{name}", f"anna/{name}", *options) == 0
         pinned = anna.repos[f"anna/{name}"].refs["v1"]
         done = capsys.readouterr()
-        assert done.out == f"anna/{name}: vectors/{name} is on the hub, and stays there as anna/{name}@{pinned}\n"
+        assert (
+            done.out
+            == f"anna/{name}: vectors/{name} is on the hub, and stays there as anna/{name}@{pinned}\n"
+        )
         assert anna.repos[f"anna/{name}"].messages == [name]
     Path("test.tsv").write_text("text\tlabel\nba be\tgood\nbi bo\tbad\n")
     vectors = ["--base", bases(), "--task", "anna/task@v1", "--language", "anna/min@v1"]
@@ -321,15 +361,26 @@ def test_every_command_takes_a_vector_from_the_hub(anna, pair, bases, tmp_path, 
     assert typed("inspect", "anna/min@v1", "vectors/task") == 0
     assert typed("pull", "anna/min@v1", "--out", "pulled") == 0
     assert capsys.readouterr().out.endswith("pulled: language vector, k = 2, from anna/min@v1\n")
-    assert_same(deftx.load("pulled"), replace(pair[1], info={**pair[1].info, "base": "a local folder"}))
+    assert_same(
+        deftx.load("pulled"), replace(pair[1], info={**pair[1].info, "base": "a local folder"})
+    )
 
 
-def test_a_source_vector_comes_from_the_hub_and_the_base_from_a_folder(anna, pair, bases, tmp_path, monkeypatch):
+def test_a_source_vector_comes_from_the_hub_and_the_base_from_a_folder(
+    anna, pair, bases, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     Path("base").symlink_to(bases())
     deftx.push(pair[1], "anna/ind")
     (tmp_path / "train.tsv").write_text("text\tlabel\nba be\tgood\nbi bo\tbad\n")
-    data = ["--train", tmp_path / "train.tsv", "--valid", tmp_path / "train.tsv", "--source", "anna/ind"]
+    data = [
+        "--train",
+        tmp_path / "train.tsv",
+        "--valid",
+        tmp_path / "train.tsv",
+        "--source",
+        "anna/ind",
+    ]
     quick = ["--k", "3", "--set", "training.max_steps=1"]
     assert typed("fit", "task", "--base", "base", *data, *quick, "--out", tmp_path / "task") == 0
     info = deftx.load(tmp_path / "task").info
@@ -341,7 +392,9 @@ def test_a_source_vector_comes_from_the_hub_and_the_base_from_a_folder(anna, pai
 def test_a_command_that_fails_says_one_line(anna, capsys):
     assert typed("inspect", "anna/nothing") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("deftx: there is no folder anna/nothing; anna/nothing on the hub: there is no such")
+    assert line.startswith(
+        "deftx: there is no folder anna/nothing; anna/nothing on the hub: there is no such"
+    )
     assert typed("push", "anna/nothing", "anna/min") == 2
     assert typed("pull", "nothing", "--out", "x") == 2
     assert len(capsys.readouterr().err.splitlines()) == 2

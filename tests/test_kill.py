@@ -1,4 +1,5 @@
-"""A fit that is killed (SIGKILL) at any moment is gone on with by the same command, and ends with the same vector."""
+"""A fit that is killed (SIGKILL) at any moment is gone on with by the same command, and ends with
+the same vector."""
 
 import itertools
 import os
@@ -25,8 +26,21 @@ from deftx.storage.vector_files import load, save
 from deftx.tasks.base import Supervised
 from deftx.training import distributed, resume
 
-TRAINING = ["max_steps=9", "evaluate_every=4", "batch_size=4", "length=16", "learning_rate=1e-2", "precision=fp32"]
-SETTINGS = ["--k", "5%", "--rank", "3", *(word for s in TRAINING for word in ("--set", f"training.{s}"))]
+TRAINING = [
+    "max_steps=9",
+    "evaluate_every=4",
+    "batch_size=4",
+    "length=16",
+    "learning_rate=1e-2",
+    "precision=fp32",
+]
+SETTINGS = [
+    "--k",
+    "5%",
+    "--rank",
+    "3",
+    *(word for s in TRAINING for word in ("--set", f"training.{s}")),
+]
 DATA = {
     "language": ["--text", "text.txt", "--set", "training.min_steps=0"],
     "task": ["--train", "train.tsv", "--valid", "valid.tsv", "--set", "training.accumulate=2"],
@@ -39,7 +53,10 @@ def write_data(folder):
     tiny.save_base(folder / "base")
     (folder / "text.txt").write_text("\n".join(tiny.sentences(40)))
     for number, name in enumerate(("train", "valid")):
-        rows = [f"{text}\t{'front' if text[-1] in 'ei' else 'back'}" for text in tiny.sentences(30, number)]
+        rows = [
+            f"{text}\t{'front' if text[-1] in 'ei' else 'back'}"
+            for text in tiny.sentences(30, number)
+        ]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]))
 
 
@@ -48,7 +65,8 @@ def command(kind, out):
 
 
 def started(kind, out, fatal=0):
-    """The id of a process that fits; given `fatal`, it kills itself at that event: a loss, or a file touched."""
+    """The id of a process that fits; given `fatal`, it kills itself at that event: a loss, or a
+    file touched."""
     child = os.fork()
     if child:
         return child
@@ -84,8 +102,12 @@ def ended(child):
 
 def stage(out):
     """How far a fit has come, by what it left."""
-    work = out.with_name(f"{out.name}.work")
-    return out.exists(), *(sorted(path.name for path in work.glob("[!.]*")) if work.exists() else ())
+    checkpoint_dir = out.with_name(f"{out.name}.work")
+    return out.exists(), *(
+        sorted(path.name for path in checkpoint_dir.glob("[!.]*"))
+        if checkpoint_dir.exists()
+        else ()
+    )
 
 
 def kill_again_and_again(kind):
@@ -94,7 +116,11 @@ def kill_again_and_again(kind):
         main(command(kind, "first"))
     begin, draw, kills, stages = time.monotonic(), random.Random(kind), 0, set()
     assert ended(started(kind, Path("whole"))) == 0, Path("log.txt").read_text()
-    duration, events, whole = time.monotonic() - begin, int(Path("events.txt").read_text()), load("whole")
+    duration, events, whole = (
+        time.monotonic() - begin,
+        int(Path("events.txt").read_text()),
+        load("whole"),
+    )
     for number in range(KILLS):
         out = Path(f"vectors{number}") / "v"
         while True:
@@ -104,7 +130,9 @@ def kill_again_and_again(kind):
                 time.sleep(draw.uniform(0, duration))
                 os.kill(child, signal.SIGKILL)
             code = ended(child)
-            if code == 0 or (code == 2 and "v exists: " in Path("log.txt").read_text().splitlines()[-1]):
+            if code == 0 or (
+                code == 2 and "v exists: " in Path("log.txt").read_text().splitlines()[-1]
+            ):
                 break  # in the second case it was killed when all was done
             assert code == -signal.SIGKILL, Path("log.txt").read_text()
             kills += 1
@@ -122,9 +150,10 @@ def kill_again_and_again(kind):
     print(kind, kills, "kills", number + 1, "vectors", sorted(stages))
 
 
-def fit(work):
-    """As a training does: leave a file of work, written by a library that makes another; give what was learnt."""
-    with new_file(work / "phase1.safetensors") as half:
+def fit(checkpoint_dir):
+    """As a training does: leave a file of work, written by a library that makes another; give what
+    was learnt."""
+    with new_file(checkpoint_dir / "phase1.safetensors") as half:
         other = half.with_name(".tmpAbCdEf")
         other.touch()
         other.rename(half)
@@ -132,7 +161,8 @@ def fit(work):
 
 
 def killed_in_learn(out, fatal):
-    """Whether a process that saves a vector at `out` was killed at the event `fatal`, before its end."""
+    """Whether a process that saves a vector at `out` was killed at the event `fatal`, before its
+    end."""
     child = os.fork()
     if child == 0:
         seen = [0]
@@ -151,14 +181,20 @@ def killed_in_learn(out, fatal):
     return ended(child) == -signal.SIGKILL
 
 
-def test_after_a_kill_at_any_file_touched_the_same_command_leaves_the_vector_and_no_other_file(tmp_path):
+def test_after_a_kill_at_any_file_touched_the_same_command_leaves_the_vector_and_no_other_file(
+    tmp_path,
+):
     for fatal in itertools.count(1):
         out = tmp_path / str(fatal) / "v"
         killed, saved = killed_in_learn(out, fatal), out.exists()
-        with suppress(DeftxError) if saved else nullcontext():  # refused where it was killed when all was done
+        with (
+            suppress(DeftxError) if saved else nullcontext()
+        ):  # refused where it was killed when all was done
             learn(out, fit, [], force=False)
         assert_same(load(out), replace(example(), head=None, info={"data": {"sources": []}}))
-        assert [path for path in out.parent.rglob("*") if path.is_file() and path.parent != out] == [], fatal
+        assert [
+            path for path in out.parent.rglob("*") if path.is_file() and path.parent != out
+        ] == [], fatal
         if not killed:
             break
     assert fatal > 12
@@ -175,16 +211,23 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_vector_bit_for_bit(tm
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1800
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     print(done.stdout)
 
 
 def test_after_a_kill_between_saving_and_clearing_up_no_process_learns_again(monkeypatch, tmp_path):
-    out, work = tmp_path / "v", tmp_path / "v.work"
+    out, checkpoint_dir = tmp_path / "v", tmp_path / "v.work"
     save(replace(example(), head=None, info={"data": {}}), out)
-    work.mkdir()
-    (work / LOCK).write_text(SAVING)
+    checkpoint_dir.mkdir()
+    (checkpoint_dir / LOCK).write_text(SAVING)
     monkeypatch.setattr(distributed, "is_main_process", lambda: False)
-    assert_same(learn(out, lambda work: pytest.fail("learnt again"), [], force=False), load(out))
+    assert_same(
+        learn(out, lambda checkpoint_dir: pytest.fail("learnt again"), [], force=False), load(out)
+    )

@@ -1,4 +1,5 @@
-"""Further kinds of base, tiny and random, all the way: what transformers calls their parts must not matter."""
+"""Further kinds of base, tiny and random, all the way: what transformers calls their parts must not
+matter."""
 
 import re
 from pathlib import Path
@@ -32,10 +33,18 @@ XLM |= {"pad_index": 1, "bos_index": 0, "eos_index": 2, "unk_index": 3, "mask_in
 
 # Its config and language model in transformers, and what the config is given.
 ENCODERS = {
-    "EuroBERT": ("EuroBertConfig", "EuroBertForMaskedLM", {**ENCODER, "num_key_value_heads": 2, "mask_token_id": 4}),
+    "EuroBERT": (
+        "EuroBertConfig",
+        "EuroBertForMaskedLM",
+        {**ENCODER, "num_key_value_heads": 2, "mask_token_id": 4},
+    ),
     "RoBERTa": ("RobertaConfig", "RobertaForMaskedLM", ENCODER),
     "XLM-R XL": ("XLMRobertaXLConfig", "XLMRobertaXLForMaskedLM", ENCODER),
-    "X-MOD": ("XmodConfig", "XmodForMaskedLM", {**ENCODER, "languages": ["en_XX"], "default_language": "en_XX"}),
+    "X-MOD": (
+        "XmodConfig",
+        "XmodForMaskedLM",
+        {**ENCODER, "languages": ["en_XX"], "default_language": "en_XX"},
+    ),
     "RemBERT": ("RemBertConfig", "RemBertForMaskedLM", {**ENCODER, "input_embedding_size": 8}),
     "ALBERT": ("AlbertConfig", "AlbertForMaskedLM", {**ENCODER, "embedding_size": 8}),
     "ELECTRA": ("ElectraConfig", "ElectraForMaskedLM", {**ENCODER, "embedding_size": 8}),
@@ -59,7 +68,11 @@ DECODERS = {
 }
 ENCODER_DECODERS = {
     "umT5": ("UMT5Config", "UMT5ForConditionalGeneration", tiny.T5),
-    "NLLB": ("M2M100Config", "M2M100ForConditionalGeneration", {**tiny.BART, "decoder_start_token_id": 2}),
+    "NLLB": (
+        "M2M100Config",
+        "M2M100ForConditionalGeneration",
+        {**tiny.BART, "decoder_start_token_id": 2},
+    ),
 }
 WITHOUT_CLASSIFIER = ("XGLM", "NLLB")  # in transformers
 
@@ -72,7 +85,9 @@ def kind(request, tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         getattr(transformers, model)(getattr(transformers, config)(**about)).save_pretrained(folder)
-    tiny.tokenizer(decoder=request.param in DECODERS, sentinels=request.param == "umT5").save_pretrained(folder)
+    tiny.tokenizer(
+        decoder=request.param in DECODERS, sentinels=request.param == "umT5"
+    ).save_pretrained(folder)
     return request.param, str(folder)
 
 
@@ -82,8 +97,15 @@ def language(kind):
 
 
 def same(one: SparseVector, other: SparseVector) -> bool:
-    names = {name for vector in (one, other) for name, entries in vector.tensors.items() if len(entries.indices)}
-    return all(torch.equal(one.tensors[name].dense(), other.tensors[name].dense()) for name in names)
+    names = {
+        name
+        for vector in (one, other)
+        for name, entries in vector.tensors.items()
+        if len(entries.indices)
+    }
+    return all(
+        torch.equal(one.tensors[name].dense(), other.tensors[name].dense()) for name in names
+    )
 
 
 def said(model: PreTrainedModel) -> torch.Tensor:
@@ -92,56 +114,78 @@ def said(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_the_documentation_lists_them():
-    listed = (Path(__file__).parents[1] / "docs/tasks.md").read_text().split("## Bases")[1].split("\n## ")[0]
+    listed = (
+        (Path(__file__).parents[1] / "docs/tasks.md")
+        .read_text()
+        .split("## Bases")[1]
+        .split("\n## ")[0]
+    )
     for name in [*ENCODERS, *DECODERS, *ENCODER_DECODERS]:
         assert name.removesuffix(", newer") in listed
 
 
 @pytest.mark.slow
-def test_rows_apart_and_layer_norms_left_alone_are_the_same_in_every_kind(kind, language, monkeypatch):
+def test_rows_apart_and_layer_norms_left_alone_are_the_same_in_every_kind(
+    kind, language, monkeypatch
+):
     norms = re.compile(r"norm|ln_|\.ln\d")
-    assert language.k == round(0.05 * sum(weight.numel() for weight in tunable(load_language_model(kind[1])).values()))
+    assert language.k == round(
+        0.05 * sum(weight.numel() for weight in tunable(load_language_model(kind[1])).values())
+    )
     assert not [name for name in language.tensors if norms.search(name.lower())]
     for module in (embedding_rows, sparse):
         monkeypatch.setattr(module, "input_embeddings", lambda model: None)
     whole = deftx.fit_language(kind[1], TEXT, LANGUAGE)
     assert deftx.overlap(language, whole) > 0.99
     for name, entries in whole.tensors.items():
-        torch.testing.assert_close(language.tensors[name].dense(), entries.dense(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            language.tensors[name].dense(), entries.dense(), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.slow
 def test_a_task_composes_on_every_kind_saves_and_switches(kind, language, tmp_path):
     name, base = kind
     if name in WITHOUT_CLASSIFIER:
-        with pytest.raises(deftx.DeftxError, match="transformers has no AutoModelForSequenceClassification"):
+        with pytest.raises(
+            deftx.DeftxError, match="transformers has no AutoModelForSequenceClassification"
+        ):
             deftx.fit_task(base, TRAIN, VALID, TASK)
         return
     task = deftx.fit_task(base, TRAIN, VALID, TASK, source=language)
     model = deftx.compose(base, task, language)
     model.save_pretrained(tmp_path / "model")
-    assert torch.equal(said(AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")), said(model))
+    assert torch.equal(
+        said(AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")), said(model)
+    )
     before = said(model)
-    with deftx.applied(model, -2.0 * language):
+    with deftx.apply_temporarily(model, -2.0 * language):
         assert not torch.equal(said(model), before)
     assert torch.equal(said(model), before)
     switcher = deftx.Switcher(base, task, {"source": language})
     with switcher.language("source") as switched:
         assert torch.equal(said(switched), before)
-    assert switcher.probabilities(Examples(TEXT[:3]), ["source"] * 3).shape == (3, len(task.head.labels))
+    assert switcher.probabilities(Examples(TEXT[:3]), ["source"] * 3).shape == (
+        3,
+        len(task.head.labels),
+    )
 
 
 @pytest.mark.slow
 def test_every_kind_that_writes_learns_to(kind, tmp_path):
     pairs = Examples(TEXT, labels=["ba be"] * len(TEXT))
     training = {"metric": None, "max_steps": 80, "evaluate_every": 80}
-    settings = changed(TASK, {"task": "generation", "method": "lt-sft", "k": "80%", "training": training})
+    settings = changed(
+        TASK, {"task": "generation", "method": "lt-sft", "k": "80%", "training": training}
+    )
     if kind[0] in ENCODERS and kind[0] != "XLM":
         with pytest.raises(deftx.DeftxError, match="cannot write texts"):
             deftx.fit_task(kind[1], pairs, pairs, settings)
         return
     task = deftx.fit_task(kind[1], pairs, pairs, settings)
-    compose_to(tmp_path / "model", kind[1], [task], [], rule="sum", force=False, any_base=False)
+    compose_to(
+        tmp_path / "model", kind[1], [task], [], rule="sum", force=False, ignore_base_mismatch=False
+    )
     found = predictions_of_model(str(tmp_path / "model"), Examples(TEXT[:4]))
     if kind[0] != "XLM":  # an encoder that may be loaded as a decoder
         assert [each["text"] for each in found] == ["ba be"] * 4

@@ -1,4 +1,5 @@
-"""The language modelling head: trained along but for its decoder, from one start in both phases, and thrown away."""
+"""The language modelling head: trained along but for its decoder, from one start in both phases,
+and thrown away."""
 
 import pytest
 import tiny
@@ -7,15 +8,24 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 import deftx.training.phases as phases_module
-from deftx.config import LanguageFit, LanguageTraining, changed
+from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, changed
 from deftx.core.parameters import backbone, head, tunable
 from deftx.errors import DeftxError
 from deftx.fit import fit_language
 from deftx.models.loading import load_language_model
 from deftx.training.preparation import prepare_language
 
-TRAINING = {"learning_rate": 1e-2, "max_steps": 3, "min_steps": 0, "evaluate_every": 3, "batch_size": 4, "length": 16}
-LANGUAGE = LanguageFit(k="5%", rank=3, training=LanguageTraining(**TRAINING, precision="fp32"))
+TRAINING = {
+    "learning_rate": 1e-2,
+    "max_steps": 3,
+    "min_steps": 0,
+    "evaluate_every": 3,
+    "batch_size": 4,
+    "length": 16,
+}
+LANGUAGE = LanguageVectorConfig(
+    k="5%", rank=3, training=LanguageTrainingConfig(**TRAINING, precision="fp32")
+)
 TEXT = tiny.sentences(40)
 WITH_MORE_THAN_A_DECODER = ["xlmr", "bert", "distilbert", "modernbert", "deberta"]
 ALL_SHAPES = [*WITH_MORE_THAN_A_DECODER, "qwen", "llama", "t5", "mt5", "bart", "mbart"]
@@ -56,7 +66,9 @@ def test_the_decoder_is_untied_and_frozen_whatever_the_base(bases, shape):
     assert decoder.weight is not model.get_input_embeddings().weight
     assert not decoder.weight.requires_grad
     trained = {name for name, parameter in head(model).items() if parameter.requires_grad}
-    assert trained == head(model).keys() - {name for name, p in head(model).items() if p is decoder.weight}
+    assert trained == head(model).keys() - {
+        name for name, p in head(model).items() if p is decoder.weight
+    }
     assert bool(trained) is (shape in WITH_MORE_THAN_A_DECODER)
 
 
@@ -82,13 +94,17 @@ def test_trained_and_frozen_heads_give_other_vectors(bases):
 @pytest.fixture
 def headless(bases, tmp_path):
     """A base as mE5 is: an encoder alone."""
-    AutoModel.from_pretrained(bases(), add_pooling_layer=False).save_pretrained(tmp_path / "headless")
+    AutoModel.from_pretrained(bases(), add_pooling_layer=False).save_pretrained(
+        tmp_path / "headless"
+    )
     AutoTokenizer.from_pretrained(bases()).save_pretrained(tmp_path / "headless")
     return tmp_path / "headless"
 
 
 def test_a_base_without_a_head_gets_one_that_is_trained_along(headless, heads):
-    with pytest.warns(UserWarning, match="has no language modelling head: a new one is trained along"):
+    with pytest.warns(
+        UserWarning, match="has no language modelling head: a new one is trained along"
+    ):
         vector = fit_language(headless, TEXT, LANGUAGE)
     (start1, end1), (start2, _) = heads
     assert all(torch.equal(one, two) for one, two in zip(start1, start2, strict=True))
@@ -107,12 +123,15 @@ def test_the_new_head_is_drawn_by_the_seed(headless):
 
 
 def test_a_head_that_is_to_stay_frozen_must_be_there(headless):
-    with pytest.raises(DeftxError, match=r"is not a masked language model: its checkpoint lacks lm_head"):
+    with pytest.raises(
+        DeftxError, match=r"is not a masked language model: its checkpoint lacks lm_head"
+    ):
         fit_language(headless, TEXT, changed(LANGUAGE, {"training": {"lm_head": "frozen"}}))
 
 
 def test_the_unigram_shift_of_a_language_goes_into_the_heads_bias_not_into_the_vector(bases):
-    """A text of few words: with a trained head the backbone has less to learn of which words there are."""
+    """A text of few words: with a trained head the backbone has less to learn of which words there
+    are."""
     few = [" ".join(tiny.WORDS[i % 5] for i in range(n, n + 6)) for n in range(80)]
     more = {"training": {"max_steps": 60, "evaluate_every": 20, "learning_rate": 1e-3}}
     vectors = {}

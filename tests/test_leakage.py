@@ -1,4 +1,5 @@
-"""Evaluation text in training text is found by every rule, and by none where there is nothing to find."""
+"""Evaluation text in training text is found by every rule, and by none where there is nothing to
+find."""
 
 import csv
 import json
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_base
 
-from deftx.data.contamination import RULES, Leak, counted, leaking, leaks, normalised
+from deftx.data.contamination import RULES, Leak, counted, find_contamination, leaking, normalised
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.experiments.data import read
@@ -27,7 +28,10 @@ TEXTS = st.lists(st.text("ab c.,D", max_size=30), max_size=8)
     ("text", "kind"),
     [
         ("makanannya ENAK sekali pelayanan -- di sini ramah, dan harganya murah", "equal"),
-        ("Kata ibu: pelayanan di sini ramah dan harganya murah! Betul.", None),  # seven shared words
+        (
+            "Kata ibu: pelayanan di sini ramah dan harganya murah! Betul.",
+            None,
+        ),  # seven shared words
         ("Kata ibu: sekali pelayanan di sini ramah dan harganya murah! Betul.", "words"),
         ("Makanannya enak sekali, pelayanan di situ ramah dan harganya murah!", "similar"),
         ("Makanannya basi sekali, pelayanan di situ lambat dan harganya mahal!", None),
@@ -36,28 +40,48 @@ TEXTS = st.lists(st.text("ab c.,D", max_size=30), max_size=8)
     ],
 )
 def test_each_rule_by_an_example(text, kind):
-    found = leaks([text], ["sesuatu yang lain sama sekali", HELD_OUT])
+    found = find_contamination([text], ["sesuatu yang lain sama sekali", HELD_OUT])
     assert found == ([Leak(0, 1, kind)] if kind else [])
 
 
 @pytest.mark.parametrize(
     ("training", "evaluation", "found"),
     [
-        ("kata ibu: kebersihannya mengagumkan semua tamu", "Kebersihannya mengagumkan semua!", True),
-        ("Kebersihannya mengagumkan semua!", "kata ibu: kebersihannya mengagumkan semua tamu", True),
+        (
+            "kata ibu: kebersihannya mengagumkan semua tamu",
+            "Kebersihannya mengagumkan semua!",
+            True,
+        ),
+        (
+            "Kebersihannya mengagumkan semua!",
+            "kata ibu: kebersihannya mengagumkan semua tamu",
+            True,
+        ),
         ("kata ibu enak sekali tamu", "Enak sekali!", False),  # too short to mean anything
-        ("kebersihannya mengagumkan semuanya", "Kebersihannya mengagumkan semua", False),  # no whole word
+        (
+            "kebersihannya mengagumkan semuanya",
+            "Kebersihannya mengagumkan semua",
+            False,
+        ),  # no whole word
     ],
 )
-def test_a_short_text_that_stands_whole_in_another_is_found_on_either_side(training, evaluation, found):
-    kinds = [leak.kind for leak in leaks([training], [evaluation]) if leak.kind != "similar"]
+def test_a_short_text_that_stands_whole_in_another_is_found_on_either_side(
+    training, evaluation, found
+):
+    kinds = [
+        leak.kind for leak in find_contamination([training], [evaluation]) if leak.kind != "similar"
+    ]
     assert kinds == (["contained"] if found else [])
 
 
 def test_all_of_several_equal_texts_are_found():
     text = "makanan di sini enak sekali"
-    found = leaks([text, "lain saja", text.upper() + "!", text], [text + " dan murah"])
-    assert [(leak.training, leak.kind) for leak in found] == [(0, "contained"), (2, "contained"), (3, "contained")]
+    found = find_contamination([text, "lain saja", text.upper() + "!", text], [text + " dan murah"])
+    assert [(leak.training, leak.kind) for leak in found] == [
+        (0, "contained"),
+        (2, "contained"),
+        (3, "contained"),
+    ]
 
 
 def test_a_mark_on_a_letter_does_not_part_a_word():
@@ -82,13 +106,22 @@ def plainly(training, evaluation):
         runs = [{tuple(part[i : i + 8]) for i in range(len(part) - 7)} for part in words]
         short, long = sorted((old, new), key=len)
         yield "equal", old == new
-        yield "contained", len(short) >= 25 and len(short.split()) < 8 and f" {short} " in f" {long} "
+        yield (
+            "contained",
+            len(short) >= 25 and len(short.split()) < 8 and f" {short} " in f" {long} ",
+        )
         yield "words", bool(runs[0] & runs[1])
         yield "similar", distance(old, new) <= 0.1 * max(len(old), len(new)) + 1e-9
 
     found = []
     for place, old in enumerate(map(normalised, training)):
-        held = {k for new in map(normalised, evaluation) if old and new for k, holds in kinds(old, new) if holds}
+        held = {
+            k
+            for new in map(normalised, evaluation)
+            if old and new
+            for k, holds in kinds(old, new)
+            if holds
+        }
         if held:
             found.append((place, min(held, key=list(RULES).index)))
     return found
@@ -96,7 +129,9 @@ def plainly(training, evaluation):
 
 @given(TEXTS, TEXTS)
 def test_the_quick_ways_find_what_comparing_every_pair_finds(training, evaluation):
-    assert [(leak.training, leak.kind) for leak in leaks(training, evaluation)] == plainly(training, evaluation)
+    assert [
+        (leak.training, leak.kind) for leak in find_contamination(training, evaluation)
+    ] == plainly(training, evaluation)
 
 
 def test_the_quick_ways_find_the_same_in_sentences_that_overlap():
@@ -115,10 +150,14 @@ def test_the_quick_ways_find_the_same_in_sentences_that_overlap():
             changed,
             " ".join(draw.sample(whole, len(whole))),
         ]
-    for rule in range(5):  # without the texts that are equal, and so on, so that the later rules have their say
-        found = [(leak.training, leak.kind) for leak in leaks(training[rule::5], evaluation)]
+    for rule in range(
+        5
+    ):  # without the texts that are equal, and so on, so that the later rules have their say
+        found = [
+            (leak.training, leak.kind) for leak in find_contamination(training[rule::5], evaluation)
+        ]
         assert found == plainly(training[rule::5], evaluation)
-    assert {leak.kind for leak in leaks(training, evaluation)} == set(RULES)
+    assert {leak.kind for leak in find_contamination(training, evaluation)} == set(RULES)
 
 
 def test_of_pairs_both_texts_count_and_an_example_once():
@@ -130,7 +169,8 @@ def test_of_pairs_both_texts_count_and_an_example_once():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A recipe of which the second line of one text, and the first labelled one, are in the test data."""
+    """A recipe of which the second line of one text, and the first labelled one, are in the test
+    data."""
     folder = tmp_path_factory.mktemp("leak")
     save_base(folder / "base")
     (folder / "src.txt").write_text("ba be bi\nda de di\n")
@@ -156,16 +196,20 @@ def test_a_run_stops_before_any_training_and_names_the_texts(folder):
         read(load_recipe(folder / "recipe.yaml"))
     assert str(caught.value).startswith("tar: 1 of 3 texts hold evaluation text: no. 2 'MAKANANNYA")
     assert "(equal, test of tar)" in str(caught.value)
-    assert "leakage to trim" in str(caught.value)
+    assert "contamination to trim" in str(caught.value)
 
 
 def test_a_run_trims_where_it_is_told_to_and_says_how_much(folder):
-    data = read(load_recipe(folder / "recipe.yaml", {"leakage": "trim"}))
+    data = read(load_recipe(folder / "recipe.yaml", {"contamination": "trim"}))
     assert data.texts == {"src": ["ba be bi", "da de di"], "tar": ["ba bo bu", "ga ge gi"]}
     assert data.train["src"] == Examples(["da do", "ka ko"], None, ["bad", "good"])
     assert data.valid["src"] == Examples(["ga go", "na no"], None, ["bad", "good"])
     one_of_three = "1 of 3 (1 equal)"
-    assert data.trimmed == {"tar": one_of_three, "labelled data": one_of_three, "validation data": one_of_three}
+    assert data.trimmed == {
+        "tar": one_of_three,
+        "labelled data": one_of_three,
+        "validation data": one_of_three,
+    }
 
 
 def test_evaluation_text_in_validation_data_alone_stops_a_run_too(folder, tmp_path):
@@ -175,19 +219,25 @@ def test_evaluation_text_in_validation_data_alone_stops_a_run_too(folder, tmp_pa
     text = tmp_path / "tar.txt"
     text.write_text("ba bo bu\nga ge gi\n")
     changes = {"train": str(clean), "languages": {"tar": str(text)}}
-    with pytest.raises(DeftxError, match=r"^validation data: 1 of 3 texts hold evaluation text: no. 1 'Makanannya"):
+    with pytest.raises(
+        DeftxError, match=r"^validation data: 1 of 3 texts hold evaluation text: no. 1 'Makanannya"
+    ):
         read(load_recipe(folder / "recipe.yaml", changes))
 
 
-def test_validation_data_that_are_all_evaluation_text_are_missed_before_any_training(folder, tmp_path):
+def test_validation_data_that_are_all_evaluation_text_are_missed_before_any_training(
+    folder, tmp_path
+):
     leaking = tmp_path / "valid.tsv"
     leaking.write_text(f"text\tlabel\n{HELD_OUT}\tgood\n")
-    with pytest.raises(DeftxError, match=r"^validation data: all 1 texts hold evaluation text, so nothing is left"):
-        read(load_recipe(folder / "recipe.yaml", {"valid": str(leaking), "leakage": "trim"}))
+    with pytest.raises(
+        DeftxError, match=r"^validation data: all 1 texts hold evaluation text, so nothing is left"
+    ):
+        read(load_recipe(folder / "recipe.yaml", {"valid": str(leaking), "contamination": "trim"}))
 
 
 def test_a_run_ignores_it_where_it_is_told_to(folder):
-    data = read(load_recipe(folder / "recipe.yaml", {"leakage": "ignore"}))
+    data = read(load_recipe(folder / "recipe.yaml", {"contamination": "ignore"}))
     assert len(data.train["src"]) == len(data.texts["tar"]) == 3
     assert data.trimmed == {}
 
@@ -210,7 +260,9 @@ def test_trimming_writes_the_other_rows_as_they_were(folder, tmp_path, trim, suf
     if suffix == ".jsonl":
         assert [list(json.loads(line).values()) for line in out.read_text().splitlines()] == rows
     else:
-        read_rows = list(csv.reader(out.read_text().splitlines(), delimiter="\t" if suffix == ".tsv" else ","))
+        read_rows = list(
+            csv.reader(out.read_text().splitlines(), delimiter="\t" if suffix == ".tsv" else ",")
+        )
         assert read_rows == [["text", "label"], *rows]
 
 
@@ -234,8 +286,14 @@ def test_files_may_have_their_texts_in_columns_of_different_names(folder, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["tar.txt", "--against", "test.tsv", "--column", "review"], "unknown column 'review'; known: label, text"),
-        (["train.tsv", "--against", "test.tsv", "--out", "OUT.docx"], "unknown kind of file to write"),
+        (
+            ["tar.txt", "--against", "test.tsv", "--column", "review"],
+            "unknown column 'review'; known: label, text",
+        ),
+        (
+            ["train.tsv", "--against", "test.tsv", "--out", "OUT.docx"],
+            "unknown kind of file to write",
+        ),
         (["train.tsv", "--against", "test.tsv", "--out", "OUT.txt"], "holds one column"),
         (["train.tsv", "--against", "test.tsv", "--out", "train.tsv"], "exists"),
         (["none.tsv", "--against", "test.tsv"], "does not exist"),
@@ -253,8 +311,14 @@ def test_wrong_input_is_one_line_and_writes_nothing(folder, trim, arguments, sai
 YORUBA = "ọjọ́ ìbí mi ni ọ̀la àti pé inú mi dùn"
 # Pairs of texts that Unicode writes in two ways, in several scripts
 SAME = {
-    "composed and decomposed": (unicodedata.normalize("NFC", YORUBA), unicodedata.normalize("NFD", YORUBA)),
-    "Hangul syllables and letters": ("오늘 날씨가 좋다", unicodedata.normalize("NFD", "오늘 날씨가 좋다")),
+    "composed and decomposed": (
+        unicodedata.normalize("NFC", YORUBA),
+        unicodedata.normalize("NFD", YORUBA),
+    ),
+    "Hangul syllables and letters": (
+        "오늘 날씨가 좋다",
+        unicodedata.normalize("NFD", "오늘 날씨가 좋다"),
+    ),
     "Vietnamese": ("Trời hôm nay đẹp lắm", unicodedata.normalize("NFD", "trời hôm nay đẹp lắm")),
     "Devanagari nukta": ("\u0958लम और \u095bमीन", "क\u093cलम और ज\u093cमीन"),
     "Bengali vowel": ("কোথায় যাও", unicodedata.normalize("NFD", "কোথায় যাও")),
@@ -275,13 +339,13 @@ SAME = {
 def test_texts_that_unicode_writes_in_two_ways_are_equal(kind):
     one, other = SAME[kind]
     assert one != other
-    assert leaks([one], [other]) == [Leak(0, 0, "equal")]
-    assert leaks([other], [one]) == [Leak(0, 0, "equal")]
+    assert find_contamination([one], [other]) == [Leak(0, 0, "equal")]
+    assert find_contamination([other], [one]) == [Leak(0, 0, "equal")]
 
 
 def test_marks_that_make_another_word_stay():
-    assert leaks(["ọkọ̀"], ["ọkọ"]) == []
-    assert leaks(["কত"], ["কাত"]) == []
+    assert find_contamination(["ọkọ̀"], ["ọkọ"]) == []
+    assert find_contamination(["কত"], ["কাত"]) == []
 
 
 def test_a_zero_width_space_parts_words_where_no_spaces_are_written():

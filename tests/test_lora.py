@@ -9,7 +9,7 @@ from test_fit import QUICK, TEXT, TRAIN, VALID
 from test_madx import IDS, equal
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from deftx.config import LoraLanguageFit, LoraTaskFit, changed, parse
+from deftx.config import LoraLanguageConfig, LoraTaskConfig, changed, parse
 from deftx.core.parameters import tunable
 from deftx.errors import DeftxError
 from deftx.experiments.baselines import lora
@@ -18,8 +18,8 @@ from deftx.models.loading import load_encoder, load_language_model, load_task_mo
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
 
-LANGUAGE = parse(LoraLanguageFit, {"rank": 3, "alpha": 6, "training": {**QUICK, "min_steps": 0}})
-TASK = parse(LoraTaskFit, {"rank": 3, "alpha": 6, "training": QUICK})
+LANGUAGE = parse(LoraLanguageConfig, {"rank": 3, "alpha": 6, "training": {**QUICK, "min_steps": 0}})
+TASK = parse(LoraTaskConfig, {"rank": 3, "alpha": 6, "training": QUICK})
 LINEAR = [
     *[f"attention.self.{name}" for name in ("query", "key", "value")],
     *["attention.output.dense", "intermediate.dense", "output.dense"],
@@ -49,7 +49,9 @@ def test_a_composed_model_is_the_dense_sum(bases, language, task):
         if name in task.head.tensors:
             wanted = task.head.tensors[name]
         elif f"{layer}.A" in task.tensors:
-            changes = [6 / 3 * a.tensors[f"{layer}.B"] @ a.tensors[f"{layer}.A"] for a in (language, task)]
+            changes = [
+                6 / 3 * a.tensors[f"{layer}.B"] @ a.tensors[f"{layer}.A"] for a in (language, task)
+            ]
             assert all(change.abs().max() > 1e-4 for change in changes)
             wanted = start[name] + changes[0] + changes[1]
         else:
@@ -71,7 +73,10 @@ def test_one_change_gives_the_logits_of_pefts_own_model(bases, task):
         layer = name.removeprefix("base_model.model.roberta.").partition(".lora_")[0]
         state[name] = task.tensors[f"{layer}.{'A' if 'lora_A' in name else 'B'}"]
     prefix = "base_model.model.classifier.modules_to_save.default."
-    state |= {prefix + name.removeprefix("classifier."): tensor for name, tensor in task.head.tensors.items()}
+    state |= {
+        prefix + name.removeprefix("classifier."): tensor
+        for name, tensor in task.head.tensors.items()
+    }
     assert not wrapped.load_state_dict(state, strict=False).unexpected_keys
     model = lora.compose(bases(), task, None)
     with torch.no_grad():
@@ -131,7 +136,13 @@ def test_every_shape_of_base_goes_all_the_way(bases, shape):
     base = bases(shape)
     language = lora.fit_language(base, TEXT, LANGUAGE)
     task = lora.fit_task(base, TRAIN, VALID, TASK, source=language)
-    scores = evaluate(CLASSIFICATION, lora.compose(base, task, language), load_tokenizer(base), VALID, QUICK["length"])
+    scores = evaluate(
+        CLASSIFICATION,
+        lora.compose(base, task, language),
+        load_tokenizer(base),
+        VALID,
+        QUICK["length"],
+    )
     assert scores["macro_f1"] == pytest.approx(task.info["log"]["training"]["best_score"], abs=1e-9)
 
 
@@ -146,26 +157,43 @@ def test_adapters_come_back_from_a_folder_bit_for_bit(task, tmp_path):
 
 def test_a_language_and_a_task_have_as_many_parameters_by_default(bases):
     model = load_encoder(bases())
-    language, task = (lora.ranked(model, kind()) for kind in (LoraLanguageFit, LoraTaskFit))
-    assert (language.rank, language.alpha) == (task.rank, task.alpha) == (lora.rank_for(model, "2.8%"),) * 2
+    language, task = (lora.ranked(model, kind()) for kind in (LoraLanguageConfig, LoraTaskConfig))
+    assert (
+        (language.rank, language.alpha)
+        == (task.rank, task.alpha)
+        == (lora.rank_for(model, "2.8%"),) * 2
+    )
 
 
 def test_the_rank_for_a_number_of_parameters_is_the_nearest(bases):
     model = load_encoder(bases())
     a_rank = 2 * (4 * (16 + 16) + 2 * (16 + 24))
-    assert [lora.rank_for(model, round(k * a_rank)) for k in (0.1, 1, 1.9, 3.4, 3.6)] == [1, 1, 2, 3, 4]
+    assert [lora.rank_for(model, round(k * a_rank)) for k in (0.1, 1, 1.9, 3.4, 3.6)] == [
+        1,
+        1,
+        2,
+        3,
+        4,
+    ]
     share = a_rank * 5 / sum(weight.numel() for weight in tunable(model).values())
     assert lora.rank_for(model, f"{100 * share}%") == 5
 
 
 def test_at_the_shape_of_xlm_r_base_ranks_are_those_of_the_papers_k():
     with torch.device("meta"):
-        model = XLMRobertaModel(XLMRobertaConfig(vocab_size=250_002, type_vocab_size=1, max_position_embeddings=514))
+        model = XLMRobertaModel(
+            XLMRobertaConfig(vocab_size=250_002, type_vocab_size=1, max_position_embeddings=514)
+        )
     assert [lora.rank_for(model, k) for k in ("7.6M", "14.2M", "2.8%")] == [46, 86, 47]
 
 
 def test_the_size_of_an_adapter_is_that_of_the_formula(language, task):
-    assert language.size == task.size == language.info["size"] == 3 * 2 * (4 * (16 + 16) + 2 * (16 + 24))
+    assert (
+        language.size
+        == task.size
+        == language.info["size"]
+        == 3 * 2 * (4 * (16 + 16) + 2 * (16 + 24))
+    )
 
 
 # --- what is refused ---
@@ -178,9 +206,20 @@ def test_adapters_that_do_not_fit_are_refused_in_one_line(bases, language, task)
     cases = [
         ("was made on", lambda: lora.fit_task(bases("bert"), TRAIN, VALID, TASK, source=language)),
         ("not a language adapter", lambda: lora.compose(bases(), task, task)),
-        (f"'{name}' is missing", lambda: lora.compose(bases(), task, replace(language, tensors=fewer))),
-        (f"'{name}' is missing", lambda: lora.compose(bases(), task, replace(language, tensors=turned))),
-        ("setting rank", lambda: lora.compose(bases(), task, replace(language, info={**language.info, "rank": 0}))),
+        (
+            f"'{name}' is missing",
+            lambda: lora.compose(bases(), task, replace(language, tensors=fewer)),
+        ),
+        (
+            f"'{name}' is missing",
+            lambda: lora.compose(bases(), task, replace(language, tensors=turned)),
+        ),
+        (
+            "setting rank",
+            lambda: lora.compose(
+                bases(), task, replace(language, info={**language.info, "rank": 0})
+            ),
+        ),
         ("does not fit", lambda: lora.add(load_encoder(bases()), replace(language, info={}))),
     ]
     for message, wrong in cases:
@@ -192,5 +231,7 @@ def test_adapters_that_do_not_fit_are_refused_in_one_line(bases, language, task)
 
 def test_without_peft_it_is_said_what_to_install(bases, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(DeftxError, match=r"peft is not installed: pip install 'deftx\[baselines\]'"):
+    with pytest.raises(
+        DeftxError, match=r"peft is not installed: pip install 'deftx\[baselines\]'"
+    ):
         lora.fit_language(bases(), TEXT, LANGUAGE)

@@ -1,4 +1,5 @@
-"""MAD-X 2.0: the published equations, what moves and what does not, and adapters kept, checked and composed."""
+"""MAD-X 2.0: the published equations, what moves and what does not, and adapters kept, checked and
+composed."""
 
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from test_fit import QUICK, TEXT, TRAIN, VALID
 from torch.nn.functional import gelu, linear, relu
 
-from deftx.config import MadxLanguageFit, MadxTaskFit, changed, parse
+from deftx.config import MadxLanguageConfig, MadxTaskConfig, changed, parse
 from deftx.core.parameters import tunable
 from deftx.core.select import parse_k
 from deftx.core.vector import Head
@@ -22,8 +23,8 @@ from deftx.tasks.classification import CLASSIFICATION
 from deftx.training import resume
 from deftx.training.best import BestState
 
-LANGUAGE = parse(MadxLanguageFit, {"training": {**QUICK, "min_steps": 0}})
-TASK = parse(MadxTaskFit, {"training": QUICK})
+LANGUAGE = parse(MadxLanguageConfig, {"training": {**QUICK, "min_steps": 0}})
+TASK = parse(MadxTaskConfig, {"training": QUICK})
 WIDTH, LAYERS = 16, 2  # of the tiny bases
 IDS = torch.arange(5, 17).view(2, 6)  # two texts of six words
 SHAPES = ["xlmr", "bert"]
@@ -66,7 +67,8 @@ def bottleneck(x, part):
 
 
 def as_published(model, stack, layers):
-    """The last hidden states, with the adapters' residuals and norms written as the `adapters` library has them."""
+    """The last hidden states, with the adapters' residuals and norms written as the `adapters`
+    library has them."""
     body = model.base_model
     hidden = body.embeddings(IDS)
     invertible = stack[0].invertible
@@ -121,10 +123,15 @@ def test_a_classifier_with_a_stack_computes_the_published_equations(bases, shape
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_adapters_of_zeros_leave_the_output_as_it_is(bases, shape):
-    for model in (load_language_model(bases(shape)).eval(), load_task_model(bases(shape), ("a", "b"))):
+    for model in (
+        load_language_model(bases(shape)).eval(),
+        load_task_model(bases(shape), ("a", "b")),
+    ):
         with torch.no_grad():
             before = model(IDS).logits
-            madx.attach(model, parts(model, spread=0), parts(model, TASK, spread=0), layers=LAYERS - 1)
+            madx.attach(
+                model, parts(model, spread=0), parts(model, TASK, spread=0), layers=LAYERS - 1
+            )
             assert model(IDS).logits.equal(before)
 
 
@@ -145,15 +152,15 @@ def test_at_the_width_of_xlm_r_base_adapters_have_the_papers_numbers_of_weights(
     def weights(made):
         return sum(parameter.numel() for parameter in made.parameters() if parameter.dim() == 2)
 
-    assert weights(madx.Parts(768, 12, MadxLanguageFit())) == 7_077_888 + 294_912
-    assert weights(madx.Parts(768, 11, MadxTaskFit())) == 11 * 2 * 768 * 768
+    assert weights(madx.Parts(768, 12, MadxLanguageConfig())) == 7_077_888 + 294_912
+    assert weights(madx.Parts(768, 11, MadxTaskConfig())) == 11 * 2 * 768 * 768
 
     def share(made, k):
         return round(sum(parameter.numel() for parameter in made.parameters()) / k, 2)
 
     # as docs/experiments.md says
-    assert share(madx.Parts(768, 12, MadxLanguageFit()), 7_667_712) == 0.96
-    assert share(madx.Parts(768, 11, MadxTaskFit()), 14_155_776) == 0.92
+    assert share(madx.Parts(768, 12, MadxLanguageConfig()), 7_667_712) == 0.96
+    assert share(madx.Parts(768, 11, MadxTaskConfig()), 14_155_776) == 0.92
 
 
 def test_the_size_of_an_adapter_is_that_of_the_formula(language, task):
@@ -177,10 +184,12 @@ def test_without_a_reduction_an_adapter_has_as_many_parameters_as_k_says(bases, 
     """Also where that takes bottlenecks wider than the base, as a larger k on a small one does."""
     model = load_language_model(bases())
     count = parse_k(k, sum(weight.numel() for weight in tunable(model).values()))
-    for kind, layers in ((MadxLanguageFit, LAYERS), (MadxTaskFit, LAYERS - 1)):
+    for kind, layers in ((MadxLanguageConfig, LAYERS), (MadxTaskConfig, LAYERS - 1)):
         settings = madx.sized(model, parse(kind, {"k": k, "reduction": None}))
         size = sum(parameter.numel() for parameter in madx.untrained(model, settings).parameters())
-        assert abs(size - count) <= layers * (2 * WIDTH + 1) / 2  # half of what one number more in each adds
+        assert (
+            abs(size - count) <= layers * (2 * WIDTH + 1) / 2
+        )  # half of what one number more in each adds
 
 
 def test_an_adapter_sized_by_k_is_put_on_as_it_was_learnt(bases):
@@ -214,12 +223,17 @@ def test_only_the_task_adapter_and_the_head_move_in_task_training(bases, languag
     adapter = madx.fit_task(bases(), TRAIN, VALID, TASK, source=language)
     own = {f"roberta.adapters.1.{name}" for name in adapter.tensors}
     assert moved == [own | set(adapter.head.tensors)]
-    assert {name.split(".")[1] for name in adapter.tensors} == {str(number) for number in range(LAYERS - 1)}
+    assert {name.split(".")[1] for name in adapter.tensors} == {
+        str(number) for number in range(LAYERS - 1)
+    }
 
 
 def test_the_last_layer_has_no_adapters_at_transfer(bases, language, task):
     def logits(number):
-        tensors = {n: t + 1 if n.startswith(f"layers.{number}.") else t for n, t in language.tensors.items()}
+        tensors = {
+            n: t + 1 if n.startswith(f"layers.{number}.") else t
+            for n, t in language.tensors.items()
+        }
         return madx.compose(bases(), task, replace(language, tensors=tensors))(IDS).logits
 
     with torch.no_grad():
@@ -241,7 +255,9 @@ def test_the_same_seed_gives_the_same_adapters_and_another_one_others(bases, lan
     assert not equal(madx.fit_language(bases(), TEXT, changed(LANGUAGE, {"seed": 1})), language)
 
 
-def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, language, task, tmp_path, monkeypatch):
+def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(
+    bases, language, task, tmp_path, monkeypatch
+):
     class Cut(BaseException):
         """The end of the process: nothing handles it."""
 
@@ -257,9 +273,11 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, l
     monkeypatch.setattr(resume, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(resume, "LARGEST_SHARE_OF_TIME", 1e9)
     with pytest.raises(Cut):
-        madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, work=tmp_path)
+        madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, checkpoint_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["madx.state.safetensors"]
-    assert equal(madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, work=tmp_path), task)
+    assert equal(
+        madx.fit_task(bases(), TRAIN, VALID, TASK, source=language, checkpoint_dir=tmp_path), task
+    )
     assert steps == [2, 4, 4]
 
 
@@ -288,7 +306,10 @@ def test_adapters_come_back_from_a_folder_bit_for_bit(language, task, tmp_path):
 def test_a_file_that_is_no_adapter_is_refused_in_one_line(language, tmp_path):
     save_adapter(language, tmp_path)
     path, name = tmp_path / FILE, "body/layers.0.up.bias"
-    whole, tensors = path.read_bytes(), {name: tensor.clone() for name, tensor in load_file(path).items()}
+    whole, tensors = (
+        path.read_bytes(),
+        {name: tensor.clone() for name, tensor in load_file(path).items()},
+    )
     about = '{"format_version": 1, "method": "madx", "labels": null, "info": {}}'
 
     def written(change, about=about):
@@ -314,17 +335,25 @@ def test_a_file_that_is_no_adapter_is_refused_in_one_line(language, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_adapters_that_do_not_belong_together_are_refused_in_one_line(bases, language, task, tmp_path):
+def test_adapters_that_do_not_belong_together_are_refused_in_one_line(
+    bases, language, task, tmp_path
+):
     other = tiny.save_base(tmp_path / "other", seed=3)
     fewer = {name: tensor for name, tensor in language.tensors.items() if "invertible" not in name}
     wider = {**language.info, "reduction": -1}
     narrower = {**language.tensors, "layers.0.up.bias": torch.zeros(3)}
-    head = Head({name: tensor for name, tensor in task.head.tensors.items() if "dense" not in name}, task.head.labels)
+    head = Head(
+        {name: tensor for name, tensor in task.head.tensors.items() if "dense" not in name},
+        task.head.labels,
+    )
     cases = [
         ("was made on", lambda: madx.compose(other, task, None)),
         ("was made on", lambda: madx.fit_task(other, TRAIN, VALID, TASK, source=language)),
         ("not a language adapter", lambda: madx.compose(bases(), task, task)),
-        ("not a task adapter", lambda: madx.compose(bases(), replace(language, head=task.head), None)),
+        (
+            "not a task adapter",
+            lambda: madx.compose(bases(), replace(language, head=task.head), None),
+        ),
         ("has no head", lambda: madx.compose(bases(), language, None)),
         ("of lora is not", lambda: madx.compose(bases(), task, replace(language, method="lora"))),
         ("does not fit", lambda: madx.compose(bases(), task, replace(language, tensors=fewer))),
@@ -339,5 +368,7 @@ def test_adapters_that_do_not_belong_together_are_refused_in_one_line(bases, lan
 
 
 def test_a_base_of_another_build_is_refused_before_any_training(bases):
-    with pytest.raises(DeftxError, match="does not support models of type 'distilbert', only bert, camembert"):
+    with pytest.raises(
+        DeftxError, match="does not support models of type 'distilbert', only bert, camembert"
+    ):
         madx.fit_language(bases("distilbert"), TEXT, LANGUAGE)

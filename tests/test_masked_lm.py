@@ -1,4 +1,5 @@
-"""Masked language modelling: packing loses nothing, masks keep their shares, and the loss is the model's own."""
+"""Masked language modelling: packing loses nothing, masks keep their shares, and the loss is the
+model's own."""
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
-from deftx.config import LanguageTraining
+from deftx.config import LanguageTrainingConfig
 from deftx.errors import DeftxError
 from deftx.objectives import packing as blocks
 from deftx.objectives.causal_lm import causal_lm
@@ -20,7 +21,7 @@ from deftx.objectives.packing import pack
 TOKENIZER = tiny.tokenizer()
 START, PAD, END, UNKNOWN, MASK = range(5)
 SPECIAL = torch.arange(5)
-SETTINGS = LanguageTraining()
+SETTINGS = LanguageTrainingConfig()
 
 
 def made(shape):
@@ -56,7 +57,9 @@ def test_the_loss_and_its_gradients_are_those_of_the_full_model(shape):
 def test_the_head_sees_the_masked_positions_only(shape):
     inputs, labels = batch()
     model, rows = made(shape), []
-    model.get_output_embeddings().register_forward_hook(lambda module, args, out: rows.append(out.shape[:-1].numel()))
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: rows.append(out.shape[:-1].numel())
+    )
     masked_loss(model, inputs, labels)
     assert rows == [int((labels != IGNORED).sum())]
 
@@ -76,7 +79,9 @@ def test_a_batch_in_which_nothing_is_masked_costs_nothing_and_teaches_nothing(sh
     loss = masked_loss(model, inputs, torch.full_like(labels, IGNORED))
     assert loss == 0
     loss.backward()
-    assert not any(gradient is not None and gradient.any() for gradient in gradients(model).values())
+    assert not any(
+        gradient is not None and gradient.any() for gradient in gradients(model).values()
+    )
 
 
 def tokens_of(texts):
@@ -121,7 +126,9 @@ def test_texts_are_parted_by_the_separator_and_empty_ones_leave_none():
 
 @pytest.mark.parametrize(("texts", "length"), [(["", " "], 32), (["ba be"], 2), (["ba be"], 1)])
 def test_no_tokens_or_no_room_for_them_is_an_error(texts, length):
-    with pytest.raises(DeftxError, match=r"tokens make no block of length \d+: give more text or a larger length"):
+    with pytest.raises(
+        DeftxError, match=r"tokens make no block of length \d+: give more text or a larger length"
+    ):
         pack(texts, TOKENIZER, length)
 
 
@@ -152,7 +159,9 @@ def test_masks_keep_their_shares(share):
     counts = torch.bincount(inputs[chosen][random], minlength=75).float()
     assert counts[MASK] == 0
     others = counts[torch.arange(75) != MASK]
-    assert (others - others.mean()).abs().max() < 5 * others.mean().sqrt()  # five standard deviations
+    assert (
+        others - others.mean()
+    ).abs().max() < 5 * others.mean().sqrt()  # five standard deviations
 
 
 def test_the_same_generator_masks_in_the_same_way_and_another_does_not():
@@ -160,7 +169,11 @@ def test_the_same_generator_masks_in_the_same_way_and_another_does_not():
 
     def masked(seed):
         return torch.stack(
-            mask(ids, Masking(0.15, SPECIAL, MASK, torch.arange(75)), torch.Generator().manual_seed(seed))
+            mask(
+                ids,
+                Masking(0.15, SPECIAL, MASK, torch.arange(75)),
+                torch.Generator().manual_seed(seed),
+            )
         )
 
     assert torch.equal(masked(1), masked(1))
@@ -178,7 +191,7 @@ def held_out_tokens(objective):
 
 def test_what_is_held_out_is_no_part_of_what_is_learnt_from():
     texts = [f"{a} {b}" for a in tiny.WORDS for b in tiny.WORDS[:2]]
-    objective = masked_lm(texts, TOKENIZER, LanguageTraining(held_out=0.25), 32, seed=3)
+    objective = masked_lm(texts, TOKENIZER, LanguageTrainingConfig(held_out=0.25), 32, seed=3)
     train, held_out = words_of(objective.train), words_of(held_out_tokens(objective))
 
     def pairs(words):
@@ -194,8 +207,12 @@ def test_no_more_is_held_out_than_the_blocks_asked_for_and_the_rest_is_learnt_fr
     texts = tiny.sentences(400)
 
     def made(most):
-        objective = learn(texts, TOKENIZER, LanguageTraining(held_out=0.5, held_out_blocks=most), 16, seed=3)
-        return objective.train, objective.held_out if learn is causal_lm else held_out_tokens(objective)
+        objective = learn(
+            texts, TOKENIZER, LanguageTrainingConfig(held_out=0.5, held_out_blocks=most), 16, seed=3
+        )
+        return objective.train, objective.held_out if learn is causal_lm else held_out_tokens(
+            objective
+        )
 
     train, held_out = made(None)
     few_train, few = made(5)
@@ -209,7 +226,8 @@ def test_no_more_is_held_out_than_the_blocks_asked_for_and_the_rest_is_learnt_fr
 def test_what_is_held_out_is_found_in_a_text_of_many_lines_too():
     texts = [f"{a} {b}" for a in tiny.WORDS for b in tiny.WORDS for _ in range(60)][:6000]
     one, other = (
-        masked_lm(texts, TOKENIZER, LanguageTraining(held_out=0.5, held_out_blocks=n), 16, 3) for n in (None, 280)
+        masked_lm(texts, TOKENIZER, LanguageTrainingConfig(held_out=0.5, held_out_blocks=n), 16, 3)
+        for n in (None, 280)
     )
     assert len(one.held_out[0]) > len(other.held_out[0]) == 280
     assert torch.equal(held_out_tokens(other), held_out_tokens(one)[:280])
@@ -234,7 +252,7 @@ def test_the_same_seed_gives_the_same_split_and_mask_and_another_does_not():
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_both_parts_get_at_least_one_text(share):
     for texts in (["ba be bi", "bo bu da"], ["ba be bi", "bo bu da", "de di do"]):
-        objective = masked_lm(texts, TOKENIZER, LanguageTraining(held_out=share), 16, seed=0)
+        objective = masked_lm(texts, TOKENIZER, LanguageTrainingConfig(held_out=share), 16, seed=0)
         assert len(objective.train) == len(objective.held_out[0]) == 1
 
 
@@ -246,18 +264,30 @@ def test_the_held_out_text_has_a_token_to_predict_however_short_it_is(seed):
 
 @pytest.mark.parametrize("texts", [["ba be"], []])
 def test_less_than_two_texts_are_an_error(texts):
-    with pytest.raises(DeftxError, match=rf"the text has {len(texts)} usable line\(s\); give at least 2"):
+    with pytest.raises(
+        DeftxError, match=rf"the text has {len(texts)} usable line\(s\); give at least 2"
+    ):
         masked_lm(texts, TOKENIZER, SETTINGS, 16, 0)
 
 
 def test_text_of_unknown_tokens_only_is_an_error():
-    with pytest.raises(DeftxError, match="100% of the text is unknown to the base's tokenizer, such as "):
+    with pytest.raises(
+        DeftxError, match="100% of the text is unknown to the base's tokenizer, such as "
+    ):
         masked_lm(["ξένο κείμενο", "και άλλο"], TOKENIZER, SETTINGS, 16, 0)
 
 
 def test_spaces_and_the_like_do_not_make_a_text_known():
     """SentencePiece has a piece for the space before a word that it does not know."""
-    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0), ("▁", -1.0), ("b", -2.0)]
+    pieces = [
+        ("<s>", 0.0),
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("<mask>", 0.0),
+        ("▁", -1.0),
+        ("b", -2.0),
+    ]
     inner = Tokenizer(Unigram(pieces, unk_id=3))
     inner.pre_tokenizer = Metaspace()
     named = {
@@ -267,8 +297,12 @@ def test_spaces_and_the_like_do_not_make_a_text_known():
         "unk_token": "<unk>",
         "mask_token": "<mask>",
     }
-    sentencepiece = PreTrainedTokenizerFast(tokenizer_object=inner, **named, cls_token="<s>", sep_token="</s>")
-    with pytest.raises(DeftxError, match="100% of the text is unknown to the base's tokenizer, such as ξένο"):
+    sentencepiece = PreTrainedTokenizerFast(
+        tokenizer_object=inner, **named, cls_token="<s>", sep_token="</s>"
+    )
+    with pytest.raises(
+        DeftxError, match="100% of the text is unknown to the base's tokenizer, such as ξένο"
+    ):
         masked_lm(["ξένο"] * 30, sentencepiece, SETTINGS, 16, 0)
 
 
@@ -280,11 +314,15 @@ def test_what_parts_texts_is_not_taken_for_unknown_where_both_are_one_token():
 
 
 def test_a_text_that_is_known_in_part_is_refused_from_half_on_and_warned_of_before():
-    with pytest.warns(UserWarning, match="18% of the text is unknown to the base's tokenizer, such as ξένο"):
+    with pytest.warns(
+        UserWarning, match="18% of the text is unknown to the base's tokenizer, such as ξένο"
+    ):
         masked_lm(["ba be bi bo bu da de di do ξένο"] * 30, TOKENIZER, SETTINGS, 32, 0)
     with pytest.raises(DeftxError, match="67% of the text is unknown"):
         masked_lm(["ba ξένο"] * 30, TOKENIZER, SETTINGS, 32, 0)
-    masked_lm([*["ba be bi bo bu da de di do du"] * 29, "ξένο"], TOKENIZER, SETTINGS, 32, 0)  # one of many: no word
+    masked_lm(
+        [*["ba be bi bo bu da de di do du"] * 29, "ξένο"], TOKENIZER, SETTINGS, 32, 0
+    )  # one of many: no word
 
 
 def test_texts_of_any_number_of_lines_become_one_stream(monkeypatch):
@@ -297,7 +335,9 @@ def test_texts_of_any_number_of_lines_become_one_stream(monkeypatch):
 def test_a_tokenizer_without_a_mask_is_an_error():
     plain = tiny.tokenizer()
     plain.mask_token = None
-    with pytest.raises(DeftxError, match="no mask token: a language vector needs a masked language model"):
+    with pytest.raises(
+        DeftxError, match="no mask token: a language vector needs a masked language model"
+    ):
         masked_lm(["ba be", "bi"], plain, SETTINGS, 16, 0)
 
 
@@ -309,14 +349,17 @@ def test_blocks_are_masked_anew_each_time():
     assert not torch.equal(first["labels"], second["labels"])
     for made in (first, second):
         assert torch.equal(
-            torch.where(made["labels"] == IGNORED, objective.train[:8], made["labels"]), objective.train[:8]
+            torch.where(made["labels"] == IGNORED, objective.train[:8], made["labels"]),
+            objective.train[:8],
         )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_the_held_out_loss_is_the_mean_over_all_masked_tokens_however_they_are_batched(batch_size):
     model = made("xlmr")
-    objective = masked_lm(tiny.sentences(60), TOKENIZER, LanguageTraining(held_out=0.5, mask=0.05), 8, 0)
+    objective = masked_lm(
+        tiny.sentences(60), TOKENIZER, LanguageTrainingConfig(held_out=0.5, mask=0.05), 8, 0
+    )
     inputs, labels = objective.held_out
     with torch.no_grad():
         expected = model(input_ids=inputs, labels=labels).loss.item()

@@ -1,4 +1,5 @@
-"""Combining vectors by a rule: each rule beside its definition on dense numbers, its laws, and what is refused."""
+"""Combining vectors by a rule: each rule beside its definition on dense numbers, its laws, and what
+is refused."""
 
 from dataclasses import replace
 
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deftx.core.apply import apply
-from deftx.core.merge import RULES, merge, rule_of, to_add
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.merge import RULES, merge, resolve_terms, rule_of
+from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 
-# Three layers and what is below them; some names that only one of the vectors has are left out at random.
+# Three layers and what is below them; some names that only one of the vectors has are left out at
+# random.
 SHAPES = {
     "embeddings.word.weight": (4, 3),
     "encoder.layer.0.dense.weight": (2, 3),
@@ -33,7 +35,9 @@ def vectors(draw, values=FLOATS, dtypes=(torch.float32,)):
             places = sorted(draw(st.sets(st.integers(0, size - 1))))
             numbers = draw(st.lists(values, min_size=len(places), max_size=len(places)))
             kind = draw(st.sampled_from(dtypes))
-            tensors[name] = Entries(torch.tensor(places, dtype=torch.int64), torch.tensor(numbers, dtype=kind), shape)
+            tensors[name] = SparseTensor(
+                torch.tensor(places, dtype=torch.int64), torch.tensor(numbers, dtype=kind), shape
+            )
     return SparseVector(tensors)
 
 
@@ -56,17 +60,22 @@ def made(seed, head=None, share=0.6):
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in SHAPES.items():
-        places = (torch.rand(torch.Size(shape).numel(), generator=generator) < share).nonzero().view(-1)
-        tensors[name] = Entries(places, torch.randn(len(places), generator=generator), shape)
+        places = (
+            (torch.rand(torch.Size(shape).numel(), generator=generator) < share).nonzero().view(-1)
+        )
+        tensors[name] = SparseTensor(places, torch.randn(len(places), generator=generator), shape)
     top = Head({"classifier.weight": torch.full((2, 3), float(seed))}, ("a", "b")) if head else None
-    return SparseVector(tensors, top, {"base": "b", "base_fingerprint": "f", "kind": "task"} if head else {})
+    return SparseVector(
+        tensors, top, {"base": "b", "base_fingerprint": "f", "kind": "task"} if head else {}
+    )
 
 
 # --- each rule beside its definition, with loops over dense numbers ---
 
 
 def largest(vector, density):
-    """Dense, the share of a vector's entries that are largest in magnitude; earlier ones where they tie."""
+    """Dense, the share of a vector's entries that are largest in magnitude; earlier ones where they
+    tie."""
     places = [
         (-abs(value), number, index)
         for number, entries in enumerate(vector.tensors.values())
@@ -81,7 +90,9 @@ def largest(vector, density):
 
 
 def by_columns(rows, join):
-    return torch.tensor([join(column) for column in torch.stack(rows).T.tolist()], dtype=torch.float64)
+    return torch.tensor(
+        [join(column) for column in torch.stack(rows).T.tolist()], dtype=torch.float64
+    )
 
 
 def mean_of_elected(column):
@@ -98,8 +109,14 @@ def total_where_agreed(column):
     return 0.0 if max(column) > 0 > min(column) else sum(column)
 
 
-@given(st.lists(vectors(VALUES), min_size=1, max_size=3), vectors(VALUES), st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0]))
-def test_ties_trims_elects_a_sign_and_takes_the_mean_of_those_that_have_it(languages, task, density):
+@given(
+    st.lists(vectors(VALUES), min_size=1, max_size=3),
+    vectors(VALUES),
+    st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0]),
+)
+def test_ties_trims_elects_a_sign_and_takes_the_mean_of_those_that_have_it(
+    languages, task, density
+):
     trimmed = [largest(vector, density) for vector in [*languages, task]]
     for rule, join in {"ties": mean_of_elected, "ties-sum": total_of_elected}.items():
         merged = merge_some(rule, task, languages, density=density)
@@ -114,7 +131,9 @@ def test_agree_leaves_out_what_is_pulled_both_ways(languages, task):
     )
 
 
-@given(st.lists(vectors(), min_size=1, max_size=3), vectors(), st.sampled_from([1.2, -1.0, 0.0, 0.9]))
+@given(
+    st.lists(vectors(), min_size=1, max_size=3), vectors(), st.sampled_from([1.2, -1.0, 0.0, 0.9])
+)
 def test_scaled_adds_multiples(languages, task, scale):
     merged = merge_some("scaled", task, languages, language_scale=scale, task_scale=0.5)
     close(flat(merged), sum(scale * flat(vector) for vector in languages) + 0.5 * flat(task))
@@ -150,14 +169,18 @@ def merge_some(rule, task, languages, **options):
 # --- laws ---
 
 
-@given(st.lists(vectors(dtypes=(torch.float32, torch.float16, torch.bfloat16)), min_size=1, max_size=4))
+@given(
+    st.lists(vectors(dtypes=(torch.float32, torch.float16, torch.bfloat16)), min_size=1, max_size=4)
+)
 def test_the_sum_is_that_of_the_dense_vectors_in_any_order(some):
     total = sum(flat(vector) for vector in some)
     close(flat(merge_some("sum", some[0], some[1:])), total)
     close(flat(merge_some("sum", some[-1], some[-2::-1] if len(some) > 1 else [])), total)
 
 
-@pytest.mark.parametrize("rule", ["sum", "scaled", "ties:density=1", "ties-sum:density=1", "agree", "layers"])
+@pytest.mark.parametrize(
+    "rule", ["sum", "scaled", "ties:density=1", "ties-sum:density=1", "agree", "layers"]
+)
 @given(vector=vectors())
 def test_one_vector_comes_out_as_it_is(rule, vector):
     for merged in (merge(rule, task=vector), merge(rule, languages=[vector])):
@@ -172,18 +195,29 @@ def test_dare_without_dropping_is_the_sum(language, task, seed):
 
 def test_dares_expectation_is_the_sum_and_vectors_are_not_dropped_alike():
     language, task = made(1, share=0.9), made(2, share=0.9)
-    drawn = torch.stack([flat(merge("dare", task=task, languages=[language], seed=seed)) for seed in range(400)])
+    drawn = torch.stack(
+        [flat(merge("dare", task=task, languages=[language], seed=seed)) for seed in range(400)]
+    )
     sizes = flat(language).square() + flat(task).square()  # the variance of an entry, at drop = 0.5
-    assert ((drawn.mean(0) - flat(language) - flat(task)).abs() <= 5 * (sizes / 400).sqrt() + 1e-6).all()
+    assert (
+        (drawn.mean(0) - flat(language) - flat(task)).abs() <= 5 * (sizes / 400).sqrt() + 1e-6
+    ).all()
     both = flat(merge("dare", task=2.0 * language, languages=[language])) / flat(language)
-    assert {round(ratio) for ratio in both[flat(language) != 0].tolist()} == {0, 2, 4, 6}  # alike: 0 and 6 alone
+    assert {round(ratio) for ratio in both[flat(language) != 0].tolist()} == {
+        0,
+        2,
+        4,
+        6,
+    }  # alike: 0 and 6 alone
 
 
 @given(st.lists(vectors(VALUES), min_size=2, max_size=3))
 def test_ties_does_not_depend_on_the_order_and_never_exceeds_the_largest(some):
     one, other = merge_some("ties", some[0], some[1:]), merge_some("ties", some[-1], some[:-1])
     close(flat(one), flat(other))
-    assert (flat(one).abs() <= torch.stack([flat(vector).abs() for vector in some]).amax(0) + 1e-6).all()
+    assert (
+        flat(one).abs() <= torch.stack([flat(vector).abs() for vector in some]).amax(0) + 1e-6
+    ).all()
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -211,7 +245,9 @@ def test_vectors_are_not_changed(rule):
 def test_scales_weigh_a_vector_before_it_meets_the_others(rule):
     language, task = made(1), made(2)
     merged = merge(rule, task=task, languages=[language], language_scale=2, task_scale=-0.5)
-    assert torch.equal(flat(merged), flat(merge(rule, task=-0.5 * task, languages=[2.0 * language])))
+    assert torch.equal(
+        flat(merged), flat(merge(rule, task=-0.5 * task, languages=[2.0 * language]))
+    )
 
 
 # --- what is added to a model ---
@@ -239,23 +275,28 @@ def weights(model):
 
 def test_the_sum_is_added_vector_by_vector_as_it_always_was():
     language, other, task = made(1), made(2), made(3, head=True)
-    assert to_add("sum", task, [language, other]) == [language, other, task]
-    assert [vector.head for vector in to_add("sum", [task, made(4, head=True)], [], head=0)] == [task.head, None]
+    assert resolve_terms("sum", task, [language, other]) == [language, other, task]
+    assert [
+        vector.head for vector in resolve_terms("sum", [task, made(4, head=True)], [], head=0)
+    ] == [task.head, None]
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "sum"])
 def test_a_merged_vector_is_added_as_any_other(rule):
     language, task, model = made(1), made(2), Named()
     before = weights(model)
-    apply(model, *to_add(rule, task, [language]))
+    apply(model, *resolve_terms(rule, task, [language]))
     close((weights(model) - before).double(), flat(merge(rule, task=task, languages=[language])))
 
 
 def test_where_layers_are_cut_does_not_hang_on_whether_lower_ones_have_entries():
     upper = {
-        f"encoder.layer.{number}.weight": Entries(torch.tensor([0]), torch.ones(1), (2,)) for number in range(6, 12)
+        f"encoder.layer.{number}.weight": SparseTensor(torch.tensor([0]), torch.ones(1), (2,))
+        for number in range(6, 12)
     }
-    merged = merge("layers:cut=0.75", task=SparseVector(upper), languages=[2.0 * SparseVector(upper)])
+    merged = merge(
+        "layers:cut=0.75", task=SparseVector(upper), languages=[2.0 * SparseVector(upper)]
+    )
     assert [float(entries.values) for entries in merged.tensors.values()] == [2.0] * 3 + [1.0] * 3
 
 
@@ -273,13 +314,20 @@ def test_of_several_tasks_the_result_is_for_that_of_the_head():
 def test_what_is_noted_of_options_gives_the_same_again():
     task, language = made(1), made(2)
     merged = merge("dare", task=task, languages=[language], seed=123456789, drop=0.123456789)
-    assert merged.info["operation"] == "dare:drop=0.123456789,seed=123456789,language_scale=1,task_scale=1"
-    assert torch.equal(flat(merge(merged.info["operation"], task=task, languages=[language])), flat(merged))
+    assert (
+        merged.info["operation"]
+        == "dare:drop=0.123456789,seed=123456789,language_scale=1,task_scale=1"
+    )
+    assert torch.equal(
+        flat(merge(merged.info["operation"], task=task, languages=[language])), flat(merged)
+    )
 
 
 def test_the_result_knows_its_base_its_head_and_how_to_feed_the_model():
     task = made(1, head=True)
-    task = SparseVector(task.tensors, task.head, {**task.info, "training": {"length": 7}, "labels": ["a", "b"]})
+    task = SparseVector(
+        task.tensors, task.head, {**task.info, "training": {"length": 7}, "labels": ["a", "b"]}
+    )
     merged = merge("ties:density=1", task=task, languages=[made(2)], language_scale=2)
     assert merged.head is task.head
     assert merged.info["base_fingerprint"] == "f"
@@ -291,12 +339,17 @@ def test_the_result_knows_its_base_its_head_and_how_to_feed_the_model():
 
 def test_of_two_heads_one_must_be_chosen():
     first, second, plain = made(1, head=True), made(2, head=True), made(3)
-    with pytest.raises(DeftxError, match="2 task vectors have heads, and a model takes one: choose it, such as head=0"):
+    with pytest.raises(
+        DeftxError,
+        match="2 task vectors have heads, and a model takes one: choose it, such as head=0",
+    ):
         merge("sum", task=[first, second])
     assert merge("sum", task=[first, second], head=1).head is second.head
     assert merge("sum", task=[plain, second]).head is second.head
     for head in (0, 2, -1):
-        with pytest.raises(DeftxError, match=f"head = {head} is not the number of a task vector with a head"):
+        with pytest.raises(
+            DeftxError, match=f"head = {head} is not the number of a task vector with a head"
+        ):
             merge("sum", task=[plain, second], head=head)
 
 
@@ -306,8 +359,14 @@ def test_of_two_heads_one_must_be_chosen():
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ("tise", r"unknown rule 'tise' \(did you mean 'ties'\?\); known: agree, dare, dare-ties, layers, "),
-        ("ties:densty=0.5", r"unknown option of ties 'densty' \(did you mean 'density'\?\); known: density, "),
+        (
+            "tise",
+            r"unknown rule 'tise' \(did you mean 'ties'\?\); known: agree, dare, dare-ties, layers, ",
+        ),
+        (
+            "ties:densty=0.5",
+            r"unknown option of ties 'densty' \(did you mean 'density'\?\); known: density, ",
+        ),
         ("sum:language_scale=2", r"unknown option of sum 'language_scale'"),
         ("ties:density=0", r"rule ties: density = 0: give a share above 0 and at most 1"),
         ("ties:density", r"rule ties: density = : give a share"),
@@ -334,7 +393,7 @@ def test_a_rule_is_written_with_its_options_and_those_given_count_more():
 
 def test_vectors_that_do_not_belong_together_are_refused():
     name = "embeddings.word.weight"
-    other = SparseVector({name: Entries(torch.tensor([0]), torch.ones(1), (3, 4))})
+    other = SparseVector({name: SparseTensor(torch.tensor([0]), torch.ones(1), (3, 4))})
     with pytest.raises(DeftxError, match=rf"'{name}' has the shapes \(3, 4\) and \(4, 3\)"):
         merge("ties", task=made(1), languages=[other])
     with pytest.raises(DeftxError, match="vectors 1 and 2 of 2 are the same"):

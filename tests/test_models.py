@@ -1,4 +1,5 @@
-"""Bases: any encoder loads in float32, its parts are told apart, and a composed model is an ordinary one."""
+"""Bases: any encoder loads in float32, its parts are told apart, and a composed model is an
+ordinary one."""
 
 import json
 import shutil
@@ -24,16 +25,15 @@ from transformers import (
 from transformers.utils import logging
 
 import deftx
-from deftx.core.apply import applied
+from deftx.core.apply import apply_temporarily
 from deftx.core.merge import merge
 from deftx.core.parameters import backbone, head, tunable
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.models.compose import compose
 from deftx.models.fingerprint import fingerprint
 from deftx.models.loading import (
-    about_tokenizer,
     load_composed,
     load_encoder,
     load_language_model,
@@ -42,6 +42,7 @@ from deftx.models.loading import (
     longest_input,
     save_model,
     skeleton,
+    tokenizer_record,
 )
 from deftx.tasks.base import output_names, predict
 from deftx.tasks.classification import CLASSIFICATION
@@ -69,7 +70,8 @@ def same(one, other):
 
 @pytest.fixture
 def bringing_code(bases, tmp_path, monkeypatch):
-    """A base's folder with Python code, by its kind; the test fails where the code runs or somebody is asked."""
+    """A base's folder with Python code, by its kind; the test fails where the code runs or somebody
+    is asked."""
     folder, ran = tmp_path / "base", tmp_path / "ran"
 
     def make(model_type: str) -> Path:
@@ -152,8 +154,14 @@ def test_a_half_precision_checkpoint_is_loaded_in_full_precision(tmp_path, shape
 
 @every_shape
 def test_the_masked_language_model_is_the_checkpoints_with_a_frozen_and_untied_head(bases, shape):
-    model, plain = load_language_model(bases(shape)), AutoModelForMaskedLM.from_pretrained(bases(shape)).eval()
-    inputs = {"input_ids": torch.tensor([[0, 7, 4, 9, 2]]), "labels": torch.tensor([[-100, -100, 8, -100, -100]])}
+    model, plain = (
+        load_language_model(bases(shape)),
+        AutoModelForMaskedLM.from_pretrained(bases(shape)).eval(),
+    )
+    inputs = {
+        "input_ids": torch.tensor([[0, 7, 4, 9, 2]]),
+        "labels": torch.tensor([[-100, -100, 8, -100, -100]]),
+    }
     assert torch.equal(model.eval()(**inputs).logits, plain(**inputs).logits)
     decoder, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     assert decoder is not embeddings
@@ -173,7 +181,10 @@ def test_a_classifiers_head_is_drawn_from_its_seed_and_nothing_else_is(bases, sh
     one = load_task_model(bases(shape), LABELS, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    again, other = load_task_model(bases(shape), LABELS, seed=5), load_task_model(bases(shape), LABELS, seed=6)
+    again, other = (
+        load_task_model(bases(shape), LABELS, seed=5),
+        load_task_model(bases(shape), LABELS, seed=6),
+    )
     assert same(head(one), head(again))
     assert not same(head(one), head(other))
     assert same(backbone(one), backbone(other))
@@ -183,7 +194,9 @@ def test_a_classifiers_head_is_drawn_from_its_seed_and_nothing_else_is(bases, sh
     assert not one.training
 
 
-@pytest.mark.parametrize(("shape", "longest"), [("xlmr", 32), ("bert", 32), ("modernbert", 32), ("distilbert", 32)])
+@pytest.mark.parametrize(
+    ("shape", "longest"), [("xlmr", 32), ("bert", 32), ("modernbert", 32), ("distilbert", 32)]
+)
 def test_the_longest_input_is_one_that_the_model_takes(bases, shape, longest):
     """XLM-R's 34 positions begin after the padding index: 32 are left."""
     model, tokenizer = load_language_model(bases(shape)), load_tokenizer(bases(shape))
@@ -210,18 +223,28 @@ POSITIONS = {
 @pytest.mark.parametrize("config", POSITIONS)
 def test_the_longest_input_of_a_base_is_one_that_it_takes_whatever_it_is_called(config):
     model_class, after_padding = POSITIONS[config]
-    further = {"mask_token_id": 4, "attention_window": 4, "position_embedding_type": "absolute", "embedding_size": 16}
+    further = {
+        "mask_token_id": 4,
+        "attention_window": 4,
+        "position_embedding_type": "absolute",
+        "embedding_size": 16,
+    }
     sizes = {**tiny.SIZES, **tiny.COMMON, "max_position_embeddings": 34}
     if config in ("XmodConfig",):
         further |= {"languages": ["en_XX"], "default_language": "en_XX"}
-    model = getattr(transformers, model_class)(getattr(transformers, config)(**sizes, **further)).eval()
+    model = getattr(transformers, model_class)(
+        getattr(transformers, config)(**sizes, **further)
+    ).eval()
     tokenizer = tiny.tokenizer()
     tokenizer.model_max_length = int(1e30)
 
     longest = longest_input(model, tokenizer)
     model(input_ids=torch.full((1, longest), 7))
     assert longest <= 32 if after_padding else longest in (32, 34)
-    if config not in ("LongformerConfig", "NystromformerConfig"):  # which pad their inputs themselves
+    if config not in (
+        "LongformerConfig",
+        "NystromformerConfig",
+    ):  # which pad their inputs themselves
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.full((1, longest + 1), 7))
 
@@ -230,7 +253,10 @@ def test_a_config_without_a_padding_id_takes_the_tokenizers(bases, tmp_path):
     folder = shutil.copytree(bases(), tmp_path / "base")
     config_of(folder, pad_token_id=None)
     texts = Examples(["ba be", "ba be bi bo bu da de"])
-    tokenizer, models = load_tokenizer(folder), [load_task_model(base, LABELS) for base in (folder, bases())]
+    tokenizer, models = (
+        load_tokenizer(folder),
+        [load_task_model(base, LABELS) for base in (folder, bases())],
+    )
     assert models[0].config.pad_token_id == tokenizer.pad_token_id == 1
     found, wanted = (predict(CLASSIFICATION, model, tokenizer, texts, 32) for model in models)
     assert found == wanted
@@ -267,13 +293,21 @@ def test_a_tokenizer_with_more_tokens_than_the_base_has_embeddings_is_one_line(b
 
 @pytest.mark.parametrize("shape", ["xlmr", "bert", "distilbert", "modernbert", "qwen", "mt5"])
 @pytest.mark.parametrize("labels", [("x", "y", "z"), ("x", "y")])
-def test_a_classifier_as_base_does_not_lend_its_head_to_another_task(bases, tmp_path, shape, labels):
+def test_a_classifier_as_base_does_not_lend_its_head_to_another_task(
+    bases, tmp_path, shape, labels
+):
     first = load_task_model(bases(shape), LABELS, seed=9)
     save_model(first, load_tokenizer(bases(shape)), tmp_path / "base")
-    one, again, other = (load_task_model(tmp_path / "base", labels, seed=seed) for seed in (5, 5, 6))
+    one, again, other = (
+        load_task_model(tmp_path / "base", labels, seed=seed) for seed in (5, 5, 6)
+    )
     assert same(backbone(one), backbone(first))
     assert same(head(one), head(again))
-    drawn = [n for n, weight in head(one).items() if weight.any() and n.endswith("weight") and "pooler" not in n]
+    drawn = [
+        n
+        for n, weight in head(one).items()
+        if weight.any() and n.endswith("weight") and "pooler" not in n
+    ]
     assert drawn
     for name in drawn:
         if "norm" not in name.lower():
@@ -283,7 +317,7 @@ def test_a_classifier_as_base_does_not_lend_its_head_to_another_task(bases, tmp_
 
 
 def test_a_composed_model_keeps_its_head_when_it_is_loaded(bases, tmp_path):
-    model = compose(bases(), vector(bases(), 1, with_head=True))
+    model = compose(bases(), vector(bases(), 1, select_head=True))
     save_model(model, load_tokenizer(bases()), tmp_path / "model")
     assert same(head(load_composed(tmp_path / "model")), head(model))
 
@@ -299,7 +333,9 @@ def test_names_of_outputs_go_by_their_numbers_not_by_their_order(bases, tmp_path
     labels = tuple(f"t{number:02d}" for number in range(12))
     model = load_task_model(bases(), labels)
     assert output_names(model) == labels
-    model.config.id2label = dict(sorted(model.config.id2label.items(), key=lambda item: str(item[0]), reverse=True))
+    model.config.id2label = dict(
+        sorted(model.config.id2label.items(), key=lambda item: str(item[0]), reverse=True)
+    )
     assert output_names(model) == labels
     save_model(model, load_tokenizer(bases()), tmp_path / "model")
     named = json.loads((tmp_path / "model/config.json").read_text())["id2label"]
@@ -316,7 +352,9 @@ def test_outputs_that_are_numbered_with_gaps_are_one_line(bases):
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_what_git_lfs_has_not_fetched_is_called_so(bases, tmp_path, file):
     folder = shutil.copytree(bases(), tmp_path / "base")
-    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    (folder / file).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+    )
     for load in (load_language_model, load_tokenizer, load_encoder):
         assert "git lfs pull" in error(load, folder)
 
@@ -350,35 +388,54 @@ def test_a_folder_may_have_an_at_sign_in_its_name(bases, tmp_path):
 def test_a_base_without_a_language_modelling_head_is_an_error_that_says_so(bases, tmp_path):
     XLMRobertaModel.from_pretrained(bases()).save_pretrained(tmp_path)
     message = error(load_language_model, tmp_path)
-    assert message.startswith(f"{tmp_path} is not a masked language model: its checkpoint lacks lm_head.")
+    assert message.startswith(
+        f"{tmp_path} is not a masked language model: its checkpoint lacks lm_head."
+    )
     assert backbone(load_task_model(tmp_path, LABELS))
 
 
 def test_a_base_that_is_no_language_model_is_an_error_that_says_what_is_needed(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
     message = error(load_language_model, tmp_path)
-    assert message.startswith("a base of the kind 'vit' is no encoder-decoder model or masked language model or causal")
+    assert message.startswith(
+        "a base of the kind 'vit' is no encoder-decoder model or masked language model or causal"
+    )
     assert message.endswith("language model: give one such as XLM-R, Qwen or mT5")
 
 
 @pytest.mark.parametrize("shape", tiny.ENCODER_DECODERS)
-def test_an_encoder_decoder_has_one_backbone_in_every_model_its_embeddings_once_and_its_head_untied(bases, shape):
+def test_an_encoder_decoder_has_one_backbone_in_every_model_its_embeddings_once_and_its_head_untied(
+    bases, shape
+):
     base, model = bases(shape), load_language_model(bases(shape)).eval()
-    plain, kinds = AutoModelForSeq2SeqLM.from_pretrained(base).eval(), [AutoModel, AutoModelForQuestionAnswering]
-    for other in [plain, load_task_model(base, LABELS), *(kind.from_pretrained(base) for kind in kinds)]:
+    plain, kinds = (
+        AutoModelForSeq2SeqLM.from_pretrained(base).eval(),
+        [AutoModel, AutoModelForQuestionAnswering],
+    )
+    for other in [
+        plain,
+        load_task_model(base, LABELS),
+        *(kind.from_pretrained(base) for kind in kinds),
+    ]:
         assert same(backbone(model), backbone(other))
         assert fingerprint(model) == fingerprint(other)
     ids = torch.tensor([[7, 4, 9, 2]])
-    assert torch.equal(model(input_ids=ids, labels=ids).logits, plain(input_ids=ids, labels=ids).logits)
+    assert torch.equal(
+        model(input_ids=ids, labels=ids).logits, plain(input_ids=ids, labels=ids).logits
+    )
     assert list(head(model)) == ["lm_head.weight"]
     assert not model.lm_head.weight.requires_grad
     assert model.lm_head.weight is not model.get_input_embeddings().weight
-    assert [name for name in backbone(model) if "shared" in name or "embed_tokens" in name] == ["shared.weight"]
+    assert [name for name in backbone(model) if "shared" in name or "embed_tokens" in name] == [
+        "shared.weight"
+    ]
     assert {name.split(".")[0] for name in backbone(model)} == {"shared", "encoder", "decoder"}
     frozen = backbone(model).keys() - tunable(model).keys()
     assert frozen == {name for name in backbone(model) if "norm" in name}
     assert len(frozen) >= 12
-    assert [name.split(".")[0] for name in head(load_task_model(base, LABELS))] == ["classification_head"] * 4
+    assert [name.split(".")[0] for name in head(load_task_model(base, LABELS))] == [
+        "classification_head"
+    ] * 4
 
 
 @pytest.mark.parametrize("shape", tiny.ENCODER_DECODERS)
@@ -388,14 +445,27 @@ def test_a_writer_with_changed_embeddings_is_the_same_when_saved_and_loaded(base
     model = load_task_model(bases(shape), (), task=task_of("generation")).eval()
     model.get_input_embeddings().weight[5] += 1
     save_model(model, load_tokenizer(bases(shape)), tmp_path / "model")
-    ids, loaded = torch.tensor([[5, 6, 9, 2]]), AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model").eval()
-    assert torch.equal(loaded(input_ids=ids, labels=ids).logits, model(input_ids=ids, labels=ids).logits)
-    assert loaded.generate(ids, max_new_tokens=8).tolist() == model.generate(ids, max_new_tokens=8).tolist()
+    ids, loaded = (
+        torch.tensor([[5, 6, 9, 2]]),
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model").eval(),
+    )
+    assert torch.equal(
+        loaded(input_ids=ids, labels=ids).logits, model(input_ids=ids, labels=ids).logits
+    )
+    assert (
+        loaded.generate(ids, max_new_tokens=8).tolist()
+        == model.generate(ids, max_new_tokens=8).tolist()
+    )
 
 
 @pytest.mark.parametrize("shape", tiny.DECODERS)
-def test_a_decoder_is_loaded_with_a_frozen_and_untied_head_and_its_backbone_is_that_of_every_model(bases, shape):
-    plain, model = AutoModelForCausalLM.from_pretrained(bases(shape)).eval(), load_language_model(bases(shape)).eval()
+def test_a_decoder_is_loaded_with_a_frozen_and_untied_head_and_its_backbone_is_that_of_every_model(
+    bases, shape
+):
+    plain, model = (
+        AutoModelForCausalLM.from_pretrained(bases(shape)).eval(),
+        load_language_model(bases(shape)).eval(),
+    )
     ids = torch.tensor([[0, 7, 4, 9]])
     assert torch.equal(model(ids).logits, plain(ids).logits)
     classifier = load_task_model(bases(shape), LABELS)
@@ -435,7 +505,9 @@ LOADERS = [load_language_model, load_tokenizer, lambda base: load_task_model(bas
 
 
 @pytest.mark.parametrize("load", LOADERS)
-@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "../up/there", "models/of/mine", "/no/such@v1"])
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "./nowhere", "../up/there", "models/of/mine", "/no/such@v1"]
+)
 def test_a_folder_that_is_not_there_is_an_error_that_says_so(load, name):
     assert error(load, name).startswith(f"cannot load the model '{name}': there is no such folder")
 
@@ -495,45 +567,61 @@ def test_a_damaged_tokenizer_is_one_line(bases, tmp_path, content):
 # --- composing ---
 
 
-def vector(base, seed, with_head=False, named=True):
+def vector(base, seed, select_head=False, named=True):
     model = load_task_model(base, LABELS, seed)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, weight in tunable(model).items():
         places = (torch.rand(weight.numel(), generator=generator) < 0.2).nonzero().view(-1)
-        tensors[name] = Entries(places, 0.3 * torch.randn(len(places), generator=generator), tuple(weight.shape))
-    top = Head({name: weight.detach().clone() for name, weight in head(model).items()}, LABELS) if with_head else None
+        tensors[name] = SparseTensor(
+            places, 0.3 * torch.randn(len(places), generator=generator), tuple(weight.shape)
+        )
+    top = (
+        Head({name: weight.detach().clone() for name, weight in head(model).items()}, LABELS)
+        if select_head
+        else None
+    )
     info = {"base": str(base), "base_fingerprint": fingerprint(model)} if named else {}
     return SparseVector(tensors, top, info)
 
 
 @also_encoder_decoders
 def test_a_composed_model_is_the_base_plus_both_vectors_with_the_tasks_head(bases, shape):
-    task, language = vector(bases(shape), 1, with_head=True), vector(bases(shape), 2)
+    task, language = vector(bases(shape), 1, select_head=True), vector(bases(shape), 2)
     model = compose(bases(shape), task, language)
     assert not model.training
     start = backbone(AutoModel.from_pretrained(bases(shape)))
     for name, weight in backbone(model).items():
         added = [v.tensors[name].dense() for v in (task, language) if name in v.tensors]
-        torch.testing.assert_close(weight.detach(), start[name].detach() + sum(added, torch.zeros(())))
+        torch.testing.assert_close(
+            weight.detach(), start[name].detach() + sum(added, torch.zeros(()))
+        )
     assert same(head(model), dict(task.head.tensors))
 
 
 @also_encoder_decoders
 def test_a_saved_composed_model_runs_in_an_ordinary_pipeline(bases, tmp_path, shape):
-    model = compose(bases(shape), vector(bases(shape), 1, with_head=True), vector(bases(shape), 2))
+    model = compose(
+        bases(shape), vector(bases(shape), 1, select_head=True), vector(bases(shape), 2)
+    )
     save_model(model, load_tokenizer(bases(shape)), tmp_path / "model")
-    answers = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")(TEXTS, top_k=None)
+    answers = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")(
+        TEXTS, top_k=None
+    )
     for text, answer in zip(TEXTS, answers, strict=True):
         with torch.no_grad():
-            expected = model(**load_tokenizer(bases(shape))(text, return_tensors="pt")).logits.softmax(-1)[0].tolist()
+            expected = (
+                model(**load_tokenizer(bases(shape))(text, return_tensors="pt"))
+                .logits.softmax(-1)[0]
+                .tolist()
+            )
         assert {row["label"]: row["score"] for row in answer} == pytest.approx(
             dict(zip(LABELS, expected, strict=True)), rel=1e-4
         )
 
 
 def test_several_languages_one_or_none_can_be_composed(bases):
-    task, one, two = vector(bases(), 1, with_head=True), vector(bases(), 2), vector(bases(), 3)
+    task, one, two = vector(bases(), 1, select_head=True), vector(bases(), 2), vector(bases(), 3)
     both, total = compose(bases(), task, [one, two]), compose(bases(), task, one + two)
     for name, weight in backbone(both).items():
         torch.testing.assert_close(weight, backbone(total)[name])
@@ -542,8 +630,14 @@ def test_several_languages_one_or_none_can_be_composed(bases):
 
 
 def test_of_two_tasks_with_heads_the_one_that_is_chosen_gives_its_head(bases):
-    first, second, language = vector(bases(), 1, with_head=True), vector(bases(), 2, with_head=True), vector(bases(), 3)
-    assert error(compose, bases(), [first, second], language).startswith("2 task vectors have heads")
+    first, second, language = (
+        vector(bases(), 1, select_head=True),
+        vector(bases(), 2, select_head=True),
+        vector(bases(), 3),
+    )
+    assert error(compose, bases(), [first, second], language).startswith(
+        "2 task vectors have heads"
+    )
     model = compose(bases(), [first, second], language, head=1)
     assert same(head(model), dict(second.head.tensors))
     assert same(backbone(model), backbone(compose(bases(), [first, second], language, head=0)))
@@ -551,17 +645,21 @@ def test_of_two_tasks_with_heads_the_one_that_is_chosen_gives_its_head(bases):
 
 @pytest.mark.parametrize("rule", ["ties:density=0.7", "scaled:language_scale=0.5", "agree"])
 def test_a_rule_composes_the_merged_vector(bases, rule):
-    task, language = vector(bases(), 1, with_head=True), vector(bases(), 2)
+    task, language = vector(bases(), 1, select_head=True), vector(bases(), 2)
     model = compose(bases(), task, language, rule=rule)
-    assert same(backbone(model), backbone(compose(bases(), merge(rule, task=task, languages=[language]))))
+    assert same(
+        backbone(model), backbone(compose(bases(), merge(rule, task=task, languages=[language])))
+    )
     assert not same(backbone(model), backbone(compose(bases(), task, language)))
 
 
 def test_a_composed_model_takes_another_language_and_gives_it_back(bases):
-    model, language = compose(bases(), vector(bases(), 1, with_head=True)), vector(bases(), 2)
+    model, language = compose(bases(), vector(bases(), 1, select_head=True)), vector(bases(), 2)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    with applied(model, language):
-        assert not same(backbone(model), {name: before[f"roberta.{name}"] for name in backbone(model)})
+    with apply_temporarily(model, language):
+        assert not same(
+            backbone(model), {name: before[f"roberta.{name}"] for name in backbone(model)}
+        )
     assert same(dict(model.named_parameters()), before)
 
 
@@ -571,29 +669,33 @@ def test_a_task_vector_without_a_head_is_an_error(bases):
 
 def test_vectors_of_another_base_are_refused_and_with_force_warned_about(bases, tmp_path):
     other = tiny.save_base(tmp_path / "other", seed=7)
-    task, language = vector(other, 1, with_head=True), vector(other, 2)
+    task, language = vector(other, 1, select_head=True), vector(other, 2)
     message = error(compose, bases(), task, language)
     assert f"the vector was made on {other} (" in message
     assert f"not on {bases()} (" in message
     with pytest.warns(UserWarning, match="the vector was made on"):
-        model = compose(bases(), task, language, any_base=True)
+        model = compose(bases(), task, language, ignore_base_mismatch=True)
     assert same(head(model), dict(task.head.tensors))
     assert not same(backbone(model), backbone(load_task_model(bases(), LABELS)))
 
 
-def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_is_wanted(bases, tmp_path):
-    read = about_tokenizer(load_tokenizer(bases()))
-    task = vector(bases(), 1, with_head=True)
+def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_is_wanted(
+    bases, tmp_path
+):
+    read = tokenizer_record(load_tokenizer(bases()))
+    task = vector(bases(), 1, select_head=True)
     task = replace(task, info={**task.info, "tokenizer": read})
     compose(bases(), task)
     AutoModelForMaskedLM.from_pretrained(bases()).save_pretrained(tmp_path / "base")
     load_tokenizer(bases()).save_pretrained(tmp_path / "base")
     pieces = tmp_path / "base/tokenizer.json"
     pieces.write_text(pieces.read_text().replace('"zu"', '"new"'))
-    with pytest.raises(DeftxError, match=r"the vector was made with the tokenizer .*--any-base"):
+    with pytest.raises(
+        DeftxError, match=r"the vector was made with the tokenizer .*--ignore-base-mismatch"
+    ):
         compose(tmp_path / "base", task)
     with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
-        compose(tmp_path / "base", task, any_base=True)
+        compose(tmp_path / "base", task, ignore_base_mismatch=True)
     language = vector(bases(), 2)
     language = replace(language, info={**language.info, "tokenizer": {**read, "digest": "0" * 64}})
     with pytest.raises(DeftxError, match="vectors made with different tokenizers do not combine"):
@@ -602,13 +704,13 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
         with pytest.raises(DeftxError, match="the vector was made with the tokenizer"):
             compose(bases(), task, language, rule=rule)
         with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
-            compose(bases(), task, language, rule=rule, any_base=True)
+            compose(bases(), task, language, rule=rule, ignore_base_mismatch=True)
 
 
 def test_composing_says_nothing_of_heads_that_are_new(bases, caplog, capsys):
     verbosity = logging.get_verbosity()
     with caplog.at_level("WARNING"):
-        compose(bases(), vector(bases(), 1, with_head=True))
+        compose(bases(), vector(bases(), 1, select_head=True))
     assert not caplog.records
     assert "MISSING" not in capsys.readouterr().err
     assert logging.get_verbosity() == verbosity
@@ -623,7 +725,9 @@ NO_VECTORS = {  # what is said of what is no vector, and what is asked for with 
     },
     "a list is given where a vector is wanted: give what deftx.load or a fit returns, several one after the other": {
         "apply": lambda model, made, folder: deftx.apply(model, [made]),
-        "applied": lambda model, made, folder: deftx.applied(model, [made]).__enter__(),
+        "apply_temporarily": lambda model, made, folder: deftx.apply_temporarily(
+            model, [made]
+        ).__enter__(),
     },
     "a NoneType is given where a vector is wanted": {
         "compose": lambda model, made, folder: compose(folder, None, made),
@@ -634,53 +738,64 @@ NO_VECTORS = {  # what is said of what is no vector, and what is asked for with 
 }
 
 
-@pytest.mark.parametrize(("says", "asked"), [(says, name) for says, some in NO_VECTORS.items() for name in some])
+@pytest.mark.parametrize(
+    ("says", "asked"), [(says, name) for says, some in NO_VECTORS.items() for name in some]
+)
 def test_what_is_no_vector_is_told_from_one(bases, says, asked):
     model = AutoModel.from_pretrained(bases())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(DeftxError, match=f"^{says}"):
-        NO_VECTORS[says][asked](model, vector(bases(), 1, with_head=True), Path(bases()))
+        NO_VECTORS[says][asked](model, vector(bases(), 1, select_head=True), Path(bases()))
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("foreign", ["task", "language"])
 def test_vectors_of_two_bases_do_not_compose_even_by_force(bases, tmp_path, foreign):
     other = tiny.save_base(tmp_path / "other", seed=7)
-    task = vector(other if foreign == "task" else bases(), 1, with_head=True)
+    task = vector(other if foreign == "task" else bases(), 1, select_head=True)
     language = vector(other if foreign == "language" else bases(), 2)
-    for any_base in (False, True):
+    for ignore_base_mismatch in (False, True):
         with pytest.raises(DeftxError, match="vectors of different bases do not combine"):
-            compose(bases(), task, language, any_base=any_base)
+            compose(bases(), task, language, ignore_base_mismatch=ignore_base_mismatch)
 
 
 @pytest.mark.parametrize("foreign", ["task", "language"])
 def test_one_named_vector_is_enough_to_tell_another_base(bases, tmp_path, foreign):
     other = tiny.save_base(tmp_path / "other", seed=7)
-    task = vector(other, 1, with_head=True, named=foreign == "task")
+    task = vector(other, 1, select_head=True, named=foreign == "task")
     language = vector(other, 2, named=foreign == "language")
     assert "the vector was made on" in error(compose, bases(), task, language)
 
 
 def test_a_vector_of_another_shape_of_base_is_an_error_even_by_force(bases):
-    task = vector(bases("bert"), 1, with_head=True)
+    task = vector(bases("bert"), 1, select_head=True)
     with (
         pytest.warns(UserWarning, match="the vector was made on"),
-        pytest.raises(DeftxError, match=r"which the model does not have|not in the head of|in the model"),
+        pytest.raises(
+            DeftxError, match=r"which the model does not have|not in the head of|in the model"
+        ),
     ):
-        compose(bases("distilbert"), task, any_base=True)
+        compose(bases("distilbert"), task, ignore_base_mismatch=True)
 
 
 def test_vectors_that_name_no_base_fit_any(bases):
-    model = compose(bases(), vector(bases(), 1, with_head=True, named=False), vector(bases(), 2, named=False))
+    model = compose(
+        bases(), vector(bases(), 1, select_head=True, named=False), vector(bases(), 2, named=False)
+    )
     assert backbone(model)
 
 
 def test_the_head_that_a_base_lacks_may_be_another_models(bases, tmp_path):
     AutoModel.from_pretrained(bases()).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(DeftxError, match="is not a masked language model: its checkpoint lacks lm_head"):
+    with pytest.raises(
+        DeftxError, match="is not a masked language model: its checkpoint lacks lm_head"
+    ):
         load_language_model(tmp_path)
     whole, mended = load_language_model(bases()), load_language_model(tmp_path, bases())
-    assert all(torch.equal(weight, mended.state_dict()[name]) for name, weight in whole.state_dict().items())
+    assert all(
+        torch.equal(weight, mended.state_dict()[name])
+        for name, weight in whole.state_dict().items()
+    )
     with pytest.raises(DeftxError, match="lacks lm_head"):
         load_language_model(tmp_path, bases("bert"))

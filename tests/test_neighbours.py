@@ -1,4 +1,5 @@
-"""Composed models in others' hands: ONNX, sentence-transformers, TensorBoard; and vectors that do not fit together."""
+"""Composed models in others' hands: ONNX, sentence-transformers, TensorBoard; and vectors that do
+not fit together."""
 
 import shutil
 import warnings
@@ -11,13 +12,13 @@ from test_conversion import LABELS, vector_of
 
 import deftx
 from deftx.cli import actions as commands
-from deftx.config import LanguageFit
+from deftx.config import LanguageVectorConfig
 from deftx.core.apply import apply
 from deftx.errors import DeftxError
 from deftx.interop.convert import convert
 from deftx.models import compose as composed
 from deftx.models.compose import compose
-from deftx.models.loading import about_tokenizer, check_tokenizer, load_encoder, load_tokenizer
+from deftx.models.loading import check_tokenizer, load_encoder, load_tokenizer, tokenizer_record
 
 TEXTS = tiny.sentences(6, seed=5)
 QUICK = {"max_steps": 2, "min_steps": 0, "evaluate_every": 1, "length": 16}
@@ -30,14 +31,21 @@ def extra(name):
 def test_the_onnx_export_of_a_composed_model_gives_its_logits(tmp_path, bases):
     extra("onnx"), extra("onnxscript")
     runtime = extra("onnxruntime")
-    model = compose(bases(), vector_of(bases(), with_head=True), vector_of(bases(), seed=7))
+    model = compose(bases(), vector_of(bases(), select_head=True), vector_of(bases(), seed=7))
     inputs = dict(load_tokenizer(bases())(TEXTS, padding=True, return_tensors="pt"))
     names, file = list(inputs), str(tmp_path / "model.onnx")
     axes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(
-            model.eval(), (), file, kwargs=inputs, input_names=names, dynamic_shapes=axes, dynamo=True, verbose=False
+            model.eval(),
+            (),
+            file,
+            kwargs=inputs,
+            input_names=names,
+            dynamic_shapes=axes,
+            dynamo=True,
+            verbose=False,
         )
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for count in (6, 2):
@@ -50,17 +58,22 @@ def test_the_onnx_export_of_a_composed_model_gives_its_logits(tmp_path, bases):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("with_head", [True, False])
-def test_sentence_transformers_encodes_with_a_composed_model_as_we_do(tmp_path, bases, with_head):
+def test_sentence_transformers_encodes_with_a_composed_model_as_we_do(tmp_path, bases, select_head):
     sentence_transformers = extra("sentence_transformers")
-    vector = vector_of(bases(), with_head=with_head)
+    vector = vector_of(bases(), select_head=select_head)
     deftx.save(vector, tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "model", "model")
-    found = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS)
+    found = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(
+        TEXTS
+    )
     encoder = load_encoder(bases())
     apply(encoder, replace(vector, head=None))
     inputs = load_tokenizer(bases())(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        states, mask = encoder.eval()(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        states, mask = (
+            encoder.eval()(**inputs).last_hidden_state,
+            inputs["attention_mask"][..., None],
+        )
     wanted = (states * mask).sum(1) / mask.sum(1)  # mean pooling is its default
     torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-5)
 
@@ -71,7 +84,9 @@ def test_what_tensorboard_is_given_is_kept_in_the_folder_that_was_set(tmp_path, 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     training = {**QUICK, "report_to": ["tensorboard"], "logs": str(tmp_path / "logs")}
-    deftx.fit_language(bases(), tiny.sentences(20), LanguageFit(k="5%", training=training), title="min")
+    deftx.fit_language(
+        bases(), tiny.sentences(20), LanguageVectorConfig(k="5%", training=training), title="min"
+    )
     for phase in ("min-phase-1", "min-phase-2"):
         (file,) = (tmp_path / "logs" / phase).rglob("events.out.tfevents.*")
         events = EventAccumulator(str(file))
@@ -81,13 +96,13 @@ def test_what_tensorboard_is_given_is_kept_in_the_folder_that_was_set(tmp_path, 
 
 def test_without_tensorboard_no_folder_of_logs_is_made(tmp_path, bases, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    deftx.fit_language(bases(), tiny.sentences(20), LanguageFit(k="5%", training=QUICK))
+    deftx.fit_language(bases(), tiny.sentences(20), LanguageVectorConfig(k="5%", training=QUICK))
     assert not list(tmp_path.iterdir())
 
 
 def test_where_logs_go_is_in_no_vector_and_decides_nothing():
-    changed = LanguageFit(training={"logs": "/home/anna/logs"})
-    assert changed.deciding() == LanguageFit().deciding()
+    changed = LanguageVectorConfig(training={"logs": "/home/anna/logs"})
+    assert changed.deciding() == LanguageVectorConfig().deciding()
     assert changed.training.logs == "/home/anna/logs"
 
 
@@ -95,7 +110,7 @@ def test_where_logs_go_is_in_no_vector_and_decides_nothing():
 
 
 def test_the_same_language_vector_twice_is_refused(tmp_path, bases):
-    task, language = vector_of(bases(), with_head=True), vector_of(bases(), seed=7)
+    task, language = vector_of(bases(), select_head=True), vector_of(bases(), seed=7)
     deftx.save(language, tmp_path / "one")
     for again in (language, deftx.load(tmp_path / "one")):
         with pytest.raises(DeftxError, match="vectors 2 and 3 of 3 are the same: give each once"):
@@ -114,15 +129,19 @@ def other_tokenizer(base, folder):
 
 def test_a_vector_notes_its_tokenizer_and_another_one_is_refused(tmp_path, bases):
     tokenizer, other = load_tokenizer(bases()), other_tokenizer(bases(), tmp_path / "other")
-    vector = deftx.fit_language(bases(), tiny.sentences(20), LanguageFit(k="5%", training=QUICK))
-    assert vector.info["tokenizer"] == about_tokenizer(tokenizer)
+    vector = deftx.fit_language(
+        bases(), tiny.sentences(20), LanguageVectorConfig(k="5%", training=QUICK)
+    )
+    assert vector.info["tokenizer"] == tokenizer_record(tokenizer)
     deftx.save(vector, tmp_path / "vector")
     vector = deftx.load(tmp_path / "vector")
     check_tokenizer(tokenizer, vector)
-    with pytest.raises(DeftxError, match=r"the vector was made with the tokenizer .*, not with .*other"):
+    with pytest.raises(
+        DeftxError, match=r"the vector was made with the tokenizer .*, not with .*other"
+    ):
         check_tokenizer(other, vector)
     with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
-        check_tokenizer(other, vector, any_base=True)
+        check_tokenizer(other, vector, ignore_base_mismatch=True)
     for noted in (None, [], "x", {}):
         if noted == {}:
             with pytest.raises(DeftxError):
@@ -133,16 +152,22 @@ def test_a_vector_notes_its_tokenizer_and_another_one_is_refused(tmp_path, bases
 
 def test_commands_that_compose_check_the_tokenizer(tmp_path, bases):
     shutil.copytree(bases(), tmp_path / "base")
-    noted = {"tokenizer": about_tokenizer(load_tokenizer(bases()))}
-    task = vector_of(bases(), with_head=True)
+    noted = {"tokenizer": tokenizer_record(load_tokenizer(bases()))}
+    task = vector_of(bases(), select_head=True)
     task = replace(task, info={**task.info, **noted})
     other_tokenizer(bases(), tmp_path / "base")
     base, out = str(tmp_path / "base"), tmp_path / "out"
     examples = deftx.Examples(TEXTS, labels=[LABELS[i % 2] for i in range(len(TEXTS))])
     for command in (
-        lambda: composed.compose_to(out, base, [task], [], rule="sum", force=False, any_base=False),
-        lambda: commands.evaluations(base, [task], {}, {None: examples}, rule="sum", any_base=False),
-        lambda: commands.predictions_of_vectors(base, task, [], examples, rule="sum", any_base=False),
+        lambda: composed.compose_to(
+            out, base, [task], [], rule="sum", force=False, ignore_base_mismatch=False
+        ),
+        lambda: commands.evaluations(
+            base, [task], {}, {None: examples}, rule="sum", ignore_base_mismatch=False
+        ),
+        lambda: commands.predictions_of_vectors(
+            base, task, [], examples, rule="sum", ignore_base_mismatch=False
+        ),
     ):
         with pytest.raises(DeftxError, match="tokenizer"):
             command()
@@ -150,7 +175,11 @@ def test_commands_that_compose_check_the_tokenizer(tmp_path, bases):
 
 
 def test_test_data_with_labels_that_the_head_lacks_are_refused(bases):
-    task = vector_of(bases(), with_head=True)
+    task = vector_of(bases(), select_head=True)
     examples = deftx.Examples(TEXTS, labels=["good"] * 5 + ["so-so"])
-    with pytest.raises(DeftxError, match="label 'so-so' is not among the labels of the training data: bad, good"):
-        commands.evaluations(bases(), [task], {}, {None: examples}, rule="sum", any_base=False)
+    with pytest.raises(
+        DeftxError, match="label 'so-so' is not among the labels of the training data: bad, good"
+    ):
+        commands.evaluations(
+            bases(), [task], {}, {None: examples}, rule="sum", ignore_base_mismatch=False
+        )

@@ -1,4 +1,5 @@
-"""The page of `deftx serve` in a real browser: for mouse, keyboard and screen readers, wide and narrow."""
+"""The page of `deftx serve` in a real browser: for mouse, keyboard and screen readers, wide and
+narrow."""
 
 import json
 
@@ -31,7 +32,9 @@ def filled(page, text, language):
     page.run(f"document.querySelector('textarea').value = {json.dumps(text)}")
     page.run(f"document.querySelector('select').value = {json.dumps(language)}")
     page.run("document.querySelector('button').click()")
-    page.wait("document.querySelector('#result').children.length && !document.querySelector('button').disabled")
+    page.wait(
+        "document.querySelector('#result').children.length && !document.querySelector('button').disabled"
+    )
     return page.run("document.querySelector('#result').innerText").split("\n")
 
 
@@ -45,9 +48,15 @@ def test_texts_are_labelled_in_the_language_that_is_chosen(page, url, size, dark
     rows = [("four", 0.04), ("<b>é</b>", 0.08), ("x" * 60, 0.6)]
     assert said[0::5] == [text for text, _ in rows]
     for number, (_, bad) in enumerate(rows):
-        shares = sorted({"bad": bad, "good": NAMES.index("min") / 10}.items(), key=lambda row: -row[1])
-        assert said[5 * number + 1 : 5 * number + 5] == [w for label, p in shares for w in (label, f"{p:.1%}")]
-    assert page.run("document.documentElement.scrollWidth <= innerWidth"), "it must not scroll sideways"
+        shares = sorted(
+            {"bad": bad, "good": NAMES.index("min") / 10}.items(), key=lambda row: -row[1]
+        )
+        assert said[5 * number + 1 : 5 * number + 5] == [
+            w for label, p in shares for w in (label, f"{p:.1%}")
+        ]
+    assert page.run("document.documentElement.scrollWidth <= innerWidth"), (
+        "it must not scroll sideways"
+    )
     assert page.run("getComputedStyle(document.body).backgroundColor") == (
         "rgb(23, 24, 28)" if dark else "rgb(251, 251, 249)"
     )
@@ -58,7 +67,10 @@ def test_texts_are_labelled_in_the_language_that_is_chosen(page, url, size, dark
 def test_all_languages_can_be_chosen_and_none(page, url):
     page.open(url, *SIZES["desktop"])
     said = filled(page, "text", NONE)
-    assert page.run("[...document.querySelectorAll('option')].map((o) => o.textContent)") == [NONE, *NAMES]
+    assert page.run("[...document.querySelectorAll('option')].map((o) => o.textContent)") == [
+        NONE,
+        *NAMES,
+    ]
     assert f"{len(NAMES) / 10:.1%}" in said
     assert set(LABELS) <= set(said)
 
@@ -75,19 +87,35 @@ def test_pairs_of_texts_have_a_field_for_each(page, url):
         assert filled(page, "one\ntwo", "min") == ["2 texts and 0 pairs: give one for each text"]
         page.run("document.querySelector('#second').value = 'a\\nb'")
         page.run("document.querySelector('#result').replaceChildren()")
-        assert [line for line in filled(page, "one\ntwo", "min") if "/" in line] == ["one / a", "two / b"]
+        assert [line for line in filled(page, "one\ntwo", "min") if "/" in line] == [
+            "one / a",
+            "two / b",
+        ]
 
 
-KINDS = {  # what stands beside the texts, what the task answers, the heading and the rows that are shown
+# what stands beside the texts, what the task answers, the heading and the rows that are shown
+KINDS = {
     "tagging": ("", (["X", "Y"],), "ba be", ["ba", "X", "be", "Y"]),
-    "question-answering": ("a <i>bo</i>", ("<i>bo</i>", 0.25), "ba be / a <i>bo</i>", ["<i>bo</i>", "25.0%"]),
-    "multiple-choice": ("one | the other", (1, 0.75), "ba be / one | the other", ["the other", "75.0%"]),
+    "question-answering": (
+        "a <i>bo</i>",
+        ("<i>bo</i>", 0.25),
+        "ba be / a <i>bo</i>",
+        ["<i>bo</i>", "25.0%"],
+    ),
+    "multiple-choice": (
+        "one | the other",
+        (1, 0.75),
+        "ba be / one | the other",
+        ["the other", "75.0%"],
+    ),
     "regression": ("", (-1.5,), "ba be", ["-1.5"]),
     "generation": ("", ("bu\nby",), "ba be", ["bu by"]),
 }
 
 
-@pytest.mark.parametrize(("kind", "beside", "answer", "heading", "rows"), [(kind, *row) for kind, row in KINDS.items()])
+@pytest.mark.parametrize(
+    ("kind", "beside", "answer", "heading", "rows"), [(kind, *row) for kind, row in KINDS.items()]
+)
 def test_every_kind_of_task_is_shown(page, kind, beside, answer, heading, rows):
     switcher = StandIn()
     switcher.kind, switcher.pairs = kind, kind == "question-answering"
@@ -113,13 +141,24 @@ def test_what_is_wrong_is_said_on_the_page(page, url):
 def test_everything_has_a_name_for_screen_readers_and_can_be_reached_by_keyboard(page, url):
     page.open(url, *SIZES["desktop"])
     tree = page.send("Accessibility.getFullAXTree")["nodes"]
-    named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in tree if not node["ignored"]}
-    wanted = {("textbox", "Texts, one a line"), ("combobox", "Language"), ("button", "Ask"), ("region", "Result")}
+    named = {
+        (node["role"]["value"], node.get("name", {}).get("value"))
+        for node in tree
+        if not node["ignored"]
+    }
+    wanted = {
+        ("textbox", "Texts, one a line"),
+        ("combobox", "Language"),
+        ("button", "Ask"),
+        ("region", "Result"),
+    }
     assert wanted <= named
     assert page.run("document.querySelector('#result').ariaLive") == "polite"
     reached = []
     for _ in range(4):
         for kind in ("keyDown", "keyUp"):
-            page.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+            page.send(
+                "Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9
+            )
         reached.append(page.run("document.activeElement.tagName"))
     assert reached == ["TEXTAREA", "SELECT", "BUTTON", "A"]

@@ -1,17 +1,25 @@
-"""Presets and recipes say what the paper says: its numbers stand here once, and everything is held against them."""
+"""Presets and recipes say what the paper says: its numbers stand here once, and everything is held
+against them."""
 
 from pathlib import Path
 from statistics import mean
 
 import pytest
 
-from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, Fit, LanguageFit, TaskFit, Training
+from deftx.config import (
+    LANGUAGE_PRESETS,
+    TASK_PRESETS,
+    LanguageVectorConfig,
+    TaskVectorConfig,
+    TrainingConfig,
+    VectorConfig,
+)
 from deftx.core.ranks import resolve_rank
 from deftx.experiments.recipe import Recipe, load_recipe
 
-# The tables of the paper (Simon and Jyothi 2025) by recipe: how wide its base is, its languages, whether the task
-# is learnt on φ_src (`both`: as the row says), and its rows: name | ranks of languages and task | numbers, the last one
-# being the average.
+# The tables of the paper (Simon and Jyothi 2025) by recipe: how wide its base is, its languages,
+# whether the task is learnt on φ_src (`both`: as the row says), and its rows: name | ranks of
+# languages and task | numbers, the last one being the average.
 NUSAX = "mad bjn ban ace min"
 AMERICAS = "bzd oto hch tar cni shp aym gn nah quy"
 BASE, LARGE = 768, 1024
@@ -130,11 +138,15 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def table(name):
-    """The rows of a table: name -> ranks of languages and task as text (None: no DeFT-X), and numbers."""
+    """The rows of a table: name -> ranks of languages and task as text (None: no DeFT-X), and
+    numbers."""
     rows = {}
     for line in TABLES[name][1].strip().splitlines():
         row, ranks, numbers = (part.strip() for part in line.split("|"))
-        rows[row] = None if ranks == "-" else tuple(ranks.split("/")), [float(number) for number in numbers.split()]
+        rows[row] = (
+            None if ranks == "-" else tuple(ranks.split("/")),
+            [float(number) for number in numbers.split()],
+        )
     return rows
 
 
@@ -149,7 +161,8 @@ def as_set(rank, width):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_averages_are_those_of_the_numbers_beside_them(name):
-    """A slip of the pen would show. The paper's own averages are up to 0.3 off, that of MAD-X on AmericasNLI 1.2."""
+    """A slip of the pen would show. The paper's own averages are up to 0.3 off, that of MAD-X on
+    AmericasNLI 1.2."""
     (_, languages, _), _ = TABLES[name]
     for row, (_, numbers) in table(name).items():
         if languages:
@@ -179,7 +192,9 @@ def test_a_recipe_has_the_rows_and_ranks_of_its_table(name):
         for settings, k in ((language, LANGUAGE_K), (task, TASK_K)):
             expected = {"k": k, **changes}
             assert {key: getattr(settings, key) for key in expected} == expected
-    assert not [row for row in found.variants if row.startswith("DeFT-X") and row not in table(name)]
+    assert not [
+        row for row in found.variants if row.startswith("DeFT-X") and row not in table(name)
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if not name.startswith("overlap")])
@@ -190,7 +205,8 @@ def test_the_published_numbers_of_a_recipe_are_those_of_its_table(name):
     assert published.url == "https://arxiv.org/abs/2505.15090"
     columns = languages.split() or ["average"]
     expected = {
-        row: dict(zip(columns, numbers[: len(columns)], strict=True)) for row, (_, numbers) in table(name).items()
+        row: dict(zip(columns, numbers[: len(columns)], strict=True))
+        for row, (_, numbers) in table(name).items()
     }
     assert published.rows == expected
 
@@ -229,7 +245,12 @@ def test_the_training_of_presets_and_recipes_is_that_of_the_papers_appendix_c():
         training = language.training
         assert (training.epochs, training.max_steps, training.min_steps) == (100, 100_000, 30_000)
         assert (training.batch_size, training.length, training.learning_rate) == (8, 256, 5e-5)
-        assert (training.evaluate_every, training.held_out, training.l1, training.mask) == (1000, 0.05, 0.1, 0.15)
+        assert (training.evaluate_every, training.held_out, training.l1, training.mask) == (
+            1000,
+            0.05,
+            0.1,
+            0.15,
+        )
     for task in (sentiment, recipe("nusax").task):
         training = task.training
         assert (training.epochs, training.batch_size, training.evaluate_every) == (10, 16, 250)
@@ -238,8 +259,11 @@ def test_the_training_of_presets_and_recipes_is_that_of_the_papers_appendix_c():
         training = task.training
         assert (training.epochs, training.batch_size, training.evaluate_every) == (5, 32, 625)
         assert training.metric == "accuracy"
-    every: list[Fit] = [*languages, sentiment, nli]
+    every: list[VectorConfig] = [*languages, sentiment, nli]
     assert {task.training.l1 for task in (sentiment, nli)} == {0.0}
     assert {settings.training.clip for settings in every} == {1.0}
-    assert {settings.training.learning_rate for settings in [*every, LanguageFit(), TaskFit()]} == {5e-5}
-    assert Training().learning_rate == 5e-5
+    assert {
+        settings.training.learning_rate
+        for settings in [*every, LanguageVectorConfig(), TaskVectorConfig()]
+    } == {5e-5}
+    assert TrainingConfig().learning_rate == 5e-5

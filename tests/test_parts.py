@@ -13,11 +13,17 @@ from deftx.tasks.base import names_of, supervised
 from deftx.tasks.length_buckets import PART, by_length, cheapest
 from deftx.tasks.registry import TASKS
 
-TEXTS = [" ".join(["ba", "de", "gi", "ku", "lo"] * 5)[: 3 * words] for words in (24, 1, 2, 20, 3, 1, 22, 0)]
+TEXTS = [
+    " ".join(["ba", "de", "gi", "ku", "lo"] * 5)[: 3 * words]
+    for words in (24, 1, 2, 20, 3, 1, 22, 0)
+]
 LABELS = {
     "classification": ["no" if i % 3 else "yes" for i in range(len(TEXTS))],
     "regression": [float(i) for i in range(len(TEXTS))],
-    "tagging": [[("A", "B")[(i + j) % 2] for j, _ in enumerate(text.split())] for i, text in enumerate(TEXTS)],
+    "tagging": [
+        [("A", "B")[(i + j) % 2] for j, _ in enumerate(text.split())]
+        for i, text in enumerate(TEXTS)
+    ],
 }
 
 
@@ -48,7 +54,9 @@ def test_parts_hold_every_row_once_and_no_column_of_padding(lengths, left):
     for part in by_length(batch):
         kept = part["attention_mask"].bool()
         assert kept.any(dim=0).all()
-        for row, tokens, there in zip(part["labels"].tolist(), part["input_ids"], kept, strict=True):
+        for row, tokens, there in zip(
+            part["labels"].tolist(), part["input_ids"], kept, strict=True
+        ):
             assert torch.equal(tokens[there], ids[row][mask[row]])
             rows.append(row)
     assert sorted(rows) == list(range(len(lengths)))
@@ -59,25 +67,38 @@ def test_parts_hold_every_row_once_and_no_column_of_padding(lengths, left):
 def test_loss_and_gradients_are_those_of_the_whole_batch(bases, shape, task):
     kind = TASKS[task]
     parts = [text.split() for text in TEXTS] if task == "tagging" else None
-    rows = range(len(TEXTS) - 1) if task == "tagging" else range(len(TEXTS))  # the last has no words
+    rows = (
+        range(len(TEXTS) - 1) if task == "tagging" else range(len(TEXTS))
+    )  # the last has no words
     examples = Examples(TEXTS, labels=LABELS[task], parts=parts).at(rows)
     names, tokenizer = names_of(kind, examples), load_tokenizer(bases(shape))
     model = load_task_model(bases(shape), names, task=kind).eval()  # no dropout
     objective = supervised(kind, examples, examples, names, tokenizer, 30, "")
     batch = objective.collate(objective.train)
     assert len(by_length(batch)) > 1
-    assert sum(part["input_ids"].numel() + PART for part in by_length(batch)) < batch["input_ids"].numel() + PART
+    assert (
+        sum(part["input_ids"].numel() + PART for part in by_length(batch))
+        < batch["input_ids"].numel() + PART
+    )
     found = []
     for loss in (objective.loss, kind.loss):
         model.zero_grad()
         value = loss(model, batch)
         value.backward()
-        found.append((value.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+        found.append(
+            (
+                value.detach(),
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None},
+            )
+        )
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_a_task_whose_loss_is_no_mean_over_its_batch_goes_whole(bases):
-    kind, examples = TASKS["generation"], Examples([*8 * ["ba"], "de " * 27], labels=[*8 * ["ba"], "zu"])
+    kind, examples = (
+        TASKS["generation"],
+        Examples([*8 * ["ba"], "de " * 27], labels=[*8 * ["ba"], "zu"]),
+    )
     model = load_task_model(bases("qwen"), (), task=kind).eval()
     objective = supervised(kind, examples, examples, (), load_tokenizer(bases("qwen")), 30, "")
     batch = objective.collate(objective.train)

@@ -13,7 +13,10 @@ from deftx.experiments.plain_yaml import LONGEST_TEXT, MOST_VALUES, BadYaml, par
         ("", None),
         ("a: 1", {"a": 1}),
         ("a: &x {b: 1}\nc: {<<: *x, d: 2}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
-        ("a: &x {b: 1}\ne: &y {f: 1}\nc:\n  <<: *x\n  <<: *y", {"a": {"b": 1}, "e": {"f": 1}, "c": {"b": 1, "f": 1}}),
+        (
+            "a: &x {b: 1}\ne: &y {f: 1}\nc:\n  <<: *x\n  <<: *y",
+            {"a": {"b": 1}, "e": {"f": 1}, "c": {"b": 1, "f": 1}},
+        ),
         ("{1: a, '1': b}", {1: "a", "1": "b"}),
         (f"[{'1,' * 50_000}]", [1] * 50_000),
     ],

@@ -1,4 +1,5 @@
-"""Several processes learn what one does: the same batches and steps, k numbers exchanged, one that writes."""
+"""Several processes learn what one does: the same batches and steps, k numbers exchanged, one that
+writes."""
 
 import os
 import signal
@@ -25,23 +26,41 @@ from deftx.training import distributed, resume
 
 MORE = {"max_steps": 9, "evaluate_every": 4, "learning_rate": 1e-3}
 FITS = {
-    "language": lambda work: fit_language(
-        "base", TEXT, changed(LANGUAGE, {"method": "lt-sft", "training": MORE}), work=work
+    "language": lambda checkpoint_dir: fit_language(
+        "base",
+        TEXT,
+        changed(LANGUAGE, {"method": "lt-sft", "training": MORE}),
+        checkpoint_dir=checkpoint_dir,
     ),
-    "task": lambda work: fit_task(
-        "base", TRAIN, VALID, changed(TASK, {"method": "lt-sft", "training": {**MORE, "accumulate": 2}}), work=work
+    "task": lambda checkpoint_dir: fit_task(
+        "base",
+        TRAIN,
+        VALID,
+        changed(TASK, {"method": "lt-sft", "training": {**MORE, "accumulate": 2}}),
+        checkpoint_dir=checkpoint_dir,
     ),
 }
 COMMAND = ["fit", "language", "--base", "base", "--text", "text.txt", "--out", "v", "--k", "5%"]
 COMMAND += [word for name, value in MORE.items() for word in ("--set", f"training.{name}={value}")]
-COMMAND += ["--set", "training.min_steps=0", "--set", "training.length=16", "--set", "training.precision=fp32"]
+COMMAND += [
+    "--set",
+    "training.min_steps=0",
+    "--set",
+    "training.length=16",
+    "--set",
+    "training.precision=fp32",
+]
 
 
 def together(count, run):
     """Have `count` processes `run` as if torchrun had started them; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+        job = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "WORLD_SIZE": str(count),
+        }
     children = [os.fork() or _run(run, rank, job) for rank in range(count)]
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
@@ -117,7 +136,9 @@ def go_on_after_a_loss():
     assert together(2, fit) == [0, 0], logs()
     os.rename("v", "whole")
     assert together(2, dying) == [2, -signal.SIGKILL], logs()
-    (line,) = [line for line in Path("log0.txt").read_text().splitlines() if line.startswith("deftx: ")]
+    (line,) = [
+        line for line in Path("log0.txt").read_text().splitlines() if line.startswith("deftx: ")
+    ]
     assert line.startswith("deftx: another process of this job is gone (")
     assert "start the job again as before" in line
     assert sorted(os.listdir("v.work")) == ["phase1.safetensors", "phase2.state.safetensors"]
@@ -126,7 +147,8 @@ def go_on_after_a_loss():
 
 
 def apart(folder, code, timeout=1500):
-    """Run `code` in a process of its own, in a folder with a base without dropout: it would differ from one to two."""
+    """Run `code` in a process of its own, in a folder with a base without dropout: it would differ
+    from one to two."""
     tiny.save_base(folder / "base")
     still = AutoModelForMaskedLM.from_pretrained(
         folder / "base", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
@@ -135,7 +157,9 @@ def apart(folder, code, timeout=1500):
     (folder / "text.txt").write_text("\n".join(TEXT))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *code]
-    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        words, env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout
+    )
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     return done
@@ -155,7 +179,15 @@ def test_a_process_that_is_lost_ends_the_job_with_one_line_and_it_goes_on(tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("count", ["1", "2"])
 def test_torchrun_starts_processes_of_which_one_writes_and_prints(tmp_path, count):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m", "deftx.cli"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        count,
+        "-m",
+        "deftx.cli",
+    ]
     done = apart(tmp_path, [*launch, *COMMAND])
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["v"]
     assert sorted(os.listdir(tmp_path)) == ["base", "text.txt", "v"]
@@ -163,7 +195,13 @@ def test_torchrun_starts_processes_of_which_one_writes_and_prints(tmp_path, coun
 
 
 def test_a_launcher_may_start_one_process_and_the_environment_stays(monkeypatch):
-    alone = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    alone = {
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     for name, value in alone.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
@@ -205,7 +243,14 @@ def test_the_shards_of_a_batch_are_the_whole_and_their_weights_add_up(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("said", "found"), [(None, ["0", "1", "2"]), ("2,GPU-ab", ["2", "GPU-ab"]), ("", []), ("-1", []), ("1,-1,2", ["1"])]
+    ("said", "found"),
+    [
+        (None, ["0", "1", "2"]),
+        ("2,GPU-ab", ["2", "GPU-ab"]),
+        ("", []),
+        ("-1", []),
+        ("1,-1,2", ["1"]),
+    ],
 )
 def test_the_gpus_to_share_out_are_those_that_may_be_used(monkeypatch, said, found):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -215,7 +260,9 @@ def test_the_gpus_to_share_out_are_those_that_may_be_used(monkeypatch, said, fou
     assert distributed.visible_gpus() == found
 
 
-@pytest.mark.parametrize(("said", "local", "own"), [(None, 2, 2), ("4,5", 1, 1), ("GPU-ab", 1, 0), ("-1", 1, None)])
+@pytest.mark.parametrize(
+    ("said", "local", "own"), [(None, 2, 2), ("4,5", 1, 1), ("GPU-ab", 1, 0), ("-1", 1, None)]
+)
 def test_a_process_has_a_gpu_of_its_own_or_the_one_that_it_was_given(monkeypatch, said, local, own):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -10,17 +10,20 @@ from typed import QUICK
 
 import deftx
 from deftx.cli import arguments as given
-from deftx.config import LANGUAGE_PRESETS, LanguageFit
+from deftx.config import LANGUAGE_PRESETS, LanguageVectorConfig
 
 
 def test_later_settings_win_and_a_preset_comes_first():
     flags = {"k": "5%", "rank": "100", "method": None}
     changes = ["k=3", "training.batch_size=4", "training.report_to=[wandb]"]
-    chosen = given.settings_from(LanguageFit(), LANGUAGE_PRESETS, "quick", flags, changes)
+    chosen = given.settings_from(LanguageVectorConfig(), LANGUAGE_PRESETS, "quick", flags, changes)
     quick = LANGUAGE_PRESETS["quick"]
     training = quick.training.model_copy(update={"batch_size": 4, "report_to": ("wandb",)})
     assert chosen == quick.model_copy(update={"k": 3, "rank": 100, "training": training})
-    assert given.settings_from(LanguageFit(), LANGUAGE_PRESETS, None, {}, []) == LanguageFit()
+    assert (
+        given.settings_from(LanguageVectorConfig(), LANGUAGE_PRESETS, None, {}, [])
+        == LanguageVectorConfig()
+    )
 
 
 def program(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -40,7 +43,8 @@ def test_the_program_keeps_results_and_news_apart(home, tmp_path):
     assert done.returncode == 0
     alone = "; without --source, so learnt on the base alone"
     assert re.fullmatch(
-        rf".*task: task vector, k = 278, held-out macro-F1 .*0\.\d+ after phase 2{alone}\n", done.stdout
+        rf".*task: task vector, k = 278, held-out macro-F1 .*0\.\d+ after phase 2{alone}\n",
+        done.stdout,
     )
     news = [line for line in done.stderr.splitlines() if line]
     assert all("━" in line or line.startswith("deftx: ") for line in news), done.stderr
@@ -49,7 +53,9 @@ def test_the_program_keeps_results_and_news_apart(home, tmp_path):
 def test_the_program_refuses_with_one_line_and_code_2(home):
     done = program("-m", "deftx.cli", "inspect", home / "min", home)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"deftx: .* is not a vector: it has no vector\.json; in it are .*\n", done.stderr)
+    assert re.fullmatch(
+        r"deftx: .* is not a vector: it has no vector\.json; in it are .*\n", done.stderr
+    )
 
 
 def test_the_command_is_installed_under_its_name(run):

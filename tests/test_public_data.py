@@ -68,7 +68,9 @@ def test_bioes_marks_the_same_names_as_bio(tmp_path, tags, bio):
     assert examples.labels == [bio]
     assert set(NER.names(examples)) == set(bio)
     assert len(spans(bio)) == sum(tag[0] in "BSU" for tag in tags)
-    assert TAGGING.read(path, TAGGING.columns, True).labels == [tags]  # elsewhere E- and S- may be anything
+    assert TAGGING.read(path, TAGGING.columns, True).labels == [
+        tags
+    ]  # elsewhere E- and S- may be anything
 
 
 def read(tmp_path, text, name="data.tsv"):
@@ -89,11 +91,16 @@ def test_a_space_before_a_quote_is_no_part_of_a_field(tmp_path):
 
 
 def test_spaces_within_fields_stay_where_nothing_is_quoted_after_one(tmp_path):
-    assert read(tmp_path, 'text,label\n  kota "x",a\nbuku,b\n', "data.csv").texts == ['  kota "x"', "buku"]
+    assert read(tmp_path, 'text,label\n  kota "x",a\nbuku,b\n', "data.csv").texts == [
+        '  kota "x"',
+        "buku",
+    ]
 
 
 def test_a_header_that_comes_again_is_an_error_that_names_the_line(tmp_path):
-    with pytest.raises(DeftxError, match=r"line 4: 'text' 'label' are the names of the columns again"):
+    with pytest.raises(
+        DeftxError, match=r"line 4: 'text' 'label' are the names of the columns again"
+    ):
         read(tmp_path, "text\tlabel\nba\ta\nbe\tb\ntext\tlabel\nbi\ta\n")
 
 
@@ -119,7 +126,9 @@ def test_odd_labels_are_warned_of_with_their_line(tmp_path, label, says):
     assert examples.labels == ["good", "bad", "1", label]
 
 
-@pytest.mark.parametrize("labels", [["a", "b"], ["good, really", "bad"], ["0", "1", "10"], ["C++", "C"], ["n", "no"]])
+@pytest.mark.parametrize(
+    "labels", [["a", "b"], ["good, really", "bad"], ["0", "1", "10"], ["C++", "C"], ["n", "no"]]
+)
 def test_nothing_is_said_of_ordinary_labels(tmp_path, labels):
     read(tmp_path, "text\tlabel\n" + "".join(f"ba\t{label}\n" for label in labels))
 
@@ -143,7 +152,9 @@ def compiled(model):
     return torch.compile(model, backend="eager")
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled, lambda model: nn.DataParallel(compiled(model))])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, compiled, lambda model: nn.DataParallel(compiled(model))]
+)
 def test_a_wrapped_model_has_the_delta_of_the_model_itself(bases, wrap):
     model, base = load_language_model(bases()), load_language_model(bases())
     with torch.no_grad():
@@ -161,7 +172,9 @@ def test_a_wrapped_model_has_the_delta_of_the_model_itself(bases, wrap):
 def test_a_language_vector_in_a_tasks_place_is_called_so(bases, tmp_path):
     vector = tiny.random_vector(load_language_model(bases()), 3)
     deftx.save(SparseVector(vector.tensors, None, {"kind": "language"}), tmp_path / "min")
-    with pytest.raises(DeftxError, match=r"min is a language vector, which has no labels: give it as --language"):
+    with pytest.raises(
+        DeftxError, match=r"min is a language vector, which has no labels: give it as --language"
+    ):
         load_tasks([str(tmp_path / "min")])
 
 
@@ -176,7 +189,9 @@ def test_a_text_of_a_few_lines_again_and_again_is_warned_of():
 def test_what_an_encoding_lacks_is_written_in_another_way_and_not_lost(encoding):
     code = "from deftx.messages import write_all_characters as w; w(); print('да 🙂', chr(0xd83d))"
     environment = {"PYTHONIOENCODING": encoding, "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=True, timeout=60
+    )
     said = done.stdout.decode(encoding)
     assert r"\ud83d" in said
     assert ("да" if encoding == "utf-8" else r"\u0434\u0430") in said

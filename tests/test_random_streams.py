@@ -1,11 +1,18 @@
-"""Each phase, epoch and step has random numbers of its own; and what dropout and replacements do."""
+"""Each phase, epoch and step has random numbers of its own; and what dropout and replacements
+do."""
 
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from deftx.config import LanguageFit, LanguageTraining, TaskFit, TaskTraining, changed
+from deftx.config import (
+    LanguageTrainingConfig,
+    LanguageVectorConfig,
+    TaskTrainingConfig,
+    TaskVectorConfig,
+    changed,
+)
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
@@ -16,13 +23,19 @@ from deftx.training import resume
 from deftx.training.random_streams import derived_seed
 
 QUICK = {"learning_rate": 1e-2, "max_steps": 4, "evaluate_every": 2, "batch_size": 4, "length": 16}
-LANGUAGE = LanguageFit(k="5%", rank=3, training=LanguageTraining(**QUICK, min_steps=0, precision="fp32"))
-TASK = TaskFit(k="5%", rank=3, training=TaskTraining(**QUICK, precision="fp32"))
+LANGUAGE = LanguageVectorConfig(
+    k="5%", rank=3, training=LanguageTrainingConfig(**QUICK, min_steps=0, precision="fp32")
+)
+TASK = TaskVectorConfig(k="5%", rank=3, training=TaskTrainingConfig(**QUICK, precision="fp32"))
 TEXT = tiny.sentences(40)
 LABELLED = Examples(tiny.sentences(30, 1), None, ["early", "late"] * 15)
 FITS = {
-    "language": lambda base, work=None: fit_language(base, TEXT, LANGUAGE, work=work),
-    "task": lambda base, work=None: fit_task(base, LABELLED, LABELLED, TASK, work=work),
+    "language": lambda base, checkpoint_dir=None: fit_language(
+        base, TEXT, LANGUAGE, checkpoint_dir=checkpoint_dir
+    ),
+    "task": lambda base, checkpoint_dir=None: fit_task(
+        base, LABELLED, LABELLED, TASK, checkpoint_dir=checkpoint_dir
+    ),
 }
 
 
@@ -57,7 +70,9 @@ def test_phase_2_sees_other_batches_masks_and_dropout_than_phase_1(bases, batche
 
 
 @pytest.mark.parametrize("kind", FITS)
-def test_they_are_the_same_from_run_to_run_and_after_a_resume(bases, batches, monkeypatch, tmp_path, kind):
+def test_they_are_the_same_from_run_to_run_and_after_a_resume(
+    bases, batches, monkeypatch, tmp_path, kind
+):
     monkeypatch.setattr(resume, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(resume, "LARGEST_SHARE_OF_TIME", 1e9)
     torch.manual_seed(1)
@@ -68,16 +83,16 @@ def test_they_are_the_same_from_run_to_run_and_after_a_resume(bases, batches, mo
     FITS[kind](bases())
     assert batches == whole
     for after in (3, 6):  # in phase 1 and in phase 2
-        work = tmp_path / str(after)
+        checkpoint_dir = tmp_path / str(after)
         batches.clear()
-        until(kind, bases(), work, batches, after)
+        until(kind, bases(), checkpoint_dir, batches, after)
         before = list(batches)
         batches.clear()
-        FITS[kind](bases(), work)
+        FITS[kind](bases(), checkpoint_dir)
         assert before + batches == whole
 
 
-def until(kind, base, work, batches, count):
+def until(kind, base, checkpoint_dir, batches, count):
     """Train until `count` batches were trained on, and be cut off at the next."""
     objective = {"language": MaskedLM, "task": Supervised}[kind]
     watched = objective.loss
@@ -90,13 +105,18 @@ def until(kind, base, work, batches, count):
     objective.loss = cutting
     try:
         with pytest.raises(Cut):
-            FITS[kind](base, work)
+            FITS[kind](base, checkpoint_dir)
     finally:
         objective.loss = watched
 
 
 def test_seeds_of_other_purposes_are_others_and_fit_torchs_generators():
-    seeds = {derived_seed(seed, purpose, step) for seed in range(3) for purpose in "ab" for step in range(50)}
+    seeds = {
+        derived_seed(seed, purpose, step)
+        for seed in range(3)
+        for purpose in "ab"
+        for step in range(50)
+    }
     assert len(seeds) == 300
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -119,7 +139,11 @@ def test_dropout_is_set_or_the_bases_own(bases, shape):
 
 def test_dropout_that_is_no_module_is_set_too(bases):
     config = load_language_model(bases("bart"), dropout=0.25).config
-    assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.25, 0.25, 0.25)
+    assert (config.dropout, config.attention_dropout, config.activation_dropout) == (
+        0.25,
+        0.25,
+        0.25,
+    )
     assert (config.encoder_layerdrop, config.decoder_layerdrop) == (0.0, 0.0)
 
 
@@ -133,7 +157,9 @@ def test_a_task_has_its_dropout_and_its_labels(bases):
 def test_a_base_that_knows_no_dropout_is_named(bases):
     settings = changed(LANGUAGE, {"training": {"dropout": 0.1}})
     fit_language(bases("qwen"), TEXT, settings)  # Qwen has one, in its attention
-    with pytest.raises(DeftxError, match=r"setting training\.dropout = 1\.0: input should be less than 1"):
+    with pytest.raises(
+        DeftxError, match=r"setting training\.dropout = 1\.0: input should be less than 1"
+    ):
         changed(LANGUAGE, {"training": {"dropout": 1.0}})
 
 
@@ -149,9 +175,10 @@ def test_dropout_changes_the_vector_and_is_recorded(bases):
 
 
 def replaced_by(replacements):
-    """What tokens become other than the mask and themselves, in many batches of a text of few words."""
+    """What tokens become other than the mask and themselves, in many batches of a text of few
+    words."""
     few = [" ".join(tiny.WORDS[i % 7] for i in range(n, n + 6)) for n in range(60)]
-    training = LanguageTraining(replacements=replacements, mask=0.5)
+    training = LanguageTrainingConfig(replacements=replacements, mask=0.5)
     objective = masked_lm(few, tiny.tokenizer(), training, 16, 0)
     generator, ids = torch.Generator().manual_seed(0), set()
     for _ in range(40):

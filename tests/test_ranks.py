@@ -29,7 +29,9 @@ def noise(shape, seed):
 
 def planted(shape, rank, strength, seed):
     """Noise of variance 1 plus `rank` directions, each `strength` times the edge of the noise."""
-    left, right = (torch.linalg.qr(noise((size, rank), seed + 1 + i)).Q for i, size in enumerate(shape))
+    left, right = (
+        torch.linalg.qr(noise((size, rank), seed + 1 + i)).Q for i, size in enumerate(shape)
+    )
     return noise(shape, seed) + strength * (sqrt(shape[0]) + sqrt(shape[1])) * left @ right.mT
 
 
@@ -51,7 +53,8 @@ def test_noise_alone_has_no_signal(shape):
 
 @pytest.mark.parametrize("rule", NOISE_RULES)
 def test_rows_of_zeros_do_not_count_in_the_shape(rule):
-    """Embeddings of unseen pieces: with their rows in the shape, the noise would be taken for something else."""
+    """Embeddings of unseen pieces: with their rows in the shape, the noise would be taken for
+    something else."""
     matrix = planted((80, 60), 4, 2.0, seed=5)
     padded = torch.zeros(1000, 60, dtype=torch.float64)
     padded[100:900:10] = matrix
@@ -67,7 +70,8 @@ def test_a_signal_without_any_noise_is_kept_whole(rule, rank):
 
 @pytest.mark.parametrize("beta", [0.05, 0.2, 0.5, 0.8, 1.0])
 def test_the_threshold_is_the_one_of_the_paper(beta):
-    """Gavish and Donoho's own approximation, ω(β) ≈ 0.56 β³ − 0.95 β² + 1.82 β + 1.43, is within 0.02 of it."""
+    """Gavish and Donoho's own approximation, ω(β) ≈ 0.56 β³ − 0.95 β² + 1.82 β + 1.43, is within
+    0.02 of it."""
     narrow, wide = round(1000 * beta), 1000
     omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
     flat = torch.ones(narrow, dtype=torch.float64)
@@ -108,9 +112,19 @@ def test_a_matrix_of_zeros_keeps_nothing(rule):
 
 
 @settings(deadline=None)
-@given(st.sampled_from(list(RANK_RULES)), st.integers(2, 9), st.integers(2, 9), st.integers(0, 9), st.integers(0, 99))
-def test_every_rule_gives_a_possible_rank_and_does_not_mind_scale_or_side(rule, rows, columns, rank, seed):
-    matrix = noise((rows, rank), seed) @ noise((rank, columns), seed + 1) + 0.1 * noise((rows, columns), seed + 2)
+@given(
+    st.sampled_from(list(RANK_RULES)),
+    st.integers(2, 9),
+    st.integers(2, 9),
+    st.integers(0, 9),
+    st.integers(0, 99),
+)
+def test_every_rule_gives_a_possible_rank_and_does_not_mind_scale_or_side(
+    rule, rows, columns, rank, seed
+):
+    matrix = noise((rows, rank), seed) @ noise((rank, columns), seed + 1) + 0.1 * noise(
+        (rows, columns), seed + 2
+    )
     kept = denoise({"w": matrix}, rule).ranks["w"]
     assert 0 <= kept <= min(rows, columns)
     assert kept == denoise({"w": matrix.mT.contiguous()}, rule).ranks["w"]
@@ -118,7 +132,9 @@ def test_every_rule_gives_a_possible_rank_and_does_not_mind_scale_or_side(rule, 
 
 
 def test_an_unknown_rule_is_an_error_that_lists_the_rules():
-    with pytest.raises(DeftxError, match=r"unknown rank 'gavish'.*auto, .*gavish-donoho, split-half"):
+    with pytest.raises(
+        DeftxError, match=r"unknown rank 'gavish'.*auto, .*gavish-donoho, split-half"
+    ):
         rank_rule("gavish")
 
 
@@ -128,7 +144,9 @@ def test_auto_is_the_rule_that_is_recommended(monkeypatch):
         monkeypatch.setattr("deftx.core.ranks.RECOMMENDED", rule)
         assert denoise({"w": matrix}, "auto").ranks == denoise({"w": matrix}, rule).ranks
         assert recorded_rank("auto") == {"rank": "auto", "rank_rule": rule}
-    assert [recorded_rank(rank) for rank in (None, 7, "90%")] == [{"rank": rank} for rank in (None, 7, "90%")]
+    assert [recorded_rank(rank) for rank in (None, 7, "90%")] == [
+        {"rank": rank} for rank in (None, 7, "90%")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -148,18 +166,25 @@ def test_auto_is_the_rule_that_is_recommended(monkeypatch):
         (0.9, 384, 0.9),
     ],
 )
-def test_a_rank_relative_to_the_width_is_one_number_for_a_model_and_others_stay(rank, width, number):
+def test_a_rank_relative_to_the_width_is_one_number_for_a_model_and_others_stay(
+    rank, width, number
+):
     assert resolve_rank(rank, width) == number
 
 
 @pytest.mark.parametrize("rank", ["0/768", "768/100", "1/0"])
 def test_a_rank_that_is_no_part_of_the_width_is_refused(rank):
-    with pytest.raises(DeftxError, match=rf"^rank {rank} is out of range: give a part of the width"):
+    with pytest.raises(
+        DeftxError, match=rf"^rank {rank} is out of range: give a part of the width"
+    ):
         resolve_rank(rank, 768)
 
 
 def test_matrices_alone_do_not_tell_a_rank_relative_to_the_width():
-    with pytest.raises(DeftxError, match=r"^rank 100/768 is relative to a model's width.*round\(100/768 \* width\)$"):
+    with pytest.raises(
+        DeftxError,
+        match=r"^rank 100/768 is relative to a model's width.*round\(100/768 \* width\)$",
+    ):
         denoise({"w": noise((4, 3), 0)}, "100/768")
 
 
@@ -170,7 +195,9 @@ def test_of_a_relative_rank_the_number_is_recorded_too():
 
 
 def test_one_difference_alone_does_not_tell_the_rank_of_two_halves():
-    with pytest.raises(DeftxError, match=r"^rank split-half takes two trainings .* deftx\.split_half_ranks$"):
+    with pytest.raises(
+        DeftxError, match=r"^rank split-half takes two trainings .* deftx\.split_half_ranks$"
+    ):
         denoise({"w": noise((4, 3), 0)}, "split-half")
 
 
@@ -178,8 +205,9 @@ def test_one_difference_alone_does_not_tell_the_rank_of_two_halves():
 
 
 def halves(shape, rank, strength, seed, uneven=0.0):
-    """One signal of `rank` directions, each `strength` times the edge of white noise, under two noises. Rows of the
-    noise are `uneven`: factors exp(uneven · normal), as from words of different frequency."""
+    """One signal of `rank` directions, each `strength` times the edge of white noise, under two
+    noises. Rows of the noise are `uneven`: factors exp(uneven · normal), as from words of different
+    frequency."""
     signal = planted(shape, rank, strength, seed) - noise(shape, seed)
     rows = (uneven * noise((shape[0], 1), seed + 50)).exp()
     rows *= (shape[0] / rows.square().sum()).sqrt()
@@ -187,7 +215,8 @@ def halves(shape, rank, strength, seed, uneven=0.0):
 
 
 def cut_errors(matrix, signal):
-    """The singular values of a matrix, and how far it is from the signal when it is cut to rank 0, 1, ..."""
+    """The singular values of a matrix, and how far it is from the signal when it is cut to rank 0,
+    1, ..."""
     left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
     cut = [left[:, :r] * singular[:r] @ right[:r] for r in range(len(singular) + 1)]
     return singular, [(matrix - signal).square().sum().item() for matrix in cut]
@@ -206,8 +235,9 @@ def test_halves_agree_on_a_planted_signal_and_on_nothing_in_noise(shape, rank, s
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_halves_tell_signal_from_uneven_noise_which_the_rules_for_white_noise_do_not(shape):
-    """The strongest rows make singular values of their own, far above the bulk: in one half alone they look like
-    signal. So those rules keep three times as many as there are, and are twice as far from the signal."""
+    """The strongest rows make singular values of their own, far above the bulk: in one half alone
+    they look like signal. So those rules keep three times as many as there are, and are twice as
+    far from the signal."""
     ranks = {"halves": [], "gavish-donoho": [], "bulk-edge": []}
     far, nearest = dict.fromkeys(ranks, 0.0), 0.0
     for seed in range(5):
@@ -215,7 +245,9 @@ def test_halves_tell_signal_from_uneven_noise_which_the_rules_for_white_noise_do
         singular, errors = cut_errors(first, signal)
         nearest += min(errors)
         for name in ranks:
-            rank = split_half(first, second) if name == "halves" else rank_rule(name)(singular, shape)
+            rank = (
+                split_half(first, second) if name == "halves" else rank_rule(name)(singular, shape)
+            )
             ranks[name].append(rank)
             far[name] += errors[rank]
     assert max(ranks["halves"]) <= 5
@@ -240,7 +272,9 @@ def test_halves_may_be_exchanged_turned_and_padded():
     (first, second), _ = halves((80, 60), 4, 1.5, seed=2)
     rank = split_half(first, second)
     assert rank == split_half(second, first) == split_half(first.mT, second.mT)
-    padded = [torch.cat([matrix, torch.zeros(300, 60, dtype=torch.float64)]) for matrix in (first, second)]
+    padded = [
+        torch.cat([matrix, torch.zeros(300, 60, dtype=torch.float64)]) for matrix in (first, second)
+    ]
     assert split_half(*padded) == rank
 
 
@@ -258,8 +292,13 @@ def test_matrices_are_taken_in_blocks_of_rows(monkeypatch):
 
 
 def test_ranks_of_two_halves_are_those_that_denoise_takes():
-    pairs = {name: halves((60, 40), rank, 2.0, seed=rank)[0] for name, rank in {"a": 2, "b": 0, "c": 3}.items()}
-    first, second = ({name: pair[i] for name, pair in pairs.items()} | {"bias": noise((9,), i)} for i in (0, 1))
+    pairs = {
+        name: halves((60, 40), rank, 2.0, seed=rank)[0]
+        for name, rank in {"a": 2, "b": 0, "c": 3}.items()
+    }
+    first, second = (
+        {name: pair[i] for name, pair in pairs.items()} | {"bias": noise((9,), i)} for i in (0, 1)
+    )
     ranks = split_half_ranks(first, second)
     assert ranks == {"a": 2, "b": 0, "c": 3}
     denoised = denoise(first, ranks, keep=0)

@@ -58,11 +58,19 @@ def test_a_node_that_is_lost_costs_nothing_but_time(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there_is_an_error_of_one_line(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    with pytest.raises(DeftxError, match="no Ray cluster at"), on_ray(Store(tmp_path), "nowhere:1", {}):
+    with (
+        pytest.raises(DeftxError, match="no Ray cluster at"),
+        on_ray(Store(tmp_path), "nowhere:1", {}),
+    ):
         pass
 
 
-def test_without_ray_there_is_a_line_that_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_there_is_a_line_that_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DeftxError, match=r"pip install 'deftx\[ray\]'"), on_ray(Store(tmp_path), None, {}):
+    with (
+        pytest.raises(DeftxError, match=r"pip install 'deftx\[ray\]'"),
+        on_ray(Store(tmp_path), None, {}),
+    ):
         pass

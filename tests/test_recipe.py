@@ -28,32 +28,50 @@ def test_a_variant_without_language_vectors_needs_none(folder: Path) -> None:
     assert recipe(folder).needed_languages("DeFT-X") == ["src", "tar"]
 
 
-def test_a_label_that_is_not_learnt_is_named_before_anything_is(folder: Path, tmp_path: Path) -> None:
+def test_a_label_that_is_not_learnt_is_named_before_anything_is(
+    folder: Path, tmp_path: Path
+) -> None:
     (folder / "mixed.tsv").write_text((folder / "tar.tsv").read_text() + "ba be\tmixed\n")
-    with pytest.raises(DeftxError, match=r"mixed\.tsv, example \d+: label 'mixed' is not among .*: back, front"):
+    with pytest.raises(
+        DeftxError, match=r"mixed\.tsv, example \d+: label 'mixed' is not among .*: back, front"
+    ):
         prepare(recipe(folder, {"test": {"tar": "mixed.tsv"}}), tmp_path / "store")
 
 
 def test_an_unknown_tag_is_named_before_anything_is_learnt(folder: Path, tmp_path: Path) -> None:
     (folder / "tags.tsv").write_text("ba\tA\nbe\tB\n\nbo\tA\n")
     (folder / "odd.tsv").write_text("ba\tA\n\nbo\tC\n")
-    changes = {"train": "tags.tsv", "valid": "tags.tsv", "task": {"task": "tagging"}, "ngrams": False}
+    changes = {
+        "train": "tags.tsv",
+        "valid": "tags.tsv",
+        "task": {"task": "tagging"},
+        "ngrams": False,
+    }
     changes |= {"test": {"tar": "odd.tsv", "src": "tags.tsv"}}
     with pytest.raises(DeftxError, match=r"odd\.tsv, example 2: label 'C' is not among .*: A, B"):
         prepare(recipe(folder, changes), tmp_path / "store")
 
 
-def test_a_label_that_trimming_takes_away_is_missed_before_anything_is_learnt(folder: Path, tmp_path: Path) -> None:
+def test_a_label_that_trimming_takes_away_is_missed_before_anything_is_learnt(
+    folder: Path, tmp_path: Path
+) -> None:
     rows = (folder / "src.tsv").read_text()
     (folder / "rare.tsv").write_text(f"{rows}bi bo be ba bu bi bo\trare\n")
     (folder / "same.tsv").write_text("text\tlabel\nbi bo be ba bu bi bo\trare\n")
-    changes = {"train": "rare.tsv", "test": {"tar": "same.tsv", "src": "tar.tsv"}, "leakage": "trim"}
+    changes = {
+        "train": "rare.tsv",
+        "test": {"tar": "same.tsv", "src": "tar.tsv"},
+        "contamination": "trim",
+    }
     with pytest.raises(DeftxError, match=r"same\.tsv, example 1: label 'rare' is not among"):
         prepare(recipe(folder, changes), tmp_path / "store")
 
 
 def test_a_lora_does_not_take_over_the_rank_of_denoising(folder: Path) -> None:
-    changes = {"language": {"rank": "90%"}, "variants": {"L": {"family": "lora"}, "M": {"family": "lora"}}}
+    changes = {
+        "language": {"rank": "90%"},
+        "variants": {"L": {"family": "lora"}, "M": {"family": "lora"}},
+    }
     found = recipe(folder, merged(changes, {"variants": {"M": {"language": {"rank": 3}}}}))
     assert [found.language_fit(name, 0).rank for name in "LM"] == [None, 3]
     assert found.language_fit("L", 0).training.max_steps == found.language.training.max_steps
@@ -61,7 +79,10 @@ def test_a_lora_does_not_take_over_the_rank_of_denoising(folder: Path) -> None:
 
 def test_settings_start_from_a_preset_in_a_recipe_and_in_a_variant(folder: Path) -> None:
     changes = {"language": {"preset": "quick", "k": "7%", "training": {"max_steps": 9}}}
-    changes |= {"task": {"preset": "standard", "training": None}, "variants": {"V": {"task": {"preset": "paper-nli"}}}}
+    changes |= {
+        "task": {"preset": "standard", "training": None},
+        "variants": {"V": {"task": {"preset": "paper-nli"}}},
+    }
     data = {**RECIPE, **changes}
     del data["task"]["training"]
     (folder / "preset.yaml").write_text(yaml.safe_dump(data))
@@ -70,7 +91,11 @@ def test_settings_start_from_a_preset_in_a_recipe_and_in_a_variant(folder: Path)
     assert found.language == changed(quick, {"k": "7%", "training": {"max_steps": 9}})
     assert found.task.training.max_steps == TASK_PRESETS["standard"].training.max_steps
     variant = found.task_fit("V", 0)
-    assert (variant.k, variant.training.batch_size, variant.training.metric) == (14_155_776, 32, "accuracy")
+    assert (variant.k, variant.training.batch_size, variant.training.metric) == (
+        14_155_776,
+        32,
+        "accuracy",
+    )
     assert found.task_fit("V", 3).seed == 3
     set_on_top = load_recipe(folder / "preset.yaml", {"language": {"preset": "paper-sentiment"}})
     assert (set_on_top.language.training.max_steps, set_on_top.language.k) == (9, "7%")
@@ -79,8 +104,14 @@ def test_settings_start_from_a_preset_in_a_recipe_and_in_a_variant(folder: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"language": {"preset": "quik"}}, r"unknown preset 'quik' \(did you mean 'quick'\?\); known: paper-nli, "),
-        ({"task": {"preset": "paper"}}, "unknown preset 'paper'.*known: paper-nli, paper-sentiment"),
+        (
+            {"language": {"preset": "quik"}},
+            r"unknown preset 'quik' \(did you mean 'quick'\?\); known: paper-nli, ",
+        ),
+        (
+            {"task": {"preset": "paper"}},
+            "unknown preset 'paper'.*known: paper-nli, paper-sentiment",
+        ),
         ({"task": {"preset": None}}, "unknown preset 'None'"),
         ({"language": {"preset": ["quick"]}}, "unknown preset"),
         ({"variants": {"DeFT-X": {"task": {"preset": "x"}}}}, "unknown preset 'x'"),
@@ -97,7 +128,9 @@ def test_a_preset_that_there_is_not_is_named_with_those_there_are(
         recipe(folder, changes)
 
 
-def test_the_base_of_a_recipe_is_found_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_of_a_recipe_is_found_from_any_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = Path(recipe(folder).base)
     assert place.is_absolute()
     assert place.is_dir()
@@ -108,18 +141,32 @@ def test_the_base_of_a_recipe_is_found_from_any_folder(folder: Path, monkeypatch
 def test_the_model_whose_head_stands_in_is_looked_for_beside_the_recipe(folder: Path) -> None:
     place = Path(recipe(folder).base).name
     there = {"language": {"training": {"head": place}}}
-    found = recipe(folder, {**there, "variants": {"DeFT-X": {"language": {"training": {"head": f"./{place}"}}}}})
+    found = recipe(
+        folder,
+        {**there, "variants": {"DeFT-X": {"language": {"training": {"head": f"./{place}"}}}}},
+    )
     assert (
-        found.language.training.head == found.language_fit("DeFT-X", 0).training.head == str(folder.resolve() / place)
+        found.language.training.head
+        == found.language_fit("DeFT-X", 0).training.head
+        == str(folder.resolve() / place)
     )
     elsewhere = {"training": {"head": "FacebookAI/xlm-roberta-base"}}
-    assert recipe(folder, {"language": elsewhere}).language.training.head == "FacebookAI/xlm-roberta-base"
+    assert (
+        recipe(folder, {"language": elsewhere}).language.training.head
+        == "FacebookAI/xlm-roberta-base"
+    )
 
 
-def test_test_data_of_single_texts_for_a_task_of_pairs_are_refused(folder: Path, tmp_path: Path) -> None:
-    (folder / "pairs.tsv").write_text("premise\thypothesis\tlabel\nba be\tbi\tfront\nbo bu\tba\tback\n")
-    changes = {"train": "pairs.tsv", "valid": "pairs.tsv", "leakage": "ignore"}
-    with pytest.raises(DeftxError, match="the task was learnt from pairs of texts, and these are single ones"):
+def test_test_data_of_single_texts_for_a_task_of_pairs_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "pairs.tsv").write_text(
+        "premise\thypothesis\tlabel\nba be\tbi\tfront\nbo bu\tba\tback\n"
+    )
+    changes = {"train": "pairs.tsv", "valid": "pairs.tsv", "contamination": "ignore"}
+    with pytest.raises(
+        DeftxError, match="the task was learnt from pairs of texts, and these are single ones"
+    ):
         prepare(recipe(folder, changes), tmp_path / "store")
 
 
@@ -147,14 +194,18 @@ def test_recipes_that_fan_out_are_read_once_each(folder: Path, tmp_path: Path) -
     (tmp_path / "b8.yaml").write_text("seeds: [3]")
     for level in range(8):
         for name in "ab":
-            (tmp_path / f"{name}{level}.yaml").write_text(f"extends: [a{level + 1}.yaml, b{level + 1}.yaml]")
+            (tmp_path / f"{name}{level}.yaml").write_text(
+                f"extends: [a{level + 1}.yaml, b{level + 1}.yaml]"
+            )
     assert layers.read(tmp_path / "a0.yaml") == {**base, "seeds": [3]}
 
 
 def test_a_recipe_extends_no_more_than_can_be_read(tmp_path: Path) -> None:
     for number in range(200):
         (tmp_path / f"b{number}.yaml").write_text(f"seeds: [{number}]")
-    (tmp_path / "a.yaml").write_text(f"extends: [{', '.join(f'b{number}.yaml' for number in range(200))}]")
+    (tmp_path / "a.yaml").write_text(
+        f"extends: [{', '.join(f'b{number}.yaml' for number in range(200))}]"
+    )
     with pytest.raises(DeftxError, match="more than 50 others"):
         load_recipe(tmp_path / "a.yaml")
 
@@ -179,11 +230,17 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
     ("changes", "said"),
     [
         ({"sourec": "src"}, "did you mean 'source'"),
-        ({"language": {"training": {"learning_rat": 1}}}, "did you mean 'language.training.learning_rate'"),
+        (
+            {"language": {"training": {"learning_rat": 1}}},
+            "did you mean 'language.training.learning_rate'",
+        ),
         ({"variants": {"none": {"task": {"ranc": 1}}}}, "did you mean 'rank'"),
         ({"seeds": "many"}, "seeds"),
         ({"seeds": [2**32]}, "seeds.0 = 4294967296: .* less than"),
-        ({"languages": {False: "tar.txt"}}, "called False: YAML reads no, yes, on and off so; put it in quotes"),
+        (
+            {"languages": {False: "tar.txt"}},
+            "called False: YAML reads no, yes, on and off so; put it in quotes",
+        ),
         ({"source": False}, "a language is called False: YAML reads no"),
         ({"test": {"elsewhere": "tar.tsv"}}, "no text for 'elsewhere'"),
         ({"variants": {"none": {"rule": "tise"}}}, "unknown rule 'tise'.*did you mean 'ties'"),
@@ -194,29 +251,47 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
         ({"baseline": "LTSFT"}, "did you mean 'LT-SFT'"),
         ({"task": {"task": "taging"}}, "did you mean 'tagging'"),
         ({"task": {"training": {"metric": "f1"}}}, "unknown metric of classification 'f1'"),
-        ({"task": {"task": "regression"}, "ngrams": False}, "macro_f1 and accuracy, which regression does not have"),
-        ({"task": {"task": "ner"}, "ngrams": False}, "macro_f1 or accuracy, not span_f1: set task.training.metric"),
-        ({"task": {"task": "tagging"}}, "ngrams are a baseline for classification, not for tagging"),
-        ({"variants": {"none": {"task": {"task": "tagging"}}}}, "variant 'none' has the task tagging"),
+        (
+            {"task": {"task": "regression"}, "ngrams": False},
+            "macro_f1 and accuracy, which regression does not have",
+        ),
+        (
+            {"task": {"task": "ner"}, "ngrams": False},
+            "macro_f1 or accuracy, not span_f1: set task.training.metric",
+        ),
+        (
+            {"task": {"task": "tagging"}},
+            "ngrams are a baseline for classification, not for tagging",
+        ),
+        (
+            {"variants": {"none": {"task": {"task": "tagging"}}}},
+            "variant 'none' has the task tagging",
+        ),
         (
             {"variants": {"M": {"family": "madx"}}, "task": {"task": "tagging"}, "ngrams": False},
             r"variant 'M' \(madx\) is for classification, not for tagging",
         ),
     ],
 )
-def test_what_is_wrong_in_a_recipe_is_named(folder: Path, changes: dict[str, object], said: str) -> None:
+def test_what_is_wrong_in_a_recipe_is_named(
+    folder: Path, changes: dict[str, object], said: str
+) -> None:
     with pytest.raises(DeftxError, match=said):
         recipe(folder, changes)
 
 
 @pytest.mark.parametrize("missing", ["source", "train"])
 def test_a_recipe_without_labelled_data_is_refused(folder: Path, missing: str) -> None:
-    with pytest.raises(DeftxError, match=r"either as source and train \(and valid\), or as sources"):
+    with pytest.raises(
+        DeftxError, match=r"either as source and train \(and valid\), or as sources"
+    ):
         recipe(folder, {missing: ""})
 
 
 def test_without_validation_data_a_tenth_is_held_out_as_fit_task_does(folder: Path) -> None:
-    with pytest.warns(UserWarning, match="without validation data, 4 of the rows of src choose the best step"):
+    with pytest.warns(
+        UserWarning, match="without validation data, 4 of the rows of src choose the best step"
+    ):
         data = read(recipe(folder, {"valid": "", "seeds": [3]}))
     whole = deftx.read_examples(folder / "src.tsv")
     train, valid = held_out(whole, 0.1, 3, named=True)
@@ -225,22 +300,32 @@ def test_without_validation_data_a_tenth_is_held_out_as_fit_task_does(folder: Pa
 
 
 def test_a_finished_vector_needs_no_text_and_targets_need_no_test(folder: Path) -> None:
-    languages = {"languages": {"src": None, "tar": "tar.txt"}, "vectors": {"src": "base"}, "test": {}}
+    languages = {
+        "languages": {"src": None, "tar": "tar.txt"},
+        "vectors": {"src": "base"},
+        "test": {},
+    }
     data = {**RECIPE, **languages, "targets": ["tar", "more"]}
     del data["languages"]["src"]
     (folder / "finished.yaml").write_text(yaml.safe_dump(data))
-    with pytest.raises(DeftxError, match="has no text for 'more'; give it under `languages`, or a finished vector"):
+    with pytest.raises(
+        DeftxError, match="has no text for 'more'; give it under `languages`, or a finished vector"
+    ):
         load_recipe(folder / "finished.yaml")
     found = load_recipe(folder / "finished.yaml", {"languages": {"more": "tar.txt"}})
     assert found.needed_languages("DeFT-X") == ["src", "tar", "more"]
     assert found.texts_of("DeFT-X") == ["tar", "more"]
     with pytest.raises(DeftxError, match="has no text for 'src'"):
         load_recipe(
-            folder / "finished.yaml", {"languages": {"more": "tar.txt"}, "variants": {"DeFT-X": {"family": "lora"}}}
+            folder / "finished.yaml",
+            {"languages": {"more": "tar.txt"}, "variants": {"DeFT-X": {"family": "lora"}}},
         )
-    with pytest.raises(DeftxError, match="has no text for 'src'"):  # whose words are looked for in the text
+    with pytest.raises(
+        DeftxError, match="has no text for 'src'"
+    ):  # whose words are looked for in the text
         load_recipe(
-            folder / "finished.yaml", {"languages": {"more": "tar.txt"}, "variants": {"DeFT-X": {"respell": "words"}}}
+            folder / "finished.yaml",
+            {"languages": {"more": "tar.txt"}, "variants": {"DeFT-X": {"respell": "words"}}},
         )
 
 
@@ -251,6 +336,10 @@ def test_what_is_in_recipes_is_a_recipe(file: Path) -> None:
 
 def test_one_source_is_held_against_three() -> None:
     found = load_recipe(RECIPES / "several-nano.yaml")
-    assert (found.leakage, found.seeds, list(found.test)) == ("trim", (0, 1, 2), ["ace", "ban", "bjn", "mad", "min"])
+    assert (found.contamination, found.seeds, list(found.test)) == (
+        "trim",
+        (0, 1, 2),
+        ["ace", "ban", "bjn", "mad", "min"],
+    )
     sources = {variant: found.sources_of(variant) for variant in found.variants}
     assert sorted(sources.values()) == [["ind"]] * 2 + [["ind", "eng", "jav"]] * 2

@@ -1,4 +1,5 @@
-"""The report of a run: what is in it, what is left out where a run has less, and how it looks in a browser."""
+"""The report of a run: what is in it, what is left out where a run has less, and how it looks in a
+browser."""
 
 import importlib.util
 import json
@@ -43,7 +44,8 @@ def typed(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run of 3 variants, 3 seeds and 3 languages, with all that a run can hold, and its report in RUN/report."""
+    """A run of 3 variants, 3 seeds and 3 languages, with all that a run can hold, and its report in
+    RUN/report."""
     folder = make_run(tmp_path_factory.mktemp("runs") / "run", ngrams=True)
     assert typed("report", folder) == 0
     return folder
@@ -77,7 +79,13 @@ def test_a_whole_run_has_every_section_and_names_every_variant(html, text):
     for name in [*VARIANTS, "character n-grams", "ace", "min", "ban", "ind"]:
         assert name in html
         assert name in text
-    for word in ["518 of 11,000", "published: LT-SFT", "deftx run nusax-nano.yaml", "2.13.0", "NusaX sentiment"]:
+    for word in [
+        "518 of 11,000",
+        "published: LT-SFT",
+        "deftx run nusax-nano.yaml",
+        "2.13.0",
+        "NusaX sentiment",
+    ]:
         assert word in html
         assert word in text
 
@@ -87,13 +95,17 @@ def test_a_page_needs_nothing_from_elsewhere(html):
     assert "@import" not in html
     assert set(re.findall(r'<link[^>]*href="([^"]*)"', html)) == {"data:,"}
     loaded = re.findall(r'(?:\bsrc|xlink:href|[^k]href)="([^"]*)"|url\(([^)]*)\)', html)
-    assert [place for pair in loaded for place in pair if place and not place.startswith(("#", "data:"))] == []
+    assert [
+        place for pair in loaded for place in pair if place and not place.startswith(("#", "data:"))
+    ] == []
 
 
 def test_ids_are_unique_and_what_is_pointed_at_is_there(html):
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids)) > 50
-    assert {*re.findall(r'href="#([^"]+)"', html), *re.findall(r"url\(#([^)]+)\)", html)} <= set(ids)
+    assert {*re.findall(r'href="#([^"]+)"', html), *re.findall(r"url\(#([^)]+)\)", html)} <= set(
+        ids
+    )
 
 
 def test_every_figure_is_there_three_times_and_says_what_it_shows(run, html, text):
@@ -121,7 +133,9 @@ def test_the_markdown_tables_have_as_many_cells_in_every_row(text):
 
 def test_names_cannot_become_markup(tmp_path):
     strange = {'<b>$x_1$ & "|': {}, "_hidden": {}, "LT-SFT": {}, "表": {}}
-    folder = make_run(tmp_path / "run", strange, (0, 1), ("ace", "m<i>n"), examples=30, vectors=False, paper=None)
+    folder = make_run(
+        tmp_path / "run", strange, (0, 1), ("ace", "m<i>n"), examples=30, vectors=False, paper=None
+    )
     assert typed("report", folder) == 0
     found = (folder / "report" / page.PAGE).read_text(encoding="utf-8")
     assert "<b>" not in found
@@ -133,7 +147,9 @@ def test_names_cannot_become_markup(tmp_path):
 def test_the_same_run_gives_the_same_page(plain, tmp_path):
     for out in ("one", "two"):
         assert typed("report", plain, "--out", tmp_path / out) == 0
-    one, two = (sorted(p for p in (tmp_path / out).rglob("*") if p.is_file()) for out in ("one", "two"))
+    one, two = (
+        sorted(p for p in (tmp_path / out).rglob("*") if p.is_file()) for out in ("one", "two")
+    )
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
@@ -147,7 +163,10 @@ def test_cells_are_mean_and_deviation_over_the_seeds_with_the_average_taken_with
     scores = read.scores("LT-SFT")
     cells = {line.name: line.cells for line in table.lines}["LT-SFT"]
     for column, cell in zip(table.columns[1:], cells, strict=True):
-        values = [100 * (mean((s["ace"], s["min"])) if column == AVERAGE else s[column]) for s in scores.values()]
+        values = [
+            100 * (mean((s["ace"], s["min"])) if column == AVERAGE else s[column])
+            for s in scores.values()
+        ]
         assert cell.text == f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
@@ -157,11 +176,17 @@ def test_the_best_of_a_column_is_bold_and_what_beats_the_baseline_is_marked(tmp_
     run = read_run(make_run(tmp_path / "run", variants, skill=skill, examples=400, vectors=False))
     scores = score_run(run)
     compared = [compare(run, scores, name, "LT-SFT") for name in variants if name != "LT-SFT"]
-    lines = {line.name: line.cells for line in score_table(run, "LT-SFT", compared).lines if not line.aside}
+    lines = {
+        line.name: line.cells
+        for line in score_table(run, "LT-SFT", compared).lines
+        if not line.aside
+    }
     assert all(cell.best for cell in lines["DeFT-X 64"])
     assert {cell.mark for cell in lines["DeFT-X 64"]} == {SURELY_BETTER}
     assert {cell.mark for cell in lines["DeFT-X 90%"]} <= {"", BETTER, SURELY_BETTER}
-    assert not any(cell.best or cell.mark for name in ("no language vector", "LT-SFT") for cell in lines[name])
+    assert not any(
+        cell.best or cell.mark for name in ("no language vector", "LT-SFT") for cell in lines[name]
+    )
     assert {cell.mark for cells in score_table(run, None, []).lines for cell in cells.cells} == {""}
 
 
@@ -172,7 +197,9 @@ def test_a_mark_is_hollow_where_chance_may_explain_it(tmp_path, low, mark):
     error = (0.02 - low) / stats.t.ppf(0.975, 100)
     gap = Difference(0.02, error, 100.0, 3)
     found = Comparison("DeFT-X 90%", "LT-SFT", (0, 1, 2), dict.fromkeys(run.languages, gap), gap)
-    cells = {line.name: line.cells for line in score_table(run, "LT-SFT", [found]).lines}["DeFT-X 90%"]
+    cells = {line.name: line.cells for line in score_table(run, "LT-SFT", [found]).lines}[
+        "DeFT-X 90%"
+    ]
     assert {cell.mark for cell in cells} == {mark}
 
 
@@ -184,19 +211,32 @@ def test_the_papers_rows_stand_apart_with_its_average_only_where_it_has_all_lang
 
 
 def test_of_several_published_tables_each_has_its_rows_and_is_named(tmp_path):
-    """Of one that gives averages alone the average is shown as it stands; where there are languages it is theirs."""
+    """Of one that gives averages alone the average is shown as it stands; where there are languages
+    it is theirs."""
     url = "https://example.org/paper"
     tables = [
-        {"table": "Table 2, base A", "url": url, "rows": {"LT-SFT": {"ace": 70.0, "min": 80.0, "average": 99.0}}},
+        {
+            "table": "Table 2, base A",
+            "url": url,
+            "rows": {"LT-SFT": {"ace": 70.0, "min": 80.0, "average": 99.0}},
+        },
         {"table": "Table 4, base A", "url": "", "rows": {"LT-SFT": {"average": 80.2}}},
     ]
-    folder = make_run(tmp_path / "run", VARIANTS, (0,), ("ace", "min"), examples=30, vectors=False, paper=tables)
+    folder = make_run(
+        tmp_path / "run", VARIANTS, (0,), ("ace", "min"), examples=30, vectors=False, paper=tables
+    )
     read = read_run(folder)
-    cells = [[cell.text for cell in line.cells][:3] for line in score_table(read, None, []).lines if line.aside]
+    cells = [
+        [cell.text for cell in line.cells][:3]
+        for line in score_table(read, None, []).lines
+        if line.aside
+    ]
     assert cells == [["70.0", "80.0", "75.0"], [NOTHING, NOTHING, "80.2"]]
     assert typed("report", folder) == 0
     shown = (folder / "report" / page.PAGE).read_text(encoding="utf-8")
-    assert "numbers: Table 2, base A (https://example.org/paper); Table 4, base A. Their base" in shown
+    assert (
+        "numbers: Table 2, base A (https://example.org/paper); Table 4, base A. Their base" in shown
+    )
 
 
 def test_a_mark_of_one_seed_is_hollow_and_nothing_is_bold(tmp_path):
@@ -207,11 +247,18 @@ def test_a_mark_of_one_seed_is_hollow_and_nothing_is_bold(tmp_path):
     cells = [cell for line in score_table(run, "LT-SFT", [found]).lines for cell in line.cells]
     assert {cell.mark for cell in cells} == {"", BETTER}
     assert not any(cell.best for cell in cells)
-    assert not any(cell.best for line in language_comparisons(run, [found]).lines for cell in line.cells)
+    assert not any(
+        cell.best for line in language_comparisons(run, [found]).lines for cell in line.cells
+    )
 
 
 def test_p_is_never_said_to_be_nothing():
-    assert [probability(p) for p in (0.0001, 0.0123, 0.25, 1.0)] == ["< 0.001", "0.012", "0.25", "1.00"]
+    assert [probability(p) for p in (0.0001, 0.0123, 0.25, 1.0)] == [
+        "< 0.001",
+        "0.012",
+        "0.25",
+        "1.00",
+    ]
 
 
 # What vectors show
@@ -221,10 +268,16 @@ def test_overlaps_places_and_ranks_are_those_of_the_vectors(run):
     read = read_run(run)
     seen = look(read)
     vectors = {
-        seed: {s.name: load(read.store / s.id / "vector") for s in read.vectors("LT-SFT") if s.seed == seed}
+        seed: {
+            s.name: load(read.store / s.id / "vector")
+            for s in read.vectors("LT-SFT")
+            if s.seed == seed
+        }
         for seed in (0, 1, 2)
     }
-    assert seen.with_task["LT-SFT", "ace"] == [overlap(of["ace"], of["task"]) for of in vectors.values()]
+    assert seen.with_task["LT-SFT", "ace"] == [
+        overlap(of["ace"], of["task"]) for of in vectors.values()
+    ]
     assert ("no language vector", "ace") not in seen.with_task
     assert seen.languages["LT-SFT"]["min", "ace"] == overlap(vectors[0]["min"], vectors[0]["ace"])
     query = "encoder.layer.2.attention.self.query.weight"
@@ -238,7 +291,9 @@ def test_overlaps_places_and_ranks_are_those_of_the_vectors(run):
 
 def test_curves_are_read_from_both_phases_of_every_seed(run):
     curves = look(read_run(run)).curves
-    assert set(curves) == {(name, phase) for name in ("ace", "min", "ban", "ind", "task") for phase in (1, 2)}
+    assert set(curves) == {
+        (name, phase) for name in ("ace", "min", "ban", "ind", "task") for phase in (1, 2)
+    }
     (first, *rest) = curves["task", 2]["LT-SFT"]
     assert (len(rest), first.metric) == (2, "macro_f1")
     assert [step for step, _ in first.held_out] == [20, 40, 60, 80, 100]
@@ -249,9 +304,15 @@ def test_spectra_are_singular_values_of_a_kept_difference_of_one_target_and_the_
     read = read_run(run)
     found = spectra(read)
     assert list(found) == ["ace", "task"]
-    step = next(step for step in read.steps if step.kind == "delta" and step.name == "ace" and read.delta(step))
+    step = next(
+        step
+        for step in read.steps
+        if step.kind == "delta" and step.name == "ace" and read.delta(step)
+    )
     matrix = read.delta(step)["encoder.layer.1.output.dense.weight"]
-    torch.testing.assert_close(found["ace"][1, "feed-forward out"], torch.linalg.svdvals(matrix.double()))
+    torch.testing.assert_close(
+        found["ace"][1, "feed-forward out"], torch.linalg.svdvals(matrix.double())
+    )
     assert {layer for layer, _ in found["task"]} == set(range(LAYERS))
 
 
@@ -299,7 +360,8 @@ def test_a_heat_map_shows_every_cell_whatever_their_number(rows, columns):
 
 
 def test_a_table_that_is_wider_than_the_page_has_a_shadow_at_its_edge(html):
-    """Two layers: a shadow that stays at the edge, and above it paper that scrolls with the table."""
+    """Two layers: a shadow that stays at the edge, and above it paper that scrolls with the
+    table."""
     box = re.search(r"\n\.box \{(.*?)\n\}", html, re.DOTALL)[1]
     background = box.split("background:")[1]
     covers, shadow = background.split(",\n")
@@ -334,14 +396,21 @@ def test_a_run_under_way_is_reported_as_far_as_it_is(tmp_path):
     for step in (step for step in read.steps if step.seed == 1 and step.kind != "score"):
         shutil.rmtree(read.store / step.id)
     rows = (folder / "results.jsonl").read_text().splitlines(keepends=True)
-    (folder / "results.jsonl").write_text("".join(rows[:-1]))  # the source language of the last variant
+    (folder / "results.jsonl").write_text(
+        "".join(rows[:-1])
+    )  # the source language of the last variant
     assert typed("report", folder) == 0
     found = (folder / "report" / page.TEXT).read_text(encoding="utf-8")
-    assert f"This run is not finished: {len(read_run(folder).finished)} of its {len(read.steps)} steps" in found
+    assert (
+        f"This run is not finished: {len(read_run(folder).finished)} of its {len(read.steps)} steps"
+        in found
+    )
 
 
 def test_a_run_of_vectors_alone_is_reported_without_scores(tmp_path):
-    folder = make_run(tmp_path / "run", {"LT-SFT": {}}, (0,), ("ace",), examples=20, deltas=False, test={})
+    folder = make_run(
+        tmp_path / "run", {"LT-SFT": {}}, (0,), ("ace",), examples=20, deltas=False, test={}
+    )
     (folder / "results.jsonl").unlink()
     assert typed("report", folder) == 0
     html = (folder / "report" / page.PAGE).read_text(encoding="utf-8")
@@ -366,7 +435,9 @@ def complaint(capsys, *arguments: object) -> str:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-    assert complaint(capsys, tmp_path).endswith("is no run: it has no recipe.json; give the folder of `deftx run`")
+    assert complaint(capsys, tmp_path).endswith(
+        "is no run: it has no recipe.json; give the folder of `deftx run`"
+    )
     assert "is no run" in complaint(capsys, tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
 
@@ -402,7 +473,12 @@ def test_a_damaged_file_is_named(plain, capsys, name, content, words):
 
 def test_damaged_predictions_are_named(plain, capsys):
     path = read_run(plain).store / read_run(plain).rows[0].step / "predictions.json"
-    for change in [{"true": [0]}, {"labels": ["one"]}, {"true": [], "predicted": []}, {"predicted": [-1]}]:
+    for change in [
+        {"true": [0]},
+        {"labels": ["one"]},
+        {"true": [], "predicted": []},
+        {"predicted": [-1]},
+    ]:
         old = path.read_text()
         path.write_text(json.dumps({**json.loads(old), **change}))
         assert f"{path.name} is damaged" in complaint(capsys, plain)
@@ -424,7 +500,9 @@ def test_what_is_no_report_is_not_replaced_and_a_report_is(plain, tmp_path, caps
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    assert complaint(capsys, plain, "--out", mine).endswith("exists and is not a report: choose another folder")
+    assert complaint(capsys, plain, "--out", mine).endswith(
+        "exists and is not a report: choose another folder"
+    )
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
     report = tmp_path / "report"
     report.mkdir()
@@ -469,10 +547,14 @@ def test_the_page_stands_in_a_browser_at_desktop_and_phone_width(run, browser, w
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [page_.url]
     assert page_.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    drawn = page_.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)")
+    drawn = page_.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
+    )
     assert len(drawn) == 9
     assert min(drawn) > 60
-    shown = page_.evaluate("[...document.querySelectorAll('table')].filter(t => t.offsetHeight > 40).length")
+    shown = page_.evaluate(
+        "[...document.querySelectorAll('table')].filter(t => t.offsetHeight > 40).length"
+    )
     assert shown >= 5
     inside = "[...document.querySelectorAll('.box')].every(b => b.getBoundingClientRect().right <= window.innerWidth)"
     assert page_.evaluate(inside)
@@ -485,7 +567,9 @@ def test_the_page_stands_in_a_browser_at_desktop_and_phone_width(run, browser, w
 
 def test_no_path_of_the_disk_is_in_a_report(tmp_path):
     own = {"language": {"training": {"logs": "/home/anna/logs"}}}
-    folder = make_run(tmp_path / "run", {"LT-SFT": own}, (0,), ("ace",), vectors=False, base="/home/anna/xlmr")
+    folder = make_run(
+        tmp_path / "run", {"LT-SFT": own}, (0,), ("ace",), vectors=False, base="/home/anna/xlmr"
+    )
     recipe = json.loads((folder / "recipe.json").read_text())
     recipe |= {
         "test": {"ace": "recipes/../../anna/ace.tsv"},
@@ -506,6 +590,8 @@ def test_the_layers_of_encoder_and_decoder_are_other_places():
 
 
 def test_seeds_are_those_of_the_recipes_variants_and_sources_alone_are_whole(tmp_path):
-    run = read_run(make_run(tmp_path / "run", seeds=(1, 2), languages=(), vectors=False, ngrams=True))
+    run = read_run(
+        make_run(tmp_path / "run", seeds=(1, 2), languages=(), vectors=False, ngrams=True)
+    )
     assert run.seeds == [1, 2]
     assert not [line.name for line in score_table(run, None, []).lines if "seeds)" in line.name]

@@ -1,4 +1,5 @@
-"""Intervals of differences: the right noise, the right coverage, and no more said than the seeds allow."""
+"""Intervals of differences: the right noise, the right coverage, and no more said than the seeds
+allow."""
 
 import importlib.util
 import json
@@ -47,7 +48,9 @@ def answers(true: np.ndarray, predicted: np.ndarray, labels: int = 3) -> Predict
     return Predictions(true=tuple(true.tolist()), predicted=tuple(predicted.tolist()), labels=names)
 
 
-def guesses(rng: np.random.Generator, true: np.ndarray, skill: float, labels: int = 3) -> np.ndarray:
+def guesses(
+    rng: np.random.Generator, true: np.ndarray, skill: float, labels: int = 3
+) -> np.ndarray:
     """Answers that are right with probability `skill`, wrong ones at random."""
     wrong = (true + rng.integers(1, labels, size=len(true))) % labels
     return np.where(rng.random(len(true)) < skill, true, wrong)
@@ -59,7 +62,11 @@ def interval(gap: Difference) -> tuple[float, float]:
 
 @pytest.fixture
 def small(tmp_path: Path) -> RunData:
-    return read_run(make_run(tmp_path / "run", languages=("ace", "min"), examples=40, vectors=False, ngrams=True))
+    return read_run(
+        make_run(
+            tmp_path / "run", languages=("ace", "min"), examples=40, vectors=False, ngrams=True
+        )
+    )
 
 
 # Scores and their text noise
@@ -69,11 +76,15 @@ def small(tmp_path: Path) -> RunData:
 def test_scores_and_effects_are_those_of_sklearn_with_each_text_left_out(labels):
     rng = np.random.default_rng(labels)
     reference = {
-        "macro_f1": lambda true, predicted: f1_score(true, predicted, average="macro", zero_division=0.0),
+        "macro_f1": lambda true, predicted: f1_score(
+            true, predicted, average="macro", zero_division=0.0
+        ),
         "accuracy": accuracy_score,
     }
     for _ in range(5):
-        true = rng.integers(labels, size=12)  # few: some labels occur once, and vanish with their text
+        true = rng.integers(
+            labels, size=12
+        )  # few: some labels occur once, and vanish with their text
         predicted = guesses(rng, true, 0.5, labels)
         for name, metric in METRICS.items():
             score = jackknife(metric, answers(true, predicted, labels))
@@ -90,7 +101,9 @@ def test_the_text_noise_of_accuracy_is_that_of_a_share():
     rng = np.random.default_rng(0)
     true = rng.integers(3, size=50)
     score = jackknife(METRICS["accuracy"], answers(true, guesses(rng, true, 0.7)))
-    assert np.square(score.text_effects).sum() == pytest.approx(score.value * (1 - score.value) / 49)
+    assert np.square(score.text_effects).sum() == pytest.approx(
+        score.value * (1 - score.value) / 49
+    )
 
 
 def test_the_text_noise_of_macro_f1_is_that_of_new_test_sets():
@@ -144,7 +157,10 @@ def test_text_noise_of_single_seeds_is_counted_once():
     texts = 4000
     apart = rng.standard_normal((5, texts)) / texts
     apart = np.linalg.qr(apart.T)[0].T * 0.02  # no covariance between seeds
-    gaps = [Score(value, effects) for value, effects in zip([0.0, 0.1, 0.2, 0.1, 0.1], apart, strict=True)]
+    gaps = [
+        Score(value, effects)
+        for value, effects in zip([0.0, 0.1, 0.2, 0.1, 0.1], apart, strict=True)
+    ]
     assert estimate(gaps).error == pytest.approx(stats.sem([0.0, 0.1, 0.2, 0.1, 0.1]))
 
 
@@ -160,7 +176,8 @@ def test_the_degrees_of_freedom_lie_between_those_of_the_parts():
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_intervals_hold_the_truth_in_95_of_100_cases(seeds, share):
-    """Of the variance of the mean, `share` comes from the seeds; half of the text noise is a seed's own."""
+    """Of the variance of the mean, `share` comes from the seeds; half of the text noise is a seed's
+    own."""
     rng = np.random.default_rng(seeds)
     assert 0.93 <= simulate.gaussian(rng, 2500, seeds, share, both=0.5, texts=60) <= 0.97
 
@@ -173,17 +190,22 @@ def test_two_seeds_fall_short_by_as_much_as_is_said():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "seed_noise", "text_noise"), [(3, 0.3, 1.0), (3, 0.3, 0.0), (5, 0.0, 1.0), (5, 1.0, 1.0)]
+    ("seeds", "seed_noise", "text_noise"),
+    [(3, 0.3, 1.0), (3, 0.3, 0.0), (5, 0.0, 1.0), (5, 1.0, 1.0)],
 )
 @pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
 def test_intervals_of_answered_texts_hold_the_truth_too(metric, seeds, seed_noise, text_noise):
     rng = np.random.default_rng(0)
-    held = simulate.answered(rng, 600, seeds, metric, seed_noise=seed_noise, text_noise=text_noise, texts=150)
+    held = simulate.answered(
+        rng, 600, seeds, metric, seed_noise=seed_noise, text_noise=text_noise, texts=150
+    )
     assert 0.93 <= held <= 0.975
 
 
 def test_an_interval_of_one_seed_does_not_hold_what_other_seeds_give():
-    held = simulate.answered(np.random.default_rng(0), 300, 1, "accuracy", seed_noise=1.0, text_noise=1.0)
+    held = simulate.answered(
+        np.random.default_rng(0), 300, 1, "accuracy", seed_noise=1.0, text_noise=1.0
+    )
     assert held < 0.85
 
 
@@ -207,7 +229,9 @@ def test_crossed_seeds_taken_for_independent_runs_would_not():
 def test_where_only_the_language_vector_matters_crossed_seeds_are_students_over_them():
     values = np.array([0.01, 0.04, 0.02, 0.09])
     gap = estimate_crossed(np.repeat(values[:, None], 3, axis=1))
-    assert interval(gap) == pytest.approx(stats.t.interval(0.95, 3, values.mean(), stats.sem(values)))
+    assert interval(gap) == pytest.approx(
+        stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    )
     turned = estimate_crossed(np.repeat(values[None], 3, axis=0))
     assert interval(turned) == pytest.approx(interval(gap))
 
@@ -226,7 +250,9 @@ def test_a_detectable_difference_is_found_in_four_of_five_cases():
 
 def test_languages_of_one_size_share_their_texts(tmp_path):
     """The same lines answered in two languages count as one sample of texts, not as two."""
-    folder = make_run(tmp_path / "run", seeds=(0,), languages=("ace", "min"), examples=100, vectors=False)
+    folder = make_run(
+        tmp_path / "run", seeds=(0,), languages=("ace", "min"), examples=100, vectors=False
+    )
     run = read_run(folder)
     scores = dict(score_run(run))
     for variant in ("LT-SFT", "DeFT-X 90%"):
@@ -249,7 +275,9 @@ def test_a_comparison_is_the_plain_one_from_lists_of_examples(small):
         for variant in ("DeFT-X 90%", "LT-SFT"):
             one = kept[variant, seed, language]
             numbers = [number for number in range(40) if number != without]
-            true, predicted = ([labels[number] for number in numbers] for labels in (one.true, one.predicted))
+            true, predicted = (
+                [labels[number] for number in numbers] for labels in (one.true, one.predicted)
+            )
             scores.append(f1_score(true, predicted, average="macro"))
         return float(scores[0] - scores[1])
 
@@ -263,7 +291,9 @@ def test_a_comparison_is_the_plain_one_from_lists_of_examples(small):
     variance = values.var(ddof=1) / 3 + text_part
     assert found.average.value == pytest.approx(values.mean())
     assert found.average.error == pytest.approx(np.sqrt(variance))
-    assert 1 / found.average.freedom == pytest.approx((values.var(ddof=1) / 6 + text_part / 79) / variance, rel=0.02)
+    assert 1 / found.average.freedom == pytest.approx(
+        (values.var(ddof=1) / 6 + text_part / 79) / variance, rel=0.02
+    )
 
 
 def test_a_variant_against_itself_shows_nothing(small):
@@ -276,12 +306,16 @@ def test_the_other_way_round_is_the_same_with_its_sign_turned(small):
     scores = score_run(small)
     there = compare(small, scores, "DeFT-X 90%", "LT-SFT").average
     back = compare(small, scores, "LT-SFT", "DeFT-X 90%").average
-    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+    assert (there.value, there.low, there.high) == pytest.approx(
+        (-back.value, -back.high, -back.low)
+    )
 
 
 def test_a_planted_difference_is_found_and_lies_in_its_interval(tmp_path):
     skill = {"LT-SFT": 0.6, "DeFT-X 90%": 0.75}
-    run = read_run(make_run(tmp_path / "run", seeds=range(5), skill=skill, examples=400, vectors=False))
+    run = read_run(
+        make_run(tmp_path / "run", seeds=range(5), skill=skill, examples=400, vectors=False)
+    )
     gap = compare(run, score_run(run), "DeFT-X 90%", "LT-SFT").average
     assert 0 < gap.low < 0.15 < gap.high
     assert gap.p < 0.01
@@ -295,7 +329,9 @@ def test_pairing_makes_the_interval_narrower_where_the_same_examples_are_hard():
     scores = []
     for skill in (0.6, 0.65):
         right = hard + 0.05 * rng.standard_normal(300) < skill
-        scores.append(jackknife(METRICS["macro_f1"], answers(true, np.where(right, true, (true + 1) % 3))))
+        scores.append(
+            jackknife(METRICS["macro_f1"], answers(true, np.where(right, true, (true + 1) % 3)))
+        )
     first, second = (score.text_effects for score in scores)
     paired = estimate([Score(0.0, first - second)])
     unpaired = np.sqrt(np.square(first).sum() + np.square(second).sum())
@@ -352,7 +388,9 @@ def test_scores_on_other_test_data_are_not_compared(small):
     last = small.predictions(small.rows[-1])
     turned = {"true": last.true[::-1], "predicted": last.predicted[::-1]}  # the score is the same
     change_answers(small, **turned)
-    with pytest.raises(DeftxError, match=f"not of one test set: step {small.rows[-1].step} has other true labels"):
+    with pytest.raises(
+        DeftxError, match=f"not of one test set: step {small.rows[-1].step} has other true labels"
+    ):
         score_run(small)
 
 
@@ -411,7 +449,11 @@ def test_what_is_better_taken_alone_is_not_called_better_among_several():
         compared("C", 0.1, 0.1, 5),
         compared("D", -0.1, 0.02, 5),
     ]
-    together = {"A": ("A is better", True), "C": ("may be chance", False), "D": ("base is better", True)}
+    together = {
+        "A": ("A is better", True),
+        "C": ("may be chance", False),
+        "D": ("base is better", True),
+    }
     assert said(asked) == {**together, "B": ("B is better, taken alone", False)}
     assert said(asked[1:2]) == {"B": ("B is better", True)}
 

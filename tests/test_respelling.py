@@ -1,4 +1,5 @@
-"""Words put into the spelling of a related language: which are found, where capitals go, what stays as it is."""
+"""Words put into the spelling of a related language: which are found, where capitals go, what stays
+as it is."""
 
 import json
 import re
@@ -46,7 +47,9 @@ def test_the_words_found_are_those_that_a_search_of_all_pairs_finds(texts, sourc
         alike = {other: 1 - distance(word, other) / max(len(word), len(other)) for other in known}
         near = [other for other in known if alike[other] >= 0.7 - 1e-9]
         if near:
-            expected[word] = min(near, key=lambda other: (-round(alike[other], 6), -count[other], other))
+            expected[word] = min(
+                near, key=lambda other: (-round(alike[other], 6), -count[other], other)
+            )
     assert cognates([" ".join(texts)], [" ".join(source)]) == expected
 
 
@@ -72,7 +75,8 @@ def test_only_the_words_that_occur_most_are_looked_at(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("texts", "source"), [([], ["abcd"] * 2), (["abcd"], []), ([""], [""]), (["1234"], ["1235 1235"])]
+    ("texts", "source"),
+    [([], ["abcd"] * 2), (["abcd"], []), ([""], [""]), (["1234"], ["1235 1235"])],
 )
 def test_without_words_there_are_none(texts, source):
     assert cognates(texts, source) == {}
@@ -105,19 +109,27 @@ def test_examples_of_every_task_keep_their_labels(task):
 
 
 def test_words_are_those_of_the_source_and_those_that_it_has_stay():
-    examples = deftx.Examples(["Kareuna enak", "karana maha"], pairs=["lamak", "karena"], labels=["a", "b"])
-    spelt = deftx.Examples(["Karena enak", "karena mahal"], pairs=["lamak", "karena"], labels=["a", "b"])
+    examples = deftx.Examples(
+        ["Kareuna enak", "karana maha"], pairs=["lamak", "karena"], labels=["a", "b"]
+    )
+    spelt = deftx.Examples(
+        ["Karena enak", "karena mahal"], pairs=["lamak", "karena"], labels=["a", "b"]
+    )
     assert deftx.respelt(examples, ["Karena mahal"] * 2) == spelt
     assert deftx.respelt(examples, ["Karena"], ["karena mahal", "mahal"]) == spelt
     assert deftx.respelt(examples, ["Karena mahal"] * 2, words=False) == examples
 
 
-@pytest.mark.parametrize(("with_capitals", "lower"), [(0, True), (2, True), (3, False), (200, False)])
+@pytest.mark.parametrize(
+    ("with_capitals", "lower"), [(0, True), (2, True), (3, False), (200, False)]
+)
 def test_capitals_go_where_the_task_has_seen_hardly_any(with_capitals, lower):
     like = ["Karena enak"] * with_capitals + ["karena enak"] * (200 - with_capitals)
     examples = deftx.Examples(["Kareuna ENAK"], labels=["a"])
     assert deftx.respelt(examples, like).texts == ["karena enak" if lower else "Karena ENAK"]
-    assert deftx.respelt(examples, like, words=False).texts == ["kareuna enak" if lower else "Kareuna ENAK"]
+    assert deftx.respelt(examples, like, words=False).texts == [
+        "kareuna enak" if lower else "Kareuna ENAK"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +155,8 @@ def in_longer_words(text):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Data of a recipe, languages that differ in a vowel and capitals, and variants that put them into one spelling."""
+    """Data of a recipe, languages that differ in a vowel and capitals, and variants that put them
+    into one spelling."""
     monkeypatch.chdir(tmp_path)
     tiny.save_base(tmp_path / "base")
     labelled(tmp_path / "src.tsv", 0)
@@ -152,7 +165,9 @@ def folder(tmp_path, monkeypatch):
     for name, vowel in {"src": "o", "tar": "U", "far": "y"}.items():
         for suffix, text in files.items():
             (tmp_path / f"{name}.{suffix}").write_text(
-                in_longer_words(text).replace("o", vowel).replace(f"fr{vowel}nt", "front")  # the label's name
+                in_longer_words(text)
+                .replace("o", vowel)
+                .replace(f"fr{vowel}nt", "front")  # the label's name
             )
     languages = {name: f"{name}.txt" for name in ("src", "tar", "far")}
     tests = {name: f"{name}.tsv" for name in languages}
@@ -162,7 +177,13 @@ def folder(tmp_path, monkeypatch):
         "words": {"respell": "words"},
         "again": {"respell": "words", "task": {"rank": 2}},
     }
-    changed = {**RECIPE, "variants": variants, "languages": languages, "test": tests, "leakage": "ignore"}
+    changed = {
+        **RECIPE,
+        "variants": variants,
+        "languages": languages,
+        "test": tests,
+        "contamination": "ignore",
+    }
     (tmp_path / "recipe.yaml").write_text(json.dumps(changed))
     return tmp_path
 
@@ -170,10 +191,22 @@ def folder(tmp_path, monkeypatch):
 def test_a_variant_is_scored_on_texts_in_another_spelling_and_shares_the_rest(folder):
     with pytest.warns(UserWarning, match="the test texts of tar have some: `respell: case`"):
         ready = prepare(load_recipe(folder / "recipe.yaml"), folder / "store")
-    steps = {(u.variant, u.name, ready.plan.steps[s].kind): s for s, uses in ready.plan.uses.items() for u in uses}
+    steps = {
+        (u.variant, u.name, ready.plan.steps[s].kind): s
+        for s, uses in ready.plan.uses.items()
+        for u in uses
+    }
     for name in ("src", "tar", "far", "task"):
-        assert steps["DeFT-X", name, "vector"] == steps["case", name, "vector"] == steps["words", name, "vector"]
-    tests = {key[:2]: ready.plan.steps[step].about["test"] for key, step in steps.items() if key[2] == "score"}
+        assert (
+            steps["DeFT-X", name, "vector"]
+            == steps["case", name, "vector"]
+            == steps["words", name, "vector"]
+        )
+    tests = {
+        key[:2]: ready.plan.steps[step].about["test"]
+        for key, step in steps.items()
+        if key[2] == "score"
+    }
     like, text = deftx.read_text("src.tsv"), deftx.read_text("src.txt")
     for name in ("tar", "far"):
         plain = deftx.read_examples(f"{name}.tsv")
@@ -191,7 +224,10 @@ def test_a_variant_is_scored_on_texts_in_another_spelling_and_shares_the_rest(fo
 
 
 def test_a_recipe_that_respells_words_needs_the_text_of_its_source(folder):
-    changes = {"variants": {"none": {"target": False, "source": False, "respell": "words"}}, "languages": {}}
+    changes = {
+        "variants": {"none": {"target": False, "source": False, "respell": "words"}},
+        "languages": {},
+    }
     told = {**json.loads((folder / "recipe.yaml").read_text()), **changes}
     (folder / "recipe.yaml").write_text(json.dumps(told))
     with pytest.raises(DeftxError, match="no text for 'src'"):
@@ -208,20 +244,26 @@ def typed(run):
 
 @pytest.mark.parametrize("suffix", [".tsv", ".jsonl", ".csv"])
 @pytest.mark.parametrize("options", [[], ["--case-only"], ["--text", "src.txt"]])
-def test_the_command_writes_the_same_rows_in_the_spelling_of_the_source(folder, typed, suffix, options):
+def test_the_command_writes_the_same_rows_in_the_spelling_of_the_source(
+    folder, typed, suffix, options
+):
     done = typed("tar.tsv", "--like", "src.tsv", *options, "--out", f"new{suffix}")
     assert done.code == 0, done.err
     assert done.out.startswith(f"new{suffix}: the texts of tar.tsv, all in lower case, ")
     found, plain = deftx.read_examples(f"new{suffix}"), deftx.read_examples("tar.tsv")
     text = deftx.read_text("src.txt") if "--text" in options else ()
-    assert found == deftx.respelt(plain, deftx.read_text("src.tsv"), text, words="--case-only" not in options)
+    assert found == deftx.respelt(
+        plain, deftx.read_text("src.tsv"), text, words="--case-only" not in options
+    )
     assert found.texts != plain.texts
 
 
 def test_the_command_changes_lists_of_words_and_tells_what_it_found(folder, typed):
     (folder / "tags.jsonl").write_text('{"words": ["Karana", "enak"], "tags": ["C", "A"]}\n' * 2)
     (folder / "ind.txt").write_text("Karena makan\n" * 2)
-    done = typed("tags.jsonl", "--like", "ind.txt", "--column", "words", "--out", "new.jsonl", "--json")
+    done = typed(
+        "tags.jsonl", "--like", "ind.txt", "--column", "words", "--out", "new.jsonl", "--json"
+    )
     assert done.code == 0, done.err
     assert json.loads(done.out) == {"lower_case": False, "words": {"karana": "karena"}}
     rows = [json.loads(line) for line in (folder / "new.jsonl").read_text().splitlines()]
@@ -233,7 +275,9 @@ def test_what_it_is_like_is_read_from_the_same_columns_or_the_usual_ones(folder,
     (folder / "same.tsv").write_text("review\tlabel\nkarena makan\tx\nkarena makan\tx\n")
     (folder / "nli.tsv").write_text("premise\thypothesis\tlabel\nkarena makan\tkarena makan\tx\n")
     for like in ("same.tsv", "nli.tsv"):
-        done = typed("review.tsv", "--like", like, "--column", "review", "--out", "new.tsv", "--force")
+        done = typed(
+            "review.tsv", "--like", like, "--column", "review", "--out", "new.tsv", "--force"
+        )
         assert done.code == 0, done.err
         assert (folder / "new.tsv").read_text() == "review\tlabel\nkarena enak\tx\n"
 
@@ -250,14 +294,26 @@ def test_the_command_changes_lines_of_text(folder, typed):
     ("arguments", "said"),
     [
         (["tar.tsv", "--like", "src.txt", "--out", "tar.tsv"], "exists"),
-        (["tar.tsv", "--like", "src.txt", "--out", "new", "--spelling", "./new"], "cannot hold both the texts and how"),
-        (["tar.tsv", "--like", "src.txt", "--out", "new.tsv", "--column", "review"], "has no column 'review'"),
+        (
+            ["tar.tsv", "--like", "src.txt", "--out", "new", "--spelling", "./new"],
+            "cannot hold both the texts and how",
+        ),
+        (
+            ["tar.tsv", "--like", "src.txt", "--out", "new.tsv", "--column", "review"],
+            "has no column 'review'",
+        ),
         (["tar.tsv", "--like", "none.txt", "--out", "new.tsv"], "does not exist"),
         (["tar.tsv", "--like", "blank.tsv", "--out", "new.tsv"], "blank.tsv has no usable line"),
-        (["tar.tsv", "--like", "src.txt", "--text", "none.txt", "--out", "new.tsv"], "does not exist"),
+        (
+            ["tar.tsv", "--like", "src.txt", "--text", "none.txt", "--out", "new.tsv"],
+            "does not exist",
+        ),
         (["tar.tsv", "--like", "src.txt", "--out", "new.docx"], "unknown kind of file to write"),
         (["tar.tsv", "--like", "src.txt", "--spelling", "tar.tsv"], "exists"),
-        (["tar.tsv", "--like", "src.txt"], "say what to write: --out FILE for the texts, --spelling FILE"),
+        (
+            ["tar.tsv", "--like", "src.txt"],
+            "say what to write: --out FILE for the texts, --spelling FILE",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(folder, typed, arguments, said):
@@ -273,12 +329,18 @@ def test_what_the_command_tells_is_a_spelling_for_later_texts(folder, typed):
     done = typed("tar.tsv", "--like", "src.tsv", "--text", "src.txt", "--spelling", "spelling.json")
     assert done.code == 0, done.err
     assert done.out.startswith("spelling.json: a spelling for tar.tsv, all in lower case, ")
-    plain, like, text = deftx.read_examples("tar.tsv"), deftx.read_text("src.tsv"), deftx.read_text("src.txt")
+    plain, like, text = (
+        deftx.read_examples("tar.tsv"),
+        deftx.read_text("src.tsv"),
+        deftx.read_text("src.txt"),
+    )
     spelling = deftx.read_spelling("spelling.json")
     assert spelling == deftx.spelling_for(plain.texts, like, text)
     assert spelling.lower
     assert spelling.words
-    assert [respell(line, spelling) for line in plain.texts] == deftx.respelt(plain, like, text).texts
+    assert [respell(line, spelling) for line in plain.texts] == deftx.respelt(
+        plain, like, text
+    ).texts
 
 
 @pytest.mark.parametrize(
@@ -298,7 +360,9 @@ def test_what_the_command_tells_is_a_spelling_for_later_texts(folder, typed):
 )
 def test_another_file_is_no_spelling(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(DeftxError, match=r"file holds no spelling: write one with `deftx data respell"):
+    with pytest.raises(
+        DeftxError, match=r"file holds no spelling: write one with `deftx data respell"
+    ):
         deftx.read_spelling(tmp_path / "file")
 
 

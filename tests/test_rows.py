@@ -1,4 +1,5 @@
-"""Embedding rows apart: what is learnt is what the whole embedding would learn, and no other row is touched."""
+"""Embedding rows apart: what is learnt is what the whole embedding would learn, and no other row is
+touched."""
 
 from contextlib import suppress
 
@@ -7,7 +8,7 @@ import tiny
 import torch
 from torch import nn
 
-from deftx.config import LanguageTraining, Training
+from deftx.config import LanguageTrainingConfig, TrainingConfig
 from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
 from deftx.data.examples import Examples
@@ -20,8 +21,12 @@ from deftx.training.loop import TrainableState, train
 from deftx.training.sparse import sparse_tuning
 
 TOKENIZER = tiny.tokenizer()
-TRAINING = Training(learning_rate=1e-2, batch_size=4, epochs=3, evaluate_every=100, precision="fp32", l1=5.0)
-FEW = [" ".join(sentence.split()[:3]) for sentence in ("ba be bi bo", "da de di do", "ba do be di")] * 8
+TRAINING = TrainingConfig(
+    learning_rate=1e-2, batch_size=4, epochs=3, evaluate_every=100, precision="fp32", l1=5.0
+)
+FEW = [
+    " ".join(sentence.split()[:3]) for sentence in ("ba be bi bo", "da de di do", "ba do be di")
+] * 8
 
 
 @pytest.fixture(params=["xlmr", "bert", "distilbert", "modernbert", "deberta"])
@@ -34,11 +39,13 @@ def prepared(base, kind):
     """A model at its start, without dropout, and an objective on few words."""
     if kind == "language":
         model = load_language_model(base)
-        objective = masked_lm(FEW, TOKENIZER, LanguageTraining(min_steps=0), 10, 0)
+        objective = masked_lm(FEW, TOKENIZER, LanguageTrainingConfig(min_steps=0), 10, 0)
     else:
         examples = Examples(FEW, None, ["yes" if "ba" in text else "no" for text in FEW])
         model = load_task_model(base, ["no", "yes"])
-        objective = supervised(CLASSIFICATION, examples, examples, ["no", "yes"], TOKENIZER, 16, "accuracy")
+        objective = supervised(
+            CLASSIFICATION, examples, examples, ["no", "yes"], TOKENIZER, 16, "accuracy"
+        )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -48,7 +55,13 @@ def prepared(base, kind):
 
 
 def learnt(model, objective, moving):
-    train(model, objective, TRAINING, TrainableState(moving, [weight.detach().clone() for weight in moving]), seed=0)
+    train(
+        model,
+        objective,
+        TRAINING,
+        TrainableState(moving, [weight.detach().clone() for weight in moving]),
+        seed=0,
+    )
 
 
 @pytest.mark.parametrize("kind", ["language", "task"])
@@ -60,16 +73,24 @@ def test_training_with_rows_apart_is_training_of_the_whole(base, kind):
     with trainable_embedding_rows(apart, objective.vocabulary_used) as rows:
         assert rows is not None
         assert len(rows.ids) < 20 < len(rows.weight)
-        learnt(apart, objective, [rows.values if w is rows.weight else w for w in tunable(apart).values()])
+        learnt(
+            apart,
+            objective,
+            [rows.values if w is rows.weight else w for w in tunable(apart).values()],
+        )
     before, expected = backbone(start), backbone(whole)
     for name, weight in backbone(apart).items():
-        if not name.endswith(("key.bias", "key_proj.bias", "k_lin.bias")):  # their gradient is rounding alone
+        if not name.endswith(
+            ("key.bias", "key_proj.bias", "k_lin.bias")
+        ):  # their gradient is rounding alone
             torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
     weight, unused = apart.get_input_embeddings().weight, torch.ones(75, dtype=torch.bool)
     unused[rows.ids] = False
     assert not torch.equal(weight[rows.ids], start.get_input_embeddings().weight[rows.ids])
     for model in (apart, whole):
-        assert torch.equal(model.get_input_embeddings().weight[unused], start.get_input_embeddings().weight[unused])
+        assert torch.equal(
+            model.get_input_embeddings().weight[unused], start.get_input_embeddings().weight[unused]
+        )
     assert set(before) == set(backbone(apart))
 
 
@@ -79,7 +100,10 @@ def test_phase_2_with_rows_apart_is_phase_2_of_the_whole(base):
     for tied in (False, True):
         model, objective = prepared(base, "language")
         generator = torch.Generator().manual_seed(3)
-        delta = {name: torch.randn(weight.shape, generator=generator) for name, weight in tunable(model).items()}
+        delta = {
+            name: torch.randn(weight.shape, generator=generator)
+            for name, weight in tunable(model).items()
+        }
         if tied:
             model.register_parameter("tie", model.get_input_embeddings().weight)
         with sparse_tuning(model, select(delta, "20%")) as tuning:
@@ -87,7 +111,9 @@ def test_phase_2_with_rows_apart_is_phase_2_of_the_whole(base):
             optimiser = torch.optim.AdamW(tuning.parameters(), 1e-2)
             for number in range(3):
                 drawn = torch.Generator().manual_seed(number)
-                objective.loss(model, objective.collate(list(objective.train[:4]), drawn)).backward()
+                objective.loss(
+                    model, objective.collate(list(objective.train[:4]), drawn)
+                ).backward()
                 optimiser.step()
                 optimiser.zero_grad()
         results.append(tuning.vector().tensors)
@@ -102,7 +128,10 @@ def test_batches_hold_no_other_tokens_than_an_objective_says(base, kind):
     said = {*objective.vocabulary_used.tolist(), TOKENIZER.pad_token_id}
     for seed in range(20):
         drawn = torch.Generator().manual_seed(seed)
-        assert set(objective.collate(list(objective.train), drawn)["input_ids"].unique().tolist()) <= said
+        assert (
+            set(objective.collate(list(objective.train), drawn)["input_ids"].unique().tolist())
+            <= said
+        )
 
 
 def test_rows_are_written_and_all_is_as_before_after_an_exception():
@@ -133,7 +162,9 @@ def test_all_rows_are_the_whole_embedding_and_need_no_parameter_of_their_own():
 
 
 @pytest.mark.parametrize(
-    "model", [tiny.xlmr(), nn.Linear(3, 3), tiny.deberta(legacy=False)], ids=["tied", "no embeddings", "read by a head"]
+    "model",
+    [tiny.xlmr(), nn.Linear(3, 3), tiny.deberta(legacy=False)],
+    ids=["tied", "no embeddings", "read by a head"],
 )
 def test_what_cannot_be_parted_is_left_alone(model):
     trained = [parameter.requires_grad for parameter in model.parameters()]

@@ -1,4 +1,5 @@
-"""A recipe from YAML to table, on a tiny base: its plan, its results, what a changed run computes again."""
+"""A recipe from YAML to table, on a tiny base: its plan, its results, what a changed run computes
+again."""
 
 import json
 from dataclasses import replace
@@ -44,7 +45,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
 def test_a_recipe_scores_every_variant_on_every_language(found: list[Score], folder: Path) -> None:
     variants = ["none", "LT-SFT", "DeFT-X", "character n-grams"]
-    assert [(s.variant, s.language) for s in found] == [(v, name) for v in variants for name in ("tar", "src")]
+    assert [(s.variant, s.language) for s in found] == [
+        (v, name) for v in variants for name in ("tar", "src")
+    ]
     rows = [json.loads(row) for row in (folder / "out" / "results.jsonl").read_text().splitlines()]
     assert rows == [score.row() for score in found]
     assert all(0 <= row["macro_f1"] <= 1 and row["examples"] == 40 for row in rows)
@@ -62,7 +65,14 @@ def test_a_finished_vector_is_taken_as_it_is_and_gives_the_same_scores(
     data["vectors"] = {name: str(finished[name]) for name in ("src", "tar")}
     (folder / "given.yaml").write_text(yaml.safe_dump(data))
     again = run_recipe(load_recipe(folder / "given.yaml"), tmp_path / "out")
-    assert [step.kind for step in computed] == ["given", "given", "delta", "vector", "score", "score"]
+    assert [step.kind for step in computed] == [
+        "given",
+        "given",
+        "delta",
+        "vector",
+        "score",
+        "score",
+    ]
     before = {score.language: score.scores for score in found if score.variant == "DeFT-X"}
     assert {score.language: score.scores for score in again} == before
     taken = vectors_of(tmp_path / "out", "DeFT-X", 0)
@@ -71,18 +81,30 @@ def test_a_finished_vector_is_taken_as_it_is_and_gives_the_same_scores(
     assert deftx.load(taken["tar"]).info == deftx.load(finished["tar"]).info
     other = {"vectors": {"tar": str(finished["src"])}}
     run = prepare(load_recipe(folder / "given.yaml", other), tmp_path / "store")
-    assert [step.kind for step in run.left()] == ["score"]  # src's in the place of tar's: other content, another step
+    assert [step.kind for step in run.left()] == [
+        "score"
+    ]  # src's in the place of tar's: other content, another step
     with pytest.raises(DeftxError, match="is a task vector"):
-        prepare(load_recipe(folder / "given.yaml", {"vectors": {"tar": str(finished["task"])}}), tmp_path / "store")
+        prepare(
+            load_recipe(folder / "given.yaml", {"vectors": {"tar": str(finished["task"])}}),
+            tmp_path / "store",
+        )
     base = deftx.load(finished["tar"])
-    deftx.save(replace(base, info={**base.info, "base_fingerprint": "0" * 64}), tmp_path / "foreign")
+    deftx.save(
+        replace(base, info={**base.info, "base_fingerprint": "0" * 64}), tmp_path / "foreign"
+    )
     with pytest.raises(DeftxError, match="the vector was made on"):
-        prepare(load_recipe(folder / "given.yaml", {"vectors": {"tar": str(tmp_path / "foreign")}}), tmp_path / "s")
+        prepare(
+            load_recipe(folder / "given.yaml", {"vectors": {"tar": str(tmp_path / "foreign")}}),
+            tmp_path / "s",
+        )
 
 
 def test_predictions_are_kept_and_give_the_scores(found: list[Score], folder: Path) -> None:
     for score in found:
-        kept = json.loads((folder / "store" / "steps" / score.step / "predictions.json").read_text())
+        kept = json.loads(
+            (folder / "store" / "steps" / score.step / "predictions.json").read_text()
+        )
         right = [a == b for a, b in zip(kept["true"], kept["predicted"], strict=True)]
         assert score.scores["accuracy"] == sum(right) / len(right)
         assert kept["labels"] == ["back", "front"]
@@ -99,20 +121,32 @@ def test_variants_share_what_they_have_in_common(folder: Path) -> None:
         "ngrams": 2,
     }
     order = list(run.plan.steps)
-    assert all(order.index(i) < order.index(step.id) for step in run.plan.steps.values() for i in step.inputs.values())
+    assert all(
+        order.index(i) < order.index(step.id)
+        for step in run.plan.steps.values()
+        for i in step.inputs.values()
+    )
 
 
 HALVES = {
     "DeFT-X": RECIPE["variants"]["DeFT-X"],
     "split-half": {"language": {"rank": "split-half"}, "task": {"rank": "split-half"}},
-    "split-half, nothing besides": {"language": {"rank": "split-half", "keep": 0}, "task": {"rank": "split-half"}},
-    "split-half, unused": {"language": {"rank": "split-half", "method": "lt-sft"}, "task": {"method": "lt-sft"}},
+    "split-half, nothing besides": {
+        "language": {"rank": "split-half", "keep": 0},
+        "task": {"rank": "split-half"},
+    },
+    "split-half, unused": {
+        "language": {"rank": "split-half", "method": "lt-sft"},
+        "task": {"method": "lt-sft"},
+    },
 }
 
 
 def halves_recipe(folder: Path) -> Recipe:
     """The recipe with the variants of HALVES instead of its own."""
-    (folder / "halves.yaml").write_text(yaml.safe_dump({**RECIPE, "ngrams": False, "variants": HALVES}))
+    (folder / "halves.yaml").write_text(
+        yaml.safe_dump({**RECIPE, "ngrams": False, "variants": HALVES})
+    )
     return load_recipe(folder / "halves.yaml")
 
 
@@ -121,21 +155,33 @@ def test_halves_are_steps_that_variants_share_and_change_no_other(folder: Path) 
     deltas = [step for step in run.plan.steps.values() if step.kind == "delta"]
     halves = [step for step in deltas if "half" in step.about]
     languages = [step for step in halves if step.about["what"] == "language"]
-    # two of each language; and of the task above either source vector, since these differ in what denoising keeps
+    # two of each language; and of the task above either source vector, since these differ in what
+    # denoising keeps
     assert [step.about["half"] for step in languages] == [1, 2, 1, 2]
     assert [step.about["half"] for step in halves if step not in languages] == [1, 2, 1, 2]
     assert len(deltas) - len(halves) == 2 + 4
-    assert {use.variant for use in run.plan.uses[languages[0].id]} == {"split-half", "split-half, nothing besides"}
+    assert {use.variant for use in run.plan.uses[languages[0].id]} == {
+        "split-half",
+        "split-half, nothing besides",
+    }
     wholes = {json.dumps(step.about, sort_keys=True) for step in deltas if step not in halves}
-    assert all(json.dumps({k: v for k, v in s.about.items() if k != "half"}, sort_keys=True) in wholes for s in halves)
+    assert all(
+        json.dumps({k: v for k, v in s.about.items() if k != "half"}, sort_keys=True) in wholes
+        for s in halves
+    )
     assert {step.cost for step in halves} == {2}
     for step in run.plan.steps.values():
         if step.kind == "vector":
-            measured = step.about["settings"]["rank"] == "split-half" and step.about["settings"]["method"] == "deftx"
+            measured = (
+                step.about["settings"]["rank"] == "split-half"
+                and step.about["settings"]["method"] == "deftx"
+            )
             assert ({"half1", "half2"} <= step.inputs.keys()) == measured
             assert "rank_rule" not in step.about["settings"]
     assert prepare(recipe(folder), folder / "ids").plan.steps.keys() >= {
-        step_id for step_id, uses in run.plan.uses.items() if any(use.variant == "DeFT-X" for use in uses)
+        step_id
+        for step_id, uses in run.plan.uses.items()
+        if any(use.variant == "DeFT-X" for use in uses)
     }
 
 
@@ -146,16 +192,24 @@ def test_the_rule_that_auto_stood_for_is_in_the_name_of_a_step(folder: Path, mon
 
     before = ids()
     monkeypatch.setattr("deftx.core.ranks.RECOMMENDED", "stable")
-    assert {step.split("-")[0] for step in before - ids()} == {"vector", "delta", "score"}  # of the task above them too
+    assert {step.split("-")[0] for step in before - ids()} == {
+        "vector",
+        "delta",
+        "score",
+    }  # of the task above them too
 
 
-def test_vectors_whose_ranks_two_halves_tell_are_those_of_the_functions(folder: Path, tmp_path: Path) -> None:
+def test_vectors_whose_ranks_two_halves_tell_are_those_of_the_functions(
+    folder: Path, tmp_path: Path
+) -> None:
     checked = halves_recipe(folder)
     run_recipe(checked, tmp_path / "out")
     mine = vectors_of(tmp_path / "out", "split-half", 0)
     text, examples = deftx.read_text(folder / "src.txt"), deftx.read_examples(folder / "src.tsv")
     source = deftx.fit_language(folder / "base", text, checked.language_fit("split-half", 0))
-    task = deftx.fit_task(folder / "base", examples, examples, checked.task_fit("split-half", 0), source=source)
+    task = deftx.fit_task(
+        folder / "base", examples, examples, checked.task_fit("split-half", 0), source=source
+    )
     for name, vector in {"src": source, "task": task}.items():
         deftx.save(vector, tmp_path / name)
         assert same(mine[name], tmp_path / name)
@@ -168,7 +222,9 @@ def test_the_vectors_are_those_of_the_functions(found: list[Score], folder: Path
     mine, checked = vectors_of(folder / "out", "DeFT-X", 0), recipe(folder)
     text, examples = deftx.read_text(folder / "src.txt"), deftx.read_examples(folder / "src.tsv")
     source = deftx.fit_language(folder / "base", text, checked.language_fit("DeFT-X", 0))
-    task = deftx.fit_task(folder / "base", examples, examples, checked.task_fit("DeFT-X", 0), source=source)
+    task = deftx.fit_task(
+        folder / "base", examples, examples, checked.task_fit("DeFT-X", 0), source=source
+    )
     deftx.save(source, folder / "by-hand" / "src")
     deftx.save(task, folder / "by-hand" / "task")
     assert list(mine) == ["src", "tar", "task"]
@@ -186,8 +242,11 @@ def test_a_changed_setting_computes_only_what_depends_on_it(found, folder, compu
     run_recipe(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 3}}}}), folder / "changed")
     assert [step.kind for step in computed] == ["vector", "score", "score"]
     computed.clear()
-    run_recipe(recipe(folder, {"variants": {"LT-SFT": {"language": {"k": "6%"}}}}), folder / "changed")
-    # other language vectors, so another θ0 + φ_source for the task's phase 1; the languages' phase 1 is there
+    run_recipe(
+        recipe(folder, {"variants": {"LT-SFT": {"language": {"k": "6%"}}}}), folder / "changed"
+    )
+    # other language vectors, so another θ0 + φ_source for the task's phase 1; the languages' phase
+    # 1 is there
     assert [(step.kind, step.about.get("what")) for step in computed] == [
         ("vector", "language"),
         ("vector", "language"),
@@ -198,12 +257,17 @@ def test_a_changed_setting_computes_only_what_depends_on_it(found, folder, compu
     ]
 
 
-def test_other_content_or_code_is_another_step_and_another_place_or_log_is_not(folder, monkeypatch) -> None:
+def test_other_content_or_code_is_another_step_and_another_place_or_log_is_not(
+    folder, monkeypatch
+) -> None:
     def ids(changes: dict[str, object] | None = None) -> set[str]:
         return set(prepare(recipe(folder, changes), folder / "ids").plan.steps)
 
     before = ids()
-    assert ids({"language": {"training": {"logs": "elsewhere", "report_to": ["tensorboard"]}}}) == before
+    assert (
+        ids({"language": {"training": {"logs": "elsewhere", "report_to": ["tensorboard"]}}})
+        == before
+    )
     (folder / "copy.txt").write_text((folder / "tar.txt").read_text())
     assert ids({"languages": {"tar": "copy.txt"}}) == before
     (folder / "copy.txt").write_text((folder / "tar.txt").read_text() + "\nba be bi")
@@ -223,13 +287,19 @@ def test_vectors_alone_are_learnt_where_nothing_is_tested(folder: Path) -> None:
     shared = {"test": {}, "ngrams": False}
     text = yaml.safe_dump({**RECIPE, **shared})
     (folder / "overlap.yaml").write_text(text)
-    languages = prepare(load_recipe(folder / "overlap.yaml", {"overlap": "languages"}), folder / "ids").plan
+    languages = prepare(
+        load_recipe(folder / "overlap.yaml", {"overlap": "languages"}), folder / "ids"
+    ).plan
     assert {step.about["what"] for step in languages.steps.values()} == {"language"}
-    both = prepare(load_recipe(folder / "overlap.yaml", {"overlap": "language-task"}), folder / "ids").plan
+    both = prepare(
+        load_recipe(folder / "overlap.yaml", {"overlap": "language-task"}), folder / "ids"
+    ).plan
     assert {step.about["what"] for step in both.steps.values()} == {"language", "task"}
 
 
-def test_another_rule_of_composition_trains_nothing_and_is_used(found, folder, computed, monkeypatch) -> None:
+def test_another_rule_of_composition_trains_nothing_and_is_used(
+    found, folder, computed, monkeypatch
+) -> None:
     rules: list[object] = []
 
     def watched(*args: object, rule: str, compose=steps.compose) -> object:
@@ -242,19 +312,30 @@ def test_another_rule_of_composition_trains_nothing_and_is_used(found, folder, c
     assert rules == ["ties"] * 2
 
 
-def test_the_source_s_vector_can_stay_beside_the_target_s(found, folder, computed, monkeypatch) -> None:
+def test_the_source_s_vector_can_stay_beside_the_target_s(
+    found, folder, computed, monkeypatch
+) -> None:
     with_both: list[int] = []
 
-    def watched(base: str, task: object, languages: list[object], compose=steps.compose, **options: object) -> object:
+    def watched(
+        base: str, task: object, languages: list[object], compose=steps.compose, **options: object
+    ) -> object:
         with_both.append(len(languages))
         return compose(base, task, languages, **options)
 
     monkeypatch.setattr(steps, "compose", watched)
-    kept = run_recipe(recipe(folder, {"variants": {"DeFT-X": {"keep_source": True}}}), folder / "kept")
-    assert [(step.kind, step.inputs.keys()) for step in computed] == [("score", {"task", "language", "source"})]
+    kept = run_recipe(
+        recipe(folder, {"variants": {"DeFT-X": {"keep_source": True}}}), folder / "kept"
+    )
+    assert [(step.kind, step.inputs.keys()) for step in computed] == [
+        ("score", {"task", "language", "source"})
+    ]
     assert with_both == [2]
     assert [score.language for score in kept if score not in found] in ([], ["tar"])
-    run_recipe(recipe(folder, {"variants": {"LT-SFT": {"keep_source": True, "target": False}}}), folder / "kept2")
+    run_recipe(
+        recipe(folder, {"variants": {"LT-SFT": {"keep_source": True, "target": False}}}),
+        folder / "kept2",
+    )
     assert with_both == [2, 1, 1]  # of the source, tested above its own vector too
 
 
@@ -292,5 +373,8 @@ def test_a_table_has_the_languages_of_the_labels_last_and_not_in_the_average() -
         "|  | x | y | average | s |",
         "| A | 50.0 | 70.0 | 60.0 | 90.0 |",
     ]
-    assert table(found[1:2], labelled=["s"]).splitlines()[::2] == ["|  | average | s |", "| A |  | 90.0 |"]
+    assert table(found[1:2], labelled=["s"]).splitlines()[::2] == [
+        "|  | average | s |",
+        "| A |  | 90.0 |",
+    ]
     assert table(found[:2], labelled=["s"]).splitlines()[2] == "| A | 50.0 | 50.0 | 90.0 |"

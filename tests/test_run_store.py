@@ -55,7 +55,9 @@ def test_pruning_keeps_what_runs_need(folder, tmp_path, run) -> None:
     store, before = tmp_path / "store", size(tmp_path / "store")
     run_recipe(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 3}}}}), tmp_path / "one")
     assert not housekeeping.prunable(Store(tmp_path / "none"), tmp_path, deltas=True)
-    assert "3 folders" in run("prune", store, "--dry-run").out  # the vector and the scores of rank 2
+    assert (
+        "3 folders" in run("prune", store, "--dry-run").out
+    )  # the vector and the scores of rank 2
     assert run("prune", store).code == 0
     assert "5 folders" in run("prune", store, "--deltas").out
     assert size(store) < before / 2
@@ -65,7 +67,9 @@ def test_pruning_keeps_what_runs_need(folder, tmp_path, run) -> None:
     assert [step.kind for step in other.left()] == ["delta", "vector", "score", "score"]
 
 
-def test_pruning_knows_the_runs_of_a_store_that_is_elsewhere_or_linked(folder, tmp_path, run) -> None:
+def test_pruning_knows_the_runs_of_a_store_that_is_elsewhere_or_linked(
+    folder, tmp_path, run
+) -> None:
     (tmp_path / "disk" / "store").mkdir(parents=True)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "store").symlink_to(tmp_path / "disk" / "store")
@@ -77,7 +81,10 @@ def test_pruning_knows_the_runs_of_a_store_that_is_elsewhere_or_linked(folder, t
     assert ": 0 folders" in run("prune", tmp_path / "disk" / "store").out
     moved = (tmp_path / "runs").rename(tmp_path / "moved")
     refused = run("prune", tmp_path / "disk" / "store")
-    assert (refused.code, "so all of it would go: say where its --runs are" in refused.err) == (2, True)
+    assert (refused.code, "so all of it would go: say where its --runs are" in refused.err) == (
+        2,
+        True,
+    )
     assert ": 0 folders" in run("prune", tmp_path / "disk" / "store", "--runs", moved).out
     assert list((tmp_path / "disk" / "store" / "steps").iterdir())
 
@@ -102,7 +109,10 @@ def test_a_damaged_file_of_the_store_is_named_with_what_to_do(folder, tmp_path) 
     for file, use in uses.items():
         damaged = sorted((tmp_path / "store" / "steps").glob(f"score-*/{file}"))[0]
         damaged.write_text("{")
-        with pytest.raises(DeftxError, match=f"{file} is damaged .*: remove .*{damaged.parent.name}, and it is made"):
+        with pytest.raises(
+            DeftxError,
+            match=f"{file} is damaged .*: remove .*{damaged.parent.name}, and it is made",
+        ):
             use()
         shutil.rmtree(damaged.parent)
         assert run_recipe(one(folder), tmp_path / "run") == found
@@ -110,7 +120,8 @@ def test_a_damaged_file_of_the_store_is_named_with_what_to_do(folder, tmp_path) 
 
 @pytest.mark.parametrize("change", [b"7", b"0.9999"])
 def test_a_changed_score_or_text_is_never_shown(folder, tmp_path, change) -> None:
-    """By its checksum; where an older version kept none, what is no share is refused all the same."""
+    """By its checksum; where an older version kept none, what is no share is refused all the
+    same."""
     run_recipe(one(folder), tmp_path / "run")
     scores = sorted((tmp_path / "store" / "steps").glob("score-*/scores.json"))[0]
     good = scores.read_bytes()
@@ -122,7 +133,9 @@ def test_a_changed_score_or_text_is_never_shown(folder, tmp_path, change) -> Non
     del about["sha256"]
     record.write_text(json.dumps(about))
     if change == b"7":
-        with pytest.raises(DeftxError, match=r"scores.json is damaged: it needs macro_f1 and accuracy from 0 to 1"):
+        with pytest.raises(
+            DeftxError, match=r"scores.json is damaged: it needs macro_f1 and accuracy from 0 to 1"
+        ):
             run_recipe(one(folder), tmp_path / "run")
     scores.write_bytes(good)
     run_recipe(one(folder), tmp_path / "run")
@@ -130,7 +143,9 @@ def test_a_changed_score_or_text_is_never_shown(folder, tmp_path, change) -> Non
     digest = store.put(["a text", "another"])
     assert store.texts(digest) == ["a text", "another"]
     (store.root / "data" / f"{digest}.json").write_text('["a test", "another"]')
-    with pytest.raises(DeftxError, match=f"{digest}.json is damaged .*: remove .*{digest}.json, and it is made"):
+    with pytest.raises(
+        DeftxError, match=f"{digest}.json is damaged .*: remove .*{digest}.json, and it is made"
+    ):
         store.texts(digest)
 
 
@@ -153,7 +168,8 @@ def finished_step(store: Store, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_what_a_removal_that_was_killed_once_left_is_made_anew(tmp_path, kind) -> None:
-    """Older versions removed file by file: without its record or without its parts a step is not done."""
+    """Older versions removed file by file: without its record or without its parts a step is not
+    done."""
     for missing in ["step.json", *PARTS[kind]]:
         store = Store(tmp_path / missing.replace("/", "-"))
         step_id = finished_step(store, kind)
@@ -164,7 +180,8 @@ def test_what_a_removal_that_was_killed_once_left_is_made_anew(tmp_path, kind) -
 
 
 def pruned_until(store: Store, folder: Path, fatal: int) -> bool:
-    """Whether a process that prunes a folder was killed at a file operation, the one of number `fatal`."""
+    """Whether a process that prunes a folder was killed at a file operation, the one of number
+    `fatal`."""
     child = os.fork()
     if child == 0:
         seen = [0]
@@ -183,7 +200,16 @@ def pruned_until(store: Store, folder: Path, fatal: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-KILLING_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree"}
+KILLING_EVENTS = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.listdir",
+    "os.scandir",
+    "shutil.rmtree",
+}
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -219,10 +245,15 @@ def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
     run = prepare(recipe(folder), tmp_path / "store")
     assert seconds_left(run.left(), run.store) is None
     for number, step in enumerate(run.plan.steps.values()):
-        with run.store.making(step.id, {"kind": step.kind, "cost": step.cost, **step.about}) as (_, made):
+        with run.store.making(step.id, {"kind": step.kind, "cost": step.cost, **step.about}) as (
+            _,
+            made,
+        ):
             pass
         record = json.loads((made.parent / step.id / "step.json").read_text())
-        (run.store.folder(step.id) / "step.json").write_text(json.dumps({**record, "seconds": 2.0 * step.cost}))
+        (run.store.folder(step.id) / "step.json").write_text(
+            json.dumps({**record, "seconds": 2.0 * step.cost})
+        )
         if number == 0:
             assert seconds_left(run.left(), run.store) is None
     more = prepare(recipe(folder, {"seeds": [0, 1]}), tmp_path / "store")
@@ -232,7 +263,10 @@ def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "recipe.yaml", "--executor", "raj"], "unknown executor 'raj' (did you mean 'ray'?)"),
+        (
+            ["run", "recipe.yaml", "--executor", "raj"],
+            "unknown executor 'raj' (did you mean 'ray'?)",
+        ),
         (["run", "recipe.yaml", "--jobs", "0"], "Input should be greater than or equal to 1"),
         (["prune", "nowhere"], "nowhere is not a store"),
         (["runs", "nowhere"], "there is no folder nowhere"),
@@ -247,13 +281,13 @@ def test_wrong_options_are_one_line(folder, monkeypatch, run, arguments, said) -
 
 def test_what_a_crash_left_in_a_folder_of_work_goes_with_it(tmp_path) -> None:
     store = Store(tmp_path)
-    left = store.work("vector-1") / ".phase2.state.safetensors.0123abcd.tmp"
+    left = store.checkpoint_dir("vector-1") / ".phase2.state.safetensors.0123abcd.tmp"
     left.mkdir(parents=True)
     (left / "half").write_text("x")
     with store.making("vector-1", {}):
         pass
     assert store.done("vector-1")
-    assert not store.work("vector-1").exists()
+    assert not store.checkpoint_dir("vector-1").exists()
 
 
 def test_a_base_whose_tokenizer_reads_otherwise_now_needs_another_store(folder, tmp_path) -> None:
@@ -264,6 +298,8 @@ def test_a_base_whose_tokenizer_reads_otherwise_now_needs_another_store(folder, 
     told = json.loads((tmp_path / "base" / "tokenizer.json").read_text())
     told["normalizer"] = {"type": "Lowercase"}
     (tmp_path / "base" / "tokenizer.json").write_text(json.dumps(told))
-    with pytest.raises(DeftxError, match="tokenizer reads texts otherwise now than when the steps in"):
+    with pytest.raises(
+        DeftxError, match="tokenizer reads texts otherwise now than when the steps in"
+    ):
         prepare(moved, tmp_path / "store")
     prepare(moved, tmp_path / "new")

@@ -1,4 +1,5 @@
-"""Scales from the source's validation data: the best pair of the grid, and the same one each time."""
+"""Scales from the source's validation data: the best pair of the grid, and the same one each
+time."""
 
 import pytest
 import tiny
@@ -19,15 +20,21 @@ VALID = Examples(TEXTS, None, [LABELS[len(text) % len(LABELS)] for text in TEXTS
 
 @pytest.mark.parametrize("rule", ["scaled", "ties:density=0.9"])
 def test_the_best_pair_scores_as_its_composed_model_does_and_as_no_other_exceeds(bases, rule):
-    task, source = vector(bases(), 1, with_head=True), vector(bases(), 2)
+    task, source = vector(bases(), 1, select_head=True), vector(bases(), 2)
     found = tune_scales(bases(), task, source, VALID, [0.5, 2.0], rule=rule)
     assert {scale for pair in found.scores for scale in pair} == {0.5, 1.0, 2.0}
     assert len(found.scores) == 9
     assert found.score == max(found.scores.values()) == found.scores[found.language, found.task]
     model = compose(bases(), task, source, rule=found.rule)
-    assert evaluate(CLASSIFICATION, model, load_tokenizer(bases()), VALID, 32)["macro_f1"] == found.score
+    assert (
+        evaluate(CLASSIFICATION, model, load_tokenizer(bases()), VALID, 32)["macro_f1"]
+        == found.score
+    )
     plain = compose(bases(), task, source, rule=rule)
-    assert evaluate(CLASSIFICATION, plain, load_tokenizer(bases()), VALID, 32)["macro_f1"] == found.scores[1.0, 1.0]
+    assert (
+        evaluate(CLASSIFICATION, plain, load_tokenizer(bases()), VALID, 32)["macro_f1"]
+        == found.scores[1.0, 1.0]
+    )
     assert tune_scales(bases(), task, source, VALID, [2.0, 1.0, 0.5], rule=rule) == found
 
 
@@ -40,16 +47,22 @@ def test_the_best_pair_scores_as_its_composed_model_does_and_as_no_other_exceeds
         (lambda language, task: language - task, (1.4, 0.8)),
     ],
 )
-def test_of_equal_scores_the_pair_nearest_to_one_counts_and_then_the_smaller(bases, monkeypatch, score, best):
-    task, source = vector(bases(), 1, with_head=True), vector(bases(), 2)
-    tried = iter([(language, task) for language in (0.8, 1.0, 1.2, 1.4) for task in (0.8, 1.0, 1.2, 1.4)])
-    monkeypatch.setattr(module, "evaluate", lambda *args: {"macro_f1": score(*next(tried)), "accuracy": 0.0})
+def test_of_equal_scores_the_pair_nearest_to_one_counts_and_then_the_smaller(
+    bases, monkeypatch, score, best
+):
+    task, source = vector(bases(), 1, select_head=True), vector(bases(), 2)
+    tried = iter(
+        [(language, task) for language in (0.8, 1.0, 1.2, 1.4) for task in (0.8, 1.0, 1.2, 1.4)]
+    )
+    monkeypatch.setattr(
+        module, "evaluate", lambda *args: {"macro_f1": score(*next(tried)), "accuracy": 0.0}
+    )
     found = tune_scales(bases(), task, source, VALID, [1.4, 0.8, 1.2])
     assert (found.language, found.task) == best
 
 
 def test_what_cannot_be_tuned_is_said(bases):
-    task, source = vector(bases(), 1, with_head=True), vector(bases(), 2)
+    task, source = vector(bases(), 1, select_head=True), vector(bases(), 2)
     with pytest.raises(DeftxError, match="unknown option of sum 'language_scale'"):
         tune_scales(bases(), task, source, VALID, rule="sum")
     with pytest.raises(DeftxError, match="unknown metric 'f1'"):

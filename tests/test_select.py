@@ -25,7 +25,9 @@ def by_sorting(delta, k):
         for index, value in enumerate(tensor.double().reshape(-1).tolist())
     ]
     chosen = sorted(places)[:k]
-    return {name: sorted(i for _, n, i in chosen if n == number) for number, name in enumerate(delta)}
+    return {
+        name: sorted(i for _, n, i in chosen if n == number) for number, name in enumerate(delta)
+    }
 
 
 def as_lists(selection):
@@ -37,15 +39,21 @@ def deltas(draw, values):
     shapes = draw(st.lists(SHAPE, max_size=4))
     dtype = draw(st.sampled_from(FLOATS))
     return {
-        f"t{number}": torch.tensor(draw(st.lists(values, min_size=prod(shape), max_size=prod(shape))), dtype=dtype)
+        f"t{number}": torch.tensor(
+            draw(st.lists(values, min_size=prod(shape), max_size=prod(shape))), dtype=dtype
+        )
         .reshape(shape)
         .clone()
         for number, shape in enumerate(shapes)
     }
 
 
-@pytest.mark.parametrize("values", [VALUES, st.floats(width=16, allow_nan=False)], ids=["many ties", "any floats"])
-@given(data=st.data(), chunk=st.sampled_from([1, 2, 5, 64]), sample=st.sampled_from([1, 3, 10, 1000]))
+@pytest.mark.parametrize(
+    "values", [VALUES, st.floats(width=16, allow_nan=False)], ids=["many ties", "any floats"]
+)
+@given(
+    data=st.data(), chunk=st.sampled_from([1, 2, 5, 64]), sample=st.sampled_from([1, 3, 10, 1000])
+)
 def test_selection_equals_a_full_sort(values, data, chunk, sample):
     delta = data.draw(deltas(values))
     total = sum(tensor.numel() for tensor in delta.values())
@@ -103,7 +111,9 @@ def test_a_split_selection_is_a_full_sort_of_each_group(data, split):
         values = data.draw(st.lists(VALUES, min_size=prod(shape), max_size=prod(shape)))
         delta[name] = torch.tensor(values).view(shape)
     k = data.draw(st.integers(0, 51))
-    groups = {of(name): {n: tensor for n, tensor in delta.items() if of(n) == of(name)} for name in delta}
+    groups = {
+        of(name): {n: tensor for n, tensor in delta.items() if of(n) == of(name)} for name in delta
+    }
     counts = shares_of(k, [sum(t.numel() for t in group.values()) for group in groups.values()])
     expected = {}
     for group, count in zip(groups.values(), counts, strict=True):
@@ -137,10 +147,15 @@ def test_zeros_are_chosen_in_order_where_nothing_else_is_left(k):
 
 
 def test_a_sample_that_misses_the_large_entries_is_made_up_for(monkeypatch):
-    """Every eleventh entry is sampled and large; of the others enough are needed that the bar must fall."""
+    """Every eleventh entry is sampled and large; of the others enough are needed that the bar must
+    fall."""
     monkeypatch.setattr(module, "SAMPLE", 100)
     bars, reaching = [], module._reaching
-    monkeypatch.setattr(module, "_reaching", lambda chunks, bar, room: bars.append(bar) or reaching(chunks, bar, room))
+    monkeypatch.setattr(
+        module,
+        "_reaching",
+        lambda chunks, bar, room: bars.append(bar) or reaching(chunks, bar, room),
+    )
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     values[::11] += 5
     delta = {"w": values}
@@ -151,7 +166,9 @@ def test_a_sample_that_misses_the_large_entries_is_made_up_for(monkeypatch):
 
 def test_few_candidates_are_looked_at_where_the_sample_is_a_fair_one(monkeypatch):
     seen, keep = [], module._largest
-    monkeypatch.setattr(module, "_largest", lambda values, k: seen.append(len(values)) or keep(values, k))
+    monkeypatch.setattr(
+        module, "_largest", lambda values, k: seen.append(len(values)) or keep(values, k)
+    )
     monkeypatch.setattr(module, "SAMPLE", 10_000)
     select({"w": torch.randn(200, 500, generator=torch.Generator().manual_seed(0))}, 10_000)
     assert 10_000 <= seen[0] <= 12_000
@@ -162,7 +179,9 @@ def test_strides_do_not_matter(dtype):
     wide = torch.randn(12, 10, generator=torch.Generator().manual_seed(1)).to(dtype)
     delta = {"turned": wide.mT, "skipping": wide[:, ::3], "expanded": wide[:1].expand(4, 10)}
     for k in (1, 50, 150):
-        assert as_lists(select(delta, k)) == by_sorting({n: t.contiguous() for n, t in delta.items()}, k)
+        assert as_lists(select(delta, k)) == by_sorting(
+            {n: t.contiguous() for n, t in delta.items()}, k
+        )
 
 
 def test_tensors_of_different_dtypes_are_compared_by_value():
@@ -192,7 +211,9 @@ def test_nothing_is_selected_from_nothing(delta):
 def test_nan_is_an_error_that_names_the_tensor(monkeypatch, k, chunk):
     monkeypatch.setattr(module, "CHUNK", chunk)
     bad = torch.tensor([float("inf"), 1.0, 2.0, 3.0, 4.0, float("nan")])
-    with pytest.raises(DeftxError, match=r"'encoder\.w' holds NaN: the training diverged; lower the learning rate"):
+    with pytest.raises(
+        DeftxError, match=r"'encoder\.w' holds NaN: the training diverged; lower the learning rate"
+    ):
         select({"fine": torch.arange(6.0), "encoder.w": bad}, k)
 
 
@@ -229,10 +250,13 @@ def test_k_is_a_count_or_a_share(text, count):
 
 
 @pytest.mark.parametrize(
-    "k", ["x", "", "%", "M", "5 percent", "1.5", "2,8%", "nan%", "inf%", "infM", "inf", None, 0.5, True]
+    "k",
+    ["x", "", "%", "M", "5 percent", "1.5", "2,8%", "nan%", "inf%", "infM", "inf", None, 0.5, True],
 )
 def test_a_k_that_is_no_number_is_an_error_that_shows_what_is_one(k):
-    with pytest.raises(DeftxError, match=r"neither a count \(7600000, 7\.6M\) nor a share \(2\.8%\)") as caught:
+    with pytest.raises(
+        DeftxError, match=r"neither a count \(7600000, 7\.6M\) nor a share \(2\.8%\)"
+    ) as caught:
         parse_k(k, 1000)
     assert repr(k) in str(caught.value)
 
@@ -250,7 +274,8 @@ def test_a_k_out_of_range_is_refused_by_select():
 
 
 def test_a_sample_of_the_candidates_that_misleads_is_made_up_for(monkeypatch):
-    """All that is sampled is larger than the rest, or smaller: the k-th largest is not where the sample says."""
+    """All that is sampled is larger than the rest, or smaller: the k-th largest is not where the
+    sample says."""
     monkeypatch.setattr(module, "SAMPLE", 10)
     for sampled in (100.0, 1e-3):
         entries = torch.rand(1000, generator=torch.Generator().manual_seed(1)) + 1
@@ -260,7 +285,8 @@ def test_a_sample_of_the_candidates_that_misleads_is_made_up_for(monkeypatch):
 
 
 def test_more_candidates_than_there_was_room_for_are_kept_all_the_same(monkeypatch):
-    """The sample meets none of the large entries, so the bar is lower than it could be and most entries reach it."""
+    """The sample meets none of the large entries, so the bar is lower than it could be and most
+    entries reach it."""
     monkeypatch.setattr(module, "SAMPLE", 100)
     values = torch.rand(5000, generator=torch.Generator().manual_seed(0)) + 5
     values[::51] = 0.5

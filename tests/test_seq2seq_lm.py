@@ -1,4 +1,5 @@
-"""Denoising: reading and writing restore the text, spans keep their shares, and the loss is the model's own."""
+"""Denoising: reading and writing restore the text, spans keep their shares, and the loss is the
+model's own."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -10,11 +11,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from deftx.config import LanguageTraining
+from deftx.config import LanguageTrainingConfig
 from deftx.errors import DeftxError
 from deftx.models.loading import load_language_model
 from deftx.objectives.registry import language_of
-from deftx.objectives.seq2seq_lm import corrupted, infilled_spans, noise_of, sentinel_spans, seq2seq_lm
+from deftx.objectives.seq2seq_lm import (
+    corrupted,
+    infilled_spans,
+    noise_of,
+    sentinel_spans,
+    seq2seq_lm,
+)
 
 START, PAD, END, UNKNOWN, MASK = range(5)
 T5, BART = tiny.tokenizer(sentinels=True), tiny.tokenizer()
@@ -30,14 +37,17 @@ def drawn(seed=0):
 
 def made(shape, texts, length=16, seed=0, share=0.3):
     tokenizer = T5 if shape in ("t5", "mt5") else BART
-    return seq2seq_lm(texts, tokenizer, LanguageTraining(held_out=0.2, mask=share), length, seed)
+    return seq2seq_lm(
+        texts, tokenizer, LanguageTrainingConfig(held_out=0.2, mask=share), length, seed
+    )
 
 
 # --- span corruption ---
 
 
 def restored(read, written):
-    """The text: each sentinel that was read stands for what is written after it, up to the next one."""
+    """The text: each sentinel that was read stands for what is written after it, up to the next
+    one."""
     spans, last = {}, None
     for token in written:
         if token in SENTINELS:
@@ -56,7 +66,11 @@ def test_what_is_read_and_what_is_written_restore_the_text(ids, share, seed):
     assert text == ids
     assert all(spans.values())
     sentinels = [token for token in read if token in SENTINELS]
-    assert sentinels == [token for token in written if token in SENTINELS] == SENTINELS[: len(sentinels)]
+    assert (
+        sentinels
+        == [token for token in written if token in SENTINELS]
+        == SENTINELS[: len(sentinels)]
+    )
     assert END not in {token for span in spans.values() for token in span}
 
 
@@ -73,7 +87,8 @@ def test_the_share_of_the_tokens_is_hidden_in_spans_of_three_on_average(count, s
 
 
 def test_all_lengths_and_places_are_equally_probable():
-    """Of 8 tokens 2 are kept, which gives two spans 3 pairs of places; the 6 others have 5 ways to be two spans."""
+    """Of 8 tokens 2 are kept, which gives two spans 3 pairs of places; the 6 others have 5 ways to
+    be two spans."""
     generator = drawn()
     found = Counter(tuple(sentinel_spans(8, 0.75, generator)) for _ in range(6000))
     assert len(found) == 15
@@ -126,8 +141,12 @@ def test_lengths_are_those_of_poisson_and_places_are_anywhere():
     mean = sum(length * times for length, times in lengths.items()) / total
     assert mean == pytest.approx(3, abs=0.1)
     assert lengths[0] / total == pytest.approx(0.0498, abs=0.015)
-    hidden = Counter(place // 100 for each in spans for start, stop in each for place in range(start, stop))
-    assert all(share / sum(hidden.values()) == pytest.approx(1 / 3, abs=0.02) for share in hidden.values())
+    hidden = Counter(
+        place // 100 for each in spans for start, stop in each for place in range(start, stop)
+    )
+    assert all(
+        share / sum(hidden.values()) == pytest.approx(1 / 3, abs=0.02) for share in hidden.values()
+    )
 
 
 # --- both ---
@@ -147,7 +166,9 @@ def test_the_loss_is_that_of_the_written_tokens_also_on_held_out_text(bases, sha
         totals.append(float(cross_entropy(logits, written, reduction="sum")))
         counts.append(len(written))
     assert float(objective.loss(model, batch)) == pytest.approx(sum(totals) / sum(counts), rel=1e-5)
-    alone = [(float(objective.loss(model, _batch(pair))), len(pair[1])) for pair in objective.held_out]
+    alone = [
+        (float(objective.loss(model, _batch(pair))), len(pair[1])) for pair in objective.held_out
+    ]
     expected = sum(loss * count for loss, count in alone) / sum(count for _, count in alone)
     for batch_size in (1, 3, 100):
         assert objective.validate(model, batch_size)["loss"] == pytest.approx(expected, rel=1e-5)
@@ -182,8 +203,16 @@ def test_no_token_is_read_that_is_not_among_those_that_can_be(shape):
 
 
 def test_sentinels_are_found_as_mt5_spells_them():
-    vocabulary = {f"▁<extra_id_{number}>": 102 - number for number in range(3)} | {"a": 5, "</s>": 1}
-    about = {"mask_token_id": None, "pad_token_id": 0, "eos_token_id": 1, "all_special_ids": [0, 1, 2]}
+    vocabulary = {f"▁<extra_id_{number}>": 102 - number for number in range(3)} | {
+        "a": 5,
+        "</s>": 1,
+    }
+    about = {
+        "mask_token_id": None,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "all_special_ids": [0, 1, 2],
+    }
     noise = noise_of(SimpleNamespace(get_vocab=lambda: vocabulary, **about), 0.15)
     assert noise.sentinels
     assert noise.marks == (102, 101, 100)
@@ -191,8 +220,10 @@ def test_sentinels_are_found_as_mt5_spells_them():
 
 
 def test_a_tokenizer_without_a_token_for_what_is_hidden_is_an_error():
-    with pytest.raises(DeftxError, match="neither sentinels nor a mask token: give a base such as mT5 or BART"):
-        seq2seq_lm(tiny.sentences(4), tiny.tokenizer(decoder=True), LanguageTraining(), 16, 0)
+    with pytest.raises(
+        DeftxError, match="neither sentinels nor a mask token: give a base such as mT5 or BART"
+    ):
+        seq2seq_lm(tiny.sentences(4), tiny.tokenizer(decoder=True), LanguageTrainingConfig(), 16, 0)
 
 
 @every_shape

@@ -1,4 +1,5 @@
-"""`deftx serve`: what clients are told, over loopback; a stand-in for the model where it does not matter."""
+"""`deftx serve`: what clients are told, over loopback; a stand-in for the model where it does not
+matter."""
 
 import http.client
 import json
@@ -35,7 +36,8 @@ LABELS = ("bad", "good")
 
 
 class StandIn:
-    """What the application needs of a Switcher; says how long a text is and which language it was asked in."""
+    """What the application needs of a Switcher; says how long a text is and which language it was
+    asked in."""
 
     languages, kind, labels, pairs = tuple(NAMES), "classification", LABELS, None
 
@@ -49,7 +51,10 @@ class StandIn:
         if "break" in examples.texts:
             raise RuntimeError("broken")
         number = [*NAMES, None].index
-        share = [[len(text) / 100, number(name) / 10] for text, name in zip(examples.texts, languages, strict=True)]
+        share = [
+            [len(text) / 100, number(name) / 10]
+            for text, name in zip(examples.texts, languages, strict=True)
+        ]
         return torch.tensor(share, dtype=torch.float64)
 
 
@@ -78,7 +83,9 @@ def serving(switcher, limits=None, access=None):
 def call(port, path, body=None, **headers):
     """Status, headers and content of an answer; a body is posted, as JSON where it is not bytes."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    content = json.dumps(body).encode() if body is not None and not isinstance(body, bytes) else body
+    content = (
+        json.dumps(body).encode() if body is not None and not isinstance(body, bytes) else body
+    )
     headers = {"Content-Type": "application/json", **headers}
     connection.request("GET" if body is None else "POST", path, content, headers)
     answer = connection.getresponse()
@@ -106,7 +113,12 @@ def test_answers_come_in_order_with_label_and_probabilities(port, language):
     for row, name, size in zip(said["predictions"], each, [1, 0, 3], strict=True):
         shares = dict(zip(LABELS, [size / 100, [*NAMES, None].index(name) / 10], strict=True))
         best = max(LABELS, key=shares.__getitem__)
-        assert row == {"language": name, "label": best, "probability": shares[best], "probabilities": shares}
+        assert row == {
+            "language": name,
+            "label": best,
+            "probability": shares[best],
+            "probabilities": shares,
+        }
 
 
 def test_languages_labels_and_health_can_be_asked_for(port):
@@ -118,7 +130,14 @@ def test_languages_labels_and_health_can_be_asked_for(port):
 def test_the_interface_is_described(port):
     described = json.loads(call(port, "/openapi.json")[2])
     assert set(described["paths"]) == {"/predict", "/languages", "/health"}
-    assert set(described["paths"]["/predict"]["post"]["responses"]) == {"200", "401", "408", "413", "422", "503"}
+    assert set(described["paths"]["/predict"]["post"]["responses"]) == {
+        "200",
+        "401",
+        "408",
+        "413",
+        "422",
+        "503",
+    }
     assert described["info"]["version"] == deftx.__version__
     assert call(port, "/docs")[0] == 404
 
@@ -139,25 +158,77 @@ WRONG = {
     "a number without end": (b'{"texts": ' + b"9" * 2900, 422, r"body: "),
     "no texts": ({"language": "min"}, 422, r"texts: field required"),
     "none at all": ({"texts": [], "language": "min"}, 422, r"texts: .*at least 1"),
-    "one text that is no list": ({"texts": "a", "language": "min"}, 422, r"texts: input should be a valid list"),
-    "a number for a text": ({"texts": [1], "language": "min"}, 422, r"texts\.0: input should be a valid string"),
-    "half a character": (b'{"texts": ["\\ud800"], "language": "min"}', 422, r".*half a character|texts\.0: "),
+    "one text that is no list": (
+        {"texts": "a", "language": "min"},
+        422,
+        r"texts: input should be a valid list",
+    ),
+    "a number for a text": (
+        {"texts": [1], "language": "min"},
+        422,
+        r"texts\.0: input should be a valid string",
+    ),
+    "half a character": (
+        b'{"texts": ["\\ud800"], "language": "min"}',
+        422,
+        r".*half a character|texts\.0: ",
+    ),
     "no language": ({"texts": ["a"]}, 422, r"language: field required"),
     "an unknown language": (
         {"texts": ["a"], "language": "mni"},
         422,
         r"unknown language 'mni' \(did you mean 'min'\?\); known: ace, ban, min",
     ),
-    "one of them unknown": ({"texts": ["a", "b"], "language": ["min", "x"]}, 422, r"unknown language 'x'.*ace"),
-    "too few languages": ({"texts": ["a", "b"], "language": ["min"]}, 422, r"2 texts and 1 languages: give one"),
-    "too few pairs": ({"texts": ["a", "b"], "language": "min", "pairs": ["a"]}, 422, r"2 texts and 1 pairs"),
-    "too many parts": ({"texts": ["a"], "language": "min", "parts": [["a"], []]}, 422, r"1 texts and 2 parts"),
-    "parts that are not read": ({"texts": ["a"], "language": "min", "parts": [["a"]]}, 422, r".* have parts, which "),
-    "an unknown field": ({"texts": ["a"], "language": "min", "lang": "x"}, 422, r"lang: extra inputs"),
-    "too many texts": ({"texts": ["a"] * 4, "language": "min"}, 413, r"4 texts; at most 3 are taken at once"),
-    "a long text": ({"texts": ["a" * 10], "language": "min"}, 413, r"a text of 10 characters; at most 9"),
-    "a long pair": ({"texts": ["a"], "language": "min", "pairs": ["a" * 10]}, 413, r"a text of 10 .*at most 9"),
-    "long parts": ({"texts": ["a"], "language": "min", "parts": [["a" * 5] * 2]}, 413, r"a text of 11 .*at most 9"),
+    "one of them unknown": (
+        {"texts": ["a", "b"], "language": ["min", "x"]},
+        422,
+        r"unknown language 'x'.*ace",
+    ),
+    "too few languages": (
+        {"texts": ["a", "b"], "language": ["min"]},
+        422,
+        r"2 texts and 1 languages: give one",
+    ),
+    "too few pairs": (
+        {"texts": ["a", "b"], "language": "min", "pairs": ["a"]},
+        422,
+        r"2 texts and 1 pairs",
+    ),
+    "too many parts": (
+        {"texts": ["a"], "language": "min", "parts": [["a"], []]},
+        422,
+        r"1 texts and 2 parts",
+    ),
+    "parts that are not read": (
+        {"texts": ["a"], "language": "min", "parts": [["a"]]},
+        422,
+        r".* have parts, which ",
+    ),
+    "an unknown field": (
+        {"texts": ["a"], "language": "min", "lang": "x"},
+        422,
+        r"lang: extra inputs",
+    ),
+    "too many texts": (
+        {"texts": ["a"] * 4, "language": "min"},
+        413,
+        r"4 texts; at most 3 are taken at once",
+    ),
+    "a long text": (
+        {"texts": ["a" * 10], "language": "min"},
+        413,
+        r"a text of 10 characters; at most 9",
+    ),
+    "a long pair": (
+        {"texts": ["a"], "language": "min", "pairs": ["a" * 10]},
+        413,
+        r"a text of 10 .*at most 9",
+    ),
+    "long parts": (
+        {"texts": ["a"], "language": "min", "parts": [["a" * 5] * 2]},
+        413,
+        r"a text of 11 .*at most 9",
+    ),
     "a long request": (
         {"texts": ["a" * 4000], "language": "min"},
         413,
@@ -169,7 +240,9 @@ WRONG = {
 @pytest.mark.parametrize(("body", "status", "says"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_with_a_request_is_said_in_one_line_of_json(port, body, status, says):
     headers = {"Content-Type": "text/plain"} if body is None else {}
-    found, _, content = call(port, "/predict", {"texts": ["a"], "language": "min"} if body is None else body, **headers)
+    found, _, content = call(
+        port, "/predict", {"texts": ["a"], "language": "min"} if body is None else body, **headers
+    )
     assert found == status
     detail = json.loads(content)["detail"]
     assert isinstance(detail, str)
@@ -210,7 +283,10 @@ def test_a_failure_of_the_model_is_an_answer_too_and_the_next_request_is_answere
 
 def test_where_too_much_waits_the_client_is_told_to_come_back():
     model, found = StandIn(), []
-    threads = [threading.Thread(target=lambda: found.append(ask(port, ["a", "b"], "min"))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: found.append(ask(port, ["a", "b"], "min")))
+        for _ in range(2)
+    ]
     with serving(model, Limits(texts=2, waiting=2)) as port:
         model.go.clear()
         threads[0].start()
@@ -238,20 +314,28 @@ SLOW = {
 
 @pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
 def test_a_client_that_does_not_finish_its_request_is_sent_away(sent):
-    with serving(StandIn(), Limits(seconds=0.5)) as port, socket.create_connection(("127.0.0.1", port)) as client:
+    with (
+        serving(StandIn(), Limits(seconds=0.5)) as port,
+        socket.create_connection(("127.0.0.1", port)) as client,
+    ):
         client.settimeout(10)
         client.sendall(sent)
         began, received = time.monotonic(), b""
         with suppress(ConnectionResetError):
             while part := client.recv(65536):
                 received += part
-        assert 0.3 < time.monotonic() - began < 9  # 5 of them are those that a connection is kept after an answer
+        assert (
+            0.3 < time.monotonic() - began < 9
+        )  # 5 of them are those that a connection is kept after an answer
         assert (b"408" in received) == (b"Content-Length: 100" in sent)
         assert ask(port, ["ba"], "min")[0] == 200
 
 
 def test_a_client_that_trickles_is_sent_away_all_the_same():
-    with serving(StandIn(), Limits(seconds=1)) as port, socket.create_connection(("127.0.0.1", port)) as client:
+    with (
+        serving(StandIn(), Limits(seconds=1)) as port,
+        socket.create_connection(("127.0.0.1", port)) as client,
+    ):
         client.sendall(b"GET /health HTTP/1.1\r\n")
         began = time.monotonic()
         with suppress(ConnectionError):
@@ -303,7 +387,8 @@ def test_a_client_asks_under_a_name_that_is_allowed(hosts, host, status):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"hosts": ("a*",)}, {"hosts": ("",)}, {"token": ""}, {"token": "ü"}, {"token": "a\nb"}]
+    "wrong",
+    [{"hosts": ("a*",)}, {"hosts": ("",)}, {"token": ""}, {"token": "ü"}, {"token": "a\nb"}],
 )
 def test_hosts_and_tokens_that_cannot_be_are_refused(wrong):
     with pytest.raises(DeftxError):
@@ -314,7 +399,11 @@ def test_without_the_token_nothing_is_told():
     asked = {"texts": ["ba"], "language": "min"}
     with serving(StandIn(), access=Access(token="secret")) as port:
         for wrong in ({}, {"Authorization": "Bearer secrets"}, {"Authorization": "Basic secret"}):
-            for path, body in {"/predict": asked, "/languages": None, "/openapi.json": None}.items():
+            for path, body in {
+                "/predict": asked,
+                "/languages": None,
+                "/openapi.json": None,
+            }.items():
                 status, headers, content = call(port, path, body, **wrong)
                 assert (status, headers["www-authenticate"]) == (401, "Bearer")
                 assert "Authorization" in json.loads(content)["detail"]
@@ -333,7 +422,9 @@ def test_unknown_names_of_any_length_and_number_take_no_longer():
 
 
 def test_limits_that_let_no_full_request_wait_are_refused():
-    with pytest.raises(DeftxError, match=r"64 texts in a request \(--max-texts\), but 8 may wait \(--max-waiting\)"):
+    with pytest.raises(
+        DeftxError, match=r"64 texts in a request \(--max-texts\), but 8 may wait \(--max-waiting\)"
+    ):
         Limits(waiting=8)
 
 
@@ -349,17 +440,22 @@ def parts(bases):
 
 
 class Watched:
-    """A Switcher of which every batch is compared, bit for bit, with the composed model of its language."""
+    """A Switcher of which every batch is compared, bit for bit, with the composed model of its
+    language."""
 
     def __init__(self, base, task, languages):
         self.switcher, self.wrong = deftx.Switcher(base, task, languages), 0
-        self.composed = {name: deftx.compose(base, task, vector) for name, vector in languages.items()}
+        self.composed = {
+            name: deftx.compose(base, task, vector) for name, vector in languages.items()
+        }
         self.composed[None] = deftx.compose(base, task)
         self.languages, self.kind, self.pairs = self.switcher.languages, self.switcher.kind, None
         self.labels = self.switcher.labels
 
     def alone(self, examples, language):
-        return probabilities(self.composed[language], self.switcher._tokenizer, examples, self.switcher._length)
+        return probabilities(
+            self.composed[language], self.switcher._tokenizer, examples, self.switcher._length
+        )
 
     def probabilities(self, examples, languages):
         found = self.switcher.probabilities(examples, languages)
@@ -368,7 +464,8 @@ class Watched:
 
 
 def under_load(watched):
-    """What six clients ask at once, and are answered: (text, language, prediction), and what was refused."""
+    """What six clients ask at once, and are answered: (text, language, prediction), and what was
+    refused."""
     asked, faults, texts = [], [], sentences(12, seed=7)
 
     def client(seed):
@@ -380,7 +477,9 @@ def under_load(watched):
             if status != 200:
                 faults.append(said)
                 continue
-            asked.extend(zip([texts[n] for n in numbers], languages, said["predictions"], strict=True))
+            asked.extend(
+                zip([texts[n] for n in numbers], languages, said["predictions"], strict=True)
+            )
 
     with serving(watched) as port:
         threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
@@ -397,7 +496,11 @@ def test_under_load_every_answer_is_the_one_of_the_model_composed_for_its_langua
     assert faults == []
     assert len(asked) == 6 * 6 * 3
     assert watched.wrong == 0
-    for text, language, said in asked:  # the company in a batch may change the last digits, and nothing else
+    for (
+        text,
+        language,
+        said,
+    ) in asked:  # the company in a batch may change the last digits, and nothing else
         (shares,) = watched.alone(deftx.Examples([text]), language).tolist()
         assert said["language"] == language
         assert list(said["probabilities"].values()) == pytest.approx(shares, abs=1e-5)
@@ -405,7 +508,9 @@ def test_under_load_every_answer_is_the_one_of_the_model_composed_for_its_langua
 
 def test_answers_of_a_half_switched_model_would_show(parts, monkeypatch):
     watched, write = Watched(*parts), switcher.write_entries
-    monkeypatch.setattr(switcher, "write_entries", lambda weight, at, values: write(weight, at[::2], values[::2]))
+    monkeypatch.setattr(
+        switcher, "write_entries", lambda weight, at, values: write(weight, at[::2], values[::2])
+    )
     assert len(under_load(watched)[0]) == 6 * 6 * 3
     assert watched.wrong > 0
 
@@ -445,7 +550,9 @@ def test_a_signal_stops_the_server_when_it_has_answered(command, capsys, monkeyp
         found.append(ask(port, ["ba be"], "min"))
 
     monkeypatch.setattr(deftx.Switcher, "probabilities", slowly)
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests are in the background
+    interrupt = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where tests are in the background
     thread = threading.Thread(target=client)
     thread.start()
     with pytest.raises(SystemExit) as end:
@@ -470,7 +577,9 @@ def test_vectors_are_combined_by_the_rule_that_is_named(command, parts, monkeypa
     base, task, languages = parts
     expected = deftx.compose(base, task, languages["min"], rule="ties:density=0.8").state_dict()
     with served[0].language("min") as model:
-        assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+        assert all(
+            torch.equal(weight, expected[name]) for name, weight in model.state_dict().items()
+        )
 
 
 def test_texts_are_read_in_the_spelling_that_is_named(command, parts, monkeypatch, tmp_path):
@@ -490,7 +599,9 @@ def test_texts_are_read_in_the_spelling_that_is_named(command, parts, monkeypatc
 def test_every_kind_of_task_may_be_served(bases, monkeypatch, tmp_path):
     served, model = [], load_task_model(bases(), LABELS, task=TASKS["tagging"])
     monkeypatch.setattr("deftx.serving.app.serve", lambda switcher, *_: served.append(switcher))
-    deftx.save(replace(random_vector(model, 0, LABELS), info={"task": "tagging"}), tmp_path / "tagger")
+    deftx.save(
+        replace(random_vector(model, 0, LABELS), info={"task": "tagging"}), tmp_path / "tagger"
+    )
     with pytest.raises(SystemExit) as end:
         main(["serve", "--base", bases(), "--task", str(tmp_path / "tagger")])
     assert not end.value.code
@@ -513,9 +624,18 @@ def test_a_task_that_has_seen_no_capitals_is_warned_of(parts, recwarn):
     base, task, languages = parts
     task = replace(task, info={**task.info, "data": {"lower_case": True}})
     spellings = {"ace": deftx.Spelling({}, lower=True)}
-    with pytest.warns(UserWarning, match=r"without capitals, and texts in ban, min may have some; --spelling says"):
-        switcher_for(base, [task], languages, spellings, rule="sum", any_base=False)
-    switcher_for(base, [task], languages, dict.fromkeys(NAMES, spellings["ace"]), rule="sum", any_base=False)
+    with pytest.warns(
+        UserWarning, match=r"without capitals, and texts in ban, min may have some; --spelling says"
+    ):
+        switcher_for(base, [task], languages, spellings, rule="sum", ignore_base_mismatch=False)
+    switcher_for(
+        base,
+        [task],
+        languages,
+        dict.fromkeys(NAMES, spellings["ace"]),
+        rule="sum",
+        ignore_base_mismatch=False,
+    )
     assert [str(one.message) for one in recwarn if "capitals" in str(one.message)] == []
 
 
@@ -524,7 +644,9 @@ def test_an_address_that_is_taken_is_one_line(command, capsys):
         main(command)
     assert end.value.code == 2
     line = capsys.readouterr().err
-    assert re.fullmatch(r"deftx: cannot listen at 127.0.0.1, port \d+: .*: choose others, --host and --port\n", line)
+    assert re.fullmatch(
+        r"deftx: cannot listen at 127.0.0.1, port \d+: .*: choose others, --host and --port\n", line
+    )
 
 
 def test_without_the_extra_a_line_says_what_to_install(command, capsys, monkeypatch):
@@ -533,7 +655,9 @@ def test_without_the_extra_a_line_says_what_to_install(command, capsys, monkeypa
     with pytest.raises(SystemExit) as end:
         main(command)
     assert end.value.code == 2
-    assert capsys.readouterr().err == "deftx: uvicorn is not installed: pip install 'deftx[serve]'\n"
+    assert (
+        capsys.readouterr().err == "deftx: uvicorn is not installed: pip install 'deftx[serve]'\n"
+    )
 
 
 def test_the_page_is_in_the_package():

@@ -12,8 +12,8 @@ from deftx.config import (
     LANGUAGE_PRESETS,
     TABLES,
     TASK_PRESETS,
-    LanguageFit,
-    TaskFit,
+    LanguageVectorConfig,
+    TaskVectorConfig,
     changed,
     described,
     parse,
@@ -41,26 +41,43 @@ def error(kind, data):
             "unknown setting 'training.batchsize' (did you mean 'training.batch_size'?); known: ",
         ),
         ({"training": {"metric": "accuracy"}}, "unknown setting 'training.metric'"),
-        ({"batch_size": 4}, "unknown setting 'batch_size' (did you mean 'training.batch_size'?); known: k, "),
+        (
+            {"batch_size": 4},
+            "unknown setting 'batch_size' (did you mean 'training.batch_size'?); known: k, ",
+        ),
     ],
 )
 def test_an_unknown_setting_is_named_with_the_nearest_known_one(data, start):
-    assert error(LanguageFit, data).startswith(start)
+    assert error(LanguageVectorConfig, data).startswith(start)
 
 
 def test_the_known_settings_are_those_of_the_same_place():
-    known = error(TaskFit, {"training": {"x": 1}}).split("known: ")[1].split(", ")
-    assert sorted(known) == sorted(f"training.{name}" for name in type(TaskFit().training).model_fields)
+    known = error(TaskVectorConfig, {"training": {"x": 1}}).split("known: ")[1].split(", ")
+    assert sorted(known) == sorted(
+        f"training.{name}" for name in type(TaskVectorConfig().training).model_fields
+    )
     assert "training.mask" not in known
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"training": {"batch_size": "four"}}, "setting training.batch_size = 'four': input should be a valid integer"),
-        ({"training": {"batch_size": 0}}, "setting training.batch_size = 0: input should be greater than 0"),
-        ({"training": {"batch_size": 2.5}}, "setting training.batch_size = 2.5: input should be a valid integer"),
-        ({"training": {"learning_rate": -1e-4}}, "setting training.learning_rate = -0.0001: input should be greater"),
+        (
+            {"training": {"batch_size": "four"}},
+            "setting training.batch_size = 'four': input should be a valid integer",
+        ),
+        (
+            {"training": {"batch_size": 0}},
+            "setting training.batch_size = 0: input should be greater than 0",
+        ),
+        (
+            {"training": {"batch_size": 2.5}},
+            "setting training.batch_size = 2.5: input should be a valid integer",
+        ),
+        (
+            {"training": {"learning_rate": -1e-4}},
+            "setting training.learning_rate = -0.0001: input should be greater",
+        ),
         (
             {"training": {"learning_rate": float("nan")}},
             "setting training.learning_rate = nan: input should be a finite number",
@@ -70,27 +87,42 @@ def test_the_known_settings_are_those_of_the_same_place():
             "setting training.precision = 'fp16': input should be 'auto', 'fp32' or 'bf16'",
         ),
         ({"training": {"mask": 1.0}}, "setting training.mask = 1.0: input should be less than 1"),
-        ({"training": 5}, "setting training = 5: give a name before each value, such as {batch_size: 4}"),
+        (
+            {"training": 5},
+            "setting training = 5: give a name before each value, such as {batch_size: 4}",
+        ),
         ({"keep": 1.5}, "setting keep = 1.5: input should be less than or equal to 1"),
         ({"keep": None}, "setting keep = None: input should be a valid number"),
         ({"split": "row"}, "setting split = 'row': input should be 'global', 'matrix' or 'layer'"),
-        ({"training": {"average": 0}}, "setting training.average = 0: input should be greater than 0"),
+        (
+            {"training": {"average": 0}},
+            "setting training.average = 0: input should be greater than 0",
+        ),
         ({"seed": -1}, "setting seed = -1: input should be greater than or equal to 0"),
         ({"method": 3}, "setting method = 3: input should be a valid string"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place_and_what_it_should_be(data, message):
-    assert error(LanguageFit, data).startswith(message)
+    assert error(LanguageVectorConfig, data).startswith(message)
 
 
 def test_fewest_steps_above_the_most_are_an_error_and_not_a_long_surprise():
     """Where both are said: otherwise the fewest would outdo a user's most."""
-    message = "setting training.min_steps = 101: is more than max_steps = 100; change one of the two"
-    assert error(LanguageFit, {"training": {"max_steps": 100, "min_steps": 101}}) == message
-    assert error(TaskFit, {"training": {"max_steps": 100, "min_steps": 101}}) == message
+    message = (
+        "setting training.min_steps = 101: is more than max_steps = 100; change one of the two"
+    )
+    assert (
+        error(LanguageVectorConfig, {"training": {"max_steps": 100, "min_steps": 101}}) == message
+    )
+    assert error(TaskVectorConfig, {"training": {"max_steps": 100, "min_steps": 101}}) == message
     with pytest.raises(DeftxError, match="min_steps = 30000: is more than max_steps = 100"):
-        changed(LanguageFit(), {"training": {"max_steps": 100, "min_steps": 30_000}})
-    assert parse(LanguageFit, {"training": {"max_steps": 100, "min_steps": 100}}).training.max_steps == 100
+        changed(LanguageVectorConfig(), {"training": {"max_steps": 100, "min_steps": 30_000}})
+    assert (
+        parse(
+            LanguageVectorConfig, {"training": {"max_steps": 100, "min_steps": 100}}
+        ).training.max_steps
+        == 100
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,34 +139,37 @@ def test_fewest_steps_above_the_most_are_an_error_and_not_a_long_surprise():
     ],
 )
 def test_the_most_steps_alone_lower_the_fewest(changes, most, fewest):
-    """The paper's 30,000 steps at least do not stand in the way of `--set training.max_steps=100`."""
+    """The paper's 30,000 steps at least do not stand in the way of `--set
+    training.max_steps=100`."""
     settings = LANGUAGE_PRESETS["paper-sentiment"]
     for change in changes:
         settings = changed(settings, {"training": change})
     assert (settings.training.max_steps, settings.training.min_steps) == (most, fewest)
-    assert parse(LanguageFit, settings.model_dump()) == settings
+    assert parse(LanguageVectorConfig, settings.model_dump()) == settings
 
 
 @pytest.mark.parametrize("most", [0, -1, 2.5, "many"])
 def test_most_steps_that_are_no_number_of_steps_are_named(most):
-    assert error(LanguageFit, {"training": {"max_steps": most}}).startswith(f"setting training.max_steps = {most!r}: ")
+    assert error(LanguageVectorConfig, {"training": {"max_steps": most}}).startswith(
+        f"setting training.max_steps = {most!r}: "
+    )
 
 
 @pytest.mark.parametrize("value", [7, "7.6M", "2.8%", 7.6e6])
 def test_k_and_rank_are_taken_as_they_are_written(value):
-    assert parse(LanguageFit, {"k": value}).k == value
-    assert parse(LanguageFit, {"rank": value}).rank == value
+    assert parse(LanguageVectorConfig, {"k": value}).k == value
+    assert parse(LanguageVectorConfig, {"rank": value}).rank == value
 
 
 @pytest.mark.parametrize("data", [{"k": [1]}, {"rank": {"a": 1}}, {"k": None}])
 def test_a_k_or_rank_that_is_neither_number_nor_text_is_named(data):
-    assert error(LanguageFit, data).startswith(f"setting {next(iter(data))}")
+    assert error(LanguageVectorConfig, data).startswith(f"setting {next(iter(data))}")
 
 
 def test_changes_keep_all_else_of_a_preset():
     quick = LANGUAGE_PRESETS["quick"]
     other = changed(quick, {"k": "5%", "training": {"batch_size": 4}})
-    assert type(other) is LanguageFit
+    assert type(other) is LanguageVectorConfig
     assert other.model_dump() == {
         **quick.model_dump(),
         "k": "5%",
@@ -147,29 +182,33 @@ def test_changes_keep_all_else_of_a_preset():
 @pytest.mark.parametrize("preset", [*LANGUAGE_PRESETS.values(), *TASK_PRESETS.values()])
 def test_no_changes_and_changes_in_two_steps_are_what_they_should_be(preset):
     assert changed(preset, {}) == preset
-    twice = changed(changed(preset, {"training": {"epochs": 3}}), {"training": {"batch_size": 2}, "seed": 1})
+    twice = changed(
+        changed(preset, {"training": {"epochs": 3}}), {"training": {"batch_size": 2}, "seed": 1}
+    )
     assert twice == changed(preset, {"seed": 1, "training": {"batch_size": 2, "epochs": 3}})
     assert parse(type(preset), preset.model_dump()) == preset
 
 
 def test_changes_are_checked():
-    with pytest.raises(DeftxError, match=r"unknown setting 'training\.epoch' .did you mean 'training\.epochs'"):
-        changed(TaskFit(), {"training": {"epoch": 3}})
+    with pytest.raises(
+        DeftxError, match=r"unknown setting 'training\.epoch' .did you mean 'training\.epochs'"
+    ):
+        changed(TaskVectorConfig(), {"training": {"epoch": 3}})
     with pytest.raises(DeftxError, match="setting training = 'x'"):
-        changed(TaskFit(), {"training": "x"})
+        changed(TaskVectorConfig(), {"training": "x"})
 
 
 def test_settings_do_not_change():
     with pytest.raises(ValidationError, match="frozen"):
-        LanguageFit().k = 5
+        LanguageVectorConfig().k = 5
     with pytest.raises(ValidationError, match="frozen"):
-        LanguageFit().training.epochs = 5
+        LanguageVectorConfig().training.epochs = 5
 
 
 def test_what_is_set_to_null_is_null():
     assert assigned(["training.held_out_blocks=null"]) == {"training": {"held_out_blocks": None}}
-    found = changed(LanguageFit(), assigned(["training.held_out_blocks=null"]))
-    assert LanguageFit().training.held_out_blocks == 1000
+    found = changed(LanguageVectorConfig(), assigned(["training.held_out_blocks=null"]))
+    assert LanguageVectorConfig().training.held_out_blocks == 1000
     assert found.training.held_out_blocks is None
 
 
@@ -208,7 +247,9 @@ def test_standard_stands_between_quick_and_the_papers_settings():
         paper = next(name for name in presets if name.startswith("paper"))
         quick, standard, whole = (presets[name].training for name in ("quick", "standard", paper))
         assert quick.epochs <= standard.epochs <= whole.epochs
-        assert (quick.max_steps or 0) <= standard.max_steps <= (whole.max_steps or standard.max_steps)
+        assert (
+            (quick.max_steps or 0) <= standard.max_steps <= (whole.max_steps or standard.max_steps)
+        )
 
 
 def test_the_command_lists_all_settings_or_those_of_one_kind(run):

@@ -1,4 +1,5 @@
-"""Training on several languages: batches of one language each, its vector in the weights for as long as they last."""
+"""Training on several languages: batches of one language each, its vector in the weights for as
+long as they last."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from test_fit import TASK, TRAIN, VALID, labelled, same
 from test_models import vector
 
 from deftx.config import changed
-from deftx.core.apply import applied, apply
+from deftx.core.apply import apply, apply_temporarily
 from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
 from deftx.errors import DeftxError
@@ -38,15 +39,21 @@ def made(bases, **options):
 
 
 def bits(model):
-    return {name: weight.detach().clone().view(torch.int32) for name, weight in model.named_parameters()}
+    return {
+        name: weight.detach().clone().view(torch.int32) for name, weight in model.named_parameters()
+    }
 
 
 def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(("temperature", "counts"), [(1.0, (30, 9)), (2.0, (30, 16)), (1e9, (30, 30))])
-def test_batches_are_of_one_language_and_every_example_comes_as_often_as_any_other(temperature, counts):
+@pytest.mark.parametrize(
+    ("temperature", "counts"), [(1.0, (30, 9)), (2.0, (30, 16)), (1e9, (30, 30))]
+)
+def test_batches_are_of_one_language_and_every_example_comes_as_often_as_any_other(
+    temperature, counts
+):
     parts = {
         name: SimpleNamespace(train=[f"{name}{i}" for i in range(n)], digest="")
         for name, n in {"a": 30, "b": 9}.items()
@@ -61,8 +68,14 @@ def test_batches_are_of_one_language_and_every_example_comes_as_often_as_any_oth
         assert len(seen) == len(parts[name].train)
         assert max(seen.values()) - min(seen.values()) <= 1
     assert all(len(rows) == 4 for number, rows in found.train[:7])
-    assert multi_source(parts, vectors, batch_size=4, temperature=temperature, seed=0).train == found.train
-    assert multi_source(parts, vectors, batch_size=4, temperature=temperature, seed=1).train != found.train
+    assert (
+        multi_source(parts, vectors, batch_size=4, temperature=temperature, seed=0).train
+        == found.train
+    )
+    assert (
+        multi_source(parts, vectors, batch_size=4, temperature=temperature, seed=1).train
+        != found.train
+    )
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -84,7 +97,10 @@ def test_a_batch_sees_its_language_and_its_gradient_is_taken_there(bases, number
             loss.backward()
         assert equal(bits(model), before)
         gradient = tuning.values.grad.clone()
-    plain, language = load_task_model(bases(), ("early", "late")), list(objective.vectors.values())[number]
+    plain, language = (
+        load_task_model(bases(), ("early", "late")),
+        list(objective.vectors.values())[number],
+    )
     plain.load_state_dict(model.state_dict())
     apply(plain.eval(), language)
     expected = objective.parts["one" if number == 0 else "two"].loss(
@@ -102,7 +118,7 @@ def test_scores_are_means_over_the_languages_each_with_its_own_vector(bases):
     model, objective = made(bases)
     found = []
     for name, part in objective.parts.items():
-        with applied(model, objective.vectors[name]):
+        with apply_temporarily(model, objective.vectors[name]):
             found.append(part.validate(model, 16)["accuracy"])
     before = bits(model)
     assert objective.validate(model, 1)["accuracy"] == sum(found) / 2
@@ -111,10 +127,15 @@ def test_scores_are_means_over_the_languages_each_with_its_own_vector(bases):
 
 @torch.no_grad()
 def test_in_half_precision_each_language_is_read_with_its_own_weights(bases):
-    """Autocast keeps what it has cast for as long as it is on: that of the language before, or after it of the last."""
+    """Autocast keeps what it has cast for as long as it is on: that of the language before, or
+    after it of the last."""
     model, objective = made(bases)
     model.eval()
-    inputs = {n: t for n, t in objective.collate(objective.train[:1]).items() if n not in ("language", "labels")}
+    inputs = {
+        n: t
+        for n, t in objective.collate(objective.train[:1]).items()
+        if n not in ("language", "labels")
+    }
 
     def read(name):
         with in_language(model, objective.vectors[name]) if name else nullcontext():
@@ -131,7 +152,8 @@ def test_in_half_precision_each_language_is_read_with_its_own_weights(bases):
 
 
 def test_after_training_no_language_is_left_in_the_weights(bases):
-    """Outside of the vector's entries they are θ0, to the last bit, after languages came and went with every batch."""
+    """Outside of the vector's entries they are θ0, to the last bit, after languages came and went
+    with every batch."""
     model, objective = made(bases, temperature=3.0)
     start = {name: weight.detach().clone() for name, weight in backbone(model).items()}
     learnt = fit(model, objective, changed(TASK, {"training": {"batch_size": 1}}))
@@ -157,7 +179,12 @@ def test_one_language_alone_is_fit_task_bit_for_bit(bases):
 def test_a_task_vector_of_two_languages_notes_both_and_the_settings_as_they_were(bases):
     sources = {"ind": vector(bases(), 1), "eng": vector(bases(), 2)}
     found = fit_task(
-        bases(), {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}, TASK, source=sources, temperature=2
+        bases(),
+        {"ind": TRAIN, "eng": SMALL},
+        {"ind": VALID, "eng": VALID},
+        TASK,
+        source=sources,
+        temperature=2,
     )
     assert found.head.labels == ("early", "late")
     assert found.info["sources"].keys() == sources.keys()
@@ -183,17 +210,29 @@ def test_without_vectors_every_batch_is_on_the_base_alone(bases):
     assert start.settings.training.batch_size == 1
     found = fit_task(bases(), *sets, TASK)
     assert found.info["sources"] == {"ind": None, "eng": None}
-    assert not same(found, fit_task(bases(), *sets, TASK, source={n: vector(bases(), 1) for n in sets[0]}))
+    assert not same(
+        found, fit_task(bases(), *sets, TASK, source={n: vector(bases(), 1) for n in sets[0]})
+    )
 
 
 def test_a_task_vector_is_no_source(bases):
     sources = {"ind": vector(bases(), 1), "eng": fit_task(bases(), TRAIN, VALID, TASK)}
     with pytest.raises(DeftxError, match="vector 1 of 2 given as a language is a task vector"):
-        fit_task(bases(), {"ind": TRAIN, "eng": SMALL}, {"ind": VALID, "eng": VALID}, TASK, source=sources)
+        fit_task(
+            bases(),
+            {"ind": TRAIN, "eng": SMALL},
+            {"ind": VALID, "eng": VALID},
+            TASK,
+            source=sources,
+        )
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_loaded():
-    for train, valid, sources in [({"a": TRAIN}, {"a": VALID}, {}), ({"a": TRAIN}, {}, {"a": None}), ({}, {}, {})]:
+    for train, valid, sources in [
+        ({"a": TRAIN}, {"a": VALID}, {}),
+        ({"a": TRAIN}, {}, {"a": None}),
+        ({}, {}, {}),
+    ]:
         with pytest.raises(DeftxError, match="must be of the same languages, but are of"):
             fit_task("nowhere", train, valid, TASK, source=sources)
     with pytest.raises(DeftxError, match=r"temperature 0\.5 is below 1"):

@@ -1,4 +1,5 @@
-"""Sparse tuning: the selected entries learn as they would in a dense loop, and nothing else moves."""
+"""Sparse tuning: the selected entries learn as they would in a dense loop, and nothing else
+moves."""
 
 import pytest
 import tiny
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 from deftx.core.parameters import backbone, tunable
-from deftx.core.select import Places, select
+from deftx.core.select import TensorMask, select
 from deftx.errors import DeftxError
 from deftx.training.sparse import sparse_tuning
 
@@ -14,12 +15,18 @@ INPUTS = torch.tensor([[0, 7, 8, 9, 2], [0, 30, 31, 32, 2]])
 LABELS = torch.tensor([[-100, 7, -100, 9, -100], [-100, -100, 31, -100, -100]])
 LEARNING_RATE = 0.05
 OPTIMISERS = {
-    "SGD with momentum and weight decay": lambda p: torch.optim.SGD(p, 0.5, momentum=0.9, weight_decay=0.5),
+    "SGD with momentum and weight decay": lambda p: torch.optim.SGD(
+        p, 0.5, momentum=0.9, weight_decay=0.5
+    ),
     "Adam": lambda p: torch.optim.Adam(p, LEARNING_RATE),
-    "AdamW with a large weight decay": lambda p: torch.optim.AdamW(p, LEARNING_RATE, weight_decay=0.9),
+    "AdamW with a large weight decay": lambda p: torch.optim.AdamW(
+        p, LEARNING_RATE, weight_decay=0.9
+    ),
     "fused AdamW": lambda p: torch.optim.AdamW(p, LEARNING_RATE, weight_decay=0.9, fused=True),
     "Adagrad": lambda p: torch.optim.Adagrad(p, LEARNING_RATE),
-    "RMSprop with weight decay": lambda p: torch.optim.RMSprop(p, LEARNING_RATE, weight_decay=0.5, momentum=0.5),
+    "RMSprop with weight decay": lambda p: torch.optim.RMSprop(
+        p, LEARNING_RATE, weight_decay=0.5, momentum=0.5
+    ),
 }
 
 
@@ -31,7 +38,9 @@ def made(shape="xlmr"):
 def chosen(model, k="10%", seed=1):
     """A selection over the tunable parameters, as random differences would give."""
     generator = torch.Generator().manual_seed(seed)
-    return select({name: torch.randn(w.shape, generator=generator) for name, w in tunable(model).items()}, k)
+    return select(
+        {name: torch.randn(w.shape, generator=generator) for name, w in tunable(model).items()}, k
+    )
 
 
 def loss_of(model, rows=slice(None)):
@@ -44,7 +53,9 @@ def weights(model):
 
 def selected(tensors, selection):
     """The selected entries of dense tensors, as one flat tensor."""
-    return torch.cat([tensors[name].reshape(-1)[places.indices] for name, places in selection.items()])
+    return torch.cat(
+        [tensors[name].reshape(-1)[places.indices] for name, places in selection.items()]
+    )
 
 
 def outside(selection, name, tensor):
@@ -67,7 +78,8 @@ def tune(model, selection, make_optimiser, steps=4):
 
 
 def tune_densely(model, selection, make_optimiser, steps=4):
-    """The reference: dense gradients masked, and after each step all but the selected entries put back."""
+    """The reference: dense gradients masked, and after each step all but the selected entries put
+    back."""
     parameters, start = backbone(model), weights(model)
     masks = {name: torch.zeros(w.shape) for name, w in parameters.items()}
     for name, places in selection.items():
@@ -100,7 +112,10 @@ def test_only_the_selection_moves_and_as_in_a_dense_loop_with_masks(optimiser):
 @pytest.mark.parametrize("shape", tiny.SHAPES)
 def test_only_the_selection_moves_whatever_the_shape(shape):
     model = made(shape)
-    selection, everything = chosen(model), {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    selection, everything = (
+        chosen(model),
+        {name: weight.detach().clone() for name, weight in model.named_parameters()},
+    )
     start = weights(model)
     vector = tune(model, selection, OPTIMISERS["AdamW with a large weight decay"])
     for name, weight in backbone(model).items():
@@ -108,7 +123,11 @@ def test_only_the_selection_moves_whatever_the_shape(shape):
         moved = torch.zeros(weight.shape) if entries is None else entries.dense()
         assert torch.equal(weight.detach() - start[name], moved)
     inside = {id(weight) for weight in backbone(model).values()}
-    assert all(torch.equal(w, everything[name]) for name, w in model.named_parameters() if id(w) not in inside)
+    assert all(
+        torch.equal(w, everything[name])
+        for name, w in model.named_parameters()
+        if id(w) not in inside
+    )
 
 
 def test_an_optimiser_with_a_closure_learns_where_the_closure_writes_the_values():
@@ -140,7 +159,9 @@ def test_an_optimiser_with_a_closure_learns_where_the_closure_writes_the_values(
         optimiser = lbfgs(tuning.parameters())
         optimiser.step(closure)
     expected.step(plain_closure)
-    torch.testing.assert_close(selected(weights(model), selection), flat.detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        selected(weights(model), selection), flat.detach(), rtol=1e-3, atol=1e-4
+    )
     assert (flat - selected(start, selection)).abs().max() > 0.01
     for name, weight in backbone(model).items():
         assert torch.equal(outside(selection, name, weight), outside(selection, name, start[name]))
@@ -151,10 +172,15 @@ def test_the_flat_gradient_holds_the_dense_gradients_entries(shape):
     model, reference = made(shape), made(shape)
     selection = chosen(model)
     loss_of(reference).backward()
-    dense = {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in backbone(reference).items()}
+    dense = {
+        name: torch.zeros_like(w) if w.grad is None else w.grad
+        for name, w in backbone(reference).items()
+    }
     with sparse_tuning(model, selection) as tuning:
         loss_of(model).backward()
-        torch.testing.assert_close(tuning.values.grad, selected(dense, selection), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            tuning.values.grad, selected(dense, selection), rtol=1e-6, atol=1e-8
+        )
         assert tuning.values.grad.any()
 
 
@@ -168,14 +194,19 @@ def test_gradients_of_two_backward_passes_add_up():
         loss_of(model, slice(0, 1)).backward()
         first = tuning.values.grad.clone()
         loss_of(model, slice(1, 2)).backward()
-        torch.testing.assert_close(tuning.values.grad, selected(dense, selection), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            tuning.values.grad, selected(dense, selection), rtol=1e-5, atol=1e-7
+        )
         assert not torch.equal(tuning.values.grad, first)
 
 
 def test_gradients_left_by_an_earlier_loop_are_not_gathered():
     model, reference = made(), made()
     loss_of(model).backward()
-    with sparse_tuning(model, chosen(model)) as tuning, sparse_tuning(reference, chosen(model)) as expected:
+    with (
+        sparse_tuning(model, chosen(model)) as tuning,
+        sparse_tuning(reference, chosen(model)) as expected,
+    ):
         loss_of(model).backward()
         loss_of(reference).backward()
     assert torch.equal(tuning.values.grad, expected.values.grad)
@@ -195,7 +226,9 @@ def test_at_most_one_dense_gradient_exists_at_a_time():
     with sparse_tuning(model, chosen(model)):
         for weight in everything:
             if weight.requires_grad:
-                weight.register_hook(lambda _: counts.append(sum(w.grad is not None for w in everything)))
+                weight.register_hook(
+                    lambda _: counts.append(sum(w.grad is not None for w in everything))
+                )
         loss_of(model).backward()
     assert len(counts) > 10
     assert max(counts) <= 1
@@ -216,8 +249,12 @@ def test_clipping_and_zero_grad_on_the_model_see_the_flat_gradient():
 
 def test_entries_without_a_gradient_do_not_move_without_weight_decay():
     model = made()
-    unused = Places(torch.tensor([60 * 16, 60 * 16 + 3]), (75, 16))  # an embedding that the inputs do not have
-    model.get_output_embeddings().weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    unused = TensorMask(
+        torch.tensor([60 * 16, 60 * 16 + 3]), (75, 16)
+    )  # an embedding that the inputs do not have
+    model.get_output_embeddings().weight = nn.Parameter(
+        model.get_input_embeddings().weight.detach().clone()
+    )
     selection = {**chosen(model), "embeddings.word_embeddings.weight": unused}
     vector = tune(model, selection, OPTIMISERS["Adam"])
     assert not vector.tensors["embeddings.word_embeddings.weight"].values.any()
@@ -226,11 +263,15 @@ def test_entries_without_a_gradient_do_not_move_without_weight_decay():
 @pytest.mark.parametrize("explicit", [True, False])
 def test_with_nothing_selected_the_head_alone_can_be_trained(explicit):
     model = made()
-    model.get_output_embeddings().weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    model.get_output_embeddings().weight = nn.Parameter(
+        model.get_input_embeddings().weight.detach().clone()
+    )
     start, selection = weights(model), chosen(model, 0) if explicit else {}
     before = model.lm_head.dense.weight.detach().clone()
     with sparse_tuning(model, selection) as tuning:
-        optimiser = torch.optim.AdamW([*tuning.parameters(), *model.lm_head.parameters()], LEARNING_RATE)
+        optimiser = torch.optim.AdamW(
+            [*tuning.parameters(), *model.lm_head.parameters()], LEARNING_RATE
+        )
         loss_of(model).backward()
         optimiser.step()
         vector = tuning.vector()
@@ -263,7 +304,9 @@ def assert_left_as_found(model, tuning, flags):
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
 def test_the_model_is_left_as_it_was_found_but_for_what_was_learnt(error):
     model = made()
-    model.get_output_embeddings().weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    model.get_output_embeddings().weight = nn.Parameter(
+        model.get_input_embeddings().weight.detach().clone()
+    )
     model.get_input_embeddings().weight.requires_grad_(False)
     flags = {name: weight.requires_grad for name, weight in model.named_parameters()}
     selection, start = chosen(model), weights(model)
@@ -304,7 +347,7 @@ def test_strides_of_parameters_do_not_matter():
     start = wide.mT.clone().contiguous()
     strided.weight, plain.weight = nn.Parameter(wide.mT), nn.Parameter(start.clone())
     assert not strided.weight.is_contiguous()
-    selection = {"weight": Places(torch.tensor([1, 4, 11]), (4, 3))}
+    selection = {"weight": TensorMask(torch.tensor([1, 4, 11]), (4, 3))}
     for layer in (strided, plain):
         with sparse_tuning(layer, selection) as tuning:
             optimiser = torch.optim.SGD(tuning.parameters(), 0.1)
@@ -317,7 +360,10 @@ def test_strides_of_parameters_do_not_matter():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_are_tuned_in_their_own_precision(dtype):
     layer = nn.Linear(6, 5, bias=False, dtype=dtype)
-    start, selection = layer.weight.detach().clone(), {"weight": Places(torch.tensor([0, 7, 29]), (5, 6))}
+    start, selection = (
+        layer.weight.detach().clone(),
+        {"weight": TensorMask(torch.tensor([0, 7, 29]), (5, 6))},
+    )
     with sparse_tuning(layer, selection) as tuning:
         layer(torch.ones(1, 6, dtype=dtype)).sum().backward()
         torch.optim.SGD(tuning.parameters(), 0.5).step()
@@ -330,15 +376,17 @@ def test_half_precision_weights_are_tuned_in_their_own_precision(dtype):
 @pytest.mark.parametrize(
     "selection",
     [
-        {"elsewhere.weight": Places(torch.tensor([0]), (75, 16))},
-        {"embeddings.word_embeddings.weight": Places(torch.tensor([0]), (16, 75))},
+        {"elsewhere.weight": TensorMask(torch.tensor([0]), (75, 16))},
+        {"embeddings.word_embeddings.weight": TensorMask(torch.tensor([0]), (16, 75))},
     ],
 )
 def test_a_selection_that_does_not_fit_is_an_error_and_changes_nothing(selection):
     model = made()
     flags = {name: weight.requires_grad for name, weight in model.named_parameters()}
     with (
-        pytest.raises(DeftxError, match=r"weight' \(.* is not in the model: select on its own delta"),
+        pytest.raises(
+            DeftxError, match=r"weight' \(.* is not in the model: select on its own delta"
+        ),
         sparse_tuning(model, {**chosen(model), **selection}),
     ):
         raise AssertionError("never reached")
@@ -385,4 +433,6 @@ def test_in_half_precision_the_vector_is_all_of_the_difference():
     after = weights(model)
     moved = {name: after[name].float() - before[name].float() for name in selection}
     assert all(vector.tensors[name].dense().equal(moved[name]) for name in selection)
-    assert any(not moved[name].bfloat16().float().equal(moved[name]) for name in selection)  # some need float32
+    assert any(
+        not moved[name].bfloat16().float().equal(moved[name]) for name in selection
+    )  # some need float32

@@ -1,4 +1,5 @@
-"""Vector folders: what is saved comes back bit for bit, and nothing else is accepted or overwritten."""
+"""Vector folders: what is saved comes back bit for bit, and nothing else is accepted or
+overwritten."""
 
 import json
 import os
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.storage.atomic_files import check_target
 from deftx.storage.vector_files import load, save
@@ -18,12 +19,15 @@ BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: 
 
 
 def example(seed=0, head=True):
-    """A small vector with every kind of part: three types, an empty tensor, a scalar, a head, info."""
+    """A small vector with every kind of part: three types, an empty tensor, a scalar, a head,
+    info."""
     generator = torch.Generator().manual_seed(seed)
 
     def entries(shape, places, dtype=torch.float32):
-        return Entries(
-            torch.tensor(places, dtype=torch.int64), torch.randn(len(places), generator=generator).to(dtype), shape
+        return SparseTensor(
+            torch.tensor(places, dtype=torch.int64),
+            torch.randn(len(places), generator=generator).to(dtype),
+            shape,
         )
 
     tensors = {
@@ -32,9 +36,20 @@ def example(seed=0, head=True):
         "encoder.layer.0.query.bias": entries((4,), [], torch.bfloat16),
         "scale": entries((), [0], torch.bfloat16),
     }
-    weights = {"classifier.weight": torch.randn(3, 4, generator=generator), "classifier.bias": torch.zeros(3)}
-    info = {"base": "some/base", "base_fingerprint": "ab" * 32, "rank": 0.9, "log": {"loss": [1.5, None]}, "ö": "\n"}
-    return SparseVector(tensors, Head(weights, ("negative", "neutral", "positiv ä")) if head else None, info)
+    weights = {
+        "classifier.weight": torch.randn(3, 4, generator=generator),
+        "classifier.bias": torch.zeros(3),
+    }
+    info = {
+        "base": "some/base",
+        "base_fingerprint": "ab" * 32,
+        "rank": 0.9,
+        "log": {"loss": [1.5, None]},
+        "ö": "\n",
+    }
+    return SparseVector(
+        tensors, Head(weights, ("negative", "neutral", "positiv ä")) if head else None, info
+    )
 
 
 def assert_same_tensor(one, other):
@@ -78,15 +93,21 @@ def vectors(draw):
         dtype = draw(st.sampled_from(FLOATS))
         values = draw(
             st.lists(
-                st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=len(places), max_size=len(places)
+                st.floats(width=16, allow_nan=False, allow_infinity=False),
+                min_size=len(places),
+                max_size=len(places),
             )
         )
-        tensors[f"t{number}.weight"] = Entries(
+        tensors[f"t{number}.weight"] = SparseTensor(
             torch.tensor(places, dtype=torch.int64), torch.tensor(values, dtype=dtype), shape
         )
-    numbers = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    numbers = (
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    )
     texts = st.text(st.characters(exclude_categories=["Cs"]))
-    info = draw(st.dictionaries(texts, st.recursive(numbers | texts, st.lists, max_leaves=5), max_size=3))
+    info = draw(
+        st.dictionaries(texts, st.recursive(numbers | texts, st.lists, max_leaves=5), max_size=3)
+    )
     return SparseVector(tensors, None, info)
 
 
@@ -103,7 +124,12 @@ def test_values_that_share_memory_or_are_strided_or_need_gradients_come_back(tmp
     places = torch.arange(5)
     parts = {"a": flat[:5], "b": flat[5:], "c": flat[::2], "d": flat[:5]}
     head = Head({"tied.one": flat, "tied.two": flat, "turned": torch.randn(2, 3).T}, ())
-    save(SparseVector({name: Entries(places, part, (5,)) for name, part in parts.items()}, head), tmp_path / "v")
+    save(
+        SparseVector(
+            {name: SparseTensor(places, part, (5,)) for name, part in parts.items()}, head
+        ),
+        tmp_path / "v",
+    )
     loaded = load(tmp_path / "v")
     for name, part in parts.items():
         assert torch.equal(loaded.tensors[name].values, part)
@@ -127,20 +153,32 @@ def test_a_loaded_vector_outlives_its_folder(tmp_path):
 
 
 def damaged(**change):
-    return Entries(**{"indices": torch.tensor([0, 2]), "values": torch.tensor([1.0, 2.0]), "shape": (4,)} | change)
+    return SparseTensor(
+        **{"indices": torch.tensor([0, 2]), "values": torch.tensor([1.0, 2.0]), "shape": (4,)}
+        | change
+    )
 
 
 @pytest.mark.parametrize(
     ("vector", "message"),
     [
-        (SparseVector({"a": damaged(values=torch.tensor([1.0, float("nan")]))}), "'a' has values that are not finite"),
+        (
+            SparseVector({"a": damaged(values=torch.tensor([1.0, float("nan")]))}),
+            "'a' has values that are not finite",
+        ),
         (SparseVector({"a": damaged(values=torch.tensor([1.0, float("-inf")]))}), "not finite"),
         (SparseVector({"a": damaged(values=torch.ones(2, dtype=torch.float64))}), "float64"),
         (SparseVector({"a": damaged(values=torch.ones(3))}), "2 indices but 3 values"),
-        (SparseVector({"a": damaged(indices=torch.tensor([2, 0]))}), "tensor 'a': indices must ascend"),
+        (
+            SparseVector({"a": damaged(indices=torch.tensor([2, 0]))}),
+            "tensor 'a': indices must ascend",
+        ),
         (SparseVector({"a": damaged(indices=torch.tensor([0, 4]))}), "at most 3"),
         (SparseVector({"../a": damaged()}), "tensors.../a"),
-        (SparseVector({}, Head({"h": torch.tensor([float("nan")])}, ())), "'h' has values that are not finite"),
+        (
+            SparseVector({}, Head({"h": torch.tensor([float("nan")])}, ())),
+            "'h' has values that are not finite",
+        ),
         (SparseVector({}, Head({"h": torch.ones(1)}, (1,))), "head.labels.0"),  # type: ignore[arg-type]
         (SparseVector({}, None, {"loss": float("nan")}), "info is not JSON"),
         (SparseVector({}, None, {"log": [{"loss": float("inf")}]}), "info is not JSON"),
@@ -158,7 +196,11 @@ def test_the_json_is_strict_and_tells_format_shapes_counts_and_labels(tmp_path):
     save(example(), tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vector.json").read_text(), parse_constant=pytest.fail)
     assert content["format_version"] == 1
-    assert content["tensors"]["embeddings.word_embeddings.weight"] == {"shape": [500, 40], "count": 5, "dtype": "F32"}
+    assert content["tensors"]["embeddings.word_embeddings.weight"] == {
+        "shape": [500, 40],
+        "count": 5,
+        "dtype": "F32",
+    }
     assert content["head"]["labels"] == ["negative", "neutral", "positiv ä"]
     assert content["head"]["shapes"] == {"classifier.weight": [3, 4], "classifier.bias": [3]}
 
@@ -171,7 +213,10 @@ def test_an_existing_folder_is_kept_without_force_and_replaced_with_it(tmp_path)
     save(example(1, head=False), tmp_path / "v", force=True)
     assert_same(load(tmp_path / "v"), example(1, head=False))
     assert [path.name for path in tmp_path.iterdir()] == ["v"]
-    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == ["vector.json", "vector.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == [
+        "vector.json",
+        "vector.safetensors",
+    ]
 
 
 def test_force_fills_an_empty_folder_but_replaces_nothing_else_than_a_vector(tmp_path):

@@ -1,4 +1,5 @@
-"""A save that fails or is killed at any moment leaves the old vector or the new one, and later saves work."""
+"""A save that fails or is killed at any moment leaves the old vector or the new one, and later
+saves work."""
 
 import contextlib
 import errno
@@ -20,7 +21,7 @@ from test_storage import assert_same, example
 
 from deftx.errors import DeftxError
 from deftx.storage import vector_files as files
-from deftx.storage.atomic_files import check_target, claimed, new_file
+from deftx.storage.atomic_files import check_target, lock_directory, new_file
 from deftx.storage.tensors import load_tensors, save_tensors
 from deftx.storage.vector_files import load, save
 
@@ -39,14 +40,17 @@ def seed_of(folder):
         warnings.simplefilter("ignore")  # the word that the old vector was set aside
         vector = load(folder)
     seed = next(
-        seed for seed in range(3) if torch.equal(vector.tensors["scale"].values, example(seed).tensors["scale"].values)
+        seed
+        for seed in range(3)
+        if torch.equal(vector.tensors["scale"].values, example(seed).tensors["scale"].values)
     )
     assert_same(vector, example(seed))
     return seed
 
 
 def broken_save(monkeypatch, folder, error, step, *, lasting, force):
-    """Save example 1 with `error` in place of its step number `step` and, if lasting, of all after it.
+    """Save example 1 with `error` in place of its step number `step` and, if lasting, of all after
+    it.
 
     False if the save has fewer steps.
     """
@@ -69,13 +73,17 @@ def broken_save(monkeypatch, folder, error, step, *, lasting, force):
     return taken >= step
 
 
-failures = pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), Crash()], ids=["error", "crash"])
+failures = pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left"), Crash()], ids=["error", "crash"]
+)
 durations = pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
 
 
 @failures
 @durations
-def test_a_replacement_that_fails_at_any_step_leaves_the_old_or_the_new_vector(tmp_path, monkeypatch, error, lasting):
+def test_a_replacement_that_fails_at_any_step_leaves_the_old_or_the_new_vector(
+    tmp_path, monkeypatch, error, lasting
+):
     seen = []
     for step in itertools.count(1):
         folder = tmp_path / str(step) / "v"
@@ -93,7 +101,9 @@ def test_a_replacement_that_fails_at_any_step_leaves_the_old_or_the_new_vector(t
 
 @failures
 @durations
-def test_a_first_save_that_fails_at_any_step_leaves_nothing_or_the_vector(tmp_path, monkeypatch, error, lasting):
+def test_a_first_save_that_fails_at_any_step_leaves_nothing_or_the_vector(
+    tmp_path, monkeypatch, error, lasting
+):
     seen = []
     for step in itertools.count(1):
         folder = tmp_path / str(step) / "v"
@@ -177,7 +187,8 @@ def test_files_may_be_read_by_those_who_may_read_their_folder(tmp_path, mask):
 
 
 def kill_at_random_moments(parent, rounds):
-    """Runs in a process of its own: fork one that replaces a vector again and again, kill it, look."""
+    """Runs in a process of its own: fork one that replaces a vector again and again, kill it,
+    look."""
     folder, draw = parent / "v", random.Random(0)
     save(example(0), folder)
     for _ in range(rounds):
@@ -197,7 +208,9 @@ def kill_at_random_moments(parent, rounds):
 def test_a_save_killed_at_random_moments_leaves_the_old_or_the_new_vector(tmp_path):
     code = f"import pathlib, {__name__} as t; t.kill_at_random_moments(pathlib.Path({str(tmp_path)!r}), 40)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -215,9 +228,14 @@ def test_a_full_disk_gives_one_clear_line_and_keeps_the_old_vector(tmp_path):
 
 
 def test_tensors_of_which_any_bit_changed_are_not_used(tmp_path):
-    """Nor what they are about: weights with a wrong exponent would go on into a vector without a word."""
+    """Nor what they are about: weights with a wrong exponent would go on into a vector without a
+    word."""
     path = tmp_path / "phase1.safetensors"
-    tensors = {"a": torch.tensor([1.0, -2.0, 0.5]), "b": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(3)}
+    tensors = {
+        "a": torch.tensor([1.0, -2.0, 0.5]),
+        "b": torch.ones(2, 2, dtype=torch.bfloat16),
+        "c": torch.tensor(3),
+    }
     save_tensors(path, tensors, {"key": "k", "steps": 3})
     loaded, about = load_tensors(path, "k")
     assert about == {"key": "k", "steps": 3}
@@ -229,12 +247,16 @@ def test_tensors_of_which_any_bit_changed_are_not_used(tmp_path):
             content = bytearray(good)
             content[place] ^= 1 << bit
             path.write_bytes(content)
-            with pytest.warns(UserWarning, match="phase1.safetensors is damaged, so it is not used"):
+            with pytest.warns(
+                UserWarning, match="phase1.safetensors is damaged, so it is not used"
+            ):
                 assert load_tensors(path) is None
 
 
 def test_tensors_of_an_older_version_have_no_checksum_and_are_read(tmp_path):
-    save_file({"a": torch.ones(2)}, tmp_path / "old.safetensors", metadata={"about": '{"key": "k"}'})
+    save_file(
+        {"a": torch.ones(2)}, tmp_path / "old.safetensors", metadata={"about": '{"key": "k"}'}
+    )
     found = load_tensors(tmp_path / "old.safetensors", "k")
     assert found is not None
     assert load_tensors(tmp_path / "none.safetensors") is None
@@ -249,14 +271,17 @@ def test_a_claim_on_a_folder_ends_with_its_process(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
     with other:
         other.stdout.readline()
-        with pytest.raises(DeftxError, match=f"^{folder} is in use by another deftx: "), claimed(folder):
+        with (
+            pytest.raises(DeftxError, match=f"^{folder} is in use by another deftx: "),
+            lock_directory(folder),
+        ):
             pass
         other.kill()
-    with claimed(folder):
+    with lock_directory(folder):
         (folder / "mine").touch()
     assert os.listdir(folder) == ["mine"]
     (folder / "mine").unlink()
-    with claimed(folder):
+    with lock_directory(folder):
         pass
     assert not folder.exists()
 
@@ -265,9 +290,9 @@ def test_where_there_are_no_locks_nothing_is_refused(tmp_path, monkeypatch):
     def unknown(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    with claimed(tmp_path / "x"):
+    with lock_directory(tmp_path / "x"):
         monkeypatch.setattr(fcntl, "flock", unknown)
-        with claimed(tmp_path / "x"):
+        with lock_directory(tmp_path / "x"):
             pass
 
 
@@ -275,11 +300,11 @@ CLAIM = """
 import sys, time
 from contextlib import suppress
 from pathlib import Path
-from deftx.errors import InUse
+from deftx.errors import Locked
 from deftx.storage.atomic_files import claimed, new_file
 end = time.monotonic() + 2
 while time.monotonic() < end:
-    with suppress(InUse), claimed(Path(sys.argv[1], "work")):
+    with suppress(Locked), claimed(Path(sys.argv[1], "work")):
         pass
     with new_file(Path(sys.argv[1], "file")) as half:
         half.write_text("x")

@@ -30,7 +30,12 @@ def roundtrip(indices, numel):
     return decode_indices(data, len(indices), numel).tolist()
 
 
-edges = [edge for power in range(0, 64, 7) for edge in (2**power - 1, 2**power, 2**power + 1) if edge < LARGEST]
+edges = [
+    edge
+    for power in range(0, 64, 7)
+    for edge in (2**power - 1, 2**power, 2**power + 1)
+    if edge < LARGEST
+]
 
 
 @given(st.lists(st.integers(0, 300) | st.sampled_from(edges) | st.integers(0, 2**62)))

@@ -6,7 +6,12 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
+from transformers import (
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaModel,
+)
 
 from deftx.core.parameters import backbone
 from deftx.core.vector import SparseVector
@@ -69,11 +74,20 @@ def test_names_and_shapes_count():
 
 def test_head_pooler_and_untying_of_the_output_do_not_count():
     config = XLMRobertaConfig(
-        vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        num_labels=3,
     )
     base = XLMRobertaModel(config)
     untied = XLMRobertaConfig.from_dict(config.to_dict() | {"tie_word_embeddings": False})
-    others = [XLMRobertaForMaskedLM(config), XLMRobertaForMaskedLM(untied), XLMRobertaForSequenceClassification(config)]
+    others = [
+        XLMRobertaForMaskedLM(config),
+        XLMRobertaForMaskedLM(untied),
+        XLMRobertaForSequenceClassification(config),
+    ]
     for other in others:
         assert fingerprint(other) != fingerprint(base)
         other.base_model.load_state_dict(base.state_dict(), strict=False)
@@ -98,7 +112,7 @@ def test_a_wrong_base_is_an_error_that_names_both(vector):
     wrong = Tiny().requires_grad_(False)
     wrong.scale += 1
     wrong.name_or_path = "other/base"
-    expected = rf"some/base \({fingerprint(Tiny())[:12]}\), not on other/base \({fingerprint(wrong)[:12]}\).*--any-base"
+    expected = rf"some/base \({fingerprint(Tiny())[:12]}\), not on other/base \({fingerprint(wrong)[:12]}\).*--ignore-base-mismatch"
     with pytest.raises(DeftxError, match=expected):
         check_base(wrong, vector)
     with pytest.raises(DeftxError, match=rf"the base at hand \({'0' * 12}\)"):
@@ -107,4 +121,4 @@ def test_a_wrong_base_is_an_error_that_names_both(vector):
 
 def test_a_wrong_base_is_a_warning_when_forced(vector):
     with pytest.warns(UserWarning, match="some/base"):
-        check_base("0" * 64, vector, any_base=True)
+        check_base("0" * 64, vector, ignore_base_mismatch=True)

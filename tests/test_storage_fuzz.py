@@ -1,4 +1,5 @@
-"""10,000 damaged and hostile files of every kind that is read: an error of one line or a valid result, nothing else."""
+"""10,000 damaged and hostile files of every kind that is read: an error of one line or a valid
+result, nothing else."""
 
 import hashlib
 import json
@@ -13,7 +14,7 @@ import torch
 from test_conversion import coded, sparse
 from test_storage import example
 
-from deftx.core.vector import Entries, SparseVector
+from deftx.core.vector import SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe
 from deftx.interop import lt_sft
@@ -56,7 +57,18 @@ NASTY = [
     [[]],
     "9" * 5000,
 ]
-NASTY_TEXT = [b"-1", b"99999999999999999999", b"1e999", b"NaN", b"null", b'"../x"', b"[" * 3000, b"{}", b"\0", b"\xff"]
+NASTY_TEXT = [
+    b"-1",
+    b"99999999999999999999",
+    b"1e999",
+    b"NaN",
+    b"null",
+    b'"../x"',
+    b"[" * 3000,
+    b"{}",
+    b"\0",
+    b"\xff",
+]
 NASTY_YAML = [
     b"2024-99-99",
     b"!!python/object/apply:os.getcwd []",
@@ -87,12 +99,21 @@ def splice(draw, data):
     """Something else, from here or from nowhere, in place of a part."""
     start, length = draw.randrange(len(data)), draw.choice([0, 1, 2, 4, 8, 64])
     other = draw.randrange(len(data))
-    new = draw.choice([b"", draw.randbytes(length), data[other : other + length], b"\xff" * length, b"\0" * length])
+    new = draw.choice(
+        [
+            b"",
+            draw.randbytes(length),
+            data[other : other + length],
+            b"\xff" * length,
+            b"\0" * length,
+        ]
+    )
     return data[:start] + new + data[start + length :]
 
 
 def numbers(draw, data):
-    """A nasty value in place of a number that is written out, in JSON or YAML or the head of a tensor file."""
+    """A nasty value in place of a number that is written out, in JSON or YAML or the head of a
+    tensor file."""
     places = [place for place in range(len(data)) if data[place : place + 1].isdigit()]
     if not places:
         return flip(draw, data)
@@ -124,7 +145,8 @@ def reseal(home):
 
 
 class Folders:
-    """A vector folder: any of its files, with the checksums as they were or made to fit again, or a link."""
+    """A vector folder: any of its files, with the checksums as they were or made to fit again, or a
+    link."""
 
     def start(self, home):
         save(example(), home)
@@ -134,11 +156,15 @@ class Folders:
         for name, data in self.files.items():
             (home / name).unlink(missing_ok=True)
             (home / name).write_bytes(data)
-        file = home / draw.choice(["vector.safetensors", "vector.safetensors", "head.safetensors", "vector.json"])
+        file = home / draw.choice(
+            ["vector.safetensors", "vector.safetensors", "head.safetensors", "vector.json"]
+        )
         how = draw.randrange(20)
         if how == 0:
             file.unlink()
-            file.symlink_to(draw.choice(["/dev/zero", "/dev/full", file.name, "..", "/etc/hostname", "gone"]))
+            file.symlink_to(
+                draw.choice(["/dev/zero", "/dev/full", file.name, "..", "/etc/hostname", "gone"])
+            )
         elif how < 6:
             self.misstate(draw, home / "vector.json")
         else:
@@ -164,7 +190,8 @@ class Folders:
 
 
 class LtSft:
-    """A file of LT-SFT's, of the zip form or the older one. Half of the zips get a right checksum again."""
+    """A file of LT-SFT's, of the zip form or the older one. Half of the zips get a right checksum
+    again."""
 
     def __init__(self, zipped):
         self.zipped = zipped
@@ -189,11 +216,15 @@ class LtSft:
         """Damage one part of the archive, and write the archive anew around it."""
         with zipfile.ZipFile(path) as archive:
             parts = {name: archive.read(name) for name in archive.namelist()}
-        name = draw.choice([name for name in parts if name.endswith("data.pkl") or "/data/" in name])
+        name = draw.choice(
+            [name for name in parts if name.endswith("data.pkl") or "/data/" in name]
+        )
         inner = path.with_name("part")
         inner.write_bytes(parts[name])
         damage(draw, inner)
-        with zipfile.ZipFile(path, "w", draw.choice([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED])) as archive:
+        with zipfile.ZipFile(
+            path, "w", draw.choice([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED])
+        ) as archive:
             for part, data in parts.items():
                 archive.writestr(part, inner.read_bytes() if part == name else data)
 
@@ -203,7 +234,11 @@ class Deltas:
 
     def start(self, home):
         home.mkdir()
-        save_tensors(home / "good", {"a": torch.randn(4, 5), "b": torch.ones(3)}, {"key": "k", "log": {"steps": 3}})
+        save_tensors(
+            home / "good",
+            {"a": torch.randn(4, 5), "b": torch.ones(3)},
+            {"key": "k", "log": {"steps": 3}},
+        )
 
     def attack(self, draw, home):
         shutil.copyfile(home / "good", home / "phase1.safetensors")
@@ -211,7 +246,9 @@ class Deltas:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the word that it is damaged
             found = load_tensors(home / "phase1.safetensors")
-        assert found is None or all(isinstance(tensor, torch.Tensor) for tensor in found[0].values())
+        assert found is None or all(
+            isinstance(tensor, torch.Tensor) for tensor in found[0].values()
+        )
 
 
 class Recipes:
@@ -230,7 +267,11 @@ class Recipes:
 
 
 # how many of each in ten
-KINDS = {"folders": (Folders, 4), "zips": (lambda: LtSft(True), 2), "older": (lambda: LtSft(False), 2)}
+KINDS = {
+    "folders": (Folders, 4),
+    "zips": (lambda: LtSft(True), 2),
+    "older": (lambda: LtSft(False), 2),
+}
 KINDS |= {"deltas": (Deltas, 1), "recipes": (Recipes, 1)}
 
 
@@ -241,10 +282,12 @@ def assert_valid(vector):
     )
     assert all(tensor.isfinite().all() for tensor in tensors)
     for entries in vector.tensors.values():
-        assert isinstance(entries, Entries)
+        assert isinstance(entries, SparseTensor)
         assert entries.indices.shape == entries.values.shape
         assert (entries.indices.diff() > 0).all()
-        assert not len(entries.indices) or (entries.indices[0] >= 0 and entries.indices[-1] < entries.numel)
+        assert not len(entries.indices) or (
+            entries.indices[0] >= 0 and entries.indices[-1] < entries.numel
+        )
 
 
 def fuzz(tmp_path, kind, seeds):
@@ -286,7 +329,10 @@ def test_ten_thousand_damaged_files_give_clean_errors_or_valid_results(tmp_path)
 
 
 def test_references_that_multiply_in_a_recipe_are_refused(tmp_path):
-    levels = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))]
+    levels = [
+        "a0: &a0 [x, x]",
+        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)),
+    ]
     (tmp_path / "recipe.yaml").write_text("\n".join(levels))
     with pytest.raises(DeftxError, match="references"):
         load_recipe(tmp_path / "recipe.yaml")

@@ -1,4 +1,5 @@
-"""Damaged and hostile vector folders: a clean error that names the file, or a valid vector, and nothing else."""
+"""Damaged and hostile vector folders: a clean error that names the file, or a valid vector, and
+nothing else."""
 
 import hashlib
 import json
@@ -28,7 +29,9 @@ def reseal(folder):
     path = folder / "vector.json"
     content = json.loads(path.read_text())
     content["sha256"] = hashlib.sha256((folder / "vector.safetensors").read_bytes()).hexdigest()
-    content["head"]["sha256"] = hashlib.sha256((folder / "head.safetensors").read_bytes()).hexdigest()
+    content["head"]["sha256"] = hashlib.sha256(
+        (folder / "head.safetensors").read_bytes()
+    ).hexdigest()
     path.write_text(json.dumps(content))
 
 
@@ -79,7 +82,9 @@ def test_every_damage_to_a_tensor_file_is_noticed(folder, file):
 
 @pytest.mark.parametrize("file", FILES[:2])
 @pytest.mark.parametrize("part", ["header", "data"])
-def test_flipped_bits_with_forged_checksums_give_a_clean_error_or_a_valid_vector(folder, file, part):
+def test_flipped_bits_with_forged_checksums_give_a_clean_error_or_a_valid_vector(
+    folder, file, part
+):
     data = (folder / file).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     span = range(start) if part == "header" else range(start, len(data))
@@ -118,7 +123,9 @@ def test_a_manifest_that_was_changed_is_noticed_though_it_is_of_the_right_form(f
     load(folder)
     change(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(DeftxError, match=r"vector.json: the file is damaged, or was changed by hand"):
+    with pytest.raises(
+        DeftxError, match=r"vector.json: the file is damaged, or was changed by hand"
+    ):
         load(folder)
 
 
@@ -165,14 +172,23 @@ def tensor_form(**change):
         ({"format_version": "1"}, "format_version"),
         ({"surprise": 1}, "surprise"),
         ({"info": []}, "info"),
-        ({"info": {"base_fingerprint": ["ab"]}}, "'info.base_fingerprint': Input should be a valid string"),
+        (
+            {"info": {"base_fingerprint": ["ab"]}},
+            "'info.base_fingerprint': Input should be a valid string",
+        ),
         ({"info": {"kind": ["a"]}}, "'info.kind': Input should be a valid string"),
         ({"info": {"task": 3}}, "'info.task': Input should be a valid string"),
         ({"info": {"ranks": [1]}}, "'info.ranks': Input should be a valid dictionary"),
         ({"info": {"ranks": {"a": "b"}}}, "'info.ranks.a': Input should be a valid integer"),
         ({"info": {"training": None}}, "'info.training': Input should be"),
-        ({"info": {"training": {"length": -5}}}, "'info.training.length': Input should be greater than or equal to 1"),
-        ({"info": {"training": {"length": "x"}}}, "'info.training.length': Input should be a valid integer"),
+        (
+            {"info": {"training": {"length": -5}}},
+            "'info.training.length': Input should be greater than or equal to 1",
+        ),
+        (
+            {"info": {"training": {"length": "x"}}},
+            "'info.training.length': Input should be a valid integer",
+        ),
         ({"info": {"note": "\ud800"}}, "surrogates not allowed"),
         ({"sha256": None}, "sha256"),
         ({"head": {"labels": ["a"]}}, "head.sha256"),
@@ -228,7 +244,10 @@ def values(tensor):
         ({VALUES: values(torch.ones(5))[:-1]}, "cut off"),
         ({VALUES: torch.ones(5)}, "F32, not U8"),
         ({VALUES: torch.ones(0, dtype=torch.uint8)}, "cut off"),
-        ({VALUES: values(torch.full((5,), float("nan")))}, f"{VALUES.removesuffix('.values')}.*not finite"),
+        (
+            {VALUES: values(torch.full((5,), float("nan")))},
+            f"{VALUES.removesuffix('.values')}.*not finite",
+        ),
         ({VALUES: values(torch.tensor([0, 0, 0, 0, -float("inf")]))}, "not finite"),
         ({"extra": torch.ones(1)}, "'extra'"),
         ({VALUES: None}, WORDS),
@@ -246,7 +265,11 @@ def test_tensors_that_do_not_fit_are_refused(folder, change, message):
 
 @pytest.mark.parametrize(
     "change",
-    [{"classifier.bias": torch.ones(2)}, {"other": torch.ones(1)}, {"classifier.bias": torch.full((3,), torch.nan)}],
+    [
+        {"classifier.bias": torch.ones(2)},
+        {"other": torch.ones(1)},
+        {"classifier.bias": torch.full((3,), torch.nan)},
+    ],
 )
 def test_a_head_that_does_not_fit_is_refused(folder, change):
     edit(folder, "head.safetensors", lambda tensors: tensors.update(change))

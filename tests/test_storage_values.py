@@ -29,11 +29,14 @@ def of_bits(bits, dtype):
 def anything(draw):
     """Values of any type and any bits, those of infinities and NaN among them."""
     dtype = draw(st.sampled_from(FLOATS))
-    return of_bits(draw(st.lists(st.integers(0, 2 ** (8 * dtype.itemsize) - 1), max_size=300)), dtype)
+    return of_bits(
+        draw(st.lists(st.integers(0, 2 ** (8 * dtype.itemsize) - 1), max_size=300)), dtype
+    )
 
 
 def weights_apart(count, seed=0):
-    """Differences of weights as a vector holds them: the largest 5% of those that training made, exact in float32."""
+    """Differences of weights as a vector holds them: the largest 5% of those that training made,
+    exact in float32."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(count, generator=generator) * 0.04
     steps = 3e-4 * (torch.empty(count).exponential_(generator=generator) + np.log(20))
@@ -45,7 +48,9 @@ def plain_decode(data, dtype):
     """The format as its description says, one value after the other."""
     planes, width = zstandard.ZstdDecompressor().decompress(bytes(data)), dtype.itemsize
     count = len(planes) // width
-    numbers = [sum(planes[place * count + i] << 8 * place for place in range(width)) for i in range(count)]
+    numbers = [
+        sum(planes[place * count + i] << 8 * place for place in range(width)) for i in range(count)
+    ]
     return of_bits(numbers, dtype)
 
 
@@ -103,7 +108,9 @@ def assert_refused(data, count=1000, message="damaged"):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("values", [torch.ones(1), torch.ones(1000), weights_apart(1000)], ids=["one", "same", "usual"])
+@pytest.mark.parametrize(
+    "values", [torch.ones(1), torch.ones(1000), weights_apart(1000)], ids=["one", "same", "usual"]
+)
 def test_values_that_are_cut_off_anywhere_are_refused(values):
     data = bytes(encode_values(values))
     for size in range(len(data)):
@@ -144,7 +151,9 @@ def forged(size, block=b"\x01\x00\x00"):
 
 
 PLAIN = bytes(4000)
-REPEATED = (1 | 1 << 1 | 131_072 << 3).to_bytes(3, "little") + b"\x00"  # a last block: one byte, 128 KiB times
+REPEATED = (1 | 1 << 1 | 131_072 << 3).to_bytes(
+    3, "little"
+) + b"\x00"  # a last block: one byte, 128 KiB times
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def made(parts):
 
 def same(model, other):
     mine, others = model.state_dict(), other.state_dict()
-    return all(torch.equal(mine[name].view(torch.int32), others[name].view(torch.int32)) for name in others)
+    return all(
+        torch.equal(mine[name].view(torch.int32), others[name].view(torch.int32)) for name in others
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -56,14 +58,25 @@ def test_after_any_switches_the_model_is_the_composed_one_bit_for_bit(made, name
             assert same(model, composed[name])
 
 
-RULES = ["scaled:language_scale=0.5", "ties:density=0.8", "ties-sum", "dare", "dare-ties:drop=0.2", "agree", "layers"]
+RULES = [
+    "scaled:language_scale=0.5",
+    "ties:density=0.8",
+    "ties-sum",
+    "dare",
+    "dare-ties:drop=0.2",
+    "agree",
+    "layers",
+]
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_by_any_rule_too_the_model_is_the_composed_one_bit_for_bit(parts, rule):
     base, task, languages = parts
     switcher = deftx.Switcher(base, task, languages, rule=rule)
-    composed = {name: deftx.compose(base, task, languages.get(name, ()), rule=rule) for name in [*NAMES, None]}
+    composed = {
+        name: deftx.compose(base, task, languages.get(name, ()), rule=rule)
+        for name in [*NAMES, None]
+    }
     for name in ["ace", "ban", None, "min", "ace", None, None, "ban"]:
         with switcher.language(name) as model:
             assert same(model, composed[name])
@@ -76,7 +89,9 @@ def test_several_languages_and_several_tasks_are_applied_together(parts, rule):
     tasks = [random_vector(load_task_model(base, ["bad", "good"]), 9, ("bad", "good")), task]
     together = {"ace": ace, "both": [ban, least], "all": [least, ace, ban]}
     switcher = deftx.Switcher(base, tasks, together, rule=rule, head=1)
-    composed = {name: deftx.compose(base, tasks, some, rule=rule, head=1) for name, some in together.items()}
+    composed = {
+        name: deftx.compose(base, tasks, some, rule=rule, head=1) for name, some in together.items()
+    }
     composed[None] = deftx.compose(base, tasks, rule=rule, head=1)
     for name in ["both", "ace", "all", None, "both", "all", None]:
         with switcher.language(name) as model:
@@ -88,7 +103,10 @@ def test_what_compose_refuses_is_refused(parts):
     other = random_vector(load_task_model(base, ["bad", "good"]), 9, ("bad", "good"))
     for arguments, said in [
         (([task, other], languages), "2 task vectors have heads, and a model takes one"),
-        ((task, {"twice": [languages["ace"], languages["ace"]]}), "vectors 2 and 3 of 3 are the same"),
+        (
+            (task, {"twice": [languages["ace"], languages["ace"]]}),
+            "vectors 2 and 3 of 3 are the same",
+        ),
         ((task, {"ace": other}), "is a task vector"),
         (([], languages), "the task vector has no head"),
     ]:
@@ -103,7 +121,9 @@ def test_what_is_kept_for_a_language_is_what_it_changes_in_the_task_alone(parts,
     alone = deftx.compose(base, task, rule=rule).state_dict()
     for name, language in languages.items():
         found = deftx.compose(base, task, language, rule=rule).state_dict()
-        changed = sum(int((found[n].view(torch.int32) != alone[n].view(torch.int32)).sum()) for n in alone)
+        changed = sum(
+            int((found[n].view(torch.int32) != alone[n].view(torch.int32)).sum()) for n in alone
+        )
         assert sum(len(part.indices) for part in switcher._entries[name]) == changed > 0
 
 
@@ -120,13 +140,17 @@ def test_an_encoder_decoder_takes_on_languages_too(bases, shape):
 def test_what_a_switch_writes_is_the_entries_of_two_languages(made, monkeypatch):
     switcher, _ = made
     written = []
-    monkeypatch.setattr(module, "write_entries", lambda weight, indices, values: written.append(len(indices)))
+    monkeypatch.setattr(
+        module, "write_entries", lambda weight, indices, values: written.append(len(indices))
+    )
     monkeypatch.setattr(switcher, "_written", "ace")
     monkeypatch.setattr(switcher, "_whole", True)
     with switcher.language("ace"):
         assert written == []
     with switcher.language("min"):
-        assert sum(written) == sum(len(part.indices) for name in ("ace", "min") for part in switcher._entries[name])
+        assert sum(written) == sum(
+            len(part.indices) for name in ("ace", "min") for part in switcher._entries[name]
+        )
 
 
 @pytest.mark.parametrize("after", range(0, 60, 7))
@@ -168,7 +192,8 @@ def test_mixed_batches_are_answered_as_by_a_model_for_each_language_and_in_order
 
 
 def hammered(switcher, composed, monkeypatch):
-    """How many of the answers that four threads got are not, bit for bit, those of the composed models."""
+    """How many of the answers that four threads got are not, bit for bit, those of the composed
+    models."""
     inputs = switcher._tokenizer(sentences(2, seed=4), padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = {name: model(**inputs).logits for name, model in composed.items()}
@@ -234,7 +259,10 @@ def test_an_unknown_rule_is_refused_before_anything_is_loaded(parts):
 def test_a_vector_of_another_shape_is_refused(parts):
     base, task, languages = parts
     name, entries = next(iter(languages["ace"].tensors.items()))
-    for tensors in ({name: replace(entries, shape=(1, *entries.shape))}, {"elsewhere.weight": entries}):
+    for tensors in (
+        {name: replace(entries, shape=(1, *entries.shape))},
+        {"elsewhere.weight": entries},
+    ):
         with pytest.raises(DeftxError, match=r"use the vector's base|belongs to another base"):
             deftx.Switcher(base, task, {"ace": SparseVector(tensors)})
 
@@ -249,7 +277,9 @@ def test_vectors_of_another_base_are_refused(bases):
 
 def test_vectors_of_another_tokenizer_are_refused(parts):
     base, task, languages = parts
-    other = SparseVector(languages["ace"].tensors, info={"tokenizer": {"name": "other", "digest": "f" * 64}})
+    other = SparseVector(
+        languages["ace"].tensors, info={"tokenizer": {"name": "other", "digest": "f" * 64}}
+    )
     with pytest.raises(DeftxError, match="made with the tokenizer other"):
         deftx.Switcher(base, task, {"ace": other})
 
@@ -276,14 +306,26 @@ def test_texts_are_read_in_the_spelling_of_their_language(parts):
 @pytest.mark.parametrize("language", ["min", None])
 def test_scores_are_those_of_the_composed_model(parts, language):
     base, _, languages = parts
-    kind, made = TASKS["regression"], random_vector(load_task_model(base, (), task=TASKS["regression"]), 0, ("any",))
+    kind, made = (
+        TASKS["regression"],
+        random_vector(load_task_model(base, (), task=TASKS["regression"]), 0, ("any",)),
+    )
     task = replace(made, head=replace(made.head, labels=()), info={"task": "regression"})
     spelling = deftx.Spelling({"ba": "be"}, lower=True)
     switcher = deftx.Switcher(base, task, languages, spellings={"min": spelling})
     test = Examples(sentences(20), labels=[float(number) for number in range(20)])
-    spelt = replace(test, texts=[" ".join("be" if w == "ba" else w for w in text.split()) for text in test.texts])
-    composed, tokenizer = deftx.compose(base, task, languages.get(language, ())), load_tokenizer(base)
-    scores = {name: evaluate(kind, composed, tokenizer, some, 64) for name, some in {"min": spelt, None: test}.items()}
+    spelt = replace(
+        test,
+        texts=[" ".join("be" if w == "ba" else w for w in text.split()) for text in test.texts],
+    )
+    composed, tokenizer = (
+        deftx.compose(base, task, languages.get(language, ())),
+        load_tokenizer(base),
+    )
+    scores = {
+        name: evaluate(kind, composed, tokenizer, some, 64)
+        for name, some in {"min": spelt, None: test}.items()
+    }
     assert switcher.evaluate(test, language) == scores[language]
     assert scores[None] != scores["min"]
 
@@ -309,7 +351,9 @@ def test_the_spelling_of_a_language_that_is_not_there_is_refused(parts):
 def test_plain_texts_are_answered_as_examples_are(made):
     switcher, texts, names = made[0], sentences(4, seed=5), [*NAMES, None]
     assert switcher.predict(texts, names) == switcher.predict(Examples(texts), names)
-    assert torch.equal(switcher.probabilities(tuple(texts), names), switcher.probabilities(Examples(texts), names))
+    assert torch.equal(
+        switcher.probabilities(tuple(texts), names), switcher.probabilities(Examples(texts), names)
+    )
     with pytest.raises(DeftxError, match="'ba be' is one text, where a list is wanted"):
         switcher.predict("ba be", [None])
 

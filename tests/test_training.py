@@ -1,4 +1,5 @@
-"""The training loop: the steps a plain loop would take, the best of them kept, and a clean stop when it diverges."""
+"""The training loop: the steps a plain loop would take, the best of them kept, and a clean stop
+when it diverges."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import tiny
 import torch
 from torch import nn
 
-from deftx.config import LanguageTraining, TaskTraining, Training
+from deftx.config import LanguageTrainingConfig, TaskTrainingConfig, TrainingConfig
 from deftx.core.parameters import SPARSE_VALUES, backbone, head
 from deftx.data.examples import Examples
 from deftx.errors import Diverged
@@ -23,18 +24,23 @@ from deftx.training.precision import autocast, bf16_pays
 from deftx.training.random_streams import generator
 
 TOKENIZER = tiny.tokenizer()
-QUICK = Training(learning_rate=1e-3, batch_size=2, epochs=1, evaluate_every=100, precision="fp32")
+QUICK = TrainingConfig(
+    learning_rate=1e-3, batch_size=2, epochs=1, evaluate_every=100, precision="fp32"
+)
 START_SCORE = 7.0  # before the first step
 IDS = torch.randint(5, 75, (7, 8), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass
 class Scripted:
-    """Masked language modelling on fixed batches in a fixed order; scores and losses as a test wants them."""
+    """Masked language modelling on fixed batches in a fixed order; scores and losses as a test
+    wants them."""
 
     train: Any = field(default_factory=lambda: list(IDS))
     scores: list[float] = field(default_factory=lambda: [1.0] * 99)
-    faults: dict[int, float] = field(default_factory=dict)  # number of a loss -> what it is multiplied with
+    faults: dict[int, float] = field(
+        default_factory=dict
+    )  # number of a loss -> what it is multiplied with
     greater_is_better: bool = False
     watch: Any = None  # called with the model at each validation
     metric: str = "loss"
@@ -53,7 +59,9 @@ class Scripted:
     def loss(self, model, batch):
         self.losses += 1
         self.autocast.add(torch.is_autocast_enabled("cpu"))
-        return masked_loss(model, batch["input_ids"], batch["labels"]) * self.faults.get(self.losses, 1.0)
+        return masked_loss(model, batch["input_ids"], batch["labels"]) * self.faults.get(
+            self.losses, 1.0
+        )
 
     def validate(self, model, batch_size):
         self.autocast.add(torch.is_autocast_enabled("cpu"))
@@ -77,10 +85,10 @@ def made():
     return model
 
 
-def state_of(model, with_head=True):
+def state_of(model, select_head=True):
     body = list(backbone(model).values())
     anchors = [weight.detach().clone() for weight in body]
-    return TrainableState(body, anchors, list(head(model).values()) if with_head else [])
+    return TrainableState(body, anchors, list(head(model).values()) if select_head else [])
 
 
 def copies(model):
@@ -109,7 +117,9 @@ def plain_loop(model, training, steps, penalty="before clipping", seed=0):
     for step, group in enumerate(groups[:steps]):
         optimiser.zero_grad()
         objective.loss(model, objective.collate(list(IDS[group]))).backward()  # one large batch
-        distance = sum((weight - before).abs().sum() for weight, before in zip(body, start, strict=True))
+        distance = sum(
+            (weight - before).abs().sum() for weight, before in zip(body, start, strict=True)
+        )
         if penalty == "before clipping":
             (weight_of_penalty * distance).backward()
         nn.utils.clip_grad_norm_(everything, training.clip)
@@ -120,21 +130,29 @@ def plain_loop(model, training, steps, penalty="before clipping", seed=0):
 
 
 def furthest(one, other):
-    return max((a - b).abs().max().item() for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    return max(
+        (a - b).abs().max().item()
+        for a, b in zip(one.parameters(), other.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("l1", [0.0, 40.0])
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_the_steps_are_those_of_a_plain_loop(accumulate, l1):
-    """Seven examples in batches of two: with three accumulated, the last step of an epoch has one batch."""
-    training = QUICK.model_copy(update={"accumulate": accumulate, "l1": l1, "max_steps": 9, "epochs": 99, "clip": 0.7})
+    """Seven examples in batches of two: with three accumulated, the last step of an epoch has one
+    batch."""
+    training = QUICK.model_copy(
+        update={"accumulate": accumulate, "l1": l1, "max_steps": 9, "epochs": 99, "clip": 0.7}
+    )
     model, reference = made(), made()
     trained = train(model, Scripted(), training, state_of(model), seed=0)
     plain_loop(reference, training, 9)
     assert trained.steps == 9
     assert furthest(model, made()) > 4e-3
     key_biases = [name for name, _ in model.named_parameters() if name.endswith("key.bias")]
-    assert len(key_biases) > 0  # their true gradient is 0: which way the penalty pulls them is rounding's choice
+    assert (
+        len(key_biases) > 0
+    )  # their true gradient is 0: which way the penalty pulls them is rounding's choice
     with torch.no_grad():
         for name in key_biases:
             model.get_parameter(name).copy_(reference.get_parameter(name))
@@ -142,7 +160,8 @@ def test_the_steps_are_those_of_a_plain_loop(accumulate, l1):
 
 
 def test_the_penalty_matters_and_is_clipped_with_the_rest():
-    """The test above would not notice a penalty that is forgotten or added too late, were these not far apart."""
+    """The test above would not notice a penalty that is forgotten or added too late, were these not
+    far apart."""
     training = QUICK.model_copy(update={"l1": 40.0, "clip": 0.7})
     references = [made(), made(), made()]
     plain_loop(references[0], training, 9)
@@ -180,7 +199,9 @@ def test_only_what_is_moving_moves():
     chosen.requires_grad_(True)
     state = TrainableState([chosen], [chosen.detach().clone()])
     train(model, Scripted(), QUICK.model_copy(update={"l1": 5.0}), state, seed=0)
-    moved = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
+    moved = [
+        name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])
+    ]
     assert moved == ["roberta.encoder.layer.0.output.dense.weight"]
 
 
@@ -197,7 +218,9 @@ def test_only_what_is_moving_moves():
 )
 def test_the_best_evaluated_step_is_kept_the_first_of_equals(scores, greater, best):
     model, seen = made(), []
-    objective = Scripted(scores=list(scores), greater_is_better=greater, watch=lambda m: seen.append(copies(m)))
+    objective = Scripted(
+        scores=list(scores), greater_is_better=greater, watch=lambda m: seen.append(copies(m))
+    )
     trained = train(
         model,
         objective,
@@ -215,7 +238,9 @@ def test_the_best_evaluated_step_is_kept_the_first_of_equals(scores, greater, be
 def test_the_mean_of_the_last_evaluated_states_is_left_however_they_score(average):
     """Seven steps, evaluated after 2, 4, 6 and 7: the best one is the first."""
     seen, model = [], made()
-    objective = Scripted(scores=[0.1, 0.5, 0.4, 0.3, 0.2], watch=lambda model: seen.append(copies(model)))
+    objective = Scripted(
+        scores=[0.1, 0.5, 0.4, 0.3, 0.2], watch=lambda model: seen.append(copies(model))
+    )
     training = QUICK.model_copy(update={"max_steps": 7, "epochs": 99, "evaluate_every": 2})
     trained = train(model, objective, training, state_of(model), seed=0, average=average)
     assert len(seen) == 5
@@ -230,7 +255,9 @@ def test_the_mean_of_the_last_evaluated_states_is_left_however_they_score(averag
 
 def test_where_means_are_wanted_a_bad_loss_leaves_the_best_state_all_the_same():
     seen, model = [], made()
-    objective = Scripted(scores=[0.1, 0.5], faults={6: float("nan")}, watch=lambda model: seen.append(copies(model)))
+    objective = Scripted(
+        scores=[0.1, 0.5], faults={6: float("nan")}, watch=lambda model: seen.append(copies(model))
+    )
     training = QUICK.model_copy(update={"max_steps": 7, "epochs": 99, "evaluate_every": 2})
     with pytest.raises(Diverged, match="the state of step 2 is kept"):
         train(model, objective, training, state_of(model), seed=0, average=9)
@@ -289,11 +316,14 @@ def test_the_log_has_every_evaluation_and_training_losses():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_logged_losses_are_means_whatever_is_accumulated(accumulate):
     model = made()
-    training = QUICK.model_copy(update={"accumulate": accumulate, "learning_rate": 1e-9, "batch_size": 1})
+    training = QUICK.model_copy(
+        update={"accumulate": accumulate, "learning_rate": 1e-9, "batch_size": 1}
+    )
     trained = train(model, Scripted(), training, state_of(model), seed=0)
     objective, model = Scripted(), made()
     expected = [
-        objective.loss(model, objective.collate(list(IDS[rows]))).item() for rows in order_of(0, 0).split(accumulate)
+        objective.loss(model, objective.collate(list(IDS[rows]))).item()
+        for rows in order_of(0, 0).split(accumulate)
     ]
     losses = [row["train_loss"] for row in trained.history if "train_loss" in row]
     assert losses == pytest.approx(expected, abs=1e-3)
@@ -314,8 +344,10 @@ def test_logged_losses_are_means_whatever_is_accumulated(accumulate):
         ({"epochs": 0.001}, 1, 1),
     ],
 )
-def test_steps_are_the_lesser_of_epochs_and_most_steps_but_at_least_the_fewest(settings, examples, steps):
-    assert total_steps(examples, Training(batch_size=2, **settings)) == steps
+def test_steps_are_the_lesser_of_epochs_and_most_steps_but_at_least_the_fewest(
+    settings, examples, steps
+):
+    assert total_steps(examples, TrainingConfig(batch_size=2, **settings)) == steps
 
 
 def test_the_steps_that_are_counted_are_taken():
@@ -331,7 +363,9 @@ def test_the_steps_that_are_counted_are_taken():
 def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_best_state(evaluated, fault):
     model, seen = made(), []
     start = copies(model)
-    objective = Scripted(scores=[2.0, 1.0, 3.0], faults={8: fault}, watch=lambda m: seen.append(copies(m)))
+    objective = Scripted(
+        scores=[2.0, 1.0, 3.0], faults={8: fault}, watch=lambda m: seen.append(copies(m))
+    )
     training = QUICK.model_copy(update={"epochs": 9, "evaluate_every": 2 if evaluated else 100})
     with pytest.raises(Diverged) as caught:
         train(model, objective, training, state_of(model), seed=0, title="language: phase 1")
@@ -351,8 +385,16 @@ def test_a_bad_loss_in_the_midst_of_accumulation_names_its_step():
 def test_a_held_out_score_that_is_not_a_number_is_no_best_score():
     model, seen = made(), []
     objective = Scripted(scores=[2.0, float("nan")], watch=lambda m: seen.append(copies(m)))
-    with pytest.raises(Diverged, match=r"held-out loss.* not finite after step 4; the state of step 2 is kept"):
-        train(model, objective, QUICK.model_copy(update={"epochs": 9, "evaluate_every": 2}), state_of(model), seed=0)
+    with pytest.raises(
+        Diverged, match=r"held-out loss.* not finite after step 4; the state of step 2 is kept"
+    ):
+        train(
+            model,
+            objective,
+            QUICK.model_copy(update={"epochs": 9, "evaluate_every": 2}),
+            state_of(model),
+            seed=0,
+        )
     assert same(copies(model), seen[0])
 
 
@@ -384,7 +426,7 @@ def test_the_progress_bar_ends_with_its_training_however_it_ends(monkeypatch):
 
 def language(bases):
     model = load_language_model(bases())
-    objective = masked_lm(tiny.sentences(40), TOKENIZER, LanguageTraining(), 16, 0)
+    objective = masked_lm(tiny.sentences(40), TOKENIZER, LanguageTrainingConfig(), 16, 0)
     return model, objective
 
 
@@ -393,7 +435,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(b
     for seed in (1, 1, 2):
         torch.manual_seed(len(results))  # what happened before does not matter
         model, objective = language(bases)
-        train(model, objective, QUICK, state_of(model, with_head=False), seed=seed)
+        train(model, objective, QUICK, state_of(model, select_head=False), seed=seed)
         results.append(copies(model))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
@@ -403,7 +445,9 @@ def test_batches_of_a_task_are_drawn_whatever_the_lengths_of_their_examples(base
     texts = [" ".join(tiny.WORDS[: 1 + i % 30]) for i in range(320)]
     examples = Examples(texts, None, ["short" if i % 30 < 15 else "long" for i in range(320)])
     model = load_task_model(bases(), ("long", "short"))
-    objective = supervised(CLASSIFICATION, examples, examples, ("long", "short"), TOKENIZER, 32, "accuracy")
+    objective = supervised(
+        CLASSIFICATION, examples, examples, ("long", "short"), TOKENIZER, 32, "accuracy"
+    )
     labels = []
 
     def collate(batch, drawn):
@@ -411,13 +455,22 @@ def test_batches_of_a_task_are_drawn_whatever_the_lengths_of_their_examples(base
         labels.append(collated["labels"].float().mean().item())
         return collated
 
-    names = ("train", "metric", "greater_is_better", "digest", "loss", "loss_denominator", "validate")
+    names = (
+        "train",
+        "metric",
+        "greater_is_better",
+        "digest",
+        "loss",
+        "loss_denominator",
+        "validate",
+    )
     watched = SimpleNamespace(collate=collate, **{name: getattr(objective, name) for name in names})
-    training = TaskTraining(batch_size=8, max_steps=40, evaluate_every=100, precision="fp32")
+    training = TaskTrainingConfig(batch_size=8, max_steps=40, evaluate_every=100, precision="fp32")
     train(model, watched, training, state_of(model), seed=0)
     shares = torch.tensor(labels[:40])
-    # Of 8 labels drawn without regard to length, a share of 0.5 is had with a standard deviation of 0.18; batches of
-    # like length would be of one label each, with one of 0.5, and where these come in turn, one goes with the next.
+    # Of 8 labels drawn without regard to length, a share of 0.5 is had with a standard deviation of
+    # 0.18; batches of like length would be of one label each, with one of 0.5, and where these come
+    # in turn, one goes with the next.
     assert 0.1 < shares.std() < 0.27
     assert torch.corrcoef(torch.stack([shares[1:], shares[:-1]]))[0, 1].abs() < 0.4
 
@@ -429,7 +482,9 @@ def test_batches_of_a_task_are_drawn_whatever_the_lengths_of_their_examples(base
 def test_precision_is_as_set_or_as_the_device_has_it(monkeypatch, precision, pays, bf16):
     monkeypatch.setattr(loop, "bf16_pays", lambda device: pays)
     model, objective = made(), Scripted()
-    train(model, objective, QUICK.model_copy(update={"precision": precision}), state_of(model), seed=0)
+    train(
+        model, objective, QUICK.model_copy(update={"precision": precision}), state_of(model), seed=0
+    )
     assert objective.autocast == {bf16}
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert 1e-4 < furthest(model, made()) < 1e-2
@@ -451,7 +506,9 @@ def test_bf16_pays_is_told_by_the_device(monkeypatch):
         has = {"amx_bf16": pays, "avx512_bf16": True}
         monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=lambda has=has: has)
         assert bf16_pays(torch.device("cpu")) is pays
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, pays=pays: pays)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, pays=pays: pays
+        )
         assert bf16_pays(torch.device("cuda")) is pays
     monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=dict)
     assert bf16_pays(torch.device("cpu")) is False
@@ -488,7 +545,11 @@ def test_the_penaltys_gradient_in_parts_is_that_of_the_whole_to_the_bit(monkeypa
     loop.add_sign_of_change(gradient, weight, start, 0.1)
     assert torch.equal(gradient, expected)
     wide = torch.randn(6, 8, generator=drawn)
-    gradient, weight, start = wide.mT.clone().mT[:, ::2], torch.randn(6, 4, generator=drawn), torch.zeros(6, 4)
+    gradient, weight, start = (
+        wide.mT.clone().mT[:, ::2],
+        torch.randn(6, 4, generator=drawn),
+        torch.zeros(6, 4),
+    )
     expected = gradient + 0.1 * torch.sign(weight)
     loop.add_sign_of_change(gradient, weight, start, 0.1)
     assert torch.equal(gradient, expected)

@@ -1,4 +1,5 @@
-"""The whole method in one command: what it leaves, how it resumes, and what is said of wrong turns."""
+"""The whole method in one command: what it leaves, how it resumes, and what is said of wrong
+turns."""
 
 import json
 import os
@@ -21,8 +22,12 @@ from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import run_recipe
 from deftx.experiments.transfer import Request, recipe_data
 
-SHORT = ["leakage=ignore", "language.k=20%"]
-SHORT += [f"{what}.training.{setting}" for what in ("language", "task") for setting in ("max_steps=3", "length=16")]
+SHORT = ["contamination=ignore", "language.k=20%"]
+SHORT += [
+    f"{what}.training.{setting}"
+    for what in ("language", "task")
+    for setting in ("max_steps=3", "length=16")
+]
 SHORT += [f"{what}.training.learning_rate=0.01" for what in ("language", "task")]
 SETTINGS = [part for change in SHORT for part in ("--set", change)]
 START = ["transfer", "--base", "base", "--train", "train.tsv", *SETTINGS]
@@ -80,9 +85,16 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_it_leaves_vectors_a_model_for_each_target_a_table_a_report_and_a_recipe(done: Path) -> None:
+def test_it_leaves_vectors_a_model_for_each_target_a_table_a_report_and_a_recipe(
+    done: Path,
+) -> None:
     out = done / "out"
-    assert sorted(path.name for path in (out / "vectors").iterdir()) == ["ace", "ind", "min", "task"]
+    assert sorted(path.name for path in (out / "vectors").iterdir()) == [
+        "ace",
+        "ind",
+        "min",
+        "task",
+    ]
     assert sorted(path.name for path in (out / "models").iterdir()) == ["ace", "min"]
     results = (out / "results.md").read_text()
     assert "| min |" in results
@@ -93,12 +105,17 @@ def test_it_leaves_vectors_a_model_for_each_target_a_table_a_report_and_a_recipe
     assert "of its places are the task" in page
 
 
-def test_a_model_is_base_and_task_and_target_with_the_tokenizer_that_cuts_as_in_training(done: Path) -> None:
+def test_a_model_is_base_and_task_and_target_with_the_tokenizer_that_cuts_as_in_training(
+    done: Path,
+) -> None:
     out = done / "out"
     model = AutoModelForSequenceClassification.from_pretrained(out / "models" / "min").eval()
     vectors = [deftx.load(out / "vectors" / name) for name in ("task", "min")]
     composed = deftx.compose(str(done / "base"), *vectors)
-    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in composed.state_dict().items())
+    assert all(
+        torch.equal(model.state_dict()[name], weight)
+        for name, weight in composed.state_dict().items()
+    )
     assert AutoTokenizer.from_pretrained(out / "models" / "min").model_max_length == 16
 
 
@@ -112,7 +129,11 @@ def test_it_is_what_three_fits_do(done: Path) -> None:
     whole = deftx.read_examples(done / "train.tsv")
     train, valid = deftx.data.examples.held_out(whole, 0.1, 0, named=True)
     deftx.save(phi_source, done / "fits" / "ind", force=True)
-    deftx.save(deftx.fit_task(base, train, valid, task, source=phi_source), done / "fits" / "task", force=True)
+    deftx.save(
+        deftx.fit_task(base, train, valid, task, source=phi_source),
+        done / "fits" / "task",
+        force=True,
+    )
     assert all(same(vectors / name, done / "fits" / name) for name in ("ind", "task"))
 
 
@@ -129,15 +150,22 @@ def test_the_recipe_does_the_same_from_any_folder(
         ("without its vector", "min"),
     ]
     assert recipe.language == changed(
-        LANGUAGE_PRESETS["standard"], {"k": "20%", "training": {"max_steps": 3, "length": 16, "learning_rate": 0.01}}
+        LANGUAGE_PRESETS["standard"],
+        {"k": "20%", "training": {"max_steps": 3, "length": 16, "learning_rate": 0.01}},
     )
     data = yaml.safe_load((done / "out" / "recipe.yaml").read_text())
     assert data["train"] == "../train.tsv"
-    assert data["languages"] == {"ind": "../ind.txt", "min": "../texts/min.txt", "ace": "../ace.txt"}
+    assert data["languages"] == {
+        "ind": "../ind.txt",
+        "min": "../texts/min.txt",
+        "ace": "../ace.txt",
+    }
 
 
 @pytest.mark.usefixtures("no_report")
-def test_the_same_command_again_learns_nothing_and_says_the_same(done: Path, run, monkeypatch, computed) -> None:
+def test_the_same_command_again_learns_nothing_and_says_the_same(
+    done: Path, run, monkeypatch, computed
+) -> None:
     monkeypatch.chdir(done)
     before = (done / "out" / "results.md").read_text()
     again = run(*TWO, "--test", "min=test.tsv", "--out", "out")
@@ -165,7 +193,9 @@ def test_another_request_in_the_folder_is_refused_but_for_force_which_keeps_the_
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_transfer_that_was_stopped_resumes(folder: Path, run, monkeypatch, computed: list[str]) -> None:
+def test_a_transfer_that_was_stopped_resumes(
+    folder: Path, run, monkeypatch, computed: list[str]
+) -> None:
     command = [*START, "--source", "ind.txt", "--target", "ace.txt", "--out", "out"]
     vector = steps.KINDS["vector"]
 
@@ -187,10 +217,14 @@ def test_a_transfer_that_was_stopped_resumes(folder: Path, run, monkeypatch, com
 
 
 @pytest.mark.usefixtures("no_report")
-def test_several_seeds_are_learnt_and_their_mean_is_scored(done: Path, run, monkeypatch, tmp_path: Path) -> None:
+def test_several_seeds_are_learnt_and_their_mean_is_scored(
+    done: Path, run, monkeypatch, tmp_path: Path
+) -> None:
     shutil.copytree(done, tmp_path / "own")
     monkeypatch.chdir(tmp_path / "own")
-    found = run(*TWO, "--test", "min=test.tsv", "--out", "out", "--set", "seeds=[0,1]", "--force", "--json")
+    found = run(
+        *TWO, "--test", "min=test.tsv", "--out", "out", "--set", "seeds=[0,1]", "--force", "--json"
+    )
     assert found.code == 0
     facts = {row["name"]: row["facts"] for row in json.loads(found.out)}["min"]
     rows = [json.loads(line) for line in Path("out/run/results.jsonl").read_text().splitlines()]
@@ -202,7 +236,9 @@ def test_several_seeds_are_learnt_and_their_mean_is_scored(done: Path, run, monk
 
 
 @pytest.mark.usefixtures("no_report")
-def test_one_that_was_stopped_while_gathering_resumes_too(folder: Path, run, monkeypatch, computed: list[str]) -> None:
+def test_one_that_was_stopped_while_gathering_resumes_too(
+    folder: Path, run, monkeypatch, computed: list[str]
+) -> None:
     command = [*START, "--source", "ind.txt", "--target", "ace.txt", "--out", "out"]
 
     def stopping(*arguments, **options):
@@ -238,7 +274,18 @@ def test_test_texts_in_what_is_learnt_are_left_out_and_that_is_said(folder: Path
     leak = "bi bo be ba bu bi bo be ba du"
     text.write_text(f"{text.read_text()}{leak}\n")
     test.write_text(f"text\tlabel\n{leak}\tfront\n")
-    command = ["transfer", "--base", "base", "--train", "train.tsv", *SOURCE, "--target", "ace.txt", "--out", "out"]
+    command = [
+        "transfer",
+        "--base",
+        "base",
+        "--train",
+        "train.tsv",
+        *SOURCE,
+        "--target",
+        "ace.txt",
+        "--out",
+        "out",
+    ]
     settings = [part for change in SHORT[1:] for part in ("--set", change)]
     done = run(*command, "--test", "test.tsv", *settings, "--dry-run")
     assert done.code == 0
@@ -254,7 +301,9 @@ def test_the_folder_of_a_run_is_not_taken_for_a_transfer(folder: Path, run) -> N
     assert "is not the folder of a transfer" in refused.complaint
 
 
-def test_a_dry_run_says_what_it_takes_and_leaves_nothing(folder: Path, run, computed: list[str]) -> None:
+def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
+    folder: Path, run, computed: list[str]
+) -> None:
     before = sorted(folder.rglob("*"))
     plan = run(*TWO, "--test", "min=test.tsv", "--out", "out", "--dry-run")
     assert plan.code == 0
@@ -277,10 +326,18 @@ def test_the_plan_is_printed_before_anything_is_learnt(folder: Path, run, monkey
 
 
 @pytest.mark.usefixtures("no_report")
-def test_finished_vectors_take_the_place_of_texts(done: Path, run, monkeypatch, computed, tmp_path: Path) -> None:
+def test_finished_vectors_take_the_place_of_texts(
+    done: Path, run, monkeypatch, computed, tmp_path: Path
+) -> None:
     shutil.copytree(done, tmp_path / "own", ignore=shutil.ignore_patterns("store"))
     monkeypatch.chdir(tmp_path / "own")
-    command = [*START, "--source-vector", "out/vectors/ind", "--target-vector", "min=out/vectors/min"]
+    command = [
+        *START,
+        "--source-vector",
+        "out/vectors/ind",
+        "--target-vector",
+        "min=out/vectors/min",
+    ]
     found = run(*command, "--test", "test.tsv", "--out", "other", "--json")
     assert found.code == 0
     assert computed == ["given", "given", "delta", "vector", "score", "score"]
@@ -288,21 +345,33 @@ def test_finished_vectors_take_the_place_of_texts(done: Path, run, monkeypatch, 
     rows = {row["name"]: row for row in json.loads(found.out)}
     assert rows.keys() == {"task", "ind", "min"}
     assert any("40 texts, one seed" in fact for fact in rows["min"]["facts"])
-    assert not any("unknown to the tokenizer" in fact for fact in rows["min"]["facts"])  # there is no text
+    assert not any(
+        "unknown to the tokenizer" in fact for fact in rows["min"]["facts"]
+    )  # there is no text
     with_text = run(*command, "--target", "min=texts/min.txt", "--out", "third", "--json")
     assert with_text.code == 0
     assert "unknown to the tokenizer" in with_text.out
 
 
 @pytest.mark.usefixtures("no_report")
-def test_without_test_data_nothing_is_scored_and_what_can_be_said_is(folder: Path, run, computed) -> None:
+def test_without_test_data_nothing_is_scored_and_what_can_be_said_is(
+    folder: Path, run, computed
+) -> None:
     found = run(*START, "--source", "ind.txt", "--target", "ace.txt", "--out", "out")
     assert found.code == 0
     assert "score" not in computed
     assert "| language |" not in found.out
-    for fact in ("held-out loss ", "of the text is unknown", "of its places are the task's too", "answered otherwise"):
+    for fact in (
+        "held-out loss ",
+        "of the text is unknown",
+        "of its places are the task's too",
+        "answered otherwise",
+    ):
         assert fact in found.out
-    assert "deftx evaluate --base base --task out/vectors/task --language ace=out/vectors/ace" in found.out
+    assert (
+        "deftx evaluate --base base --task out/vectors/task --language ace=out/vectors/ace"
+        in found.out
+    )
 
 
 @pytest.mark.usefixtures("no_report")
@@ -316,14 +385,35 @@ def test_without_the_libraries_of_the_report_all_else_is_there(folder: Path, run
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--target", "ace.txt"], "there is no text of the source language: give --source NAME=FILE"),
+        (
+            ["--target", "ace.txt"],
+            "there is no text of the source language: give --source NAME=FILE",
+        ),
         (SOURCE, "there is no target language: give --target NAME=FILE"),
-        ([*SOURCE, "--target", "ace.txt", "--target", "texts/../ace.txt"], "is the second one named 'ace'"),
-        ([*SOURCE, "--target", "a=ace.txt", "--target", "a=texts/min.txt"], "is the second one named 'a'"),
-        ([*SOURCE, "--target", "ind=ace.txt"], "the target 'ind' is the source, of which --train is"),
-        ([*SOURCE, "--target", "new=ind.txt"], "--target new=ind.txt is the text of the source 'ind'"),
-        ([*SOURCE, "--source-vector", "other=v", "--target", "ace.txt"], "give --source NAME=FILE.* of the same name"),
-        ([*SOURCE, "--target", "ace.txt", "--test", "min=test.tsv"], r"unknown target \(--test\) 'min'.*known: ace"),
+        (
+            [*SOURCE, "--target", "ace.txt", "--target", "texts/../ace.txt"],
+            "is the second one named 'ace'",
+        ),
+        (
+            [*SOURCE, "--target", "a=ace.txt", "--target", "a=texts/min.txt"],
+            "is the second one named 'a'",
+        ),
+        (
+            [*SOURCE, "--target", "ind=ace.txt"],
+            "the target 'ind' is the source, of which --train is",
+        ),
+        (
+            [*SOURCE, "--target", "new=ind.txt"],
+            "--target new=ind.txt is the text of the source 'ind'",
+        ),
+        (
+            [*SOURCE, "--source-vector", "other=v", "--target", "ace.txt"],
+            "give --source NAME=FILE.* of the same name",
+        ),
+        (
+            [*SOURCE, "--target", "ace.txt", "--test", "min=test.tsv"],
+            r"unknown target \(--test\) 'min'.*known: ace",
+        ),
         (
             [*SOURCE, "--target", "ace.txt", "--target", "texts/min.txt", "--test", "test.tsv"],
             "--test test.tsv is of which target\\? write NAME=test.tsv; targets: ace, min",
@@ -339,11 +429,16 @@ def test_without_the_libraries_of_the_report_all_else_is_there(folder: Path, run
         ([*SOURCE, "--target", "ace.txt", "--set", "langage.k=5%"], "unknown setting 'langage'"),
         ([*SOURCE, "--target-vector", "base"], "base"),
         ([*SOURCE, "--target", "ace.txt", "--valid", "nothing.tsv"], "nothing.tsv"),
-        ([*SOURCE, "--target", "ace.txt", "--kind", "question-answering"], "a recipe compares macro_f1 and accuracy"),
+        (
+            [*SOURCE, "--target", "ace.txt", "--kind", "question-answering"],
+            "a recipe compares macro_f1 and accuracy",
+        ),
     ],
     ids=lambda value: None if isinstance(value, list) else value[:40],
 )
-def test_wrong_turns_are_one_line_and_leave_nothing(folder: Path, run, options: list[str], says: str) -> None:
+def test_wrong_turns_are_one_line_and_leave_nothing(
+    folder: Path, run, options: list[str], says: str
+) -> None:
     wrong = run(*START, *options, "--out", "out")
     assert wrong.code == 2
     lines = [line for line in wrong.err.splitlines() if "warning" not in line]
@@ -374,19 +469,48 @@ def test_without_a_preset_it_is_standard_and_presets_go_together() -> None:
     assert data["language"] == standard
     paper = recipe_data(Request("b", "t", "ind", ["min"], {}, preset="paper-nli"), Path("out"))
     assert paper["language"]["k"] == LANGUAGE_PRESETS["paper-nli"].k
-    assert paper["task"]["training"]["metric"] == TASK_PRESETS["paper-nli"].training.metric == "accuracy"
+    assert (
+        paper["task"]["training"]["metric"]
+        == TASK_PRESETS["paper-nli"].training.metric
+        == "accuracy"
+    )
     assert data["variants"] == {"with its vector": {}}
     assert "valid" not in data
 
 
-def test_options_reach_both_vectors_and_the_task_its_columns(folder: Path, run, monkeypatch) -> None:
+def test_options_reach_both_vectors_and_the_task_its_columns(
+    folder: Path, run, monkeypatch
+) -> None:
     found = []
-    monkeypatch.setattr("deftx.experiments.transfer.plan", lambda request, *rest, **options: found.append(request))
-    options = ["--method", "lt-sft", "--rank", "3", "--seed", "4", "--kind", "tagging", "--label-column", "tags"]
-    assert run(*START, *SOURCE, "--target", "ace.txt", "--out", "o", "--dry-run", *options).code == 0
+    monkeypatch.setattr(
+        "deftx.experiments.transfer.plan", lambda request, *rest, **options: found.append(request)
+    )
+    options = [
+        "--method",
+        "lt-sft",
+        "--rank",
+        "3",
+        "--seed",
+        "4",
+        "--kind",
+        "tagging",
+        "--label-column",
+        "tags",
+    ]
+    assert (
+        run(*START, *SOURCE, "--target", "ace.txt", "--out", "o", "--dry-run", *options).code == 0
+    )
     changes = found[0].changes
-    assert (changes["language"]["method"], changes["language"]["rank"], changes["seeds"]) == ("lt-sft", 3, [4])
-    assert (changes["task"]["method"], changes["task"]["rank"], changes["task"]["task"]) == ("lt-sft", 3, "tagging")
+    assert (changes["language"]["method"], changes["language"]["rank"], changes["seeds"]) == (
+        "lt-sft",
+        3,
+        [4],
+    )
+    assert (changes["task"]["method"], changes["task"]["rank"], changes["task"]["task"]) == (
+        "lt-sft",
+        3,
+        "tagging",
+    )
     assert changes["columns"] == {"label": "tags"}
 
 
@@ -403,9 +527,18 @@ def in_python(done: Path, **options: object) -> object:
     language = changed(LANGUAGE_PRESETS["standard"], {"k": "20%", "training": IN_PYTHON})
     task = changed(TASK_PRESETS["standard"], {"training": IN_PYTHON})
     source, train = deftx.read_text(done / "ind.txt"), deftx.read_examples(done / "train.tsv")
-    texts = {name: deftx.read_text(done / file) for name, file in {"min": "texts/min.txt", "ace": "ace.txt"}.items()}
+    texts = {
+        name: deftx.read_text(done / file)
+        for name, file in {"min": "texts/min.txt", "ace": "ace.txt"}.items()
+    }
     return deftx.transfer(
-        str(done / "base"), source, options.pop("target", texts), train, language=language, task=task, **options
+        str(done / "base"),
+        source,
+        options.pop("target", texts),
+        train,
+        language=language,
+        task=task,
+        **options,
     )
 
 
@@ -422,19 +555,24 @@ def test_in_python_the_models_are_those_of_the_command_and_what_was_stopped_resu
 
     monkeypatch.setattr("deftx.fit.fit_language", stopping)
     with pytest.raises(KeyboardInterrupt):
-        in_python(done, work=tmp_path)
+        in_python(done, checkpoint_dir=tmp_path)
     phase1 = sorted(path.parent.name for path in tmp_path.rglob("phase1.safetensors"))
     assert phase1 == ["min language", "source language", "task"]
-    models = in_python(done, work=tmp_path)
+    models = in_python(done, checkpoint_dir=tmp_path)
     for name, model in models.items():
         saved = AutoModelForSequenceClassification.from_pretrained(done / "out" / "models" / name)
-        assert all(torch.equal(saved.state_dict()[key], weight) for key, weight in model.state_dict().items())
+        assert all(
+            torch.equal(saved.state_dict()[key], weight)
+            for key, weight in model.state_dict().items()
+        )
     assert list(models) == ["min", "ace"]
 
 
 def test_in_python_a_single_target_gives_a_model(done: Path) -> None:
     model = in_python(done, target=deftx.read_text(done / "ace.txt"))
     saved = AutoModelForSequenceClassification.from_pretrained(done / "out" / "models" / "ace")
-    assert all(torch.equal(saved.state_dict()[key], weight) for key, weight in model.state_dict().items())
+    assert all(
+        torch.equal(saved.state_dict()[key], weight) for key, weight in model.state_dict().items()
+    )
     with pytest.raises(DeftxError, match=r"'ace\.txt' is one text, where a list is wanted"):
         in_python(done, target={"ace": "ace.txt"})

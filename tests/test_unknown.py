@@ -1,4 +1,5 @@
-"""Text that a tokenizer does not know is told of wherever text is read, and refused where there is no sense in it."""
+"""Text that a tokenizer does not know is told of wherever text is read, and refused where there is
+no sense in it."""
 
 import pytest
 import tiny
@@ -28,14 +29,16 @@ def test_a_task_is_not_learnt_from_or_chosen_on_unknown_text(bases):
     unknown = Examples(FOREIGN, labels=LABELS)
     known = Examples(tiny.sentences(12), labels=LABELS)
     for train, valid in [(unknown, VALID), (known, unknown)]:
-        with pytest.raises(DeftxError, match="100% of the text is unknown to the base's tokenizer, such as ξένο"):
+        with pytest.raises(
+            DeftxError, match="100% of the text is unknown to the base's tokenizer, such as ξένο"
+        ):
             deftx.fit_task(bases(), train, valid, TASK)
 
 
 def test_a_writer_does_not_learn_to_write_unknown_text(bases):
     train = Examples(tiny.sentences(12), labels=FOREIGN)
     with pytest.raises(DeftxError, match="of the text is unknown"):
-        deftx.fit_task(bases("mt5"), train, train, deftx.TaskFit(task="generation"))
+        deftx.fit_task(bases("mt5"), train, train, deftx.TaskVectorConfig(task="generation"))
 
 
 def test_unknown_text_is_not_scored_and_half_unknown_text_with_a_warning(reading):

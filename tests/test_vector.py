@@ -8,12 +8,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deftx.core.vector import Entries, Head, SparseVector, check_same_base, overlap
+from deftx.core.vector import Head, SparseTensor, SparseVector, check_same_base, overlap
 from deftx.errors import DeftxError
 
 SHAPES = {"matrix": (4, 5), "bias": (6,), "cube": (2, 3, 2), "scalar": ()}
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-SCALES = [2, 0, -1, 0.5, 3.7, numpy.float32(0.25), numpy.float64(-1.5), numpy.int64(3), numpy.array(2.0)[()]]
+SCALES = [
+    2,
+    0,
+    -1,
+    0.5,
+    3.7,
+    numpy.float32(0.25),
+    numpy.float64(-1.5),
+    numpy.int64(3),
+    numpy.array(2.0)[()],
+]
 
 
 def vector(seed, names=tuple(SHAPES), share=0.5, dtype=torch.float32, **rest):
@@ -23,7 +33,7 @@ def vector(seed, names=tuple(SHAPES), share=0.5, dtype=torch.float32, **rest):
     for name in names:
         dense = torch.randn(SHAPES[name], generator=generator)
         places = (torch.rand(SHAPES[name], generator=generator) < share).view(-1).nonzero().view(-1)
-        tensors[name] = Entries(places, dense.reshape(-1)[places].to(dtype), SHAPES[name])
+        tensors[name] = SparseTensor(places, dense.reshape(-1)[places].to(dtype), SHAPES[name])
     return SparseVector(tensors, **rest)
 
 
@@ -34,7 +44,11 @@ def dense(vector):
 
 
 def places(vector):
-    return {(name, index) for name, entries in vector.tensors.items() for index in entries.indices.tolist()}
+    return {
+        (name, index)
+        for name, entries in vector.tensors.items()
+        for index in entries.indices.tolist()
+    }
 
 
 def assert_well_formed(vector):
@@ -84,7 +98,9 @@ def test_the_mean_of_vectors_is_their_sum_over_their_number(some):
         torch.testing.assert_close(dense(mean)[name], expected)
 
 
-@pytest.mark.parametrize("wrong", [lambda v: v + 1, lambda v: 1 + v, lambda v: v * v, lambda v: v / v, lambda v: 1 / v])
+@pytest.mark.parametrize(
+    "wrong", [lambda v: v + 1, lambda v: 1 + v, lambda v: v * v, lambda v: v / v, lambda v: 1 / v]
+)
 def test_what_has_no_meaning_is_a_type_error(wrong):
     with pytest.raises(TypeError, match="unsupported operand"):
         wrong(vector(1))
@@ -110,7 +126,9 @@ def test_a_vector_and_its_negation_cancel_exactly(dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_scaling_keeps_the_dtype(dtype, scale):
-    assert {entries.values.dtype for entries in (vector(1, dtype=dtype) * scale).tensors.values()} == {dtype}
+    assert {
+        entries.values.dtype for entries in (vector(1, dtype=dtype) * scale).tensors.values()
+    } == {dtype}
 
 
 def test_a_sum_of_two_dtypes_takes_the_wider_one():
@@ -132,9 +150,11 @@ def test_tensors_keep_the_order_in_which_they_come():
 
 
 def test_tensors_of_different_shapes_do_not_add():
-    one = SparseVector({"w": Entries(torch.tensor([0]), torch.ones(1), (2, 3))})
-    other = SparseVector({"w": Entries(torch.tensor([0]), torch.ones(1), (3, 2))})
-    with pytest.raises(DeftxError, match=r"'w' has shape \(2, 3\) in one vector and \(3, 2\) in the other"):
+    one = SparseVector({"w": SparseTensor(torch.tensor([0]), torch.ones(1), (2, 3))})
+    other = SparseVector({"w": SparseTensor(torch.tensor([0]), torch.ones(1), (3, 2))})
+    with pytest.raises(
+        DeftxError, match=r"'w' has shape \(2, 3\) in one vector and \(3, 2\) in the other"
+    ):
         one + other
 
 
@@ -142,7 +162,9 @@ def test_vectors_of_different_bases_do_not_combine():
     one = vector(1, info={"base": "xlm-r", "base_fingerprint": "a" * 64})
     other = vector(2, info={"base": "bert", "base_fingerprint": "b" * 64})
     for combine in (add, sub, check_same_base):
-        with pytest.raises(DeftxError, match=r"different bases.*xlm-r \(aaaaaaaaaaaa\), bert \(bbbbbbbbbbbb\)"):
+        with pytest.raises(
+            DeftxError, match=r"different bases.*xlm-r \(aaaaaaaaaaaa\), bert \(bbbbbbbbbbbb\)"
+        ):
             combine(one, other)
     with pytest.raises(DeftxError, match="different bases"):
         check_same_base(one, vector(3), other)
@@ -151,7 +173,10 @@ def test_vectors_of_different_bases_do_not_combine():
 
 
 def test_a_computed_vector_knows_its_base_and_what_it_was_computed_from():
-    named, unnamed = vector(1, info={"base": "xlm-r", "base_fingerprint": "a" * 64, "seed": 4}), vector(2)
+    named, unnamed = (
+        vector(1, info={"base": "xlm-r", "base_fingerprint": "a" * 64, "seed": 4}),
+        vector(2),
+    )
     for result in (named + unnamed, unnamed + named, 2 * named, -named, named - unnamed):
         assert (result.info["base"], result.info["base_fingerprint"]) == ("xlm-r", "a" * 64)
     assert (unnamed + named).info["of"] == [{}, dict(named.info)]
@@ -174,7 +199,9 @@ def test_one_head_at_most_survives_and_only_addition_keeps_it():
 
 def test_overlap_is_the_share_of_the_smaller_vectors_places():
     def at(**tensors):
-        return SparseVector({n: Entries(torch.tensor(i), torch.ones(len(i)), (9,)) for n, i in tensors.items()})
+        return SparseVector(
+            {n: SparseTensor(torch.tensor(i), torch.ones(len(i)), (9,)) for n, i in tensors.items()}
+        )
 
     one, other = at(a=[0, 1, 2, 3], b=[5]), at(a=[2, 3, 4], c=[5])
     assert overlap(one, other) == 2 / 4
@@ -193,9 +220,9 @@ def test_overlap_is_symmetrical_between_0_and_1_and_what_sets_say(one, other):
 
 def test_density_is_the_share_of_each_tensors_entries():
     entries = {
-        "some": Entries(torch.tensor([0, 7, 11]), torch.ones(3), (3, 4)),
-        "none": Entries(torch.empty(0, dtype=torch.int64), torch.empty(0), (5,)),
-        "scalar": Entries(torch.tensor([0]), torch.ones(1), ()),
+        "some": SparseTensor(torch.tensor([0, 7, 11]), torch.ones(3), (3, 4)),
+        "none": SparseTensor(torch.empty(0, dtype=torch.int64), torch.empty(0), (5,)),
+        "scalar": SparseTensor(torch.tensor([0]), torch.ones(1), ()),
     }
     assert SparseVector(entries).density() == {"some": 0.25, "none": 0.0, "scalar": 1.0}
     assert SparseVector(entries).k == 4
@@ -210,7 +237,9 @@ def test_no_tensors_at_all_make_a_vector_that_changes_nothing():
 
 
 def test_entries_give_their_dense_tensor_back():
-    entries = Entries(torch.tensor([1, 5]), torch.tensor([2.0, -3.0], dtype=torch.float16), (2, 3))
+    entries = SparseTensor(
+        torch.tensor([1, 5]), torch.tensor([2.0, -3.0], dtype=torch.float16), (2, 3)
+    )
     assert torch.equal(entries.dense(), torch.tensor([[0, 2, 0], [0, 0, -3]], dtype=torch.float16))
     assert entries.numel == 6
 
@@ -225,13 +254,22 @@ def test_a_sum_is_for_the_task_of_the_term_that_has_the_head():
 def test_overlap_needs_room_for_entries_alone():
     """A file may say that a tensor is larger than any memory."""
     shape = (1 << 48, 1 << 10)
-    one, other = (SparseVector({"w": Entries(torch.tensor(at), torch.ones(3), shape)}) for at in ([0, 5, 9], [5, 8, 9]))
+    one, other = (
+        SparseVector({"w": SparseTensor(torch.tensor(at), torch.ones(3), shape)})
+        for at in ([0, 5, 9], [5, 8, 9])
+    )
     assert overlap(one, other) == 2 / 3
-    empty = SparseVector({"layer.0.w": Entries(torch.empty(0, dtype=torch.long), torch.empty(0), (0, 4))})
+    empty = SparseVector(
+        {"layer.0.w": SparseTensor(torch.empty(0, dtype=torch.long), torch.empty(0), (0, 4))}
+    )
     assert (empty.density(), empty.density_by_layer()) == ({"layer.0.w": 0.0}, {"layer.0": 0.0})
 
 
 def test_vectors_elsewhere_are_added_and_made_dense_there():
     """On the device `meta`, which has no values, as it would be on a GPU."""
-    there = SparseVector({"w": Entries(torch.tensor([0, 2]), torch.ones(2), (2, 2))}).to("meta").tensors["w"]
+    there = (
+        SparseVector({"w": SparseTensor(torch.tensor([0, 2]), torch.ones(2), (2, 2))})
+        .to("meta")
+        .tensors["w"]
+    )
     assert there.dense().device.type == "meta"

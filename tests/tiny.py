@@ -33,17 +33,28 @@ from transformers import (
 )
 
 from deftx.core.parameters import backbone, head
-from deftx.core.vector import Entries, Head, SparseVector
+from deftx.core.vector import Head, SparseTensor, SparseVector
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(10)]
-WORDS = [f"{onset}{vowel}" for onset in "b d f g k l m n p r s t v z".split() for vowel in "a e i o u".split()]
+WORDS = [
+    f"{onset}{vowel}"
+    for onset in "b d f g k l m n p r s t v z".split()
+    for vowel in "a e i o u".split()
+]
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 COMMON = {"vocab_size": 75, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 
 
 def xlmr() -> PreTrainedModel:
-    return XLMRobertaForMaskedLM(XLMRobertaConfig(**SIZES, **COMMON, max_position_embeddings=34, type_vocab_size=1))
+    return XLMRobertaForMaskedLM(
+        XLMRobertaConfig(**SIZES, **COMMON, max_position_embeddings=34, type_vocab_size=1)
+    )
 
 
 def bert() -> PreTrainedModel:
@@ -57,7 +68,9 @@ def distilbert() -> PreTrainedModel:
 
 def modernbert() -> PreTrainedModel:
     special = {"cls_token_id": 0, "sep_token_id": 2}
-    return ModernBertForMaskedLM(ModernBertConfig(**SIZES, **COMMON, **special, max_position_embeddings=32))
+    return ModernBertForMaskedLM(
+        ModernBertConfig(**SIZES, **COMMON, **special, max_position_embeddings=32)
+    )
 
 
 def deberta(*, legacy: bool = True) -> PreTrainedModel:
@@ -68,14 +81,23 @@ def deberta(*, legacy: bool = True) -> PreTrainedModel:
     )
 
 
-# What reads the frozen output embeddings can say little with weights of the usual size, since hidden states are narrow.
-DECODER = {**SIZES, "vocab_size": 75, "max_position_embeddings": 32, "initializer_range": 0.3, "eos_token_id": 2}
+# What reads the frozen output embeddings can say little with weights of the usual size, since
+# hidden states are narrow.
+DECODER = {
+    **SIZES,
+    "vocab_size": 75,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.3,
+    "eos_token_id": 2,
+}
 
 
 def qwen() -> PreTrainedModel:
     """A decoder whose output embeddings are its input embeddings."""
     heads = {"num_key_value_heads": 1, "head_dim": 8}
-    return Qwen3ForCausalLM(Qwen3Config(**DECODER, **heads, bos_token_id=None, tie_word_embeddings=True))
+    return Qwen3ForCausalLM(
+        Qwen3Config(**DECODER, **heads, bos_token_id=None, tie_word_embeddings=True)
+    )
 
 
 def llama() -> PreTrainedModel:
@@ -93,7 +115,9 @@ T5 = {
 }
 T5 |= {"pad_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": 2}
 BART = {"d_model": 16, "max_position_embeddings": 32, "init_std": 0.3, **COMMON}
-BART |= {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+BART |= {
+    f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")
+}
 BART |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
 
 
@@ -110,7 +134,9 @@ def mt5() -> PreTrainedModel:
 
 
 def bart() -> PreTrainedModel:
-    return BartForConditionalGeneration(BartConfig(**BART, decoder_start_token_id=2, forced_bos_token_id=0))
+    return BartForConditionalGeneration(
+        BartConfig(**BART, decoder_start_token_id=2, forced_bos_token_id=0)
+    )
 
 
 def mbart() -> PreTrainedModel:
@@ -118,21 +144,34 @@ def mbart() -> PreTrainedModel:
     return MBartForConditionalGeneration(MBartConfig(**BART))
 
 
-SHAPES = {"xlmr": xlmr, "bert": bert, "distilbert": distilbert, "modernbert": modernbert, "deberta": deberta}
+SHAPES = {
+    "xlmr": xlmr,
+    "bert": bert,
+    "distilbert": distilbert,
+    "modernbert": modernbert,
+    "deberta": deberta,
+}
 DECODERS = {"qwen": qwen, "llama": llama}
 ENCODER_DECODERS = {"t5": t5, "mt5": mt5, "bart": bart, "mbart": mbart}
 
 
 def tokenizer(*, decoder: bool = False, sentinels: bool = False) -> PreTrainedTokenizerFast:
-    """One token a word; unknown words become <unk>. A decoder's puts <s> before a text, and knows no padding. One with
-    sentinels, as T5's, puts </s> after a text, and knows no mask."""
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *WORDS, *(SENTINELS if sentinels else [])])}
+    """One token a word; unknown words become <unk>. A decoder's puts <s> before a text, and knows
+    no padding. One with sentinels, as T5's, puts </s> after a text, and knows no mask."""
+    vocabulary = {
+        token: number
+        for number, token in enumerate([*SPECIAL, *WORDS, *(SENTINELS if sentinels else [])])
+    }
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("<s>", 0), ("</s>", 2)]
-    single, pair = ("<s> $A", "<s> $A $B") if decoder else ("<s> $A </s>", "<s> $A </s> </s> $B </s>")
+    single, pair = (
+        ("<s> $A", "<s> $A $B") if decoder else ("<s> $A </s>", "<s> $A </s> </s> $B </s>")
+    )
     single, pair = ("$A </s>", "$A </s> $B </s>") if sentinels else (single, pair)
-    inner.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
+    inner.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=ends
+    )
     names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
     if sentinels:
         names = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
@@ -140,11 +179,16 @@ def tokenizer(*, decoder: bool = False, sentinels: bool = False) -> PreTrainedTo
         names |= {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "mask": "<mask>"}
     tokens = {f"{name}_token": token for name, token in names.items()}
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, model_max_length=32, model_input_names=["input_ids", "attention_mask"], **tokens
+        tokenizer_object=inner,
+        model_max_length=32,
+        model_input_names=["input_ids", "attention_mask"],
+        **tokens,
     )
 
 
-def save_base(folder: Path, shape: str = "xlmr", dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+def save_base(
+    folder: Path, shape: str = "xlmr", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Path:
     """A checkpoint of a tiny random language model with its tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -154,19 +198,28 @@ def save_base(folder: Path, shape: str = "xlmr", dtype: torch.dtype = torch.floa
 
 
 def random_vector(model: PreTrainedModel, seed: int, labels: tuple[str, ...] = ()) -> SparseVector:
-    """A vector of random entries, a third of the backbone's; with a random head where there are labels."""
+    """A vector of random entries, a third of the backbone's; with a random head where there are
+    labels."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, weight in backbone(model).items():
         places = (torch.rand(weight.numel(), generator=generator) < 0.3).nonzero().view(-1)
-        tensors[name] = Entries(places, torch.randn(len(places), generator=generator), tuple(weight.shape))
-    top = {name: torch.randn(weight.shape, generator=generator) for name, weight in head(model).items()}
+        tensors[name] = SparseTensor(
+            places, torch.randn(len(places), generator=generator), tuple(weight.shape)
+        )
+    top = {
+        name: torch.randn(weight.shape, generator=generator) for name, weight in head(model).items()
+    }
     return SparseVector(tensors, Head(top, labels) if labels else None)
 
 
 def sentences(count: int, seed: int = 0, step: int = 1) -> list[str]:
-    """Random sentences with a pattern: every word is followed by its neighbour in WORDS, or the `step`-th."""
+    """Random sentences with a pattern: every word is followed by its neighbour in WORDS, or the
+    `step`-th."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(len(WORDS), (count,), generator=generator).tolist()
     length = torch.randint(4, 10, (count,), generator=generator).tolist()
-    return [" ".join(WORDS[(s + step * i) % len(WORDS)] for i in range(n)) for s, n in zip(start, length, strict=True)]
+    return [
+        " ".join(WORDS[(s + step * i) % len(WORDS)] for i in range(n))
+        for s, n in zip(start, length, strict=True)
+    ]

@@ -9,7 +9,13 @@ from tiny import save_base, sentences
 import deftx
 from deftx.experiments.recipe import Recipe, load_recipe
 
-TRAINING = {"learning_rate": 1e-2, "max_steps": 4, "evaluate_every": 2, "batch_size": 4, "length": 16}
+TRAINING = {
+    "learning_rate": 1e-2,
+    "max_steps": 4,
+    "evaluate_every": 2,
+    "batch_size": 4,
+    "length": 16,
+}
 RECIPE = {
     "base": "base",
     "source": "src",
@@ -17,7 +23,7 @@ RECIPE = {
     "valid": "src.tsv",
     "languages": {"src": "src.txt", "tar": "tar.txt"},
     "test": {"tar": "tar.tsv", "src": "src.tsv"},
-    "leakage": "ignore",
+    "contamination": "ignore",
     "ngrams": True,
     "language": {"k": "5%", "training": {**TRAINING, "min_steps": 0}},
     "task": {"k": "5%", "training": TRAINING},

@@ -1,4 +1,5 @@
-"""Denoised sparse fine-tuning: language and task vectors that add up to a model for a language without labels."""
+"""Denoised sparse fine-tuning: language and task vectors that add up to a model for a language
+without labels."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -7,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 from deftx.errors import DeftxError
 
 if TYPE_CHECKING:
-    from deftx.config import LanguageFit, LanguageTraining, TaskFit, TaskTraining
-    from deftx.core.apply import applied, apply
+    from deftx.config import (
+        LanguageTrainingConfig,
+        LanguageVectorConfig,
+        TaskTrainingConfig,
+        TaskVectorConfig,
+    )
+    from deftx.core.apply import apply, apply_temporarily
     from deftx.core.denoise import denoise
     from deftx.core.merge import merge
     from deftx.core.ranks import split_half_ranks
@@ -31,16 +37,16 @@ __all__ = [
     "Columns",
     "DeftxError",
     "Examples",
-    "LanguageFit",
-    "LanguageTraining",
+    "LanguageTrainingConfig",
+    "LanguageVectorConfig",
     "Scales",
     "SparseVector",
     "Spelling",
     "Switcher",
-    "TaskFit",
-    "TaskTraining",
-    "applied",
+    "TaskTrainingConfig",
+    "TaskVectorConfig",
     "apply",
+    "apply_temporarily",
     "compose",
     "convert",
     "delta",
@@ -66,10 +72,16 @@ __all__ = [
     "tune_scales",
 ]
 
-# Where the public names live; they are imported when they are first used, since torch takes a second.
+# Where the public names live; they are imported when they are first used, since torch takes a
+# second.
 _HOMES = {
-    "config": ["LanguageFit", "LanguageTraining", "TaskFit", "TaskTraining"],
-    "core.apply": ["applied", "apply"],
+    "config": [
+        "LanguageVectorConfig",
+        "LanguageTrainingConfig",
+        "TaskVectorConfig",
+        "TaskTrainingConfig",
+    ],
+    "core.apply": ["apply_temporarily", "apply"],
     "core.denoise": ["denoise"],
     "core.merge": ["merge"],
     "core.ranks": ["split_half_ranks"],

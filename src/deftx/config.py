@@ -1,4 +1,5 @@
-"""What can be set: what a vector keeps, and how to train it. Unknown names and wrong types are errors."""
+"""What can be set: what a vector keeps, and how to train it. Unknown names and wrong types are
+errors."""
 
 import reprlib
 from collections.abc import Mapping
@@ -22,25 +23,28 @@ from pydantic import (
 from deftx.core.ranks import recorded_rank
 from deftx.errors import DeftxError, unknown
 
-# Settings of trainings that came after vectors were learnt without them, and the value with which nothing is different:
-# what was learnt before keeps its name.
+# Settings of trainings that came after vectors were learnt without them, and the value with which
+# nothing is different: what was learnt before keeps its name.
 LATER = {"noise": 0.0, "held_out_blocks": None, "dropout": None}
 
-T = TypeVar("T", bound="Training")
+T = TypeVar("T", bound="TrainingConfig")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 
 
-class Settings(BaseModel):
+class Config(BaseModel):
     """Base of all settings: frozen, and strict about names; numbers are finite.
 
-    The text below a field says what it means; `described` reads it, for `deftx settings` and docs/settings.md.
+    The text below a field says what it means; `described` reads it, for `deftx settings` and
+    docs/settings.md.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
-class Training(Settings):
+class TrainingConfig(Config):
     """One training, the same in both phases. Steps are optimiser steps."""
 
     learning_rate: PositiveFloat = 5e-5
@@ -52,7 +56,8 @@ class Training(Settings):
     epochs: PositiveFloat = 100
     """Times that the training data are seen, within `min_steps` and `max_steps`."""
     max_steps: PositiveInt | None = None
-    """The most steps; null: as many as `epochs` take. Set alone, it lowers `min_steps` where that is larger."""
+    """The most steps; null: as many as `epochs` take. Set alone, it lowers `min_steps` where that
+    is larger."""
     min_steps: int = Field(0, ge=0, validate_default=True)
     """The fewest steps, however few the data."""
     evaluate_every: PositiveInt = 1000
@@ -62,13 +67,15 @@ class Training(Settings):
     length: PositiveInt = 256
     """Longest input, in tokens."""
     l1: NonNegativeFloat = 0.0
-    """Weight λ of the penalty λ/N · ‖θ − θ0‖₁, N being the number of all parameters of the model."""
+    """Weight λ of the penalty λ/N · ‖θ − θ0‖₁, N being the number of all parameters of the
+    model."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout of the base while it is trained; null: as its config has it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the forward pass; auto takes bf16 where the device computes it faster than fp32."""
+    """Number format of the forward pass; auto takes bf16 where the device computes it faster than
+    fp32."""
     report_to: tuple[str, ...] = ()
     """Trackers to log to, such as tensorboard, wandb or trackio."""
     logs: str = "logs"
@@ -77,8 +84,11 @@ class Training(Settings):
     @model_validator(mode="wrap")
     @classmethod
     def _max_steps_alone(cls, data: Any, handler: ModelWrapValidatorHandler[T]) -> T:
-        """Where `max_steps` is given and `min_steps` is not, the default of the latter is no more than the former."""
-        most = data.get("max_steps") if isinstance(data, Mapping) and "min_steps" not in data else None
+        """Where `max_steps` is given and `min_steps` is not, the default of the latter is no more
+        than the former."""
+        most = (
+            data.get("max_steps") if isinstance(data, Mapping) and "min_steps" not in data else None
+        )
         if not isinstance(most, int) or most >= cls.model_fields["min_steps"].default:
             return handler(data)
         training = handler({**data, "min_steps": most})
@@ -94,8 +104,9 @@ class Training(Settings):
         return value
 
 
-class LanguageTraining(Training):
-    """Language modelling on plain text; the defaults are the paper's (Appendix C), but for `held_out_blocks`."""
+class LanguageTrainingConfig(TrainingConfig):
+    """Language modelling on plain text; the defaults are the paper's (Appendix C), but for
+    `held_out_blocks`."""
 
     max_steps: PositiveInt | None = 100_000
     min_steps: int = Field(30_000, ge=0, validate_default=True)
@@ -103,26 +114,30 @@ class LanguageTraining(Training):
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that masked language modelling chooses, and that denoising hides."""
     replacements: Literal["vocabulary", "corpus"] = "corpus"
-    """What a tenth of the chosen tokens is drawn from: the whole vocabulary, or the text's own pieces."""
+    """What a tenth of the chosen tokens is drawn from: the whole vocabulary, or the text's own
+    pieces."""
     lm_head: Literal["trained", "frozen"] = "trained"
-    """Whether the language modelling head, except its decoder matrix, is trained along and thrown away (trained), or
-    stays as it is (frozen)."""
+    """Whether the language modelling head, except its decoder matrix, is trained along and thrown
+    away (trained), or stays as it is (frozen)."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the lines that the best step is chosen on."""
     held_out_blocks: PositiveInt | None = 1000
-    """The most blocks of `length` tokens that are held out; null: the whole share, as in the paper."""
+    """The most blocks of `length` tokens that are held out; null: the whole share, as in the
+    paper."""
     head: str | None = None
-    """Model of the same kind whose language modelling head is used where the base has none, as mE5 has none."""
+    """Model of the same kind whose language modelling head is used where the base has none, as mE5
+    has none."""
 
 
-class TaskTraining(Training):
+class TaskTrainingConfig(TrainingConfig):
     """Labelled data; the defaults are the paper's for sentiment (Appendix C)."""
 
     batch_size: PositiveInt = 16
     epochs: PositiveFloat = 10
     evaluate_every: PositiveInt = 250
     metric: str | None = None
-    """Metric that decides between steps; null: the task's own, which is macro-F1 for classification."""
+    """Metric that decides between steps; null: the task's own, which is macro-F1 for
+    classification."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the words of the training texts that get one wrong letter."""
 
@@ -132,102 +147,116 @@ def metric_name(metric: str) -> str:
     return metric.replace("f1", "F1").replace("_", "-")
 
 
-class Learning(Settings):
+class FitConfig(Config):
     """What is trained, and the seed that decides everything random."""
 
     seed: Seed = 0
     """Decides everything random."""
-    training: Training
+    training: TrainingConfig
 
     def deciding(self) -> dict[str, Any]:
-        """The settings as JSON-like data, without where logs go, which decides nothing, and what is off of LATER."""
-        off = {name for name, value in LATER.items() if getattr(self.training, name, value) == value}
+        """The settings as JSON-like data, without where logs go, which decides nothing, and what is
+        off of LATER."""
+        off = {
+            name for name, value in LATER.items() if getattr(self.training, name, value) == value
+        }
         return self.model_dump(mode="json", exclude={"training": {"logs", "report_to"} | off})
 
     def deciding_phase1(self) -> dict[str, Any]:
         """Those of `deciding` that full fine-tuning depends on; `average` is of phase 2."""
-        training = {name: value for name, value in self.deciding()["training"].items() if name != "average"}
+        training = {
+            name: value for name, value in self.deciding()["training"].items() if name != "average"
+        }
         return {"seed": self.seed, "training": training}
 
 
-class Fit(Learning):
-    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the variance."""
+class VectorConfig(FitConfig):
+    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the
+    variance."""
 
     method: str = "deftx"
-    """What selects the entries: deftx, lt-sft (without denoising), or random (any k entries that phase 1 moved)."""
+    """What selects the entries: deftx, lt-sft (without denoising), or random (any k entries that
+    phase 1 moved)."""
     k: int | float | str = "2.8%"
-    """Entries that the vector may change: a count (7.6M), or a share of the tunable weights (2.8%)."""
+    """Entries that the vector may change: a count (7.6M), or a share of the tunable weights
+    (2.8%)."""
     rank: int | float | str = "90%"
-    """What denoising keeps of each matrix: a share of the variance (90%), a rank (100; or 100/768, relative to the
-    base's width), or a rule by name."""
+    """What denoising keeps of each matrix: a share of the variance (90%), a rank (100; or 100/768,
+    relative to the base's width), or a rule by name."""
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of each matrix's entries that are added back after the low-rank approximation."""
     keep_of: Literal["matrix", "rows-in-use"] = "matrix"
-    """What `keep` is a share of: the whole matrix, as in the paper, or its rows that are not all zeros."""
+    """What `keep` is a share of: the whole matrix, as in the paper, or its rows that are not all
+    zeros."""
     split: Literal["global", "matrix", "layer"] = "global"
     """Within what the k entries compete: all tensors together, each matrix, or each layer."""
     phase2: bool = True
-    """False: the selected entries have what phase 1 learnt, as denoising left it (the paper's ablation, Table 5)."""
+    """False: the selected entries have what phase 1 learnt, as denoising left it (the paper's
+    ablation, Table 5)."""
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide something; beside the rank `auto` also the `rank_rule` that it stands for."""
+        """The settings that decide something; beside the rank `auto` also the `rank_rule` that it
+        stands for."""
         return {**super().deciding(), **recorded_rank(self.rank)}
 
 
-class LanguageFit(Fit):
+class LanguageVectorConfig(VectorConfig):
     """A language vector."""
 
-    training: LanguageTraining = LanguageTraining()
+    training: LanguageTrainingConfig = LanguageTrainingConfig()
 
 
-class TaskFit(Fit):
+class TaskVectorConfig(VectorConfig):
     """A task vector."""
 
     task: str = "classification"
     """Kind of task, such as classification, tagging or question-answering."""
     k: int | float | str = "5.1%"
-    training: TaskTraining = TaskTraining()
+    training: TaskTrainingConfig = TaskTrainingConfig()
 
 
-class AdapterLanguageTraining(LanguageTraining):
-    """As `LanguageTraining`, for few new parameters beside a base that stays: no penalty, larger steps."""
+class AdapterLanguageTrainingConfig(LanguageTrainingConfig):
+    """As `LanguageTrainingConfig`, for few new parameters beside a base that stays: no penalty,
+    larger steps."""
 
     learning_rate: PositiveFloat = 1e-4
     l1: NonNegativeFloat = 0.0
 
 
-class AdapterTaskTraining(TaskTraining):
-    """As `TaskTraining`, for few new parameters beside a base that stays: larger steps."""
+class AdapterTaskTrainingConfig(TaskTrainingConfig):
+    """As `TaskTrainingConfig`, for few new parameters beside a base that stays: larger steps."""
 
     learning_rate: PositiveFloat = 1e-4
 
 
-class MadxFit(Learning):
+class MadxConfig(FitConfig):
     """An adapter of MAD-X."""
 
     k: int | float | str = "2.8%"
-    """Parameters to have about as many as, where `reduction` is null: a count, or a share of the tunable weights."""
+    """Parameters to have about as many as, where `reduction` is null: a count, or a share of the
+    tunable weights."""
     reduction: PositiveFloat | None = 2
-    """How many times narrower than the base bottlenecks are, below 1 wider; null: the one that comes nearest to k."""
+    """How many times narrower than the base bottlenecks are, below 1 wider; null: the one that
+    comes nearest to k."""
 
 
-class MadxLanguageFit(MadxFit):
+class MadxLanguageConfig(MadxConfig):
     """A language adapter of MAD-X."""
 
     invertible_reduction: Annotated[float, Field(ge=1)] = 2
     """How many times narrower the bottleneck of each half of the invertible adapter is."""
-    training: AdapterLanguageTraining = AdapterLanguageTraining()
+    training: AdapterLanguageTrainingConfig = AdapterLanguageTrainingConfig()
 
 
-class MadxTaskFit(MadxFit):
+class MadxTaskConfig(MadxConfig):
     """A task adapter of MAD-X."""
 
     k: int | float | str = "5.1%"
     reduction: PositiveFloat | None = 1
-    training: AdapterTaskTraining = AdapterTaskTraining()
+    training: AdapterTaskTrainingConfig = AdapterTaskTrainingConfig()
 
 
-class LoraFit(Learning):
+class LoraArithmeticConfig(FitConfig):
     """A LoRA, W + alpha / rank · B A."""
 
     k: int | float | str = "2.8%"
@@ -238,46 +267,57 @@ class LoraFit(Learning):
     """Scale of the LoRA; null: as the rank."""
 
 
-class LoraLanguageFit(LoraFit):
+class LoraLanguageConfig(LoraArithmeticConfig):
     """A language LoRA."""
 
-    training: AdapterLanguageTraining = AdapterLanguageTraining()
+    training: AdapterLanguageTrainingConfig = AdapterLanguageTrainingConfig()
 
 
-class LoraTaskFit(LoraFit):
+class LoraTaskConfig(LoraArithmeticConfig):
     """A task LoRA."""
 
-    training: AdapterTaskTraining = AdapterTaskTraining()
+    training: AdapterTaskTrainingConfig = AdapterTaskTrainingConfig()
 
 
 # quick     a first look on an ordinary machine
-# standard  an evening on an ordinary GPU, or a night on a processor; provisional, until curves have been measured
-# paper-*   the paper's settings for XLM-R base, with its best ranks (Tables 2 and 3) and k as in LT-SFT's code
+# standard an evening on an ordinary GPU, or a night on a processor; provisional, until curves have
+# been measured paper-* the paper's settings for XLM-R base, with its best ranks (Tables 2 and 3)
+# and k as in LT-SFT's code
 LANGUAGE_PRESETS = {
-    "paper-sentiment": LanguageFit(k=7_667_712, rank=100),
-    "paper-nli": LanguageFit(k=7_667_712, rank=200),
-    "quick": LanguageFit(
-        training=LanguageTraining(learning_rate=1e-4, max_steps=1000, min_steps=0, evaluate_every=100)
+    "paper-sentiment": LanguageVectorConfig(k=7_667_712, rank=100),
+    "paper-nli": LanguageVectorConfig(k=7_667_712, rank=200),
+    "quick": LanguageVectorConfig(
+        training=LanguageTrainingConfig(
+            learning_rate=1e-4, max_steps=1000, min_steps=0, evaluate_every=100
+        )
     ),
-    "standard": LanguageFit(
-        training=LanguageTraining(learning_rate=1e-4, length=128, max_steps=3000, min_steps=0, evaluate_every=250)
+    "standard": LanguageVectorConfig(
+        training=LanguageTrainingConfig(
+            learning_rate=1e-4, length=128, max_steps=3000, min_steps=0, evaluate_every=250
+        )
     ),
 }
 TASK_PRESETS = {
-    "paper-sentiment": TaskFit(k=14_155_776, rank=100, training=TaskTraining(metric="macro_f1")),
-    "paper-nli": TaskFit(
+    "paper-sentiment": TaskVectorConfig(
+        k=14_155_776, rank=100, training=TaskTrainingConfig(metric="macro_f1")
+    ),
+    "paper-nli": TaskVectorConfig(
         k=14_155_776,
         rank="90%",
-        training=TaskTraining(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy"),
+        training=TaskTrainingConfig(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy"),
     ),
-    "quick": TaskFit(training=TaskTraining(learning_rate=1e-4, epochs=2, evaluate_every=100)),
-    "standard": TaskFit(training=TaskTraining(epochs=3, max_steps=3000, evaluate_every=250)),
+    "quick": TaskVectorConfig(
+        training=TaskTrainingConfig(learning_rate=1e-4, epochs=2, evaluate_every=100)
+    ),
+    "standard": TaskVectorConfig(
+        training=TaskTrainingConfig(epochs=3, max_steps=3000, evaluate_every=250)
+    ),
 }
 
 # what is learnt -> its kind of settings, and its presets
-TABLES: dict[str, tuple[type[Fit], Mapping[str, Fit]]] = {
-    "language": (LanguageFit, LANGUAGE_PRESETS),
-    "task": (TaskFit, TASK_PRESETS),
+TABLES: dict[str, tuple[type[VectorConfig], Mapping[str, VectorConfig]]] = {
+    "language": (LanguageVectorConfig, LANGUAGE_PRESETS),
+    "task": (TaskVectorConfig, TASK_PRESETS),
 }
 
 # How values are to be written, where pydantic names a type of Python.
@@ -287,7 +327,7 @@ FORMS = {
     "model_type": "give a name before each value, such as {batch_size: 4}",
 }
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=Config)
 PRESET = "preset"  # among settings in a recipe: the name of those to start from
 
 
@@ -299,7 +339,8 @@ def preset_named(presets: Mapping[str, S], name: object) -> S:
 
 
 def with_preset(data: Any, presets: Mapping[str, S]) -> Any:
-    """Settings as data, those of their `preset` below what they say besides; without one, as they are."""
+    """Settings as data, those of their `preset` below what they say besides; without one, as they
+    are."""
     if not isinstance(data, Mapping) or PRESET not in data:
         return data
     own = {key: value for key, value in data.items() if key != PRESET}
@@ -308,7 +349,8 @@ def with_preset(data: Any, presets: Mapping[str, S]) -> Any:
 
 @dataclass(frozen=True)
 class Described:
-    """A setting for people: its name, written out, its default, what it means, and what presets set it to."""
+    """A setting for people: its name, written out, its default, what it means, and what presets set
+    it to."""
 
     name: str
     default: Any
@@ -316,12 +358,13 @@ class Described:
     presets: Mapping[str, Any]
 
 
-def described(kind: type[Settings], presets: Mapping[str, Settings] | None = None) -> list[Described]:
-    """All settings of a kind. Of each preset, those that it sets to something else than the default are named."""
+def described(kind: type[Config], presets: Mapping[str, Config] | None = None) -> list[Described]:
+    """All settings of a kind. Of each preset, those that it sets to something else than the default
+    are named."""
     own, inner = [], []
     for name, field in kind.model_fields.items():
         values = {key: getattr(preset, name) for key, preset in (presets or {}).items()}
-        if isinstance(field.default, Settings):
+        if isinstance(field.default, Config):
             parts = described(type(field.default), values)
             inner += [replace(part, name=f"{name}.{part.name}") for part in parts]
         else:
@@ -341,18 +384,22 @@ def _meaning(kind: type[BaseModel], name: str) -> str:
 
 
 def changed(settings: S, changes: Mapping[str, Any]) -> S:
-    """`settings` with nested `changes`, such as {"k": "5%", "training": {"batch_size": 4}}, checked anew."""
+    """`settings` with nested `changes`, such as {"k": "5%", "training": {"batch_size": 4}}, checked
+    anew."""
     return parse(type(settings), merged(settings.model_dump(exclude_unset=True), changes))
 
 
-def check_kind(settings: object, kind: type[Settings]) -> None:
+def check_kind(settings: object, kind: type[Config]) -> None:
     """Raise DeftxError for settings of another kind, or a dict of them."""
     if not isinstance(settings, kind):
-        raise DeftxError(f"the settings are a {type(settings).__name__}: give a deftx.{kind.__name__}")
+        raise DeftxError(
+            f"the settings are a {type(settings).__name__}: give a deftx.{kind.__name__}"
+        )
 
 
 def parse(kind: type[S], data: Mapping[str, Any]) -> S:
-    """`data` as settings of a `kind`. Raises DeftxError, one line, that names the key and what it allows."""
+    """`data` as settings of a `kind`. Raises DeftxError, one line, that names the key and what it
+    allows."""
     try:
         return kind.model_validate(dict(data))
     except ValidationError as error:
@@ -360,7 +407,9 @@ def parse(kind: type[S], data: Mapping[str, Any]) -> S:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known(kind, first["loc"])
-            raise unknown("setting", key, known, _within(kind) if len(first["loc"]) == 1 else ()) from None
+            raise unknown(
+                "setting", key, known, _within(kind) if len(first["loc"]) == 1 else ()
+            ) from None
         value = "" if first["type"] == "missing" else f" = {reprlib.repr(first['input'])}"
         message = FORMS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
         raise DeftxError(f"setting {key}{value}: {message[:1].lower()}{message[1:]}") from None
@@ -381,7 +430,11 @@ def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     prefix = ""
     for part in location[:-1]:
         field = kind.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        if (
+            field is None
+            or not isinstance(field.annotation, type)
+            or not issubclass(field.annotation, BaseModel)
+        ):
             break
         kind, prefix = field.annotation, f"{prefix}{part}."
     return [prefix + name for name in kind.model_fields]

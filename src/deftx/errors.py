@@ -16,7 +16,7 @@ class Diverged(DeftxError):
     """Training produced a loss that is not a finite number."""
 
 
-class InUse(DeftxError):
+class Locked(DeftxError):
     """Another process is at work at the same place."""
 
 
@@ -25,16 +25,20 @@ MOST_NAMES = 1000  # that are looked through for the nearest one, and are listed
 
 
 def unknown(kind: str, name: str, known: Iterable[str], beside: Iterable[str] = ()) -> DeftxError:
-    """The error for a name that is in no table: lists the known ones, and the nearest of these and those `beside`."""
+    """The error for a name that is in no table: lists the known ones, and the nearest of these and
+    those `beside`."""
     names = sorted(known)
     listed = ", ".join(names[:MOST_NAMES])
     if len(names) > MOST_NAMES:
         listed += f" and {len(names) - MOST_NAMES:,} others"
-    return DeftxError(f"unknown {kind} {name!r:.100}{did_you_mean(name, [*names, *beside])}; known: {listed}")
+    return DeftxError(
+        f"unknown {kind} {name!r:.100}{did_you_mean(name, [*names, *beside])}; known: {listed}"
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known name that is spelt most like this one, in whatever case, as a question in brackets; "" without one.
+    """The known name that is spelt most like this one, in whatever case, as a question in brackets;
+    "" without one.
 
     What is long is not compared: that takes time quadratic in its length.
     """
@@ -47,7 +51,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_fault(error: Any) -> tuple[str, str]:
-    """Where pydantic's ValidationError found the first fault, its keys parted by dots, and what it is."""
+    """Where pydantic's ValidationError found the first fault, its keys parted by dots, and what it
+    is."""
     first = error.errors(include_url=False)[0]
     return ".".join(map(str, first["loc"]))[:200], str(first["msg"])
 
@@ -57,17 +62,23 @@ def not_installed(error: ModuleNotFoundError, extra: str) -> DeftxError:
     return DeftxError(f"{error.name} is not installed: pip install 'deftx[{extra}]'")
 
 
-LFS = b"version https://git-lfs.github.com/spec/"  # how the stand-in begins that Git keeps for a large file
+# how the stand-in begins that Git keeps for a large file
+LFS = b"version https://git-lfs.github.com/spec/"
 LFS_LARGEST = 1024  # bytes of a stand-in, by its specification
 
 
 def check_downloaded(path: str | os.PathLike[str]) -> None:
-    """Raise DeftxError where a file, or one in a folder, is only Git LFS's stand-in for what was to be downloaded."""
+    """Raise DeftxError where a file, or one in a folder, is only Git LFS's stand-in for what was to
+    be downloaded."""
     place = Path(path)
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     for file in files:
         try:
-            if file.is_file() and file.stat().st_size <= LFS_LARGEST and file.read_bytes().startswith(LFS):
+            if (
+                file.is_file()
+                and file.stat().st_size <= LFS_LARGEST
+                and file.read_bytes().startswith(LFS)
+            ):
                 fix = "type `git lfs pull` where it was cloned, or download it again"
                 raise DeftxError(f"{file} is a Git LFS pointer, not the file itself: {fix}")
         except OSError:  # whoever reads it says so

@@ -3,8 +3,8 @@
     fit       full fine-tuning -> denoise -> select -> sparse fine-tuning: one sparse vector
     transfer  a source language, a task and target languages: θ0 + φ_task + φ_target of each
 
-`fit` works on a loaded model at θ0. `fit_language` and `fit_task` have the base loaded and the data prepared
-(`deftx.training.preparation`), call it, and record where the vector came from.
+`fit` works on a loaded model at θ0. `fit_language` and `fit_task` have the base loaded and the data
+prepared (`deftx.training.preparation`), call it, and record where the vector came from.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from deftx.config import Fit, LanguageFit, TaskFit, check_kind
+from deftx.config import LanguageVectorConfig, TaskVectorConfig, VectorConfig, check_kind
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.parameters import tunable
 from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
@@ -50,40 +50,50 @@ from deftx.training.phases import (
 from deftx.training.preparation import learned_head, prepare_language, prepare_task, takes_halves
 
 # What happens to θ1 − θ0 before the selection: the methods differ in nothing else.
-METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], Fit], Denoised]] = {
+METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], VectorConfig], Denoised]] = {
     "deftx": lambda delta, rank, settings: denoise(
         delta, rank, settings.keep, settings.keep_of
     ),  # Simon and Jyothi 2025
     "lt-sft": lambda delta, rank, settings: Denoised(delta, {}),  # Ansell et al. 2022
-    "random": lambda delta, rank, settings: Denoised(_random_strengths(delta, settings), {}),  # the floor
+    "random": lambda delta, rank, settings: Denoised(
+        _random_strengths(delta, settings), {}
+    ),  # the floor
 }
 
 
 def fit(
-    model: PreTrainedModel, objective: Objective, settings: Fit, *, work: Path | None = None, title: str = ""
+    model: PreTrainedModel,
+    objective: Objective,
+    settings: VectorConfig,
+    *,
+    checkpoint_dir: Path | None = None,
+    title: str = "",
 ) -> SparseVector:
-    """Learn a sparse vector (Algorithm 1). Leaves the model's head trained, its backbone not to be relied on.
+    """Learn a sparse vector (Algorithm 1). Leaves the model's head trained, its backbone not to be
+    relied on.
 
-    model  at θ0. Its layer norms stay as they are; what lies outside the backbone is tuned fully where it
-           requires a gradient (a task's head), from the same start in both phases
-    work   folder for what phase 1 learnt and for the state of a phase that is under way, so that nothing is learnt
-           again by a run that was stopped or one of another method, rank or k; without it nothing is kept
+    model  at θ0. Its layer norms stay as they are; what lies outside the backbone is tuned fully
+           where it requires a gradient (a task's head), from the same start in both phases
+    work   folder for what phase 1 learnt and for the state of a phase that is under way, so that
+           nothing is learnt again by a run that was stopped or one of another method, rank or k;
+           without it nothing is kept
 
-    Raises DeftxError before any training where a setting is out of range, and Diverged, the last good state
-    being kept in `work`, where a loss is not finite.
+    Raises DeftxError before any training where a setting is out of range, and Diverged, the last
+    good state being kept in `work`, where a loss is not finite.
     """
-    learns_a_head = isinstance(settings, TaskFit) and bool(trained_head_parameters(model))
+    learns_a_head = isinstance(settings, TaskVectorConfig) and bool(trained_head_parameters(model))
     check_settings(settings, model, head=learns_a_head)
 
-    # Ranks: as they are set, or measured by two trainings, which come first so that δ need not be held meanwhile
+    # Ranks: as they are set, or measured by two trainings, which come first so that δ need not be
+    # held meanwhile
     resolved = rank_on(model, settings.rank)
     rank: Rank | Mapping[str, int] = resolved
     logs: dict[str, Any] = {}
     if takes_halves(settings):
-        rank, logs = _measured_ranks(model, objective, settings, work, title)
+        rank, logs = _measured_ranks(model, objective, settings, checkpoint_dir, title)
 
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
-    learnt = full_tuning(model, objective, settings, work=work, title=title)
+    learnt = full_tuning(model, objective, settings, checkpoint_dir=checkpoint_dir, title=title)
 
     # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
     delta = METHODS[settings.method](learnt.delta, rank, settings)
@@ -95,7 +105,15 @@ def fit(
     if settings.phase2:
         phase1_key = learnt.key
         del learnt, delta  # each as large as the model
-        phi, logs["phase2"] = selected_tuning(model, objective, settings, selection, phase1_key, work=work, title=title)
+        phi, logs["phase2"] = selected_tuning(
+            model,
+            objective,
+            settings,
+            selection,
+            phase1_key,
+            checkpoint_dir=checkpoint_dir,
+            title=title,
+        )
     else:  # the paper's ablation: φ is δ at μ
         phi = entries_at(delta, selection)
         set_parameters(trained_head_parameters(model), learnt.head)
@@ -106,30 +124,38 @@ def fit(
 def fit_language(
     base: Base,
     text: Sequence[str],
-    settings: LanguageFit | None = None,
+    settings: LanguageVectorConfig | None = None,
     *,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
     title: str = "language",
 ) -> SparseVector:
     """φ_language = fit(text, language modelling, θ0).
 
-    The base says itself how it is learnt: denoising for encoder-decoders, masked or causal language modelling.
+    The base says itself how it is learnt: denoising for encoder-decoders, masked or causal language
+    modelling.
 
     Args:
         base: Folder or hub id.
         text: Lines of a language's plain text.
-        settings: Of the vector and its training; None: the defaults, which are the paper's training.
+        settings: Of the vector and its training; None: the defaults, which are the paper's
+            training.
         work: Folder for checkpoints, from which a fit that was stopped resumes.
         title: What the progress bar calls it.
 
     Raises:
-        DeftxError: The base cannot be loaded or has no language modelling head, or the text is too short or unknown
-            to its tokenizer; and as `fit` does.
+        DeftxError: The base cannot be loaded or has no language modelling head, or the text is too
+            short or unknown to its tokenizer; and as `fit` does.
     """
-    settings = settings or LanguageFit()
-    check_kind(settings, LanguageFit)
+    settings = settings or LanguageVectorConfig()
+    check_kind(settings, LanguageVectorConfig)
     prepared = prepare_language(base, text, settings)
-    vector = fit(prepared.model, prepared.objective, prepared.settings, work=work, title=title)
+    vector = fit(
+        prepared.model,
+        prepared.objective,
+        prepared.settings,
+        checkpoint_dir=checkpoint_dir,
+        title=title,
+    )
     return replace(vector, info={**prepared.origin, **vector.info})
 
 
@@ -137,38 +163,40 @@ def fit_task(
     base: Base,
     train_set: Examples | Mapping[str, Examples],
     valid_set: Examples | Mapping[str, Examples],
-    settings: TaskFit | None = None,
+    settings: TaskVectorConfig | None = None,
     *,
     source: SparseVector | Mapping[str, SparseVector] | None = None,
     temperature: float = 1.0,
-    any_base: bool = False,
-    work: Path | None = None,
+    ignore_base_mismatch: bool = False,
+    checkpoint_dir: Path | None = None,
     title: str = "task",
 ) -> SparseVector:
     """φ_task = fit(labelled data, task loss, θ0 + φ_source), with the task's head.
 
-    With labelled data of several languages each batch is of one language, on θ0 + φ_language of that language; the best
-    step is that of the best mean score over the languages.
+    With labelled data of several languages each batch is of one language, on θ0 + φ_language of
+    that language; the best step is that of the best mean score over the languages.
 
     Args:
         base: Folder or hub id.
         train_set: Labelled data to learn from; of several languages by language.
         valid_set: Labelled data to choose the best step on, likewise.
         settings: Of the vector and its training; None: the defaults.
-        source: The language vector of the labelled data's language; φ_task is measured from θ0 + φ_source, so that any
-            other language vector can take its place. Of several languages by language. None: from θ0.
-        temperature: How even several languages are made: 1 takes every example once an epoch; the higher, the more
-            often those of languages with few, up to as many as the largest has.
-        any_base: Warn, instead of raising, where a source was made on other weights than the base's.
+        source: The language vector of the labelled data's language; φ_task is measured from θ0 +
+            φ_source, so that any other language vector can take its place. Of several languages by
+            language. None: from θ0.
+        temperature: How even several languages are made: 1 takes every example once an epoch; the
+            higher, the more often those of languages with few, up to as many as the largest has.
+        ignore_base_mismatch: Warn, instead of raising, where a source was made on other weights
+            than the base's.
         work: Folder for checkpoints, from which a fit that was stopped resumes.
         title: What the progress bar calls it.
 
     Raises:
-        DeftxError: The base cannot be loaded, examples are not of the task, data and sources are not of the same
-            languages, or a source does not fit the base; and as `fit` does.
+        DeftxError: The base cannot be loaded, examples are not of the task, data and sources are
+            not of the same languages, or a source does not fit the base; and as `fit` does.
     """
-    settings = settings or TaskFit()
-    check_kind(settings, TaskFit)
+    settings = settings or TaskVectorConfig()
+    check_kind(settings, TaskVectorConfig)
     settings = settled(settings)
     prepared = prepare_task(
         base,
@@ -177,9 +205,15 @@ def fit_task(
         settings,
         None if source is None else _by_language(source),
         temperature=temperature,
-        any_base=any_base,
+        ignore_base_mismatch=ignore_base_mismatch,
     )
-    vector = fit(prepared.model, prepared.objective, prepared.settings, work=work, title=title)
+    vector = fit(
+        prepared.model,
+        prepared.objective,
+        prepared.settings,
+        checkpoint_dir=checkpoint_dir,
+        title=title,
+    )
     head = learned_head(prepared.model, prepared.origin["labels"])
     info = {**prepared.origin, **vector.info}
     if prepared.settings != settings:  # several sources are trained batch by batch
@@ -199,10 +233,10 @@ def transfer(
     target_text: Mapping[str, Sequence[str]],
     train_set: Examples,
     valid_set: Examples | None = None,
-    language: LanguageFit | None = None,
-    task: TaskFit | None = None,
+    language: LanguageVectorConfig | None = None,
+    task: TaskVectorConfig | None = None,
     *,
-    work: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
 ) -> dict[str, PreTrainedModel]: ...
 
 
@@ -213,10 +247,10 @@ def transfer(
     target_text: Sequence[str],
     train_set: Examples,
     valid_set: Examples | None = None,
-    language: LanguageFit | None = None,
-    task: TaskFit | None = None,
+    language: LanguageVectorConfig | None = None,
+    task: TaskVectorConfig | None = None,
     *,
-    work: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
 ) -> PreTrainedModel: ...
 
 
@@ -226,10 +260,10 @@ def transfer(
     target_text: Sequence[str] | Mapping[str, Sequence[str]],
     train_set: Examples,
     valid_set: Examples | None = None,
-    language: LanguageFit | None = None,
-    task: TaskFit | None = None,
+    language: LanguageVectorConfig | None = None,
+    task: TaskVectorConfig | None = None,
     *,
-    work: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
 ) -> PreTrainedModel | dict[str, PreTrainedModel]:
     """The whole method: a model for the target language, from labelled data of the source language.
 
@@ -245,14 +279,14 @@ def transfer(
     targets = target_text if isinstance(target_text, Mapping) else {"target": target_text}
     for text in targets.values():
         check_read(text, "read_text")  # the others when they are used first
-    language, task = language or LanguageFit(), settled(task or TaskFit())
+    language, task = language or LanguageVectorConfig(), settled(task or TaskVectorConfig())
     if valid_set is None:
         named = task_of(task.task).names is not None
         train_set, valid_set = held_out(train_set, HELD_OUT_SHARE, task.seed, named=named)
 
     def fit_of(name: str) -> dict[str, Any]:
         """How a fit is called, and its folder of work."""
-        return {"title": name, "work": Path(work) / name if work else None}
+        return {"title": name, "work": Path(checkpoint_dir) / name if checkpoint_dir else None}
 
     phi_source = fit_language(base, source_text, language, **fit_of("source language"))
     phi_task = fit_task(base, train_set, valid_set, task, source=phi_source, **fit_of("task"))
@@ -263,12 +297,15 @@ def transfer(
     return models if isinstance(target_text, Mapping) else models["target"]
 
 
-def check_settings(settings: Fit, model: PreTrainedModel, *, head: bool) -> None:
-    """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is learnt too."""
+def check_settings(settings: VectorConfig, model: PreTrainedModel, *, head: bool) -> None:
+    """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is
+    learnt too."""
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
     if settings.method == "random" and not settings.phase2:
-        raise DeftxError("method random needs phase 2: without it the entries would stay as phase 1 left them")
+        raise DeftxError(
+            "method random needs phase 2: without it the entries would stay as phase 1 left them"
+        )
     if not is_split_half(settings.rank):
         rank_rule(rank_on(model, settings.rank))
     tunable_entries = sum(weight.numel() for weight in tunable(model).values())
@@ -277,22 +314,35 @@ def check_settings(settings: Fit, model: PreTrainedModel, *, head: bool) -> None
 
 
 def _measured_ranks(
-    model: PreTrainedModel, objective: Objective, settings: Fit, work: Path | None, title: str
+    model: PreTrainedModel,
+    objective: Objective,
+    settings: VectorConfig,
+    checkpoint_dir: Path | None,
+    title: str,
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """The rank of every matrix by `split_half`, and how the two trainings went that tell it."""
     learnt = {
-        role: full_tuning(model, objective, settings, half=half, work=work, title=f"{title}, half {half}")
+        role: full_tuning(
+            model,
+            objective,
+            settings,
+            half=half,
+            checkpoint_dir=checkpoint_dir,
+            title=f"{title}, half {half}",
+        )
         for role, half in HALVES.items()
     }
     ranks = split_half_ranks(*(part.delta for part in learnt.values()))
     return ranks, {role: part.log for role, part in learnt.items()}
 
 
-def _random_strengths(delta: Delta, settings: Fit) -> dict[str, Tensor]:
-    """Random numbers in place of a delta, above 0 where it is not 0: entries are drawn among those that phase 1 moved.
+def _random_strengths(delta: Delta, settings: VectorConfig) -> dict[str, Tensor]:
+    """Random numbers in place of a delta, above 0 where it is not 0: entries are drawn among those
+    that phase 1 moved.
 
-    They depend on the delta as well as on the seed: by the seed alone a language's entries would be all the task's.
-    Where fewer than k entries moved, `select` takes all of these, and fills up with others as it does for any method.
+    They depend on the delta as well as on the seed: by the seed alone a language's entries would be
+    all the task's. Where fewer than k entries moved, `select` takes all of these, and fills up with
+    others as it does for any method.
     """
     k = parse_k(settings.k, sum(tensor.numel() for tensor in delta.values()))
     moved = sum(int(tensor.count_nonzero()) for tensor in delta.values())

@@ -32,14 +32,18 @@ def error_line(error: Exception) -> str | None:
     message = " ".join(str(error).split())
     if isinstance(error, DeftxError):
         return message
-    if isinstance(error, TyperException):  # how the command was typed; without a message help was shown instead
+    if isinstance(
+        error, TyperException
+    ):  # how the command was typed; without a message help was shown instead
         complaint, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context else ""
         return complaint and complaint + hint
     if isinstance(error, OSError):
         what = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
         return f"{what or message}: check the path, its permissions and the free space"
-    if "can't allocate memory" in message:  # what torch says of a processor's memory, in a RuntimeError
+    if (
+        "can't allocate memory" in message
+    ):  # what torch says of a processor's memory, in a RuntimeError
         return KNOWN["MemoryError"]
     names = [kind.__name__ for kind in type(error).__mro__]
     return next((line.format(message) for name, line in KNOWN.items() if name in names), None)
@@ -47,7 +51,8 @@ def error_line(error: Exception) -> str | None:
 
 @contextmanager
 def short_warnings() -> Iterator[None]:
-    """Within the block, deftx's own warnings are one line, and those of other libraries are not shown."""
+    """Within the block, deftx's own warnings are one line, and those of other libraries are not
+    shown."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         say(f"warning: {' '.join(str(message).split())}")
@@ -68,7 +73,8 @@ def quiet_hub() -> None:
 
 
 def write_all_characters() -> None:
-    """Have standard output and error write what their encoding lacks as \\u1234, rather than lose what is printed."""
+    """Have standard output and error write what their encoding lacks as \\u1234, rather than lose
+    what is printed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -76,7 +82,8 @@ def write_all_characters() -> None:
 
 @contextmanager
 def exit_on_sigterm(code: int) -> Iterator[None]:
-    """Within the block, SIGTERM ends the program as `sys.exit(code)` would, cleaning up on the way."""
+    """Within the block, SIGTERM ends the program as `sys.exit(code)` would, cleaning up on the
+    way."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
@@ -92,7 +99,8 @@ def exit_on_sigterm(code: int) -> Iterator[None]:
 
 
 def quiet_transformers() -> None:
-    """Leave out what transformers says while it loads: weights left unused and new ones are meant to be there."""
+    """Leave out what transformers says while it loads: weights left unused and new ones are meant
+    to be there."""
     quiet_hub()
     from transformers.utils import logging
 

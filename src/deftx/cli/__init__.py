@@ -1,11 +1,18 @@
-"""The `deftx` command: parse, call, print. What a command needs is imported when it runs, so that help is quick."""
+"""The `deftx` command: parse, call, print. What a command needs is imported when it runs, so that
+help is quick."""
 
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 
-from deftx.cli import transfer, learn, use, vectors, experiments  # in the order in which help lists their commands
+from deftx.cli import (
+    transfer,
+    learn,
+    use,
+    vectors,
+    experiments,
+)  # in the order in which help lists their commands
 from deftx.cli.app import app
 from deftx.messages import error_line, exit_on_sigterm, say, short_warnings, write_all_characters
 
@@ -15,7 +22,8 @@ __all__ = ["app", "experiments", "learn", "main", "transfer", "use", "vectors"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point. Wrong input ends with one line and exit code 2; DEFTX_TRACEBACK=1 shows where it came from."""
+    """The entry point. Wrong input ends with one line and exit code 2; DEFTX_TRACEBACK=1 shows
+    where it came from."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     write_all_characters()
     try:

@@ -13,7 +13,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-fit_app = typer.Typer(help="Learn a language vector from text, or a task vector from labels.", no_args_is_help=True)
+fit_app = typer.Typer(
+    help="Learn a language vector from text, or a task vector from labels.", no_args_is_help=True
+)
 app.add_typer(fit_app, name="fit")
 data_app = typer.Typer(help="Look after training and evaluation data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -29,6 +31,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def top(
-    version: Annotated[bool, option("Print the version.", "--version", callback=_print_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, option("Print the version.", "--version", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Language and task vectors that add up to a model for a language without labels."""

@@ -1,4 +1,5 @@
-"""`deftx doctor`: what is installed, what a training would run on, and whether a base and vectors fit each other."""
+"""`deftx doctor`: what is installed, what a training would run on, and whether a base and vectors
+fit each other."""
 
 import os
 import platform
@@ -12,14 +13,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from deftx.config import LanguageFit
+from deftx.config import LanguageVectorConfig
 from deftx.core.apply import check_fit
 from deftx.core.parameters import tunable
 from deftx.core.select import parse_k
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.experiments.estimate import FLOAT, phase1_numbers
-from deftx.models.compose import kind_of
+from deftx.models.compose import task_type
 from deftx.models.fingerprint import check_base, fingerprint
 from deftx.models.loading import (
     check_head,
@@ -42,7 +43,8 @@ PATIENCE = 5  # seconds that the hub is given to answer
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was found out. `fine` is False where something does not fit, and `says` what to do."""
+    """One line of what was found out. `fine` is False where something does not fit, and `says` what
+    to do."""
 
     topic: str
     says: str
@@ -50,7 +52,8 @@ class Finding:
 
 
 def examine(base: str | None = None, vectors: Sequence[str] = ()) -> list[Finding]:
-    """All that is found out about this installation, this machine, the hub, and a base and vectors, if any."""
+    """All that is found out about this installation, this machine, the hub, and a base and vectors,
+    if any."""
     if vectors and base is None:
         raise DeftxError("say what the vectors are to fit: give --base")
     about_base = [] if base is None else [*_about_base(base, vectors)]
@@ -109,7 +112,9 @@ def _memory() -> str:
         return f"{_gb(sizes['MemTotal'])}, of which {_gb(sizes['MemAvailable'])} are free"
     except (OSError, KeyError, ValueError):
         return (
-            f"{_gb(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))}" if hasattr(os, "sysconf") else "unknown"
+            f"{_gb(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))}"
+            if hasattr(os, "sysconf")
+            else "unknown"
         )
 
 
@@ -139,7 +144,10 @@ def _about_base(base: str, vectors: Sequence[str]) -> Iterator[Finding]:
             yield Finding("base", str(worse), fine=False)
             return
     tokenizer, found = load_tokenizer(base), fingerprint(model)
-    count, longest = sum(weight.numel() for weight in model.parameters()), longest_input(model, tokenizer)
+    count, longest = (
+        sum(weight.numel() for weight in model.parameters()),
+        longest_input(model, tokenizer),
+    )
     about = f"{base} ({found[:12]}): {type(model).__name__}, {count:,} parameters, at most {longest} tokens"
     yield Finding("base", about)
     if not finding.fine:
@@ -167,12 +175,15 @@ def _tried(name: str, fits: Callable[[SparseVector], None]) -> Finding:
 
 
 def _check_head(base: str, vector: SparseVector) -> None:
-    """Raise DeftxError where the base's model for a vector's task is of another form than its head."""
+    """Raise DeftxError where the base's model for a vector's task is of another form than its
+    head."""
     assert vector.head is not None
-    task, labels = kind_of(vector), vector.head.labels
+    task, labels = task_type(vector), vector.head.labels
     if task.auto is None:  # the base's own language model, whose head is no vector's
         return
-    model = skeleton(base, task.auto, **({"num_labels": len(labels)} if labels else {}), **task.config)
+    model = skeleton(
+        base, task.auto, **({"num_labels": len(labels)} if labels else {}), **task.config
+    )
     check_head(model, (), vector.head.tensors)
     check_fit(model, vector)
 
@@ -180,15 +191,22 @@ def _check_head(base: str, vector: SparseVector) -> None:
 def _needed(model: PreTrainedModel) -> Iterator[Finding]:
     """The memory that the two phases hold at most, beside what a batch takes for itself.
 
-    Phase 1: see `phase1_numbers`. Phase 2: the weights, their start and the denoised delta, one dense gradient at a
-    time, and eight numbers for each of the k entries.
+    Phase 1: see `phase1_numbers`. Phase 2: the weights, their start and the denoised delta, one
+    dense gradient at a time, and eight numbers for each of the k entries.
     """
-    every, sizes = sum(weight.numel() for weight in model.parameters()), [w.numel() for w in tunable(model).values()]
-    k = parse_k(LanguageFit().k, sum(sizes))
+    every, sizes = (
+        sum(weight.numel() for weight in model.parameters()),
+        [w.numel() for w in tunable(model).values()],
+    )
+    k = parse_k(LanguageVectorConfig().k, sum(sizes))
     first, second = phase1_numbers(every, sum(sizes)), every + 2 * sum(sizes) + max(sizes) + 8 * k
     least = "less where the text uses few of the tokens"
-    yield Finding("phase 1", f"at most {_gb(FLOAT * first)} of memory, and what a batch takes; {least}")
-    yield Finding("phase 2", f"at most {_gb(FLOAT * second)} with k = {k:,}, and what a batch takes")
+    yield Finding(
+        "phase 1", f"at most {_gb(FLOAT * first)} of memory, and what a batch takes; {least}"
+    )
+    yield Finding(
+        "phase 2", f"at most {_gb(FLOAT * second)} with k = {k:,}, and what a batch takes"
+    )
 
 
 def _gb(size: int) -> str:

@@ -21,25 +21,47 @@ from deftx.messages import quiet_transformers, say
 
 @app.command(epilog="Example: deftx run recipes/nusax-nano.yaml --out runs/nusax --set seeds=[0]")
 def run(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", metavar="RECIPE", parser=path)],
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe, a YAML file.", metavar="RECIPE", parser=path)
+    ],
     out: Annotated[
-        Path | None, option("Folder of the run; without it runs/RECIPE.", metavar="FOLDER", parser=path)
+        Path | None,
+        option("Folder of the run; without it runs/RECIPE.", metavar="FOLDER", parser=path),
     ] = None,
     store: Annotated[
-        Path | None, option("Folder of finished steps; without it `store` beside OUT.", metavar="FOLDER", parser=path)
+        Path | None,
+        option(
+            "Folder of finished steps; without it `store` beside OUT.",
+            metavar="FOLDER",
+            parser=path,
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        option("Any key of the recipe, such as seeds=[0] or task.training.batch_size=4.", "--set", metavar="KEY=VALUE"),
+        option(
+            "Any key of the recipe, such as seeds=[0] or task.training.batch_size=4.",
+            "--set",
+            metavar="KEY=VALUE",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, option("Print the plan, what is done of it, and about what the rest takes; train nothing.", "--dry-run")
+        bool,
+        option(
+            "Print the plan, what is done of it, and about what the rest takes; train nothing.",
+            "--dry-run",
+        ),
     ] = False,
     jobs: Annotated[int, option("Steps at a time; on Ray, 1 means as many as fit.", min=1)] = 1,
     executor: Annotated[str, option("local or ray.", metavar="NAME")] = "local",
-    ray_address: Annotated[str | None, option("A running Ray cluster (or auto).", metavar="ADDRESS")] = None,
-    step_cpus: Annotated[float | None, option("Cores that a step takes on Ray; without it 1.", min=0)] = None,
-    step_gpus: Annotated[float | None, option("GPUs that a step takes on Ray; without it none.", min=0)] = None,
+    ray_address: Annotated[
+        str | None, option("A running Ray cluster (or auto).", metavar="ADDRESS")
+    ] = None,
+    step_cpus: Annotated[
+        float | None, option("Cores that a step takes on Ray; without it 1.", min=0)
+    ] = None,
+    step_gpus: Annotated[
+        float | None, option("GPUs that a step takes on Ray; without it none.", min=0)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Carry out a recipe, or go on with it: every fit, every score, and the table."""
@@ -54,7 +76,9 @@ def run(
     if dry_run:
         print_plan(prepare(checked, where), as_json=as_json)
         return
-    chosen, room = executors.named(executor, jobs, ray_address, {"num_cpus": step_cpus, "num_gpus": step_gpus})
+    chosen, room = executors.named(
+        executor, jobs, ray_address, {"num_cpus": step_cpus, "num_gpus": step_gpus}
+    )
     scores = run_recipe(checked, folder, where, chosen, room, said=lambda line, *_: say(line))
     if as_json:
         print_json([score.row() for score in scores])
@@ -64,7 +88,9 @@ def run(
 
 @app.command(epilog="Example: deftx runs runs")
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Folder of runs.", metavar="FOLDER", parser=path)] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of runs.", metavar="FOLDER", parser=path)
+    ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """List runs: how far each is, and the room that its steps take in the store."""
@@ -74,7 +100,10 @@ def runs(
     if as_json:
         print_json([{**asdict(run), "folder": str(run.folder)} for run in found])
         return
-    cells = [[r.folder.name, f"{r.done}/{r.steps}", f"{r.scored}/{r.scores}", f"{r.bytes / 1e9:.2f}"] for r in found]
+    cells = [
+        [r.folder.name, f"{r.done}/{r.steps}", f"{r.scored}/{r.scores}", f"{r.bytes / 1e9:.2f}"]
+        for r in found
+    ]
     print_table(["run", "steps", "scores", "GB"], cells)
 
 
@@ -82,49 +111,70 @@ def runs(
 def prune(
     store: Annotated[Path, typer.Argument(help="Store.", metavar="STORE", parser=path)],
     runs: Annotated[
-        Path | None, option("Folder of the runs to be kept; without it that of STORE.", metavar="FOLDER", parser=path)
+        Path | None,
+        option(
+            "Folder of the runs to be kept; without it that of STORE.",
+            metavar="FOLDER",
+            parser=path,
+        ),
     ] = None,
-    deltas: Annotated[bool, option("Also what phase 1 learnt of finished vectors.", "--deltas")] = False,
+    deltas: Annotated[
+        bool, option("Also what phase 1 learnt of finished vectors.", "--deltas")
+    ] = False,
     dry_run: Annotated[bool, option("Only say what would go.", "--dry-run")] = False,
 ) -> None:
-    """Free room in a store: steps that no run comes to, and with --deltas the largest part of the others."""
+    """Free room in a store: steps that no run comes to, and with --deltas the largest part of the
+    others."""
     from deftx.experiments import housekeeping
     from deftx.experiments.store import size
 
     place = housekeeping.store_at(store)
     folders = housekeeping.prunable(place, runs or place.root.absolute().parent, deltas=deltas)
     freed = sum(map(size, folders)) if dry_run else housekeeping.prune(place, folders)
-    print(f"{store}: {len(folders)} folders, {freed / 1e9:.2f} GB {'would be' if dry_run else 'are'} freed")
+    print(
+        f"{store}: {len(folders)} folders, {freed / 1e9:.2f} GB {'would be' if dry_run else 'are'} freed"
+    )
 
 
 @app.command(epilog="Example: deftx report runs/nusax-nano")
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of `deftx run`.", metavar="RUN", parser=path)],
     out: Annotated[
-        Path | None, option("Folder to write; without it RUN/report.", metavar="FOLDER", parser=path)
+        Path | None,
+        option("Folder to write; without it RUN/report.", metavar="FOLDER", parser=path),
     ] = None,
     baseline: Annotated[
-        str | None, option("Variant that others are held against, instead of the recipe's.", metavar="VARIANT")
+        str | None,
+        option("Variant that others are held against, instead of the recipe's.", metavar="VARIANT"),
     ] = None,
 ) -> None:
-    """Write a run's report: tables, comparisons and figures on one page, and as Markdown; replaces an earlier one."""
+    """Write a run's report: tables, comparisons and figures on one page, and as Markdown; replaces
+    an earlier one."""
     from deftx.experiments.report.page import write_report
 
     print(f"{write_report(run, out, baseline=baseline)}: the report of {run}")
 
 
-@data_app.command("trim", epilog="Example: deftx data trim smsa.tsv --against nusax/ind.tsv --out trimmed.tsv")
+@data_app.command(
+    "trim", epilog="Example: deftx data trim smsa.tsv --against nusax/ind.tsv --out trimmed.tsv"
+)
 def data_trim(
-    data: Annotated[str, typer.Argument(help=f"Text or labelled data to train on ({FORMATS}).", **FILE)],
+    data: Annotated[
+        str, typer.Argument(help=f"Text or labelled data to train on ({FORMATS}).", **FILE)
+    ],
     against: Annotated[list[str], option(f"Evaluation data ({FORMATS}); may be repeated.", **FILE)],
     column: Annotated[
-        list[str] | None, option("Column to compare; without it text, premise and hypothesis.", metavar="NAME")
+        list[str] | None,
+        option("Column to compare; without it text, premise and hypothesis.", metavar="NAME"),
     ] = None,
-    out: Annotated[Path | None, option("File for the other rows.", metavar="FILE", parser=path)] = None,
+    out: Annotated[
+        Path | None, option("File for the other rows.", metavar="FILE", parser=path)
+    ] = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Find training text that holds evaluation text: the same, contained, eight words in a row, nearly the same."""
+    """Find training text that holds evaluation text: the same, contained, eight words in a row,
+    nearly the same."""
     from deftx.cli import actions as commands
 
     found = commands.trim(data, against, column or [], out, force=force)
@@ -133,25 +183,39 @@ def data_trim(
         return
     for row in found:
         print(f"{row['row']}: {row['kind']}, {row['of']}")
-    print(f"{len(found)} rows of {data} hold evaluation text" + (f"; the others are in {out}" if out else ""))
+    print(
+        f"{len(found)} rows of {data} hold evaluation text"
+        + (f"; the others are in {out}" if out else "")
+    )
 
 
 @data_app.command(
-    "respell", epilog="Example: deftx data respell reviews.txt --like smsa.tsv --text ind.txt --out spelt.txt"
+    "respell",
+    epilog="Example: deftx data respell reviews.txt --like smsa.tsv --text ind.txt --out spelt.txt",
 )
 def data_respell(
-    data: Annotated[str, typer.Argument(help=f"Texts in a target language, labelled or not ({FORMATS}).", **FILE)],
-    like: Annotated[list[str], option(f"What the task was learnt from ({FORMATS}); may be repeated.", **FILE)],
+    data: Annotated[
+        str,
+        typer.Argument(help=f"Texts in a target language, labelled or not ({FORMATS}).", **FILE),
+    ],
+    like: Annotated[
+        list[str], option(f"What the task was learnt from ({FORMATS}); may be repeated.", **FILE)
+    ],
     out: Annotated[Path | None, option("File for the texts.", metavar="FILE", parser=path)] = None,
     spelling: Annotated[
-        Path | None, option("File for how they are spelt, for `deftx serve`.", metavar="FILE", parser=path)
+        Path | None,
+        option("File for how they are spelt, for `deftx serve`.", metavar="FILE", parser=path),
     ] = None,
     text: Annotated[
-        list[str] | None, option(f"Further text of the same language ({FORMATS}); may be repeated.", **FILE)
+        list[str] | None,
+        option(f"Further text of the same language ({FORMATS}); may be repeated.", **FILE),
     ] = None,
-    case_only: Annotated[bool, option("Leave words as they are, but for capitals.", "--case-only")] = False,
+    case_only: Annotated[
+        bool, option("Leave words as they are, but for capitals.", "--case-only")
+    ] = False,
     column: Annotated[
-        list[str] | None, option("Column to change; without it text, premise and hypothesis.", metavar="NAME")
+        list[str] | None,
+        option("Column to change; without it text, premise and hypothesis.", metavar="NAME"),
     ] = None,
     as_json: AsJson = False,
     force: Force = False,
@@ -161,7 +225,14 @@ def data_respell(
     from deftx.tasks.normalization import plain_spelling
 
     found = commands.write_respelt(
-        data, like, text or [], column or [], out, spelling_out=spelling, words=not case_only, force=force
+        data,
+        like,
+        text or [],
+        column or [],
+        out,
+        spelling_out=spelling,
+        words=not case_only,
+        force=force,
     )
     if as_json:
         print_json(plain_spelling(found))

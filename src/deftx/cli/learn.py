@@ -38,13 +38,18 @@ if TYPE_CHECKING:
 
 
 @fit_app.command(
-    "language", epilog="Example: deftx fit language --base xlm-roberta-base --text min.txt --out vectors/min"
+    "language",
+    epilog="Example: deftx fit language --base xlm-roberta-base --text min.txt --out vectors/min",
 )
 def fit_language(
     base: Base,
-    text: Annotated[list[str], option(f"Text of the language ({FORMATS}); may be repeated.", **FILE)],
+    text: Annotated[
+        list[str], option(f"Text of the language ({FORMATS}); may be repeated.", **FILE)
+    ],
     out: Out,
-    column: Annotated[str, option("Column of texts, where a file has columns.", metavar="NAME")] = "text",
+    column: Annotated[
+        str, option("Column of texts, where a file has columns.", metavar="NAME")
+    ] = "text",
     preset: Preset = None,
     method: Method = None,
     rank: Rank = None,
@@ -66,15 +71,17 @@ def fit_language(
     from deftx.experiments.estimate import estimate_language
 
     flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
-    chosen = given.settings_from(settings.LanguageFit(), settings.LANGUAGE_PRESETS, preset, flags, set_ or [])
+    chosen = given.settings_from(
+        settings.LanguageVectorConfig(), settings.LANGUAGE_PRESETS, preset, flags, set_ or []
+    )
     commands.check_free(out, force=force)
     lines = read_text(*text, column=column)
     if dry_run:
         print_estimate(estimate_language(base, lines, chosen), out)
         return
 
-    def learn(work: Path) -> "SparseVector":
-        return fit.fit_language(base, lines, chosen, work=work, title=out.name)
+    def learn(checkpoint_dir: Path) -> "SparseVector":
+        return fit.fit_language(base, lines, chosen, checkpoint_dir=checkpoint_dir, title=out.name)
 
     _print_learnt(out, commands.learn(out, learn, text, force=force))
     given.warn_of_little(lines)
@@ -89,7 +96,10 @@ def fit_task(
     base: Base,
     train: Annotated[
         list[str],
-        option(f"Labelled data ({LABELLED}); may be repeated, NAME= being the language then.", metavar="[NAME=]FILE"),
+        option(
+            f"Labelled data ({LABELLED}); may be repeated, NAME= being the language then.",
+            metavar="[NAME=]FILE",
+        ),
     ],
     out: Out,
     valid: Annotated[
@@ -101,11 +111,16 @@ def fit_task(
     ] = None,
     source: Annotated[
         list[str] | None,
-        option("Language vector of the labelled data's language, for each language.", metavar="[NAME=]VECTOR"),
+        option(
+            "Language vector of the labelled data's language, for each language.",
+            metavar="[NAME=]VECTOR",
+        ),
     ] = None,
     temperature: Annotated[
         float,
-        option("Evens out how often each language is seen: 1 follows the size of its data; higher is more even."),
+        option(
+            "Evens out how often each language is seen: 1 follows the size of its data; higher is more even."
+        ),
     ] = 1.0,
     kind: Kind = None,
     text_column: TextColumn = None,
@@ -118,11 +133,12 @@ def fit_task(
     keep: Keep = None,
     seed: Seed = None,
     set_: Changes = None,
-    any_base: AnyBase = False,
+    ignore_base_mismatch: AnyBase = False,
     dry_run: DryRun = False,
     force: Force = False,
 ) -> None:
-    """Learn a task vector from labelled data of any task. Presets: paper-sentiment, paper-nli, standard, quick."""
+    """Learn a task vector from labelled data of any task. Presets: paper-sentiment, paper-nli,
+    standard, quick."""
     quiet_transformers()
     from deftx import config as settings
     from deftx.cli import actions as commands
@@ -135,7 +151,9 @@ def fit_task(
     from deftx.tasks.registry import settled, task_of
 
     flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
-    chosen = given.settings_from(settings.TaskFit(), settings.TASK_PRESETS, preset, flags, set_ or [])
+    chosen = given.settings_from(
+        settings.TaskVectorConfig(), settings.TASK_PRESETS, preset, flags, set_ or []
+    )
     commands.check_free(out, force=force)
     task = task_of(settled(chosen).task)
     columns = ColumnNames(text=text_column, pair=pair_column, label=label_column).over(task.columns)
@@ -147,7 +165,7 @@ def fit_task(
         return
     above = {name: load(folder) for name, folder in vectors.items()} or None
 
-    def learn(work: Path) -> "SparseVector":
+    def learn(checkpoint_dir: Path) -> "SparseVector":
         return fit_task(
             base,
             train_sets,
@@ -155,24 +173,34 @@ def fit_task(
             chosen,
             source=above,
             temperature=temperature,
-            any_base=any_base,
-            work=work,
+            ignore_base_mismatch=ignore_base_mismatch,
+            checkpoint_dir=checkpoint_dir,
             title=out.name,
         )
 
-    _print_learnt(out, commands.learn(out, learn, [file for some in files for file in some.values()], force=force))
+    _print_learnt(
+        out,
+        commands.learn(out, learn, [file for some in files for file in some.values()], force=force),
+    )
 
 
 def _print_learnt(out: Path, vector: "SparseVector") -> None:
-    """One line about a new vector: how it did before, between and after its phases; and what to try if it did badly."""
+    """One line about a new vector: how it did before, between and after its phases; and what to try
+    if it did badly."""
     from deftx.experiments.benefit import advice_on, course_of
     from deftx.training.distributed import is_main_process
 
     if not is_main_process():
         return
     course = course_of(vector)
-    sources = [vector.info["source"], *vector.info.get("sources", {}).values()] if vector.head else []
-    alone = "; without --source, so learnt on the base alone" if vector.head and not any(sources) else ""
+    sources = (
+        [vector.info["source"], *vector.info.get("sources", {}).values()] if vector.head else []
+    )
+    alone = (
+        "; without --source, so learnt on the base alone"
+        if vector.head and not any(sources)
+        else ""
+    )
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, {course}{alone}")
     for line in advice_on(course):
         say(line)
@@ -181,11 +209,13 @@ def _print_learnt(out: Path, vector: "SparseVector") -> None:
 @app.command(epilog="Example: deftx settings task")
 def settings(
     what: Annotated[
-        list[str] | None, typer.Argument(help="language or task; without one, both.", metavar="[WHAT]")
+        list[str] | None,
+        typer.Argument(help="language or task; without one, both.", metavar="[WHAT]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List all settings for --set and recipes: their names, defaults, meanings, and values in presets."""
+    """List all settings for --set and recipes: their names, defaults, meanings, and values in
+    presets."""
     from deftx.cli.output import print_json, print_table, settings_table
     from deftx.config import TABLES, described
     from deftx.errors import unknown

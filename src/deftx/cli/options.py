@@ -28,31 +28,53 @@ FILE = {"metavar": "FILE", "parser": source}
 VECTOR = {"metavar": "VECTOR", "parser": source}  # a folder, or USER/NAME[@REVISION] on the hub
 
 DryRun = Annotated[
-    bool, option("Only print about what time, memory and disk it takes, by a few timed steps.", "--dry-run")
+    bool,
+    option(
+        "Only print about what time, memory and disk it takes, by a few timed steps.", "--dry-run"
+    ),
 ]
-Base = Annotated[str, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)]
+Base = Annotated[
+    str, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)
+]
 Out = Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)]
 Force = Annotated[bool, option("Replace what is at the place of the output.", "--force")]
-AnyBase = Annotated[bool, option("Go on although the vectors were made on other weights.", "--any-base")]
+AnyBase = Annotated[
+    bool, option("Go on although the vectors were made on other weights.", "--ignore-base-mismatch")
+]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]
 Tasks = Annotated[
-    list[str], option("Task vector: a folder or hub id. Of several, the first one's head is used.", "--task", **VECTOR)
+    list[str],
+    option(
+        "Task vector: a folder or hub id. Of several, the first one's head is used.",
+        "--task",
+        **VECTOR,
+    ),
 ]
 Rule = Annotated[
     str,
-    option("How vectors are combined: sum, scaled, ties, dare, agree, layers, ...", metavar="NAME[:KEY=VALUE,...]"),
+    option(
+        "How vectors are combined: sum, scaled, ties, dare, agree, layers, ...",
+        metavar="NAME[:KEY=VALUE,...]",
+    ),
 ]
 Languages = Annotated[
     list[str] | None,
-    option("Language vector; may be repeated. Without NAME it is called after its folder.", metavar="[NAME=]VECTOR"),
+    option(
+        "Language vector; may be repeated. Without NAME it is called after its folder.",
+        metavar="[NAME=]VECTOR",
+    ),
 ]
 Changes = Annotated[
-    list[str] | None, option("Any setting, such as training.batch_size=4.", "--set", metavar="KEY=VALUE")
+    list[str] | None,
+    option("Any setting, such as training.batch_size=4.", "--set", metavar="KEY=VALUE"),
 ]
 Preset = Annotated[
-    str | None, option("Settings to start from; without it the paper's, with k as a share.", metavar="NAME")
+    str | None,
+    option("Settings to start from; without it the paper's, with k as a share.", metavar="NAME"),
 ]
-Method = Annotated[str | None, option("deftx (the default), lt-sft, or random (any k entries).", metavar="NAME")]
+Method = Annotated[
+    str | None, option("deftx (the default), lt-sft, or random (any k entries).", metavar="NAME")
+]
 Rank = Annotated[
     str | None,
     option(
@@ -60,10 +82,16 @@ Rank = Annotated[
         metavar="RANK",
     ),
 ]
-K = Annotated[str | None, option("Entries of the vector: a count (7.6M) or a share (2.8%).", "--k", metavar="K")]
+K = Annotated[
+    str | None,
+    option("Entries of the vector: a count (7.6M) or a share (2.8%).", "--k", metavar="K"),
+]
 Keep = Annotated[
     str | None,
-    option("Share of each matrix's entries added back after the low-rank approximation (0.05).", metavar="SHARE"),
+    option(
+        "Share of each matrix's entries added back after the low-rank approximation (0.05).",
+        metavar="SHARE",
+    ),
 ]
 Seed = Annotated[str | None, option("Decides everything random.", metavar="NUMBER")]
 Kind = Annotated[
@@ -75,9 +103,13 @@ Kind = Annotated[
     ),
 ]
 TextColumn = Annotated[
-    str | None, option("Column of texts (default: the task's usual one, such as `text`).", metavar="NAME")
+    str | None,
+    option("Column of texts (default: the task's usual one, such as `text`).", metavar="NAME"),
 ]
 PairColumn = Annotated[
-    str | None, option("Column of what stands beside: second texts, contexts, options.", metavar="NAME")
+    str | None,
+    option("Column of what stands beside: second texts, contexts, options.", metavar="NAME"),
 ]
-LabelColumn = Annotated[str | None, option("Column of labels, such as label, tags or answers.", metavar="NAME")]
+LabelColumn = Annotated[
+    str | None, option("Column of labels, such as label, tags or answers.", metavar="NAME")
+]

@@ -22,7 +22,8 @@ def print_json(data: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column is text and whose others are figures, but for the column MEANING."""
+    """Print a table whose first column is text and whose others are figures, but for the column
+    MEANING."""
     from rich.console import Console
     from rich.table import Table
 
@@ -52,12 +53,15 @@ def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def settings_table(rows: Sequence["Described"]) -> tuple[list[str], list[list[str]]]:
-    """Settings as a table: its columns, with one for each preset, empty where the default holds, and its rows."""
+    """Settings as a table: its columns, with one for each preset, empty where the default holds,
+    and its rows."""
     presets = list(dict.fromkeys(preset for row in rows for preset in row.presets))
     columns = ["setting", "default", *presets, MEANING]
     cells = []
     for row in rows:
-        changed = [_as_typed(row.presets[preset]) if preset in row.presets else "" for preset in presets]
+        changed = [
+            _as_typed(row.presets[preset]) if preset in row.presets else "" for preset in presets
+        ]
         cells.append([row.name, _as_typed(row.default), *changed, row.meaning])
     return columns, cells
 
@@ -88,7 +92,10 @@ def print_plan(run: "Prepared", *, as_json: bool) -> None:
     left = {step.id for step in unfinished}
     needed = estimate_steps(unfinished, run.store)
     if as_json:
-        rows = [{"id": i, "kind": s.kind, "title": s.title, "done": i not in left} for i, s in steps.items()]
+        rows = [
+            {"id": i, "kind": s.kind, "title": s.title, "done": i not in left}
+            for i, s in steps.items()
+        ]
         print_json({"store": str(run.store.root), "left": asdict(needed), "steps": rows})
         return
     cells = [[step.title, step.kind, "" if i in left else "done", i] for i, step in steps.items()]
@@ -108,8 +115,13 @@ def print_estimate(needed: "Estimate", folder: Path) -> None:
     memory, disk = free_memory(), free_disk(folder)
     most_disk = needed.disk + needed.disk_state
     print(f"time: about {duration(needed.seconds)} on this machine, by a few timed steps")
-    print(f"memory: about {_gigabytes(needed.memory)}" + (f", of {_gigabytes(memory)} free" if memory else ""))
-    while_learning = f", and {_gigabytes(needed.disk_state)} while learning" if needed.disk_state else ""
+    print(
+        f"memory: about {_gigabytes(needed.memory)}"
+        + (f", of {_gigabytes(memory)} free" if memory else "")
+    )
+    while_learning = (
+        f", and {_gigabytes(needed.disk_state)} while learning" if needed.disk_state else ""
+    )
     print(f"disk: about {_gigabytes(needed.disk)}{while_learning}, of {_gigabytes(disk)} free")
     if memory and needed.memory > memory:
         fix = "lower training.batch_size and raise training.accumulate, or take a smaller base"
@@ -130,7 +142,9 @@ def print_findings(found: Sequence["Finding"]) -> None:
         print(f"{' ' if finding.fine else '✗'} {finding.topic:{width}}  {finding.says}")
 
 
-def print_vectors(names: Sequence[str], vectors: Sequence["SparseVector"], *, as_json: bool) -> None:
+def print_vectors(
+    names: Sequence[str], vectors: Sequence["SparseVector"], *, as_json: bool
+) -> None:
     """Print what vectors are, which share of each layer they change, and how much they overlap."""
     from deftx.core.vector import overlap
 
@@ -138,30 +152,47 @@ def print_vectors(names: Sequence[str], vectors: Sequence["SparseVector"], *, as
     layers = [vector.density_by_layer() for vector in vectors]
     shared = [[overlap(first, second) for second in vectors] for first in vectors]
     if as_json:
-        found = [{"vector": n, **facts, "density": d} for n, facts, d in zip(names, about, layers, strict=True)]
+        found = [
+            {"vector": n, **facts, "density": d}
+            for n, facts, d in zip(names, about, layers, strict=True)
+        ]
         print_json({"vectors": found, "overlap": shared})
         return
     last = [name.rstrip("/").rpartition("/")[2] for name in names]
     names = last if len({*last}) == len(last) else names  # whole paths would be broken within words
-    print_table(["", *names], [[key, *(_short(key, facts[key]) for facts in about)] for key in about[0]])
+    print_table(
+        ["", *names], [[key, *(_short(key, facts[key]) for facts in about)] for key in about[0]]
+    )
     print()
     every = dict.fromkeys(layer for densities in layers for layer in densities)
-    print_table(["density", *names], [[layer, *(f"{d.get(layer, 0):.2%}" for d in layers)] for layer in every])
+    print_table(
+        ["density", *names],
+        [[layer, *(f"{d.get(layer, 0):.2%}" for d in layers)] for layer in every],
+    )
     if len(vectors) > 1:
         print()
         rows = zip(names, shared, strict=True)
-        print_table(["overlap", *names], [[name, *(f"{share:.1%}" for share in row)] for name, row in rows])
+        print_table(
+            ["overlap", *names], [[name, *(f"{share:.1%}" for share in row)] for name, row in rows]
+        )
 
 
 def _summary(vector: "SparseVector") -> dict[str, Any]:
     """What `inspect` shows of one vector."""
     info, ranks = vector.info, sorted(vector.info.get("ranks", {}).values())
-    spread = {"smallest": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]} if ranks else None
+    spread = (
+        {"smallest": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]}
+        if ranks
+        else None
+    )
     return {
         "kind": info.get("kind") or info.get("operation"),
         "base": info.get("base"),
         "fingerprint": info.get("base_fingerprint"),
-        **{key: info.get(key) for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")},
+        **{
+            key: info.get(key)
+            for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")
+        },
         "k": vector.k,
         "ranks": spread,
         "labels": list(vector.head.labels) if vector.head else None,

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 )
 def transfer(
     base: Base,
-    train: Annotated[str, option(f"Labelled data of the source language ({LABELLED}).", metavar="FILE", parser=source)],
+    train: Annotated[
+        str,
+        option(
+            f"Labelled data of the source language ({LABELLED}).", metavar="FILE", parser=source
+        ),
+    ],
     out: Out,
     source_: Annotated[
         str | None,
@@ -61,14 +66,22 @@ def transfer(
     ] = None,
     source_vector: Annotated[
         str | None,
-        option("Finished vector of the source language, in place of its text.", metavar="[NAME=]VECTOR"),
+        option(
+            "Finished vector of the source language, in place of its text.", metavar="[NAME=]VECTOR"
+        ),
     ] = None,
     target_vector: Annotated[
         list[str] | None,
-        option("Finished vector of a target, in place of learning it; may be repeated.", metavar="[NAME=]VECTOR"),
+        option(
+            "Finished vector of a target, in place of learning it; may be repeated.",
+            metavar="[NAME=]VECTOR",
+        ),
     ] = None,
     preset: Annotated[
-        str, option("Settings to start from: quick, standard, paper-sentiment or paper-nli.", metavar="NAME")
+        str,
+        option(
+            "Settings to start from: quick, standard, paper-sentiment or paper-nli.", metavar="NAME"
+        ),
     ] = "standard",
     kind: Kind = None,
     method: Method = None,
@@ -80,18 +93,23 @@ def transfer(
     set_: Annotated[
         list[str] | None,
         option(
-            "Any key of the recipe, such as language.training.max_steps=500 or leakage=stop.",
+            "Any key of the recipe, such as language.training.max_steps=500 or contamination=stop.",
             "--set",
             metavar="KEY=VALUE",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, option("Print the plan, and about what time, memory and disk it takes; learn nothing.", "--dry-run")
+        bool,
+        option(
+            "Print the plan, and about what time, memory and disk it takes; learn nothing.",
+            "--dry-run",
+        ),
     ] = False,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """From labelled data of one language to a model for another: learns what is missing, and says whether it helped."""
+    """From labelled data of one language to a model for another: learns what is missing, and says
+    whether it helped."""
     quiet_transformers()
     from deftx.cli import arguments as given
     from deftx.experiments import transfer as transfers
@@ -99,7 +117,16 @@ def transfer(
     columns = {"text": text_column, "pair": pair_column, "label": label_column}
     changes = given.assigned([*_changes(kind, method, rank, seed, columns), *(set_ or [])])
     request = given.transfer_request(
-        base, train, valid, source_, source_vector, target or [], target_vector or [], test or [], preset, changes
+        base,
+        train,
+        valid,
+        source_,
+        source_vector,
+        target or [],
+        target_vector or [],
+        test or [],
+        preset,
+        changes,
     )
 
     def show(run: "Prepared") -> None:
@@ -109,7 +136,9 @@ def transfer(
     if dry_run:
         transfers.plan(request, out, show, force=force)
         return
-    outcome = transfers.transfer(request, out, force=force, ready=show, said=lambda line, *_: say(line))
+    outcome = transfers.transfer(
+        request, out, force=force, ready=show, said=lambda line, *_: say(line)
+    )
     if as_json:
         print_json(outcome.about())
     else:
@@ -117,7 +146,11 @@ def transfer(
 
 
 def _changes(
-    kind: str | None, method: str | None, rank: str | None, seed: int, columns: dict[str, str | None]
+    kind: str | None,
+    method: str | None,
+    rank: str | None,
+    seed: int,
+    columns: dict[str, str | None],
 ) -> list[str]:
     """What options change in the recipe, as KEY=VALUE."""
     changes = [f"seeds=[{seed}]"]
@@ -126,7 +159,10 @@ def _changes(
             changes += [f"language.{name}={value}", f"task.{name}={value}"]
     if kind is not None:
         changes.append(f"task.task={kind}")
-    return [*changes, *(f"columns.{name}={column}" for name, column in columns.items() if column is not None)]
+    return [
+        *changes,
+        *(f"columns.{name}={column}" for name, column in columns.items() if column is not None),
+    ]
 
 
 def _next(request: "Request", outcome: "Outcome") -> str:
@@ -138,9 +174,18 @@ def _next(request: "Request", outcome: "Outcome") -> str:
     if report.is_file():
         lines.append(f"The report: {report}")
     else:
-        lines.append("For a report as a page: pip install 'deftx[report]', and the same command again")
+        lines.append(
+            "For a report as a page: pip install 'deftx[report]', and the same command again"
+        )
     commands = [["deftx", "predict", "--model", str(out / "models" / target), "new.txt"]]
     if not outcome.scores:
-        vectors = ["--task", str(out / "vectors" / "task"), "--language", f"{target}={out / 'vectors' / target}"]
-        commands.append(["deftx", "evaluate", "--base", request.base, *vectors, "--test", f"{target}=test.tsv"])
+        vectors = [
+            "--task",
+            str(out / "vectors" / "task"),
+            "--language",
+            f"{target}={out / 'vectors' / target}",
+        ]
+        commands.append(
+            ["deftx", "evaluate", "--base", request.base, *vectors, "--test", f"{target}=test.tsv"]
+        )
     return "\n".join([*lines, "Next:", *(f"  {shlex.join(command)}" for command in commands)])

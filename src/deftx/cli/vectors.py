@@ -1,4 +1,5 @@
-"""Vectors themselves: what they are, sharing them, moving them from and to other tools, and whether they fit."""
+"""Vectors themselves: what they are, sharing them, moving them from and to other tools, and whether
+they fit."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -35,13 +36,20 @@ def inspect(
     print_vectors(vector, [load(name) for name in vector], as_json=as_json)
 
 
-@app.command(epilog="Example: deftx doctor --base xlm-roberta-base --vector vectors/min --vector vectors/sentiment")
+@app.command(
+    epilog="Example: deftx doctor --base xlm-roberta-base --vector vectors/min --vector vectors/sentiment"
+)
 def doctor(
-    base: Annotated[str | None, option("Base to examine: a folder or hub id.", metavar="MODEL", parser=source)] = None,
-    vector: Annotated[list[str] | None, option("Vector that is to fit the base; may be repeated.", **VECTOR)] = None,
+    base: Annotated[
+        str | None, option("Base to examine: a folder or hub id.", metavar="MODEL", parser=source)
+    ] = None,
+    vector: Annotated[
+        list[str] | None, option("Vector that is to fit the base; may be repeated.", **VECTOR)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is installed, what a training would run on, and whether vectors fit a base: if not, exit code 1."""
+    """Show what is installed, what a training would run on, and whether vectors fit a base: if not,
+    exit code 1."""
     quiet_transformers()
     from deftx.cli.doctor import examine
 
@@ -54,7 +62,9 @@ def doctor(
         raise typer.Exit(MISFIT)
 
 
-@app.command(epilog="Example: deftx push vectors/min you/xlmr-min --language min --license cc-by-sa-4.0")
+@app.command(
+    epilog="Example: deftx push vectors/min you/xlmr-min --language min --license cc-by-sa-4.0"
+)
 def push(
     vector: Annotated[str, typer.Argument(help="Vector: its folder.", **VECTOR)],
     repo: Annotated[str, typer.Argument(help="Repository on the hub.", metavar="USER/NAME")],
@@ -62,15 +72,21 @@ def push(
     revision: Annotated[str | None, option("Branch to push to.", metavar="BRANCH")] = None,
     message: Annotated[str | None, option("Message of the commit.", metavar="TEXT")] = None,
     base: Annotated[
-        str | None, option("Hub id of the base, where the vector was made on a folder with it.", metavar="MODEL")
+        str | None,
+        option(
+            "Hub id of the base, where the vector was made on a folder with it.", metavar="MODEL"
+        ),
     ] = None,
     language: Annotated[
         list[str] | None, option("Language, as its ISO 639 code; may be repeated.", metavar="CODE")
     ] = None,
-    dataset: Annotated[list[str] | None, option("Hub dataset of the training; may be repeated.", metavar="ID")] = None,
+    dataset: Annotated[
+        list[str] | None, option("Hub dataset of the training; may be repeated.", metavar="ID")
+    ] = None,
     license: Annotated[str | None, option("Licence, such as apache-2.0.", metavar="NAME")] = None,
 ) -> None:
-    """Put a vector on the Hugging Face hub, with a model card; log in with `hf auth login` or HF_TOKEN first."""
+    """Put a vector on the Hugging Face hub, with a model card; log in with `hf auth login` or
+    HF_TOKEN first."""
     quiet_hub()
     from deftx.hub.share import push as push_vector
 
@@ -90,7 +106,9 @@ def push(
 
 @app.command(epilog="Example: deftx pull you/xlmr-min --out vectors/min")
 def pull(
-    vector: Annotated[str, typer.Argument(help="Vector on the hub.", metavar="USER/NAME[@REVISION]")],
+    vector: Annotated[
+        str, typer.Argument(help="Vector on the hub.", metavar="USER/NAME[@REVISION]")
+    ],
     out: Out,
     force: Force = False,
 ) -> None:
@@ -105,37 +123,63 @@ def pull(
 @app.command(epilog="Example: deftx convert pytorch_diff.bin vectors/min --base xlm-roberta-base")
 def convert(
     old: Annotated[
-        str, typer.Argument(help="Vector: a folder, LT-SFT's file, or a hub id.", metavar="OLD", parser=source)
+        str,
+        typer.Argument(
+            help="Vector: a folder, LT-SFT's file, or a hub id.", metavar="OLD", parser=source
+        ),
     ],
     new: Annotated[Path, typer.Argument(help="Folder to write.", metavar="NEW", parser=path)],
-    to: Annotated[str, option("deftx, lt-sft, peft, model or mergekit.", metavar="FORMAT")] = "deftx",
-    base: Annotated[str | None, option("Pretrained model of the vector.", metavar="MODEL", parser=source)] = None,
+    to: Annotated[
+        str, option("deftx, lt-sft, peft, model or mergekit.", metavar="FORMAT")
+    ] = "deftx",
+    base: Annotated[
+        str | None, option("Pretrained model of the vector.", metavar="MODEL", parser=source)
+    ] = None,
     label: Annotated[
-        list[str] | None, option("Name of an output of the head, in order, where OLD has none.", metavar="NAME")
+        list[str] | None,
+        option("Name of an output of the head, in order, where OLD has none.", metavar="NAME"),
     ] = None,
     kind: Annotated[
-        str | None, option("Kind of task of the head, if not classification, where OLD does not tell.", metavar="NAME")
+        str | None,
+        option(
+            "Kind of task of the head, if not classification, where OLD does not tell.",
+            metavar="NAME",
+        ),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Convert a vector from LT-SFT's format or PEFT's SHiRA, or to them, a whole model, or input for mergekit."""
+    """Convert a vector from LT-SFT's format or PEFT's SHiRA, or to them, a whole model, or input
+    for mergekit."""
     quiet_transformers()
     from deftx.interop import convert as conversion
 
     vector = conversion.convert(old, new, to, base=base, labels=label or [], kind=kind, force=force)
-    bound = "" if vector.info.get("base_fingerprint") else "; not bound to a base: give --base to check and note it"
+    bound = (
+        ""
+        if vector.info.get("base_fingerprint")
+        else "; not bound to a base: give --base to check and note it"
+    )
     print(f"{new}: {to}, from a vector of k = {vector.k:,}{bound}")
 
 
-@app.command(epilog="Example: deftx extract models/finetuned xlm-roberta-base --k 5% --out vectors/finetuned")
+@app.command(
+    epilog="Example: deftx extract models/finetuned xlm-roberta-base --k 5% --out vectors/finetuned"
+)
 def extract(
-    finetuned: Annotated[str, typer.Argument(help="Model: a folder or hub id.", metavar="MODEL", parser=source)],
-    base: Annotated[str, typer.Argument(help="What it was fine-tuned from.", metavar="BASE", parser=source)],
+    finetuned: Annotated[
+        str, typer.Argument(help="Model: a folder or hub id.", metavar="MODEL", parser=source)
+    ],
+    base: Annotated[
+        str, typer.Argument(help="What it was fine-tuned from.", metavar="BASE", parser=source)
+    ],
     out: Out,
     k: K = None,
     rank: Annotated[
         str | None,
-        option("Denoise first, with this rank: a share (90%), a number or a rule (gavish-donoho).", metavar="RANK"),
+        option(
+            "Denoise first, with this rank: a share (90%), a number or a rule (gavish-donoho).",
+            metavar="RANK",
+        ),
     ] = None,
     force: Force = False,
 ) -> None:

@@ -1,1 +1,2 @@
-"""Pure functions on tensors: denoise, select, vectors, compose. No files, nothing of transformers."""
+"""Pure functions on tensors: denoise, select, vectors, compose. No files, nothing of
+transformers."""

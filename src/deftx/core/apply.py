@@ -13,36 +13,41 @@ from torch import Tensor, nn
 
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.parameters import backbone, head
-from deftx.core.vector import Entries, SparseVector, check_vectors
+from deftx.core.vector import SparseTensor, SparseVector, check_vectors
 from deftx.errors import DeftxError
 
-PIECE = 1 << 16  # entries changed together: few enough that what is read of the weights is in the cache to be written
+PIECE = (
+    1 << 16
+    # entries changed together: few enough that what is read of the weights is in the cache to be
+    # written
+)
 
 
 def apply(model: nn.Module, *vectors: SparseVector) -> None:
     """Add `vectors` to the weights of `model`, in place.
 
-    A head that a vector brings replaces the model's; it is left out where the model has no such head
-    (a masked language model, a bare encoder). Raises DeftxError, before anything is changed, where a
-    vector does not fit the model.
+    A head that a vector brings replaces the model's; it is left out where the model has no such
+    head (a masked language model, a bare encoder). Raises DeftxError, before anything is changed,
+    where a vector does not fit the model.
     """
     for _ in _changes(model, vectors):
         pass
 
 
 def check_fit(model: nn.Module, *vectors: SparseVector) -> None:
-    """Raise DeftxError where a vector's names or shapes are not those of `model`, which may be without weights."""
+    """Raise DeftxError where a vector's names or shapes are not those of `model`, which may be
+    without weights."""
     for vector in vectors:
         _fit_body(model, vector)
         _fit_head(model, vector)
 
 
 @contextmanager
-def applied(model: nn.Module, *vectors: SparseVector) -> Iterator[nn.Module]:
+def apply_temporarily(model: nn.Module, *vectors: SparseVector) -> Iterator[nn.Module]:
     """`model` with `vectors` added, until the end of the `with` block.
 
-    On leaving, also by an exception, every entry that was changed gets back the bits it had. Nests. Raises DeftxError
-    for a vector that does not fit the model.
+    On leaving, also by an exception, every entry that was changed gets back the bits it had. Nests.
+    Raises DeftxError for a vector that does not fit the model.
     """
     changes: list[_Change] = []
     try:
@@ -68,7 +73,10 @@ def _changes(model: nn.Module, vectors: tuple[SparseVector, ...]) -> Iterator[_C
     bodies = [_fit_body(model, vector) for vector in vectors]
     heads = [_fit_head(model, vector) for vector in vectors]
     for parameter, entries in chain.from_iterable(bodies):
-        whole = entries.indices.to(parameter.device), entries.values.to(parameter.device, torch.float32)
+        whole = (
+            entries.indices.to(parameter.device),
+            entries.values.to(parameter.device, torch.float32),
+        )
         for indices, values in zip(*(part.split(PIECE) for part in whole), strict=True):
             before = read_entries(parameter.detach(), indices)
             yield _Change(parameter, indices, before)
@@ -86,24 +94,36 @@ def _put(parameter: nn.Parameter, indices: Tensor | None, values: Tensor) -> Non
             write_entries(parameter, indices, values)
 
 
-def _fit_body(model: nn.Module, vector: SparseVector) -> list[tuple[nn.Parameter, Entries]]:
+def _fit_body(model: nn.Module, vector: SparseVector) -> list[tuple[nn.Parameter, SparseTensor]]:
     """The model's parameters beside the vector's entries, all checked."""
     check_vectors(vector)
     parameters = backbone(model)
     for name, entries in vector.tensors.items():
         if name not in parameters:
-            raise DeftxError(f"the vector changes {name!r}, which the model does not have: it belongs to another base")
+            raise DeftxError(
+                f"the vector changes {name!r}, which the model does not have: it belongs to another base"
+            )
         shape = tuple(parameters[name].shape)
         if shape != entries.shape:
-            raise DeftxError(f"{name!r} is {shape} in the model, {entries.shape} in the vector: use the vector's base")
-        looked_at = entries.indices.device.type == "cpu" and len(entries.indices)  # on a GPU a look would wait for it
-        if looked_at and not 0 <= int(entries.indices[0]) <= int(entries.indices[-1]) < entries.numel:
-            raise DeftxError(f"the vector's indices of {name!r} are not within {shape}, or not in order: sort them")
+            raise DeftxError(
+                f"{name!r} is {shape} in the model, {entries.shape} in the vector: use the vector's base"
+            )
+        looked_at = entries.indices.device.type == "cpu" and len(
+            entries.indices
+        )  # on a GPU a look would wait for it
+        if (
+            looked_at
+            and not 0 <= int(entries.indices[0]) <= int(entries.indices[-1]) < entries.numel
+        ):
+            raise DeftxError(
+                f"the vector's indices of {name!r} are not within {shape}, or not in order: sort them"
+            )
     return [(parameters[name], entries) for name, entries in vector.tensors.items()]
 
 
 def _fit_head(model: nn.Module, vector: SparseVector) -> list[tuple[nn.Parameter, Tensor]]:
-    """The model's head parameters beside the vector's, all checked; empty where the model lacks them."""
+    """The model's head parameters beside the vector's, all checked; empty where the model lacks
+    them."""
     parameters = head(model)
     tensors = vector.head.tensors if vector.head else {}
     if not tensors.keys() <= parameters.keys():

@@ -1,11 +1,13 @@
-"""Denoising of a weight difference (paper, section 3): what the SVD keeps, plus its largest leftovers.
+"""Denoising of a weight difference (paper, section 3): what the SVD keeps, plus its largest
+leftovers.
 
     U Σ Vᵀ = svd(W);  L = U_r Σ_r V_rᵀ;  S = the n_keep largest entries of W − L;  W ← L + S
 
-L is computed as W V_r V_rᵀ with V_r from the eigenvectors of the smaller Gram matrix (WᵀW or WWᵀ), in
+L is computed as W V_r V_rᵀ with V_r from the eigenvectors of the smaller Gram matrix (WᵀW or WWᵀ),
+in
 float64: equal to the SVD's up to rounding, and faster. Rows are taken in blocks, so that nothing
-of the size of W is needed beside W and the result. An eigen-decomposition keeps one core busy, so several matrices
-are worked on at once.
+of the size of W is needed beside W and the result. An eigen-decomposition keeps one core busy, so
+several matrices are worked on at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +23,21 @@ from deftx.core.ranks import RankRule, is_matrix, rank_rule
 from deftx.core.select import Chunk, largest
 from deftx.errors import DeftxError, unknown
 
-BLOCK = 1 << 20  # entries worked on together: whole rows, few enough to stay in the processor's cache
+BLOCK = (
+    1 << 20
+)  # entries worked on together: whole rows, few enough to stay in the processor's cache
 STRIP = 192  # columns of a Gram matrix computed together
-SAMPLED_ROWS, SAMPLE = 1 << 13, 1 << 17  # rows and their entries that tell roughly how large the kept entries are
-TALL = 64  # times as long as wide: most of the time goes into multiplications then, which share the cores themselves
+SAMPLED_ROWS, SAMPLE = (
+    1 << 13,
+    1 << 17,
+)  # rows and their entries that tell roughly how large the kept entries are
+# times as long as wide: most of the time goes into multiplications then, which share the cores
+# themselves
+TALL = 64
 KEEP = 0.05  # share of a matrix's entries kept from the residual, as in the paper
 
-# What `keep` is a share of: from a matrix [m, n] and the number of its rows in use to a number of entries.
+# What `keep` is a share of: from a matrix [m, n] and the number of its rows in use to a number of
+# entries.
 KEEP_OF: dict[str, Callable[[Tensor, int], int]] = {
     "matrix": lambda matrix, rows_in_use: matrix.numel(),  # as in the paper
     "rows-in-use": lambda matrix, rows_in_use: rows_in_use * matrix.shape[1],
@@ -36,7 +46,8 @@ KEEP_OF: dict[str, Callable[[Tensor, int], int]] = {
 
 @dataclass(frozen=True, eq=False)
 class Denoised(Mapping[str, Tensor]):
-    """A denoised delta: a mapping from names to tensors, with the `ranks` that its matrices kept."""
+    """A denoised delta: a mapping from names to tensors, with the `ranks` that its matrices
+    kept."""
 
     tensors: Mapping[str, Tensor]
     ranks: Mapping[str, int]
@@ -61,26 +72,28 @@ def denoise(
 
     Args:
         delta: Tensor name -> difference.
-        rank: See `rank_rule`, or the rank of every matrix by its name (0: nothing but what `keep` keeps). Ranks of at
-            least min(m, n) leave a matrix as it is.
-        keep: Share (0 to 1) of a matrix's entries that is kept from the residual; 0 is the paper's ablation "without
-            higher-order components".
-        keep_of: Which entries `keep` is a share of. `matrix`: all m·n, as in the paper. `rows-in-use`: those of rows
-            that are not all zeros. In the difference of an embedding most rows are zeros, those of pieces that the
-            text lacks: where 5% of the rows or fewer are in use, 5% of the matrix is all of them, and it passes
-            undenoised.
+        rank: See `rank_rule`, or the rank of every matrix by its name (0: nothing but what `keep`
+            keeps). Ranks of at least min(m, n) leave a matrix as it is.
+        keep: Share (0 to 1) of a matrix's entries that is kept from the residual; 0 is the paper's
+            ablation "without higher-order components".
+        keep_of: Which entries `keep` is a share of. `matrix`: all m·n, as in the paper.
+            `rows-in-use`: those of rows that are not all zeros. In the difference of an embedding
+            most rows are zeros, those of pieces that the text lacks: where 5% of the rows or fewer
+            are in use, 5% of the matrix is all of them, and it passes undenoised.
 
     Returns:
         The denoised tensors, and the rank that each matrix kept.
 
     Raises:
-        DeftxError: A rank or keep out of range, an unknown `keep_of`, a rank that is missing, and a matrix with NaN or
-            infinity.
+        DeftxError: A rank or keep out of range, an unknown `keep_of`, a rank that is missing, and a
+            matrix with NaN or infinity.
     """
     matrices = {name: tensor for name, tensor in delta.items() if is_matrix(tensor)}
     rules = _rules_by_name(matrices, rank)
     if not 0 <= keep <= 1:
-        raise DeftxError(f"keep {keep} is no share; give a number from 0 to 1 (the paper keeps {KEEP})")
+        raise DeftxError(
+            f"keep {keep} is no share; give a number from 0 to 1 (the paper keeps {KEEP})"
+        )
     if keep_of not in KEEP_OF:
         raise unknown("keep_of", keep_of, KEEP_OF)
 
@@ -109,8 +122,11 @@ def denoise(
     return Denoised(tensors, ranks)
 
 
-def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP, keep_of: str = "matrix") -> tuple[Tensor, int]:
-    """One matrix [m, n] denoised, in its own dtype, and the rank that `rule` kept; `keep_of`: see `denoise`.
+def denoise_matrix(
+    matrix: Tensor, rule: RankRule, keep: float = KEEP, keep_of: str = "matrix"
+) -> tuple[Tensor, int]:
+    """One matrix [m, n] denoised, in its own dtype, and the rank that `rule` kept; `keep_of`: see
+    `denoise`.
 
     Rows of zeros (embeddings of unseen pieces) take no part: they change neither Σ nor V.
     """
@@ -127,18 +143,23 @@ def denoise_matrix(matrix: Tensor, rule: RankRule, keep: float = KEEP, keep_of: 
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """All singular values [min(m, n)] of a matrix [m, n], descending, in float64: what a rank rule is given."""
+    """All singular values [min(m, n)] of a matrix [m, n], descending, in float64: what a rank rule
+    is given."""
     gram, _ = _gram(matrix, _rows_in_use(matrix))
     return _singular(torch.linalg.eigvalsh(gram), matrix)
 
 
-def _rules_by_name(matrices: Mapping[str, Tensor], rank: int | float | str | Mapping[str, int]) -> dict[str, RankRule]:
+def _rules_by_name(
+    matrices: Mapping[str, Tensor], rank: int | float | str | Mapping[str, int]
+) -> dict[str, RankRule]:
     """The rank rule of every matrix: one for all, or the rank that is given for it."""
     if not isinstance(rank, Mapping):
         return dict.fromkeys(matrices, rank_rule(rank))
     for name in matrices:
         if rank.get(name, -1) < 0:
-            raise DeftxError(f"there is no rank for the matrix {name!r}, or one below 0: give one for each")
+            raise DeftxError(
+                f"there is no rank for the matrix {name!r}, or one below 0: give one for each"
+            )
     return {name: _at_most(rank[name]) for name in matrices}
 
 
@@ -147,20 +168,23 @@ def _at_most(rank: int) -> RankRule:
 
 
 def _check_finite(name: str, matrix: Tensor) -> None:
-    """Raise DeftxError for NaN and infinity: both show in the least or the greatest entry, without a temporary copy."""
+    """Raise DeftxError for NaN and infinity: both show in the least or the greatest entry, without
+    a temporary copy."""
     least, greatest = matrix.aminmax()
     if not (least.isfinite() and greatest.isfinite()):
         why = "holds values that are not finite: the training diverged; lower the learning rate"
         raise DeftxError(f"the difference of tensor {name!r} {why}")
 
 
-def _on_a_core_each(work: Callable[[str], tuple[Tensor, int]], names: Sequence[str]) -> dict[str, tuple[Tensor, int]]:
+def _on_a_core_each(
+    checkpoint_dir: Callable[[str], tuple[Tensor, int]], names: Sequence[str]
+) -> dict[str, tuple[Tensor, int]]:
     """What `work` makes of each name, several of them at a time, each on one core."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)  # what the pool's threads begin with
     try:
         with ThreadPoolExecutor(cores) as pool:
-            return dict(zip(names, pool.map(work, names), strict=True))
+            return dict(zip(names, pool.map(checkpoint_dir, names), strict=True))
     finally:
         torch.set_num_threads(cores)
 
@@ -173,17 +197,21 @@ def _rows_in_use(matrix: Tensor) -> Tensor:
 
 
 def _singular(values: Tensor, matrix: Tensor) -> Tensor:
-    """The singular values of a matrix from the eigenvalues, ascending, of the Gram matrix of its rows in use."""
+    """The singular values of a matrix from the eigenvalues, ascending, of the Gram matrix of its
+    rows in use."""
     descending = values.flip(0).clamp_min(0).sqrt()
     return pad(descending, (0, min(matrix.shape) - len(values)))
 
 
 def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
-    """The smaller Gram matrix of the `rows` in use, on and below its diagonal; whether it is WᵀW (not WWᵀ)."""
+    """The smaller Gram matrix of the `rows` in use, on and below its diagonal; whether it is WᵀW
+    (not WWᵀ)."""
     is_right = matrix.shape[1] <= len(rows)
     if is_right:
         width = matrix.shape[1]
-        blocks = (matrix.index_select(0, some_rows) for some_rows in rows.split(_rows_of_a_block(width)))
+        blocks = (
+            matrix.index_select(0, some_rows) for some_rows in rows.split(_rows_of_a_block(width))
+        )
     else:
         width = len(rows)
         blocks = iter(matrix.index_select(0, rows).mT.split(_rows_of_a_block(width)))
@@ -197,13 +225,17 @@ def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
     return gram, is_right
 
 
-def _low_rank_plus_largest(matrix: Tensor, rows: Tensor, leading: Tensor, is_right: bool, n_keep: int) -> Tensor:
-    """L + S: the rows in use, projected on the span of singular vectors, and the largest entries that this changes.
+def _low_rank_plus_largest(
+    matrix: Tensor, rows: Tensor, leading: Tensor, is_right: bool, n_keep: int
+) -> Tensor:
+    """L + S: the rows in use, projected on the span of singular vectors, and the largest entries
+    that this changes.
 
     Args:
         matrix: W [m, n].
         rows: The numbers of its rows in use.
-        leading: The singular vectors of one side that are kept, [n, r] of the right one, [len(rows), r] of the left.
+        leading: The singular vectors of one side that are kept, [n, r] of the right one,
+            [len(rows), r] of the left.
         is_right: Whether they are those of the right side.
         n_keep: How many entries stay as they are in W: those which the projection changes most.
     """
@@ -222,7 +254,8 @@ def _low_rank_plus_largest(matrix: Tensor, rows: Tensor, leading: Tensor, is_rig
         return low, block.sub_(low)
 
     def leftovers() -> Iterator[Chunk]:
-        """W − L in blocks of rows; L is written to the result on the way, so that it is computed once."""
+        """W − L in blocks of rows; L is written to the result on the way, so that it is computed
+        once."""
         for numbers in all_numbers.split(_rows_of_a_block(width)):
             low, leftover = split_rows(numbers)
             result.index_copy_(0, rows[numbers], low.to(result.dtype))
@@ -238,7 +271,9 @@ def _low_rank_plus_largest(matrix: Tensor, rows: Tensor, leading: Tensor, is_rig
     total = len(rows) * width
     kept = largest(leftovers, [sample], min(n_keep, total), total)[""]
     if len(rows) < len(matrix):
-        kept = rows[kept // width] * width + kept % width  # flat indices among the rows in use -> in the matrix
+        kept = (
+            rows[kept // width] * width + kept % width
+        )  # flat indices among the rows in use -> in the matrix
     write_entries(result, kept, read_entries(matrix, kept))
     return result
 

@@ -1,11 +1,12 @@
 """Ways to combine vectors besides their plain sum: exact, and for the cost of their entries.
 
-A rule is a row of RULES: what becomes of each vector first (trimmed, thinned out, cut at a depth), how the values that
-the vectors have for one entry are joined, what can be set, and where it is described. In writing, a rule is its name
-and what is set otherwise than its defaults: `ties`, `ties:density=0.8,language_scale=1.2`.
+A rule is a row of RULES: what becomes of each vector first (trimmed, thinned out, cut at a depth),
+how the values that the vectors have for one entry are joined, what can be set, and where it is
+described. In writing, a rule is its name and what is set otherwise than its defaults: `ties`,
+`ties:density=0.8,language_scale=1.2`.
 
-Every rule but the sum also takes `language_scale` and `task_scale`, what the vectors of that kind are multiplied with
-before anything else. Entries that come to zero are left out of the result.
+Every rule but the sum also takes `language_scale` and `task_scale`, what the vectors of that kind
+are multiplied with before anything else. Entries that come to zero are left out of the result.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 from deftx.core.parameters import layer_of
 from deftx.core.select import select
 from deftx.core.vector import (
-    Entries,
+    SparseTensor,
     SparseVector,
     check_distinct,
     check_same_base,
@@ -38,14 +39,17 @@ Options = Mapping[str, float]
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One of the vectors that are combined: what it is of (LANGUAGE or TASK), and its entries by tensor."""
+    """One of the vectors that are combined: what it is of (LANGUAGE or TASK), and its entries by
+    tensor."""
 
     kind: str
-    tensors: Mapping[str, Entries]
+    tensors: Mapping[str, SparseTensor]
 
-    def map(self, change: Callable[[Entries], Entries]) -> "Term":
+    def map(self, change: Callable[[SparseTensor], SparseTensor]) -> "Term":
         """The same with `change` made to the entries of every tensor, in their order."""
-        return replace(self, tensors={name: change(entries) for name, entries in self.tensors.items()})
+        return replace(
+            self, tensors={name: change(entries) for name, entries in self.tensors.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Rule:
     """A way to combine vectors.
 
     each    what becomes of the vectors before they meet
-    join    from the values of each vector [vectors, n], 0 where it has no entry, to those of the result [n]
+    join    from the values of each vector [vectors, n], 0 where it has no entry, to those of the
+            result [n]
     source  where it is described
     """
 
@@ -88,8 +93,9 @@ def merge(
     head       of several task vectors with heads, whose is used: 0 is the first
     options    the rule's options; they count more than what `rule` says
 
-    The values are float32, or wider where a vector's are. Raises DeftxError for an unknown rule or option, a value that
-    is out of range, two heads without a choice, no vector or the same one twice, and vectors that do not fit together.
+    The values are float32, or wider where a vector's are. Raises DeftxError for an unknown rule or
+    option, a value that is out of range, two heads without a choice, no vector or the same one
+    twice, and vectors that do not fit together.
     """
     check_same_tokenizer(*listed(task), *languages)
     return _merged(rule, listed(task), languages, head, options)
@@ -106,33 +112,46 @@ def _merged(
     chosen, given = rule_of(rule, **options)
     vectors = [*languages, *tasks]
     if not vectors:
-        raise DeftxError("there is nothing to combine: give a task vector, language vectors, or both")
+        raise DeftxError(
+            "there is nothing to combine: give a task vector, language vectors, or both"
+        )
     check_same_base(*vectors)
     check_distinct(*vectors)
-    terms = [Term(LANGUAGE, vector.tensors) for vector in languages] + [Term(TASK, vector.tensors) for vector in tasks]
+    terms = [Term(LANGUAGE, vector.tensors) for vector in languages] + [
+        Term(TASK, vector.tensors) for vector in tasks
+    ]
     terms = chosen.each([_scaled(term, given) for term in terms], given)
     names = dict.fromkeys(name for term in terms for name in term.tensors)
     tensors = {name: _joined(name, terms, chosen.join) for name in names}
-    top = with_head(tasks, head)
-    written = ",".join(f"{name}={int(value) if value == int(value) else value}" for name, value in given.items())
+    top = select_head(tasks, head)
+    written = ",".join(
+        f"{name}={int(value) if value == int(value) else value}" for name, value in given.items()
+    )
     info = derived(f"{rule.partition(':')[0]}:{written}".rstrip(":"), *vectors, top=top)
     return SparseVector(tensors, top.head if top else None, info)
 
 
-def to_add(
-    rule: str, task: SparseVector | Sequence[SparseVector], languages: Sequence[SparseVector], head: int | None = None
+def resolve_terms(
+    rule: str,
+    task: SparseVector | Sequence[SparseVector],
+    languages: Sequence[SparseVector],
+    head: int | None = None,
 ) -> list[SparseVector]:
-    """What `apply` is to add to a model: the vectors themselves, one after the other, where the rule is the sum (each
-    addition rounds), else what `merge` makes of them."""
+    """What `apply` is to add to a model: the vectors themselves, one after the other, where the
+    rule is the sum (each addition rounds), else what `merge` makes of them."""
     if rule_of(rule)[0] is not RULES["sum"]:
         return [_merged(rule, listed(task), languages, head, {})]
     tasks = listed(task)
-    top = with_head(tasks, head)
-    return [*languages, *(vector if vector is top else replace(vector, head=None) for vector in tasks)]
+    top = select_head(tasks, head)
+    return [
+        *languages,
+        *(vector if vector is top else replace(vector, head=None) for vector in tasks),
+    ]
 
 
-def with_head(tasks: Sequence[SparseVector], head: int | None) -> SparseVector | None:
-    """The task vector whose head is used: number `head`, or the only one that has any; DeftxError if that is open."""
+def select_head(tasks: Sequence[SparseVector], head: int | None) -> SparseVector | None:
+    """The task vector whose head is used: number `head`, or the only one that has any; DeftxError
+    if that is open."""
     having = [number for number, vector in enumerate(tasks) if vector.head]
     if head is None and len(having) > 1:
         what = f"{len(having)} task vectors have heads, and a model takes one"
@@ -145,9 +164,11 @@ def with_head(tasks: Sequence[SparseVector], head: int | None) -> SparseVector |
 
 
 def rule_of(text: str, **options: float) -> tuple[Rule, dict[str, float]]:
-    """The rule that `NAME` or `NAME:KEY=VALUE,...` means, and all its options, those of `options` before the written.
+    """The rule that `NAME` or `NAME:KEY=VALUE,...` means, and all its options, those of `options`
+    before the written.
 
-    Raises DeftxError for an unknown rule or option, which lists the known ones, and for a value that is out of range.
+    Raises DeftxError for an unknown rule or option, which lists the known ones, and for a value
+    that is out of range.
     """
     name, _, written = text.partition(":")
     if name not in RULES:
@@ -176,7 +197,11 @@ def _number(value: Any) -> float:
 
 def _scaled(term: Term, options: Options) -> Term:
     scale = options.get(f"{term.kind}_scale", 1.0)
-    return term if scale == 1 else term.map(lambda entries: entries.map(lambda values: _wide(values) * scale))
+    return (
+        term
+        if scale == 1
+        else term.map(lambda entries: entries.map(lambda values: _wide(values) * scale))
+    )
 
 
 def _as_they_are(terms: list[Term], options: Options) -> list[Term]:
@@ -184,34 +209,47 @@ def _as_they_are(terms: list[Term], options: Options) -> list[Term]:
 
 
 def _trimmed(terms: list[Term], options: Options) -> list[Term]:
-    """Of each vector the share `density` of its entries, over all tensors the largest in magnitude."""
+    """Of each vector the share `density` of its entries, over all tensors the largest in
+    magnitude."""
 
     def trimmed(term: Term) -> Term:
         values = {name: entries.values for name, entries in term.tensors.items()}
         kept = select(values, round(options["density"] * sum(map(len, values.values()))))
-        return replace(term, tensors={name: _at(entries, kept[name].indices) for name, entries in term.tensors.items()})
+        return replace(
+            term,
+            tensors={
+                name: _at(entries, kept[name].indices) for name, entries in term.tensors.items()
+            },
+        )
 
     return [trimmed(term) for term in terms]
 
 
 def _thinned_out(terms: list[Term], options: Options) -> list[Term]:
-    """Each entry dropped with probability `drop`; the others divided by 1 − drop, so that the expectation stays."""
-    generator = torch.Generator().manual_seed(int(options["seed"]))  # one for all vectors: they are not dropped alike
+    """Each entry dropped with probability `drop`; the others divided by 1 − drop, so that the
+    expectation stays."""
+    generator = torch.Generator().manual_seed(
+        int(options["seed"])
+    )  # one for all vectors: they are not dropped alike
 
-    def thinned(entries: Entries) -> Entries:
+    def thinned(entries: SparseTensor) -> SparseTensor:
         drawn = torch.rand(len(entries.indices), generator=generator)
-        kept = _at(entries, (drawn >= options["drop"]).nonzero().view(-1).to(entries.indices.device))
+        kept = _at(
+            entries, (drawn >= options["drop"]).nonzero().view(-1).to(entries.indices.device)
+        )
         return kept.map(lambda values: _wide(values) / (1 - options["drop"]))
 
     return [term.map(thinned) for term in terms]
 
 
 def _by_depth(terms: list[Term], options: Options) -> list[Term]:
-    """Languages below, tasks above: the embeddings and the share `cut` of the layers, counted from the input up to the
-    last that a vector has, are of the languages alone, the others of the tasks. Where one of the two is missing,
-    nothing is cut."""
+    """Languages below, tasks above: the embeddings and the share `cut` of the layers, counted from
+    the input up to the last that a vector has, are of the languages alone, the others of the tasks.
+    Where one of the two is missing, nothing is cut."""
     depths: dict[str, int] = {}
-    for stack, _, number in (layer_of(name).rpartition(".") for term in terms for name in term.tensors):
+    for stack, _, number in (
+        layer_of(name).rpartition(".") for term in terms for name in term.tensors
+    ):
         if number.isdigit():
             depths[stack] = max(depths.get(stack, 0), int(number) + 1)
 
@@ -222,7 +260,14 @@ def _by_depth(terms: list[Term], options: Options) -> list[Term]:
     if len({term.kind for term in terms}) == 1:
         return terms
     return [
-        replace(term, tensors={name: e for name, e in term.tensors.items() if lower(name) == (term.kind == LANGUAGE)})
+        replace(
+            term,
+            tensors={
+                name: e
+                for name, e in term.tensors.items()
+                if lower(name) == (term.kind == LANGUAGE)
+            },
+        )
         for term in terms
     ]
 
@@ -231,7 +276,7 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _at(entries: Entries, places: Tensor) -> Entries:
+def _at(entries: SparseTensor, places: Tensor) -> SparseTensor:
     """The entries at some of their places [n], ascending."""
     return replace(entries, indices=entries.indices[places], values=entries.values[places])
 
@@ -262,12 +307,14 @@ def _total_where_agreed(values: Tensor) -> Tensor:
     return values.sum(0).where(~((values > 0).any(0) & (values < 0).any(0)), 0)
 
 
-def _joined(name: str, terms: Sequence[Term], join: Callable[[Tensor], Tensor]) -> Entries:
+def _joined(name: str, terms: Sequence[Term], join: Callable[[Tensor], Tensor]) -> SparseTensor:
     """The entries of one tensor, of all vectors that have it."""
     parts = [term.tensors[name] for term in terms if name in term.tensors]
     if len({part.shape for part in parts}) > 1:
         shapes = " and ".join(sorted({str(part.shape) for part in parts}))
-        raise DeftxError(f"tensor {name!r} has the shapes {shapes} in these vectors: use vectors of one base")
+        raise DeftxError(
+            f"tensor {name!r} has the shapes {shapes} in these vectors: use vectors of one base"
+        )
     indices, places = torch.cat([part.indices for part in parts]).unique(return_inverse=True)
     rows = places.split([len(part.indices) for part in parts])
     dtype = reduce(torch.promote_types, (part.values.dtype for part in parts), torch.float32)
@@ -276,7 +323,7 @@ def _joined(name: str, terms: Sequence[Term], join: Callable[[Tensor], Tensor]) 
         row[places] = part.values.to(dtype)
     joined = join(values)
     left = joined.nonzero().view(-1)
-    return Entries(indices[left], joined[left], parts[0].shape)
+    return SparseTensor(indices[left], joined[left], parts[0].shape)
 
 
 SCALES = {f"{kind}_scale": Option(1.0, isfinite, "a finite number") for kind in (LANGUAGE, TASK)}
@@ -296,9 +343,18 @@ RULES: dict[str, Rule] = {
     "sum": Rule(_as_they_are, _total, {}, "Ansell et al. 2022, https://arxiv.org/abs/2110.07560"),
     "scaled": Rule(_as_they_are, _total, SCALES, TASK_ARITHMETIC),
     "ties": Rule(_trimmed, _mean_of_elected, DENSITY | SCALES, TIES),
-    "ties-sum": Rule(_trimmed, _total_of_elected, DENSITY | SCALES, f"{TIES}, with the sum in place of the mean"),
+    "ties-sum": Rule(
+        _trimmed, _total_of_elected, DENSITY | SCALES, f"{TIES}, with the sum in place of the mean"
+    ),
     "dare": Rule(_thinned_out, _total, DROP | SCALES, DARE),
-    "dare-ties": Rule(_thinned_out, _mean_of_elected, DROP | SCALES, f"{DARE}, joined as in {TIES}"),
-    "agree": Rule(_as_they_are, _total_where_agreed, SCALES, f"the sign conflicts of {TIES}, left out on both sides"),
+    "dare-ties": Rule(
+        _thinned_out, _mean_of_elected, DROP | SCALES, f"{DARE}, joined as in {TIES}"
+    ),
+    "agree": Rule(
+        _as_they_are,
+        _total_where_agreed,
+        SCALES,
+        f"the sign conflicts of {TIES}, left out on both sides",
+    ),
     "layers": Rule(_by_depth, _total, CUT | SCALES, f"after {LAYER_SWAPPING}"),
 }

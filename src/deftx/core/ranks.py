@@ -1,17 +1,22 @@
-"""How many singular values of a weight difference are kept: the rank r of the paper's section 3, by rule.
+"""How many singular values of a weight difference are kept: the rank r of the paper's section 3, by
+rule.
 
     100      the same rank for every matrix
-    100/768  the same, relative to the model's width: 100 of 768, so 50 in a model of width 384 (`resolve_rank`)
+    100/768  the same, relative to the model's width: 100 of 768, so 50 in a model of width 384
+             (`resolve_rank`)
     90%      the fewest values whose squares reach that share of all squares
-    a name   a rule that needs no number, see RANK_RULES; or `auto`, the one of these that did best (docs/log.md)
+    a name   a rule that needs no number, see RANK_RULES; or `auto`, the one of these that did best
+    (docs/log.md)
 
-The rules by name ask how much of a spectrum is more than noise would leave, or how many directions it amounts to. Those
-that know noise compare with a matrix [m, n] of independent entries of one variance s²: its singular values fill, as the
-matrix grows, the range √n ± √m times s, spread as Marchenko and Pastur (1967) found. How large s is, is read off the
-median of the spectrum, so that it need not be known.
+The rules by name ask how much of a spectrum is more than noise would leave, or how many directions
+it amounts to. Those that know noise compare with a matrix [m, n] of independent entries of one
+variance s²: its singular values fill, as the matrix grows, the range √n ± √m times s, spread as
+Marchenko and Pastur (1967) found. How large s is, is read off the median of the spectrum, so that
+it need not be known.
 
-`split-half` assumes nothing about the noise but measures it: of two differences from one start, each learnt from one
-half of the data, what both have is signal. It takes both of them (`split_half_ranks`) and is no function of a spectrum.
+`split-half` assumes nothing about the noise but measures it: of two differences from one start,
+each learnt from one half of the data, what both have is signal. It takes both of them
+(`split_half_ranks`) and is no function of a spectrum.
 """
 
 import re
@@ -25,8 +30,9 @@ from torch import Tensor
 
 from deftx.errors import DeftxError, unknown
 
-# From the singular values [min(m, n)], descending, and the shape (m, n) to the rank that is kept. Rows of zeros do
-# not count in the shape; the singular values that they would have, zeros at the end, may be there.
+# From the singular values [min(m, n)], descending, and the shape (m, n) to the rank that is kept.
+# Rows of zeros do not count in the shape; the singular values that they would have, zeros at the
+# end, may be there.
 RankRule = Callable[[Tensor, tuple[int, int]], int]
 Rank = int | float | str  # as it is set
 
@@ -34,20 +40,26 @@ AUTO, SPLIT_HALF = "auto", "split-half"
 RECOMMENDED: Rank = "gavish-donoho"  # what `auto` stands for
 ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
 BLOCK = 1 << 20  # entries that are taken to float64 together
-ROUNDED = 1e-6  # singular values this small beside the largest may be rounding: a Gram matrix halves the digits
+# singular values this small beside the largest may be rounding: a Gram matrix halves the digits
+ROUNDED = 1e-6
 
 
 def uniform(rank: int) -> RankRule:
-    """The same rank for every matrix (paper: 100, 200, 300); smaller matrices keep their full rank."""
+    """The same rank for every matrix (paper: 100, 200, 300); smaller matrices keep their full
+    rank."""
     if rank <= 0:
-        raise DeftxError(f"rank {rank} is not positive; give an integer from 1 up, or a share such as 90%")
+        raise DeftxError(
+            f"rank {rank} is not positive; give an integer from 1 up, or a share such as 90%"
+        )
     return lambda singular, shape: min(rank, len(singular))
 
 
 def variance(share: float) -> RankRule:
     """The fewest singular values whose squares reach `share` (0 to 1) of the sum of all squares."""
     if not 0 < share <= 1:
-        raise DeftxError(f"rank {share:.6g} is no share of the variance; give more than 0% and at most 100%")
+        raise DeftxError(
+            f"rank {share:.6g} is no share of the variance; give more than 0% and at most 100%"
+        )
 
     def rule(singular: Tensor, shape: tuple[int, int]) -> int:
         squares = singular.double().square()
@@ -62,22 +74,29 @@ def variance(share: float) -> RankRule:
 
 
 def gavish_donoho(singular: Tensor, shape: tuple[int, int]) -> int:
-    """Values above the threshold that loses least, in the limit, when signal is to be told from white noise of unknown
-    strength (Gavish and Donoho 2014, "The optimal hard threshold for singular values is 4/√3", section III.E):
-    λ(β)/√μ(β) times the median, 2.858 times for square matrices."""
+    """Values above the threshold that loses least, in the limit, when signal is to be told from
+    white noise of unknown strength (Gavish and Donoho 2014, "The optimal hard threshold for
+    singular values is 4/√3", section III.E): λ(β)/√μ(β) times the median, 2.858 times for square
+    matrices."""
     return _above_noise(
-        singular, shape, lambda beta: sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + sqrt(beta * beta + 14 * beta + 1)))
+        singular,
+        shape,
+        lambda beta: sqrt(
+            2 * (beta + 1) + 8 * beta / (beta + 1 + sqrt(beta * beta + 14 * beta + 1))
+        ),
     )
 
 
 def bulk_edge(singular: Tensor, shape: tuple[int, int]) -> int:
-    """Values above the upper edge (1 + √β)·s·√n of the noise, s being fitted to the median: all that noise alone would
-    not leave. Signals above it can be seen, if not told apart well (Baik, Ben Arous and Péché 2005)."""
+    """Values above the upper edge (1 + √β)·s·√n of the noise, s being fitted to the median: all
+    that noise alone would not leave. Signals above it can be seen, if not told apart well (Baik,
+    Ben Arous and Péché 2005)."""
     return _above_noise(singular, shape, lambda beta: 1 + sqrt(beta))
 
 
 def effective_rank(singular: Tensor, shape: tuple[int, int]) -> int:
-    """The exponential of the entropy of the singular values as shares of their sum (Roy and Vetterli 2007), rounded
+    """The exponential of the entropy of the singular values as shares of their sum (Roy and
+    Vetterli 2007), rounded
     up: how many equal values would be as spread."""
     values = singular.double()
     values = values[values > ROUNDED * values.max()] if len(values) else values
@@ -119,10 +138,11 @@ def is_relative(rank: Rank | None) -> bool:
 
 
 def resolve_rank(rank: Rank, width: int) -> Rank:
-    """`rank` for a model of hidden width `width`: of one that is relative to the width the number, others as they are.
+    """`rank` for a model of hidden width `width`: of one that is relative to the width the number,
+    others as they are.
 
-    `100/768` is round(100/768 · width), at least 1: one number for all matrices of the model, whatever their shapes,
-    as the paper's 100 is at a width of 768.
+    `100/768` is round(100/768 · width), at least 1: one number for all matrices of the model,
+    whatever their shapes, as the paper's 100 is at a width of 768.
 
     Raises DeftxError for a relative rank that is zero or above the whole width.
     """
@@ -138,7 +158,8 @@ def resolve_rank(rank: Rank, width: int) -> Rank:
 
 
 def recorded_rank(rank: Rank | None, resolved: Rank | None = None) -> dict[str, Rank | None]:
-    """What a vector records of a rank: itself, and as `rank_rule` what it stood for, where it does not say so itself.
+    """What a vector records of a rank: itself, and as `rank_rule` what it stood for, where it does
+    not say so itself.
 
     That is the rule that `auto` stands for, or the number that a relative rank was `resolved` to.
     """
@@ -151,10 +172,11 @@ def recorded_rank(rank: Rank | None, resolved: Rank | None = None) -> dict[str, 
 
 
 def rank_rule(rank: Rank) -> RankRule:
-    """The rule meant by `100` or `"100"` (uniform), `"90%"` or `0.9` (share of variance), a name of RANK_RULES, `auto`.
+    """The rule meant by `100` or `"100"` (uniform), `"90%"` or `0.9` (share of variance), a name of
+    RANK_RULES, `auto`.
 
-    Raises DeftxError for a rank out of range, an unknown name, and for what matrices alone do not tell: `split-half`,
-    and a rank relative to the width of a model.
+    Raises DeftxError for a rank out of range, an unknown name, and for what matrices alone do not
+    tell: `split-half`, and a rank relative to the width of a model.
     """
     rank = RECOMMENDED if is_auto(rank) else rank
     text = str(rank).strip()
@@ -175,7 +197,9 @@ def rank_rule(rank: Rank) -> RankRule:
             return variance(rank)
         return uniform(int(text))
     except DeftxError:
-        raise DeftxError(f"rank {text} is out of range: give an integer above 0 or a share up to 100%") from None
+        raise DeftxError(
+            f"rank {text} is out of range: give an integer above 0 or a share up to 100%"
+        ) from None
     except ValueError:
         if text in RANK_RULES:
             return RANK_RULES[text]
@@ -184,27 +208,32 @@ def rank_rule(rank: Rank) -> RankRule:
 
 
 def split_half_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, int]:
-    """The rank of every matrix by `split_half`, from two differences (name -> tensor) with the same names and shapes:
-    θ1 − θ0 of two trainings from one θ0, each on its half of the data. What `denoise` takes as its ranks.
+    """The rank of every matrix by `split_half`, from two differences (name -> tensor) with the same
+    names and shapes: θ1 − θ0 of two trainings from one θ0, each on its half of the data. What
+    `denoise` takes as its ranks.
 
-    The difference that all of the data makes has less noise than either: its best rank is this or somewhat more.
-    Raises DeftxError where names or shapes differ.
+    The difference that all of the data makes has less noise than either: its best rank is this or
+    somewhat more. Raises DeftxError where names or shapes differ.
     """
     if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in second.items()}:
         raise DeftxError("the two differences have other names or shapes: take both from one base")
     matrices = {name: tensor for name, tensor in first.items() if is_matrix(tensor)}
-    return {name: split_half(tensor, second[name].to(tensor.device)) for name, tensor in matrices.items()}
+    return {
+        name: split_half(tensor, second[name].to(tensor.device))
+        for name, tensor in matrices.items()
+    }
 
 
 def split_half(first: Tensor, second: Tensor) -> int:
-    """The rank at which each of two matrices [m, n], cut to it, is nearest to the other: A and B, signal S plus noises
-    that have nothing to do with each other.
+    """The rank at which each of two matrices [m, n], cut to it, is nearest to the other: A and B,
+    signal S plus noises that have nothing to do with each other.
 
-    Direction i of A, σ_i·u_i·v_iᵀ, brings A nearer to S where u_iᵀ S v_i > σ_i / 2, and u_iᵀ B v_i tells u_iᵀ S v_i
-    without bias, since B's noise knows nothing of A's directions. So the first r directions change the squared distance
-    to B by Σ σ_i² − 2·σ_i·u_iᵀ B v_i; the r with the least sum of this and the same with A and B exchanged is taken.
-    That is cross-validation of the cut (compare Owen and Perry 2009, "Bi-cross-validation of the SVD"), and holds for
-    noise of any shape: rows of unequal strength, say, as those of frequent and rare words in embeddings.
+    Direction i of A, σ_i·u_i·v_iᵀ, brings A nearer to S where u_iᵀ S v_i > σ_i / 2, and u_iᵀ B v_i
+    tells u_iᵀ S v_i without bias, since B's noise knows nothing of A's directions. So the first r
+    directions change the squared distance to B by Σ σ_i² − 2·σ_i·u_iᵀ B v_i; the r with the least
+    sum of this and the same with A and B exchanged is taken. That is cross-validation of the cut
+    (compare Owen and Perry 2009, "Bi-cross-validation of the SVD"), and holds for noise of any
+    shape: rows of unequal strength, say, as those of frequent and rare words in embeddings.
     """
     if first.shape[0] < first.shape[1]:
         first, second = first.mT, second.mT
@@ -218,7 +247,9 @@ def split_half(first: Tensor, second: Tensor) -> int:
         cross.addmm_(a.mT, b)
     change = zeros.new_zeros(width)
     for gram in (gram_a, gram_b):
-        squares, vectors = torch.linalg.eigh(gram)  # σ_i·u_iᵀ B v_i = v_iᵀ Aᵀ B v_i, and so the other way round
+        squares, vectors = torch.linalg.eigh(
+            gram
+        )  # σ_i·u_iᵀ B v_i = v_iᵀ Aᵀ B v_i, and so the other way round
         change += (squares - 2 * (vectors * (cross @ vectors)).sum(0)).flip(0)
     distances = torch.cat([change.new_zeros(1), change.cumsum(0)])
     least = distances.min() + ROUNDING * float(gram_a.trace() + gram_b.trace())
@@ -232,17 +263,20 @@ def is_matrix(tensor: Tensor) -> bool:
 
 @cache
 def noise_median(beta: float) -> float:
-    """The median of Marchenko and Pastur's distribution for the shape β = narrow / wide (above 0, at most 1): of the
-    squared singular values of noise with variance 1, over the wide side."""
+    """The median of Marchenko and Pastur's distribution for the shape β = narrow / wide (above 0,
+    at most 1): of the squared singular values of noise with variance 1, over the wide side."""
     from scipy.integrate import quad  # here, since few fits ask for it and it takes long to import
     from scipy.optimize import brentq
 
     low, high = (1 - sqrt(beta)) ** 2, (1 + sqrt(beta)) ** 2
 
     def above(start: float) -> float:
-        # ∫ √((high − t)(t − low)) / (2πβt) dt from `start` on; t = low + (high − low)·sin²x makes the ends smooth
+        # ∫ √((high − t)(t − low)) / (2πβt) dt from `start` on; t = low + (high − low)·sin²x makes
+        # the ends smooth
         def density(x: float) -> float:
-            return ((high - low) * sin(x) * cos(x)) ** 2 / (pi * beta * (low + (high - low) * sin(x) ** 2))
+            return ((high - low) * sin(x) * cos(x)) ** 2 / (
+                pi * beta * (low + (high - low) * sin(x) ** 2)
+            )
 
         return float(quad(density, asin(sqrt((start - low) / (high - low))), pi / 2)[0])
 

@@ -1,7 +1,9 @@
-"""Magnitude selection: exactly the k largest entries, over all tensors together or tensor by tensor.
+"""Magnitude selection: exactly the k largest entries, over all tensors together or tensor by
+tensor.
 
-Paper, Algorithm 1, "select": the entries that phase 2 may change. Ties are broken by the order of the
-tensors, then by the lowest flat index, so that the same differences always give the same k places.
+Paper, Algorithm 1, "select": the entries that phase 2 may change. Ties are broken by the order of
+the tensors, then by the lowest flat index, so that the same differences always give the same k
+places.
 """
 
 import hashlib
@@ -14,30 +16,36 @@ from torch import Tensor
 from deftx.core.parameters import layer_of
 from deftx.errors import DeftxError, unknown
 
-CHUNK = 1 << 18  # entries looked at together: few enough to stay in the processor's cache from step to step
+CHUNK = (
+    1 << 18
+)  # entries looked at together: few enough to stay in the processor's cache from step to step
 SAMPLE = 1 << 20  # entries from which the first guess of the threshold is taken
 UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 # From a tensor's name to the group within which entries compare.
-SPLITS: dict[str, Callable[[str], str]] = {"global": lambda name: "", "matrix": lambda name: name, "layer": layer_of}
+SPLITS: dict[str, Callable[[str], str]] = {
+    "global": lambda name: "",
+    "matrix": lambda name: name,
+    "layer": layer_of,
+}
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class TensorMask:
     """Places in one tensor: sorted flat (row-major) `indices` [n] int64 of a tensor of `shape`."""
 
     indices: Tensor
     shape: tuple[int, ...]
 
 
-Selection = dict[str, Places]
+SparseMask = dict[str, TensorMask]
 
-# Tensors in pieces: each a tensor's name, the flat index at which the piece starts, and its entries [c].
-# Pieces come in the order in which ties are broken.
+# Tensors in pieces: each a tensor's name, the flat index at which the piece starts, and its entries
+# [c]. Pieces come in the order in which ties are broken.
 Chunk = tuple[str, int, Tensor]
 
 
-def digest(selection: Selection) -> str:
+def digest(selection: SparseMask) -> str:
     """A name of the selection (64 hex digits): other places, another name."""
     whole = hashlib.sha256()
     for name, places in selection.items():
@@ -64,22 +72,29 @@ def parse_k(k: int | float | str, total: int) -> int:
             if count != number:
                 raise ValueError
     except (ValueError, OverflowError):
-        raise DeftxError(f"k = {k!r} is neither a count (7600000, 7.6M) nor a share (2.8%)") from None
+        raise DeftxError(
+            f"k = {k!r} is neither a count (7600000, 7.6M) nor a share (2.8%)"
+        ) from None
     if not 0 <= count <= total:
-        raise DeftxError(f"k = {k} is {count:,} entries; give 0 to {total:,}, all that can be tuned (or up to 100%)")
+        raise DeftxError(
+            f"k = {k} is {count:,} entries; give 0 to {total:,}, all that can be tuned (or up to 100%)"
+        )
     return count
 
 
-def select(delta: Mapping[str, Tensor], k: int | float | str, split: str = "global") -> Selection:
+def select(delta: Mapping[str, Tensor], k: int | float | str, split: str = "global") -> SparseMask:
     """The k entries of `delta` largest in magnitude, exactly k of them (Algorithm 1, line "μ").
 
-    Needs one pass over the delta beside a sample, and memory for the candidates only (about 1.05 k of them).
+    Needs one pass over the delta beside a sample, and memory for the candidates only (about 1.05 k
+    of them).
 
     Args:
-        delta: Tensor name -> difference of any shape; its order is the order in which ties are broken.
+        delta: Tensor name -> difference of any shape; its order is the order in which ties are
+            broken.
         k: A count or a share of all entries, see `parse_k`.
-        split: What compares with each other: everything (`global`, as in the paper), or only what is of one tensor
-            (`matrix`) or of one layer (`layer`), each having its part of k by its size, see `shares_of`.
+        split: What compares with each other: everything (`global`, as in the paper), or only what
+            is of one tensor (`matrix`) or of one layer (`layer`), each having its part of k by its
+            size, see `shares_of`.
 
     Returns:
         Tensor name -> places. Every tensor appears, those without a place with an empty one.
@@ -96,15 +111,18 @@ def select(delta: Mapping[str, Tensor], k: int | float | str, split: str = "glob
 
     sizes = [sum(tensor.numel() for tensor in group.values()) for group in groups.values()]
     counts = shares_of(parse_k(k, sum(sizes)), sizes)
-    selection: Selection = {}
+    selection: SparseMask = {}
     for group, count in zip(groups.values(), counts, strict=True):
         selection |= _select_largest(group, count)
-    return {name: selection[name] for name in delta}  # in the order of the delta, which groups may not keep
+    return {
+        name: selection[name] for name in delta
+    }  # in the order of the delta, which groups may not keep
 
 
 def shares_of(k: int, sizes: Sequence[int]) -> list[int]:
-    """k as a sum of counts in proportion to `sizes`, none above its size (for a k of at most their sum): rounded down
-    first, then one more where the remainder is largest, in the order of the sizes where remainders tie (Hamilton)."""
+    """k as a sum of counts in proportion to `sizes`, none above its size (for a k of at most their
+    sum): rounded down first, then one more where the remainder is largest, in the order of the
+    sizes where remainders tie (Hamilton)."""
     total = max(sum(sizes), 1)
     counts = [k * size // total for size in sizes]
     remainders = [k * size % total for size in sizes]
@@ -114,7 +132,7 @@ def shares_of(k: int, sizes: Sequence[int]) -> list[int]:
     return counts
 
 
-def _select_largest(delta: Mapping[str, Tensor], count: int) -> Selection:
+def _select_largest(delta: Mapping[str, Tensor], count: int) -> SparseMask:
     """The `count` entries of `delta` largest in magnitude."""
     total = sum(tensor.numel() for tensor in delta.values())
     flat = {name: tensor.detach().reshape(-1) for name, tensor in delta.items()}
@@ -122,21 +140,26 @@ def _select_largest(delta: Mapping[str, Tensor], count: int) -> Selection:
     sample = [entries[::step] for entries in flat.values()]
     chosen = largest(lambda: _chunks(flat), sample, count, total)
 
-    selection: Selection = {}
+    selection: SparseMask = {}
     for name, tensor in delta.items():
         indices = chosen.get(name, torch.empty(0, dtype=torch.int64))
-        selection[name] = Places(indices, tuple(tensor.shape))
+        selection[name] = TensorMask(indices, tuple(tensor.shape))
     return selection
 
 
-def largest(chunks: Callable[[], Iterable[Chunk]], sample: Iterable[Tensor], k: int, total: int) -> dict[str, Tensor]:
-    """Per name the sorted flat indices of the k largest in magnitude of the `total` entries of `chunks`.
+def largest(
+    chunks: Callable[[], Iterable[Chunk]], sample: Iterable[Tensor], k: int, total: int
+) -> dict[str, Tensor]:
+    """Per name the sorted flat indices of the k largest in magnitude of the `total` entries of
+    `chunks`.
 
     Entries below a bar, which the sample tells, are forgotten at once.
 
     Args:
-        chunks: Gives the same chunks at each call; it is called again where too few of them reached the bar.
-        sample: Some of the entries, flat, from which the bar is guessed: a poor sample costs time, no more.
+        chunks: Gives the same chunks at each call; it is called again where too few of them reached
+            the bar.
+        sample: Some of the entries, flat, from which the bar is guessed: a poor sample costs time,
+            no more.
         k: How many entries are wanted.
         total: How many entries all chunks have.
 
@@ -161,14 +184,20 @@ def largest(chunks: Callable[[], Iterable[Chunk]], sample: Iterable[Tensor], k: 
 def _bar(magnitudes: Tensor, share: float) -> float:
     """The magnitude that about `share` of the sample reaches; 0 where that is all of it."""
     rank = int(share * len(magnitudes))
-    return float(magnitudes.kthvalue(len(magnitudes) - rank).values) if rank < len(magnitudes) else 0.0
+    return (
+        float(magnitudes.kthvalue(len(magnitudes) - rank).values) if rank < len(magnitudes) else 0.0
+    )
 
 
-def _reaching(chunks: Iterable[Chunk], bar: float, room: Tensor) -> tuple[dict[str, tuple[int, int]], Tensor, Tensor]:
-    """The entries of at least `bar` in magnitude: per name where its own begin and end among all, their flat indices
-    in their tensors, ascending, and their magnitudes. These go to `room` as long as there is any.
+def _reaching(
+    chunks: Iterable[Chunk], bar: float, room: Tensor
+) -> tuple[dict[str, tuple[int, int]], Tensor, Tensor]:
+    """The entries of at least `bar` in magnitude: per name where its own begin and end among all,
+    their flat indices in their tensors, ascending, and their magnitudes. These go to `room` as long
+    as there is any.
 
-    One array of each, filled from its start, since thousands of small ones cannot be given back to the system.
+    One array of each, filled from its start, since thousands of small ones cannot be given back to
+    the system.
     """
     spans: dict[str, tuple[int, int]] = {}
     places = torch.empty_like(room, dtype=torch.int64)
@@ -194,7 +223,8 @@ def _reaching(chunks: Iterable[Chunk], bar: float, room: Tensor) -> tuple[dict[s
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    """In float32, or in float64 where it is so already: floats of all kinds compare without loss."""
+    """In float32, or in float64 where it is so already: floats of all kinds compare without
+    loss."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -209,8 +239,8 @@ def _largest(magnitudes: Tensor, k: int) -> Tensor:
     if k == 0 or k >= len(magnitudes):
         return torch.full_like(magnitudes, k > 0, dtype=torch.bool)
 
-    # Ordering takes three times the memory of what is ordered. So a sample tells a magnitude that somewhat fewer than k
-    # are above of, and the k-th largest is sought among the rest.
+    # Ordering takes three times the memory of what is ordered. So a sample tells a magnitude that
+    # somewhat fewer than k are above of, and the k-th largest is sought among the rest.
     sample = magnitudes[:: len(magnitudes) // SAMPLE | 1]
     guess = _bar(sample, 0.95 * k / len(magnitudes))
     is_above = magnitudes > guess

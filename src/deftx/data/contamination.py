@@ -1,17 +1,19 @@
-"""Evaluation text in training text, which makes scores better than they are: finding it, before anything is trained.
+"""Evaluation text in training text, which makes scores better than they are: finding it, before
+anything is trained.
 
-Texts are compared without case, in one of Unicode's forms (NFKC), without characters that are not seen, and with every
-run of punctuation or white space as one space (see `deftx.data.unicode_forms`). A training text leaks an
-evaluation text where
+Texts are compared without case, in one of Unicode's forms (NFKC), without characters that are not
+seen, and with every run of punctuation or white space as one space (see
+`deftx.data.unicode_forms`). A training text leaks an evaluation text where
 
     equal      they are the same
     contained  one holds the other, of 25 characters or more, as whole words
     words      they share eight words in a row
     similar    their Levenshtein distance is at most a tenth of the longer one's length
 
-These are near to the rules by which SMSA, whose reviews were translated into NusaX, is trimmed for an evaluation on
-NusaX, but for the nearest review of each text, which that trimming leaves out however far it is. In scripts that write
-no spaces between words only `equal` and `similar` find much.
+These are near to the rules by which SMSA, whose reviews were translated into NusaX, is trimmed for
+an evaluation on NusaX, but for the nearest review of each text, which that trimming leaves out
+however far it is. In scripts that write no spaces between words only `equal` and `similar` find
+much.
 """
 
 from bisect import bisect_left, bisect_right
@@ -30,22 +32,25 @@ CONTAINED = 25  # characters from which on a text that is found in another one i
 WORDS = 8  # in a row
 SIMILAR = 0.9  # 1 - distance / length of the longer text
 
-# For training and evaluation texts, both normalised: which evaluation text is found in which training text, by index.
+# For training and evaluation texts, both normalised: which evaluation text is found in which
+# training text, by index.
 Found = dict[int, int]
 Rule = Callable[[Sequence[str], Sequence[str]], Found]
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Training text number `training` holds evaluation text number `evaluation`, as the rule `kind` has it."""
+    """Training text number `training` holds evaluation text number `evaluation`, as the rule `kind`
+    has it."""
 
     training: int
     evaluation: int
     kind: str
 
 
-def leaks(training: Sequence[str], evaluation: Sequence[str]) -> list[Leak]:
-    """The training texts that leak an evaluation text, in order; of several reasons the first of RULES."""
+def find_contamination(training: Sequence[str], evaluation: Sequence[str]) -> list[Leak]:
+    """The training texts that leak an evaluation text, in order; of several reasons the first of
+    RULES."""
     old, new = [normalised(text) for text in training], [normalised(text) for text in evaluation]
     found: dict[int, Leak] = {}
     for kind, rule in RULES.items():
@@ -60,13 +65,15 @@ def texts_of(examples: Examples) -> list[str]:
 
 
 def leaking(examples: Examples, evaluation: Sequence[str]) -> list[Leak]:
-    """As `leaks`, for labelled examples: `training` is the number of the example, whichever of its texts it is."""
-    found = by_row(leaks(texts_of(examples), evaluation), len(examples))
+    """As `leaks`, for labelled examples: `training` is the number of the example, whichever of its
+    texts it is."""
+    found = by_row(find_contamination(texts_of(examples), evaluation), len(examples))
     return [replace(leak, training=number) for number, leak in found.items()]
 
 
 def by_row(found: Sequence[Leak], rows: int) -> dict[int, Leak]:
-    """The first leak of every row that has one, where the training texts were columns of so many rows, one by one."""
+    """The first leak of every row that has one, where the training texts were columns of so many
+    rows, one by one."""
     first = {leak.training % rows: leak for leak in reversed(found)}
     return {row: first[row] for row in sorted(first)}
 
@@ -78,7 +85,8 @@ def counted(found: Sequence[Leak]) -> str:
 
 
 def normalised(text: str) -> str:
-    """Without case, in one form of Unicode's, every run of what is no letter, digit or mark on one as one space."""
+    """Without case, in one form of Unicode's, every run of what is no letter, digit or mark on one
+    as one space."""
     return " ".join(caseless(text).translate(_KEPT).split())
 
 
@@ -106,7 +114,8 @@ def _contained(training: Sequence[str], evaluation: Sequence[str]) -> Found:
 
 
 def _within(parts: Sequence[str], wholes: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(part, whole) where a short part stands in a whole as whole words; one pair for each whole, and for each part."""
+    """(part, whole) where a short part stands in a whole as whole words; one pair for each whole,
+    and for each part."""
     index: dict[str, list[int]] = {}  # equal parts have one entry
     for number, part in enumerate(parts):
         if len(part) >= CONTAINED and part.count(" ") < WORDS - 1:
@@ -121,7 +130,9 @@ def _within(parts: Sequence[str], wholes: Sequence[str]) -> Iterator[tuple[int, 
 
 def _words(training: Sequence[str], evaluation: Sequence[str]) -> Found:
     index = {run: of for of, text in enumerate(evaluation) for run in _runs(text.split(" "), WORDS)}
-    runs = ((place, run) for place, text in enumerate(training) for run in _runs(text.split(" "), WORDS))
+    runs = (
+        (place, run) for place, text in enumerate(training) for run in _runs(text.split(" "), WORDS)
+    )
     return {place: index[run] for place, run in runs if run in index}
 
 
@@ -137,7 +148,10 @@ def _similar(training: Sequence[str], evaluation: Sequence[str]) -> Found:
     found = {}
     for of, text in enumerate(evaluation):
         if text:
-            first, last = bisect_left(lengths, SIMILAR * len(text)), bisect_right(lengths, len(text) / SIMILAR)
+            first, last = (
+                bisect_left(lengths, SIMILAR * len(text)),
+                bisect_right(lengths, len(text) / SIMILAR),
+            )
             some = texts[first:last]
             for _, _, number in extract_iter(
                 text, some, scorer=Levenshtein.normalized_similarity, score_cutoff=SIMILAR
@@ -146,4 +160,9 @@ def _similar(training: Sequence[str], evaluation: Sequence[str]) -> Found:
     return found
 
 
-RULES: dict[str, Rule] = {"equal": _equal, "contained": _contained, "words": _words, "similar": _similar}
+RULES: dict[str, Rule] = {
+    "equal": _equal,
+    "contained": _contained,
+    "words": _words,
+    "similar": _similar,
+}

@@ -1,4 +1,5 @@
-"""Examples of a task and plain text, column by column, from any source that `deftx.data.tables` can open."""
+"""Examples of a task and plain text, column by column, from any source that `deftx.data.tables` can
+open."""
 
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from deftx.config import Settings
+from deftx.config import Config
 from deftx.data.tables import Table, open_source
 from deftx.data.unicode_forms import canonical, caseless
 from deftx.errors import DeftxError, did_you_mean
@@ -22,7 +23,9 @@ NLI = {"premise", "hypothesis"}
 HELD_OUT_SHARE = 0.1  # of labelled data, where no validation data are given
 FEW = 0.01  # of texts that are taken to be in lower case: those with a capital
 T = TypeVar("T")
-Cell = Callable[[str, str, object], T]  # what a cell holds, by its place in words, its column and its content
+Cell = Callable[
+    [str, str, object], T
+]  # what a cell holds, by its place in words, its column and its content
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Columns:
     label: str = "label"
 
 
-class ColumnNames(Settings):
+class ColumnNames(Config):
     """The columns that somebody named; None: the usual one of the task."""
 
     text: str | None = None
@@ -56,7 +59,8 @@ class Examples:
     texts   what is to be labelled
     pairs   second texts, such as hypotheses, or the contexts of questions
     labels  what the task says: names, tags, numbers, answers
-    parts   what a text is made of or may be answered with: its words, which are then read in its place, or its options
+    parts   what a text is made of or may be answered with: its words, which are then read in its
+            place, or its options
     """
 
     texts: list[str]
@@ -69,7 +73,9 @@ class Examples:
         for each in fields(self):
             column = getattr(self, each.name)
             if column is not None and len(column) != len(self.texts):
-                raise DeftxError(f"there are {len(self.texts)} texts and {len(column)} {each.name}: give one for each")
+                raise DeftxError(
+                    f"there are {len(self.texts)} texts and {len(column)} {each.name}: give one for each"
+                )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -77,11 +83,14 @@ class Examples:
     def at(self, rows: Sequence[int]) -> "Examples":
         """The examples with these numbers, counted from 0."""
         columns = {each.name: getattr(self, each.name) for each in fields(self)}
-        return Examples(**{name: column and [column[row] for row in rows] for name, column in columns.items()})
+        return Examples(
+            **{name: column and [column[row] for row in rows] for name, column in columns.items()}
+        )
 
 
 def check_read(data: object, reader: str) -> None:
-    """Raise DeftxError for the name of a file, or a text, where a list is wanted, such as `deftx.READER` gives."""
+    """Raise DeftxError for the name of a file, or a text, where a list is wanted, such as
+    `deftx.READER` gives."""
     if isinstance(data, str | os.PathLike):
         name = os.fspath(data)
         fix = f"put it in one, or read the file of that name with deftx.{reader}"
@@ -118,16 +127,20 @@ def lower_case(texts: Sequence[str]) -> bool:
 
 
 def about_texts(examples: Examples) -> dict[str, bool]:
-    """What a task vector notes of the texts it was learnt from: whether they are in lower case, and pairs."""
+    """What a task vector notes of the texts it was learnt from: whether they are in lower case, and
+    pairs."""
     return {"lower_case": lower_case(written(examples)), "pairs": examples.pairs is not None}
 
 
-def held_out(examples: Examples, share: float, seed: int, *, named: bool) -> tuple[Examples, Examples]:
+def held_out(
+    examples: Examples, share: float, seed: int, *, named: bool
+) -> tuple[Examples, Examples]:
     """Examples parted by a seed: those to learn from, and a share of them, one at least.
 
     named  labels are names, of which each stays among those to learn from
 
-    What occurs twice is learnt from, lest it be on both sides. Raises DeftxError where nothing is left to hold out.
+    What occurs twice is learnt from, lest it be on both sides. Raises DeftxError where nothing is
+    left to hold out.
     """
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     wanted, rows = max(1, round(share * len(examples))), set[int]()
@@ -138,13 +151,19 @@ def held_out(examples: Examples, share: float, seed: int, *, named: bool) -> tup
     for row in order:
         if len(rows) == wanted:
             break
-        if times[texts[row]] == 1 and all(left[name] > count for name, count in (mine[row].items() if named else ())):
+        if times[texts[row]] == 1 and all(
+            left[name] > count for name, count in (mine[row].items() if named else ())
+        ):
             rows.add(row)
             left -= mine[row] if named else Counter()
     if not rows or len(rows) == len(examples):
         why = "since every label, and what occurs twice, has to stay"
-        raise DeftxError(f"of {len(examples)} example(s) none can be held out, {why}: give validation data (--valid)")
-    return examples.at([row for row in range(len(examples)) if row not in rows]), examples.at(sorted(rows))
+        raise DeftxError(
+            f"of {len(examples)} example(s) none can be held out, {why}: give validation data (--valid)"
+        )
+    return examples.at([row for row in range(len(examples)) if row not in rows]), examples.at(
+        sorted(rows)
+    )
 
 
 def _listed(label: Any) -> list[str]:
@@ -161,35 +180,49 @@ def check_labels(source: str, examples: Examples, names: Sequence[str]) -> None:
 
 
 def check_pairs(learnt: bool | None, examples: Examples) -> None:
-    """Raise DeftxError for single texts where a task was `learnt` from pairs, and for pairs where it was not."""
+    """Raise DeftxError for single texts where a task was `learnt` from pairs, and for pairs where
+    it was not."""
     if learnt is not None and learnt != (examples.pairs is not None):
         wrong = "from pairs of texts, and these are single ones: give the second texts too (--pair-column, or `pairs`)"
-        what = wrong if learnt else "from single texts, and these are pairs: leave the second texts out"
+        what = (
+            wrong
+            if learnt
+            else "from single texts, and these are pairs: leave the second texts out"
+        )
         raise DeftxError(f"the task was learnt {what}")
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
     """The examples of all parts, one after the other; without a column that one of them lacks."""
-    columns: dict[str, Any] = {each.name: [getattr(part, each.name) for part in parts] for each in fields(Examples)}
-    whole: dict[str, Any] = {name: None if None in some else list(chain(*some)) for name, some in columns.items()}
+    columns: dict[str, Any] = {
+        each.name: [getattr(part, each.name) for part in parts] for each in fields(Examples)
+    }
+    whole: dict[str, Any] = {
+        name: None if None in some else list(chain(*some)) for name, some in columns.items()
+    }
     return Examples(**whole)
 
 
 def read_text(*sources: str | Path, column: str = "text") -> list[str]:
-    """The texts in `sources`, one after the other, without surrounding white space and without empty ones.
+    """The texts in `sources`, one after the other, without surrounding white space and without
+    empty ones.
 
-    A source is a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`. In plain text every line is a text;
-    elsewhere `column` holds them. Raises DeftxError where a source cannot be read or holds no text.
+    A source is a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`. In plain text every line is a
+    text; elsewhere `column` holds them. Raises DeftxError where a source cannot be read or holds no
+    text.
     """
     tables = map(open_source, sources)
-    found = ((table.source, cells(table, "text" if table.plain else column, text)) for table in tables)
+    found = (
+        (table.source, cells(table, "text" if table.plain else column, text)) for table in tables
+    )
     return [each for name, texts in found for each in usable(name, texts)]
 
 
 def read_pairs(source: str | Path, columns: Columns, label: Cell[Any] | None) -> Examples:
     """Texts, or pairs of them, and their labels, read by `label` (None: labels are not looked for).
 
-    Where there is no column `text`, and no other one is asked for, texts are `premise` and `hypothesis`.
+    Where there is no column `text`, and no other one is asked for, texts are `premise` and
+    `hypothesis`.
     """
     table = open_source(source)
     if columns == Columns(label=columns.label) and {"text", *NLI} & {*table.names} == NLI:
@@ -203,21 +236,45 @@ def read_pairs(source: str | Path, columns: Columns, label: Cell[Any] | None) ->
     return Examples(texts, cells(table, columns.pair, text) if columns.pair else None, labels)
 
 
-def _check_no_header(table: Table, columns: Columns, texts: Sequence[str], labels: Sequence[Any]) -> None:
-    """Raise DeftxError where the names of the columns come again as a row: two files were put together."""
+def _check_no_header(
+    table: Table, columns: Columns, texts: Sequence[str], labels: Sequence[Any]
+) -> None:
+    """Raise DeftxError where the names of the columns come again as a row: two files were put
+    together."""
     for (place, _), example, label in zip(table.values(columns.text), texts, labels, strict=True):
-        if example.strip().lower() == columns.text.lower() and str(label).lower() == columns.label.lower():
-            raise DeftxError(f"{place}: {example!r} {label!r} are the names of the columns again: remove this line")
+        if (
+            example.strip().lower() == columns.text.lower()
+            and str(label).lower() == columns.label.lower()
+        ):
+            raise DeftxError(
+                f"{place}: {example!r} {label!r} are the names of the columns again: remove this line"
+            )
 
 
-NO_LABELS = {"-", "--", "-1", "?", "n/a", "na", "nan", "none", "null", "<na>", "#n/a", "unk", "unlabeled", "unlabelled"}
+NO_LABELS = {
+    "-",
+    "--",
+    "-1",
+    "?",
+    "n/a",
+    "na",
+    "nan",
+    "none",
+    "null",
+    "<na>",
+    "#n/a",
+    "unk",
+    "unlabeled",
+    "unlabelled",
+}
 QUOTES = "\"'`“”„‘’«»"
 MOST_WARNINGS = 5  # of odd labels
 SEPARATORS = re.compile(r"\s*[,;|/+]\s*")
 
 
 def warn_of_odd_labels(table: Table, columns: Columns, labels: Sequence[str]) -> None:
-    """Warn, with the line, of labels that are hardly meant as such: each of them would be learnt as a class."""
+    """Warn, with the line, of labels that are hardly meant as such: each of them would be learnt as
+    a class."""
     first_rows: dict[str, int] = {}
     for row, label in enumerate(labels):
         first_rows.setdefault(label, row)
@@ -230,7 +287,9 @@ def warn_of_odd_labels(table: Table, columns: Columns, labels: Sequence[str]) ->
         if reason and warned < MOST_WARNINGS:
             warned += 1
             what = f"{places[row]}: the label {label!r:.60} {reason}"
-            warnings.warn(f"{what}, and is a class of its own so: correct it, or remove the row", stacklevel=2)
+            warnings.warn(
+                f"{what}, and is a class of its own so: correct it, or remove the row", stacklevel=2
+            )
 
 
 def _odd_label(label: str, twin: str, labels: Container[str]) -> str:
@@ -252,7 +311,8 @@ def _odd_label(label: str, twin: str, labels: Container[str]) -> str:
 
 
 def _label_form(label: str) -> str:
-    """One form of all labels that differ by case, Unicode's forms, white space, or a decimal part of 0."""
+    """One form of all labels that differ by case, Unicode's forms, white space, or a decimal part
+    of 0."""
     return re.sub(r"\.0+$", "", " ".join(caseless(label).split()))
 
 
@@ -264,16 +324,22 @@ def cells(table: Table, column: str, read: Cell[T]) -> list[T]:
 def text(place: str, column: str, value: object) -> str:
     """A text, which may be empty: some writers turn an empty one into null."""
     if not isinstance(value, str | None):
-        raise DeftxError(f"{place}: {column!r} is a {type(value).__name__}, not text: choose a column of text")
+        raise DeftxError(
+            f"{place}: {column!r} is a {type(value).__name__}, not text: choose a column of text"
+        )
     return value or ""
 
 
 def name(place: str, column: str, value: object) -> str:
     """The name of a label, which may not be empty; integers and hub class labels become text."""
-    if isinstance(value, float) and value.is_integer():  # an integer, in a column where one was missing once
+    if (
+        isinstance(value, float) and value.is_integer()
+    ):  # an integer, in a column where one was missing once
         value = int(value)
     if not isinstance(value, str | int | None):
-        raise DeftxError(f"{place}: label {value!r:.40} is neither text nor an integer: write it as one")
+        raise DeftxError(
+            f"{place}: label {value!r:.40} is neither text nor an integer: write it as one"
+        )
     found = "" if value is None else str(value).strip()
     if not found:
         raise DeftxError(f"{place}: the label in {column!r} is empty: fill it in or remove the row")
@@ -283,7 +349,9 @@ def name(place: str, column: str, value: object) -> str:
 def names(place: str, column: str, value: object) -> list[str]:
     """A list of names, at least one."""
     if not isinstance(value, list) or not value:
-        raise DeftxError(f"{place}: {column!r} is {value!r:.40}, not a list: write .jsonl with a list in each line")
+        raise DeftxError(
+            f"{place}: {column!r} is {value!r:.40}, not a list: write .jsonl with a list in each line"
+        )
     return [name(place, column, each) for each in value]
 
 
@@ -294,12 +362,15 @@ def number(place: str, column: str, value: object) -> float:
     except (ValueError, OverflowError):
         found = nan
     if not isfinite(found):
-        raise DeftxError(f"{place}: {value!r:.40} in {column!r} is not a number: correct it or remove the row")
+        raise DeftxError(
+            f"{place}: {value!r:.40} in {column!r} is not a number: correct it or remove the row"
+        )
     return found
 
 
 def usable(source: str, texts: Sequence[str]) -> list[str]:
-    """Texts without surrounding white space and without empty ones. Raises DeftxError where none is left."""
+    """Texts without surrounding white space and without empty ones. Raises DeftxError where none is
+    left."""
     found = [each.strip() for each in texts if each.strip()]
     if not found:
         raise DeftxError(f"{source} has no usable line: it needs at least one that is not blank")

@@ -22,8 +22,9 @@ UNNAMED = f"{WHICH}, or name columns in a first line"
 
 @dataclass(frozen=True)
 class Table:
-    """An opened source: `column(name)` has one value for each of `lines`, which are its rows' places for messages; a
-    `hint` says what to do where a column is not there. Plain text has no columns to choose from, but for its `text`."""
+    """An opened source: `column(name)` has one value for each of `lines`, which are its rows'
+    places for messages; a `hint` says what to do where a column is not there. Plain text has no
+    columns to choose from, but for its `text`."""
 
     source: str
     names: list[str]
@@ -36,11 +37,15 @@ class Table:
     def values(self, name: str) -> Iterator[tuple[str, object]]:
         """Each value of a column, after its place in words."""
         if name not in self.names:
-            there = ", ".join(f"{name!r:.40}" for name in self.names[:MOST_NAMED])  # without a header, whole texts
+            there = ", ".join(
+                f"{name!r:.40}" for name in self.names[:MOST_NAMED]
+            )  # without a header, whole texts
             if len(self.names) > MOST_NAMED:
                 there += f" and {len(self.names) - MOST_NAMED:,} others"
             near = did_you_mean(name, self.names)
-            raise DeftxError(f"{self.source} has no column {name!r:.100}{near}, only {there}: {self.hint}")
+            raise DeftxError(
+                f"{self.source} has no column {name!r:.100}{near}, only {there}: {self.hint}"
+            )
         for line, value in zip(self.lines, self.column(name), strict=True):
             yield f"{self.source}, {self.unit} {line}", value
 
@@ -55,7 +60,11 @@ def open_source(source: str | Path, readers: Mapping[str, Reader] | None = None)
 
     It has at least one row, and no name twice. Raises DeftxError where the source cannot be read.
     """
-    table = _hub(str(source)) if str(source).startswith(HUB) else _file(Path(source), readers or READERS)
+    table = (
+        _hub(str(source))
+        if str(source).startswith(HUB)
+        else _file(Path(source), readers or READERS)
+    )
     for name, count in Counter(table.names).items():
         if count > 1:
             raise DeftxError(f"{source} has more than one column {name!r:.100}: rename all but one")
@@ -65,7 +74,8 @@ def open_source(source: str | Path, readers: Mapping[str, Reader] | None = None)
 
 
 def rows_for(path: Path, table: Table, kept: Sequence[int]) -> str:
-    """What the file `path`, of the kind that its name says, is to hold: the rows `kept`, by number from 0, of a table.
+    """What the file `path`, of the kind that its name says, is to hold: the rows `kept`, by number
+    from 0, of a table.
 
     Raises DeftxError for a kind that is not in WRITERS, and for values that this kind cannot hold.
     """
@@ -77,7 +87,8 @@ def rows_for(path: Path, table: Table, kept: Sequence[int]) -> str:
 
 
 def named(source: str | Path) -> str:
-    """How a vector names a source, for strangers to read: a hub dataset as it was given, a file without its folder."""
+    """How a vector names a source, for strangers to read: a hub dataset as it was given, a file
+    without its folder."""
     name = str(source) if str(source).startswith(HUB) else Path(source).name
     return name.encode(errors="replace").decode()  # of a file, it may be no text
 
@@ -86,7 +97,9 @@ def _file(path: Path, readers: Mapping[str, Reader]) -> Table:
     if path.is_dir():
         raise DeftxError(f"{path} is a folder: name a file in it")
     if not path.exists():
-        raise DeftxError(f"{path} does not exist: check the path (a hub dataset is written {HUB_FORM})")
+        raise DeftxError(
+            f"{path} does not exist: check the path (a hub dataset is written {HUB_FORM})"
+        )
     if path.suffix.lower() not in readers:
         raise unknown(f"kind of file ({path})", path.suffix, readers)
     check_downloaded(path)
@@ -97,7 +110,9 @@ def _decoded(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise DeftxError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        raise DeftxError(
+            f"{path} cannot be read ({error.strerror}): check its permissions"
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         usual = "UTF-16" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
@@ -109,29 +124,48 @@ def _decoded(path: Path) -> str:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file of text, without what ends them. Raises DeftxError for one that is blank or not UTF-8."""
+    """The lines of a file of text, without what ends them. Raises DeftxError for one that is blank
+    or not UTF-8."""
     # not str.splitlines, which also breaks at characters that occur inside texts, such as U+2028
     return [line.removesuffix("\r") for line in _decoded(path).rstrip("\r\n").split("\n")]
 
 
 def _plain(path: Path) -> Table:
-    """A text on every line, blank ones at the end among them: what is written for each goes beside it."""
+    """A text on every line, blank ones at the end among them: what is written for each goes beside
+    it."""
     lines = [line.removesuffix("\r") for line in _decoded(path).removesuffix("\n").split("\n")]
     tabs = "\t" in lines[0]
-    hint = f"if tabs part its columns, call it {path.stem}.tsv" if tabs else "write .tsv or .csv with columns"
-    return Table(str(path), ["text"], range(1, len(lines) + 1), lambda _: lines, hint=hint, plain=True)
+    hint = (
+        f"if tabs part its columns, call it {path.stem}.tsv"
+        if tabs
+        else "write .tsv or .csv with columns"
+    )
+    return Table(
+        str(path), ["text"], range(1, len(lines) + 1), lambda _: lines, hint=hint, plain=True
+    )
 
 
 def _jsonl(path: Path) -> Table:
-    rows = {number: _json_object(path, number, line) for number, line in enumerate(lines_of(path), 1) if line.strip()}
+    rows = {
+        number: _json_object(path, number, line)
+        for number, line in enumerate(lines_of(path), 1)
+        if line.strip()
+    }
 
     def column(name: str) -> list[object]:
         for number, row in rows.items():
             if name not in row:
-                raise DeftxError(f"{path}, line {number}: no {name!r}, which other lines have: add it")
+                raise DeftxError(
+                    f"{path}, line {number}: no {name!r}, which other lines have: add it"
+                )
         return [row[name] for row in rows.values()]
 
-    return Table(str(path), list(dict.fromkeys(name for row in rows.values() for name in row)), list(rows), column)
+    return Table(
+        str(path),
+        list(dict.fromkeys(name for row in rows.values() for name in row)),
+        list(rows),
+        column,
+    )
 
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, object]:
@@ -140,12 +174,16 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, object]:
         if "\\ud" in line.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        what = f"half a character ({_escaped(error)}), as is left where a text was cut within an emoji"
+        what = (
+            f"half a character ({_escaped(error)}), as is left where a text was cut within an emoji"
+        )
         raise DeftxError(f"{path}, line {number}: {what}: remove it") from None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise DeftxError(f"{path}, line {number}: not a JSON object: write one {{...}} on each line")
+        raise DeftxError(
+            f"{path}, line {number}: not a JSON object: write one {{...}} on each line"
+        )
     return value
 
 
@@ -156,9 +194,15 @@ def _escaped(error: UnicodeEncodeError) -> str:
 
 def _tsv(path: Path) -> Table:
     lines = lines_of(path)
-    rows = ((number, line.split("\t")) for number, line in enumerate(lines, 1) if line or "\t" not in lines[0])
+    rows = (
+        (number, line.split("\t"))
+        for number, line in enumerate(lines, 1)
+        if line or "\t" not in lines[0]
+    )
     commas = "\t" not in lines[0] and ("," in lines[0] or ";" in lines[0])
-    return _under_header(path, rows, f"if commas part its columns, call it {path.stem}.csv" if commas else UNNAMED)
+    return _under_header(
+        path, rows, f"if commas part its columns, call it {path.stem}.csv" if commas else UNNAMED
+    )
 
 
 def _csv(path: Path) -> Table:
@@ -166,8 +210,8 @@ def _csv(path: Path) -> Table:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows after the lines they begin in. Fields are divided by tabs, or by semicolons, as spreadsheets write them
-    where commas are decimal marks, if the header has such and no comma."""
+    """Rows after the lines they begin in. Fields are divided by tabs, or by semicolons, as
+    spreadsheets write them where commas are decimal marks, if the header has such and no comma."""
     text = _decoded(path)
     header = text.lstrip("\r\n").split("\n", 1)[0]
     separator = next((mark for mark in ",\t;" if mark in header), ",")
@@ -183,7 +227,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield start, fields
             start = reader.line_num + 1
     except csv.Error as error:
-        raise DeftxError(f"{path}, line {start}: {error}: check the quotes, or use TSV, which has none") from error
+        raise DeftxError(
+            f"{path}, line {start}: {error}: check the quotes, or use TSV, which has none"
+        ) from error
     finally:
         csv.field_size_limit(usual_limit)
 
@@ -193,7 +239,9 @@ def _under_header(path: Path, rows: Iterable[tuple[int, list[str]]], hint: str =
     for line, fields in body:
         if len(fields) != len(header):
             fix = "give every row one field for each column"
-            raise DeftxError(f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}: {fix}")
+            raise DeftxError(
+                f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}: {fix}"
+            )
     names = [name.strip() for name in header]
 
     def column(name: str) -> list[str]:
@@ -208,15 +256,27 @@ def _parquet(path: Path) -> Table:
     try:
         with parquet.ParquetFile(path) as file:
             table = file.read()
-    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are among them
+    except (
+        OSError,
+        ValueError,
+        NotImplementedError,
+    ) as error:  # pyarrow's own errors are among them
         raise DeftxError(f"{path} is not a readable Parquet file: write it again") from error
-    return Table(str(path), table.column_names, range(1, len(table) + 1), lambda name: table[name].to_pylist(), "row")
+    return Table(
+        str(path),
+        table.column_names,
+        range(1, len(table) + 1),
+        lambda name: table[name].to_pylist(),
+        "row",
+    )
 
 
 def _hub(source: str) -> Table:
-    """A hub dataset; SPLIT is `train` where it is not given. A lone part that names a usual split is no CONFIG.
+    """A hub dataset; SPLIT is `train` where it is not given. A lone part that names a usual split
+    is no CONFIG.
 
-    In the revision PARQUET, where the hub keeps datasets that are made by a script, each config is a folder.
+    In the revision PARQUET, where the hub keeps datasets that are made by a script, each config is
+    a folder.
     """
     repository, *parts = source.removeprefix(HUB).split(":", 2)
     if len(parts) == 1 and parts[0] in ("train", "validation", "test"):
@@ -226,8 +286,16 @@ def _hub(source: str) -> Table:
     datasets = _extra("datasets")
     try:
         which = {"data_dir" if revision == PARQUET else "name": config or None}
-        dataset = datasets.load_dataset(name, **which, split=split or "train", revision=revision or None)
-    except (OSError, ValueError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        dataset = datasets.load_dataset(
+            name, **which, split=split or "train", revision=revision or None
+        )
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        RuntimeError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise DeftxError(f"{source} cannot be loaded as {HUB_FORM}: {reason:.300}") from error
 
@@ -259,7 +327,9 @@ READERS: dict[str, Reader] = {
 
 def _as_text(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     if len(names) > 1:
-        raise DeftxError(f"{path} is plain text, which holds one column, not {', '.join(names)}: write .tsv or .jsonl")
+        raise DeftxError(
+            f"{path} is plain text, which holds one column, not {', '.join(names)}: write .tsv or .jsonl"
+        )
     return _separated(path, rows, "")
 
 
@@ -270,19 +340,25 @@ def _as_tsv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) 
 def _separated(path: Path, rows: Iterable[Sequence[object]], separator: str) -> str:
     lines = [[_cell(path, value) for value in row] for row in rows]
     if any(mark in value for line in lines for value in line for mark in ("\n", separator or "\n")):
-        raise DeftxError(f"{path} cannot hold texts with tabs or line breaks in them: write .jsonl or .csv")
+        raise DeftxError(
+            f"{path} cannot hold texts with tabs or line breaks in them: write .jsonl or .csv"
+        )
     return "".join(separator.join(line) + "\n" for line in lines)
 
 
 def _cell(path: Path, value: object) -> str:
     if isinstance(value, list | dict | bytes):
-        raise DeftxError(f"{path} cannot hold a {type(value).__name__}, such as {value!r:.40}: write .jsonl")
+        raise DeftxError(
+            f"{path} cannot hold a {type(value).__name__}, such as {value!r:.40}: write .jsonl"
+        )
     return "" if value is None else str(value)
 
 
 def _as_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows([names, *([_cell(path, value) for value in row] for row in rows)])
+    csv.writer(file, lineterminator="\n").writerows(
+        [names, *([_cell(path, value) for value in row] for row in rows)]
+    )
     return file.getvalue()
 
 
@@ -297,4 +373,9 @@ def _as_jsonl(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]
 # What a file with these columns and rows is to hold.
 Writer = Callable[[Path, Sequence[str], Sequence[Sequence[object]]], str]
 
-WRITERS: dict[str, Writer] = {".csv": _as_csv, ".jsonl": _as_jsonl, ".tsv": _as_tsv, ".txt": _as_text}
+WRITERS: dict[str, Writer] = {
+    ".csv": _as_csv,
+    ".jsonl": _as_jsonl,
+    ".tsv": _as_tsv,
+    ".txt": _as_text,
+}

@@ -1,4 +1,5 @@
-"""Text that a tokenizer does not know: its pieces all become one, of which nothing can be learnt or told."""
+"""Text that a tokenizer does not know: its pieces all become one, of which nothing can be learnt or
+told."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,16 +15,21 @@ REFUSED_TO_SCORE = 0.9
 
 SEEN = 1000  # texts that are looked at
 EXAMPLE = 20  # characters of an example
-SCRIPT = "is it in a script that the base knows? give another base, or write it in the base's script"
+SCRIPT = (
+    "is it in a script that the base knows? give another base, or write it in the base's script"
+)
 
 
-def check_known(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, refused_from: float | None) -> None:
+def check_known(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, refused_from: float | None
+) -> None:
     """Warn where a tokenizer does not know much of the texts.
 
     Args:
         texts: What is to be read; of many, SEEN from all over are looked at.
         tokenizer: The base's.
-        refused_from: The share of unknown characters from which on there is no sense in reading them; None: none.
+        refused_from: The share of unknown characters from which on there is no sense in reading
+            them; None: none.
 
     Raises:
         DeftxError: Where so much of the texts is unknown.
@@ -38,17 +44,25 @@ def check_known(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ref
 
 
 def unknown_share(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[float, str]:
-    """The share of the characters of texts, without spaces, that are unknown to a tokenizer, and an example of such.
+    """The share of the characters of texts, without spaces, that are unknown to a tokenizer, and an
+    example of such.
 
     Tokenizers that know all bytes, and those that do not tell where their tokens stand, give 0.
     """
-    unknown, edges = tokenizer.unk_token_id, (tokenizer.eos_token_id, tokenizer.bos_token_id)  # one for all in GPT-2
+    unknown, edges = (
+        tokenizer.unk_token_id,
+        (tokenizer.eos_token_id, tokenizer.bos_token_id),
+    )  # one for all in GPT-2
     if not lines or unknown is None or unknown in edges or not tokenizer.is_fast:
         return 0.0, ""
-    found = tokenizer(list(lines), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found = tokenizer(
+        list(lines), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
     strange = [
         "".join(line[start:stop].split())
-        for line, ids, places in zip(lines, found["input_ids"], found["offset_mapping"], strict=True)
+        for line, ids, places in zip(
+            lines, found["input_ids"], found["offset_mapping"], strict=True
+        )
         for token, (start, stop) in zip(ids, places, strict=True)
         if token == unknown
     ]

@@ -1,8 +1,10 @@
-"""Did it help? What can be said of vectors with and without labelled data of their language, and what to try.
+"""Did it help? What can be said of vectors with and without labelled data of their language, and
+what to try.
 
-Without labels: how the loss on held-out text went, how much of the text the base's tokenizer does not know, how much of
-the language's vector lies at the same places as the task's, and how often a model with the language's vector answers
-otherwise than one without. With labels: the scores with and without it, and an interval of the difference.
+Without labels: how the loss on held-out text went, how much of the text the base's tokenizer does
+not know, how much of the language's vector lies at the same places as the task's, and how often a
+model with the language's vector answers otherwise than one without. With labels: the scores with
+and without it, and an interval of the difference.
 """
 
 from collections import Counter
@@ -12,12 +14,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from deftx.config import metric_name
-from deftx.core.apply import applied
-from deftx.core.merge import to_add
+from deftx.core.apply import apply_temporarily
+from deftx.core.merge import resolve_terms
 from deftx.core.vector import SparseVector, overlap
 from deftx.data.examples import Examples
 from deftx.data.unknown_text import unknown_share
-from deftx.models.compose import kind_of, trained_length, with_pairs, without_vectors
+from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
 from deftx.models.loading import Base, load_tokenizer, place
 from deftx.tasks.base import SMALLER, predict
 
@@ -30,7 +32,8 @@ SAMPLE = 300  # texts that are answered, and lines whose unknown share is counte
 
 @dataclass(frozen=True)
 class Course:
-    """How a vector did on held-out data before its training, after phase 1 and after phase 2; None: not recorded."""
+    """How a vector did on held-out data before its training, after phase 1 and after phase 2; None:
+    not recorded."""
 
     metric: str
     start: float | None
@@ -64,7 +67,9 @@ def course_of(vector: SparseVector) -> Course | None:
         return None
     first, second = log["phase1"], log.get("phase2", {})
     metric = vector.info.get("training", {}).get("metric") or "loss"
-    return Course(metric, first.get("start_score"), first.get("best_score"), second.get("best_score"))
+    return Course(
+        metric, first.get("start_score"), first.get("best_score"), second.get("best_score")
+    )
 
 
 def advice_on(course: Course | None) -> list[str]:
@@ -77,11 +82,15 @@ def advice_on(course: Course | None) -> list[str]:
     assert course.start is not None
     more = "train longer (training.max_steps), or with a higher training.learning_rate"
     if last < 0:
-        return [f"it is worse than before the training: lower training.learning_rate, or {more.partition(',')[0]}"]
+        return [
+            f"it is worse than before the training: lower training.learning_rate, or {more.partition(',')[0]}"
+        ]
     if last <= LITTLE_GAIN * abs(course.start):
         return [f"the vector did next to nothing: {more}"]
     if course.phase2 is not None and last < KEPT * first:
-        return [f"phase 2 kept only {last / first:.0%} of what phase 1 gained: give a larger k, or {more}"]
+        return [
+            f"phase 2 kept only {last / first:.0%} of what phase 1 gained: give a larger k, or {more}"
+        ]
     return []
 
 
@@ -100,7 +109,8 @@ class Answers:
     labels_without: Mapping[str, int]
 
     def advice(self, trained_share: float) -> list[str]:
-        """What is wrong with the answers, and what to try; `trained_share` is that of the commonest training label."""
+        """What is wrong with the answers, and what to try; `trained_share` is that of the commonest
+        training label."""
         label, count = max(self.labels.items(), key=lambda item: item[1])
         if count >= ONE_LABEL * self.texts and trained_share < ONE_LABEL:
             before = self.labels_without.get(label, 0) / self.texts
@@ -125,11 +135,13 @@ def answers_by_language(
 
     Nothing is said where a task names no labels, or reads more than single texts.
     """
-    kind = kind_of(task)
-    if kind.names is None or with_pairs(task) or any(kind.takes.values()):
+    kind = task_type(task)
+    if kind.names is None or uses_text_pairs(task) or any(kind.takes.values()):
         return {}
     tokenizer = load_tokenizer(base)
-    model = without_vectors(base, task, list(languages.values()), tokenizer=tokenizer, any_base=None)
+    model = load_base_with_head(
+        base, task, list(languages.values()), tokenizer=tokenizer, ignore_base_mismatch=None
+    )
     place(model)
     length = trained_length(model, tokenizer, task)
     found = {}
@@ -137,12 +149,14 @@ def answers_by_language(
         examples = Examples(sample_of(texts.get(name, ())))
         if not len(examples):
             continue
-        with applied(model, *to_add(rule, [task], [vector])):
+        with apply_temporarily(model, *resolve_terms(rule, [task], [vector])):
             answers = [str(row[0]) for row in predict(kind, model, tokenizer, examples, length)]
-        with applied(model, *to_add(rule, [task], [])):
+        with apply_temporarily(model, *resolve_terms(rule, [task], [])):
             without = [str(row[0]) for row in predict(kind, model, tokenizer, examples, length)]
         alike = sum(one == other for one, other in zip(answers, without, strict=True))
-        found[name] = Answers(len(answers), alike / len(answers), Counter(answers), Counter(without))
+        found[name] = Answers(
+            len(answers), alike / len(answers), Counter(answers), Counter(without)
+        )
     return found
 
 

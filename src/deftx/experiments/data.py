@@ -1,5 +1,5 @@
-"""Everything a recipe reads, read at once: what is missing or wrong, evaluation text in training text too, shows before
-the first training."""
+"""Everything a recipe reads, read at once: what is missing or wrong, evaluation text in training
+text too, shows before the first training."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
-from deftx.config import Fit
+from deftx.config import VectorConfig
 from deftx.core.apply import check_fit
 from deftx.core.parameters import head as head_of
 from deftx.core.vector import SparseVector, check_language
-from deftx.data.contamination import Leak, counted, leaking, leaks, texts_of
+from deftx.data.contamination import Leak, counted, find_contamination, leaking, texts_of
 from deftx.data.examples import (
     HELD_OUT_SHARE,
     Columns,
@@ -31,7 +31,12 @@ from deftx.errors import DeftxError
 from deftx.experiments.recipe import Recipe
 from deftx.fit import check_settings
 from deftx.models.fingerprint import check_base, fingerprint, fingerprint_of
-from deftx.models.loading import about_tokenizer, check_tokenizer, load_language_model, load_tokenizer
+from deftx.models.loading import (
+    check_tokenizer,
+    load_language_model,
+    load_tokenizer,
+    tokenizer_record,
+)
 from deftx.storage.vector_files import load
 from deftx.tasks.base import Task, names_of
 from deftx.tasks.registry import task_of
@@ -47,8 +52,8 @@ class Data:
     train, valid, test  language -> labelled data
     vectors  language -> a finished language vector, which is used as it is
     base     a name of the base by its content: weights, head, configuration, tokenizer
-    trimmed  what was left out since it holds evaluation text: language, "labelled data" or "validation data" (of
-             several languages "labelled data of eng") -> how much, in words
+    trimmed  what was left out since it holds evaluation text: language, "labelled data" or
+             "validation data" (of several languages "labelled data of eng") -> how much, in words
     """
 
     texts: Mapping[str, list[str]]
@@ -62,14 +67,14 @@ class Data:
 
 
 def read(recipe: Recipe) -> Data:
-    """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is wrong with it, the
-    variants' settings too."""
+    """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is
+    wrong with it, the variants' settings too."""
     model = load_language_model(recipe.base, recipe.language.training.head)
     for variant in recipe.variants:
         language, fitted_task = recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
-        if isinstance(language, Fit):
+        if isinstance(language, VectorConfig):
             check_settings(language, model, head=False)
-        if isinstance(fitted_task, Fit):
+        if isinstance(fitted_task, VectorConfig):
             check_settings(fitted_task, model, head=True)
     task = task_of(recipe.task.task)
     columns = recipe.columns.over(task.columns)
@@ -88,15 +93,21 @@ def read(recipe: Recipe) -> Data:
     for examples in [*data.train.values(), *data.valid.values(), *data.test.values()]:
         check_pairs(pairs, examples)
     _warn_of_capitals(recipe, data)
-    data = data if recipe.leakage == "ignore" else _guarded(data, trim=recipe.leakage == "trim")
+    data = (
+        data
+        if recipe.contamination == "ignore"
+        else _guarded(data, trim=recipe.contamination == "trim")
+    )
     if task.names:
         _check_labels(recipe, task, data)
     return data
 
 
-def _labelled(recipe: Recipe, task: Task, columns: Columns) -> tuple[dict[str, Examples], dict[str, Examples]]:
-    """Training and validation data by language; a language without the latter has a tenth of the former held out, by
-    the first seed, as `deftx fit task` does."""
+def _labelled(
+    recipe: Recipe, task: Task, columns: Columns
+) -> tuple[dict[str, Examples], dict[str, Examples]]:
+    """Training and validation data by language; a language without the latter has a tenth of the
+    former held out, by the first seed, as `deftx fit task` does."""
     train, valid = {}, {}
     for name, files in recipe.labelled.items():
         examples = task.read(files.train, columns, True)
@@ -104,20 +115,23 @@ def _labelled(recipe: Recipe, task: Task, columns: Columns) -> tuple[dict[str, E
             train[name], valid[name] = examples, task.read(files.valid, columns, True)
         else:
             named = task.names is not None
-            train[name], valid[name] = held_out(examples, HELD_OUT_SHARE, recipe.seeds[0], named=named)
+            train[name], valid[name] = held_out(
+                examples, HELD_OUT_SHARE, recipe.seeds[0], named=named
+            )
             what = f"without validation data, {len(valid[name]):,} of the rows of {name}"
             warnings.warn(f"{what} choose the best step and are not learnt", stacklevel=2)
     return train, valid
 
 
 def _finished_vectors(recipe: Recipe, model: PreTrainedModel) -> dict[str, SparseVector]:
-    """The vectors that the recipe takes instead of learning them. Raises DeftxError where one does not fit the base."""
+    """The vectors that the recipe takes instead of learning them. Raises DeftxError where one does
+    not fit the base."""
     vectors = {name: load(source) for name, source in recipe.vectors.items()}
     for vector in vectors.values():
         check_language(vector)
-        check_base(model, vector, any_base=None)
+        check_base(model, vector, ignore_base_mismatch=None)
         check_fit(model, vector)
-    check_tokenizer(load_tokenizer(recipe.base), *vectors.values(), any_base=None)
+    check_tokenizer(load_tokenizer(recipe.base), *vectors.values(), ignore_base_mismatch=None)
     return vectors
 
 
@@ -134,32 +148,52 @@ def _check_labels(recipe: Recipe, task: Task, data: Data) -> None:
 
 
 def _warn_of_capitals(recipe: Recipe, data: Data) -> None:
-    """Warn where the labelled texts have no capitals, test texts have some, and some variant leaves them so."""
+    """Warn where the labelled texts have no capitals, test texts have some, and some variant leaves
+    them so."""
     learnt = [text for examples in data.train.values() for text in written(examples)]
     unlike = [name for name, examples in data.test.items() if capitals(written(examples))]
-    if lower_case(learnt) and unlike and not all(variant.respell for variant in recipe.variants.values()):
+    if (
+        lower_case(learnt)
+        and unlike
+        and not all(variant.respell for variant in recipe.variants.values())
+    ):
         where = f"the labelled texts have no capitals, and the test texts of {', '.join(unlike)} have some"
         warnings.warn(f"{where}: `respell: case` of a variant takes them away", stacklevel=2)
 
 
 def _identity(base: str, model: PreTrainedModel) -> str:
     """A name of the base: one with other weights, configuration or pieces has another."""
-    tokenizer = about_tokenizer(load_tokenizer(base))
+    tokenizer = tokenizer_record(load_tokenizer(base))
     passing = ("_name_or_path", "architectures", "dtype", "transformers_version")
     config = {key: value for key, value in model.config.to_dict().items() if key not in passing}
     top = head_of(model)
-    parts = [fingerprint(model), fingerprint_of(top, lambda name: top[name].detach()), tokenizer["digest"], config]
+    parts = [
+        fingerprint(model),
+        fingerprint_of(top, lambda name: top[name].detach()),
+        tokenizer["digest"],
+        config,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _reading(base: str) -> str:
-    """A name of how the base's tokenizer reads texts, which more than its pieces decide: by what it makes of some of
-    them, also in capitals, and of all Latin letters, and how long inputs may be."""
+    """A name of how the base's tokenizer reads texts, which more than its pieces decide: by what it
+    makes of some of them, also in capitals, and of all Latin letters, and how long inputs may
+    be."""
     tokenizer = load_tokenizer(base)
     pieces = sorted(tokenizer.get_vocab())
     some = " ".join(pieces[:: len(pieces) // 500 + 1])
-    probe = [some, some.upper(), " ".join(map(chr, range(0x21, 0x250))), "With-hyphens... 3.14  (हिन्दी)"]
-    parts = [tokenizer(probe, verbose=False)["input_ids"], tokenizer.model_max_length, tokenizer.padding_side]
+    probe = [
+        some,
+        some.upper(),
+        " ".join(map(chr, range(0x21, 0x250))),
+        "With-hyphens... 3.14  (हिन्दी)",
+    ]
+    parts = [
+        tokenizer(probe, verbose=False)["input_ids"],
+        tokenizer.model_max_length,
+        tokenizer.padding_side,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -168,17 +202,22 @@ def _guarded(data: Data, *, trim: bool) -> Data:
 
     With `trim` such texts are left out; without it they are a DeftxError.
     """
-    evaluation = [(name, text) for name, examples in data.test.items() for text in texts_of(examples)]
+    evaluation = [
+        (name, text) for name, examples in data.test.items() for text in texts_of(examples)
+    ]
     evaluation_texts = [text for _, text in evaluation]
     by_language = " of {}" if len(data.train) > 1 else ""
 
     # What leaks, and in which texts, by the name under which people are told of it
     found: dict[str, tuple[list[Leak], Sequence[str]]] = {}
     for name, lines in data.texts.items():
-        found[name] = leaks(lines, evaluation_texts), lines
+        found[name] = find_contamination(lines, evaluation_texts), lines
     for kind, sets in ((LABELLED, data.train), (VALIDATION, data.valid)):
         for name, examples in sets.items():
-            found[kind + by_language.format(name)] = leaking(examples, evaluation_texts), examples.texts
+            found[kind + by_language.format(name)] = (
+                leaking(examples, evaluation_texts),
+                examples.texts,
+            )
 
     leaky = {name: (of_name, texts) for name, (of_name, texts) in found.items() if of_name}
     if leaky and not trim:
@@ -187,7 +226,9 @@ def _guarded(data: Data, *, trim: bool) -> Data:
 
     for name, (of_name, texts) in leaky.items():
         if len(of_name) == len(texts):
-            raise DeftxError(f"{name}: all {len(texts):,} texts hold evaluation text, so nothing is left: give others")
+            raise DeftxError(
+                f"{name}: all {len(texts):,} texts hold evaluation text, so nothing is left: give others"
+            )
 
     def rest(name: str) -> list[int]:
         """The numbers of the texts that do not leak."""
@@ -196,25 +237,33 @@ def _guarded(data: Data, *, trim: bool) -> Data:
         return [number for number in range(len(texts)) if number not in numbers]
 
     def rest_of(kind: str, sets: Mapping[str, Examples]) -> dict[str, Examples]:
-        return {name: examples.at(rest(kind + by_language.format(name))) for name, examples in sets.items()}
+        return {
+            name: examples.at(rest(kind + by_language.format(name)))
+            for name, examples in sets.items()
+        }
 
     return replace(
         data,
-        texts={name: [lines[number] for number in rest(name)] for name, lines in data.texts.items()},
+        texts={
+            name: [lines[number] for number in rest(name)] for name, lines in data.texts.items()
+        },
         train=rest_of(LABELLED, data.train),
         valid=rest_of(VALIDATION, data.valid),
         trimmed={
-            name: f"{len(of_name)} of {len(texts):,} ({counted(of_name)})" for name, (of_name, texts) in leaky.items()
+            name: f"{len(of_name)} of {len(texts):,} ({counted(of_name)})"
+            for name, (of_name, texts) in leaky.items()
         },
     )
 
 
-def _complaint(name: str, found: Sequence[Leak], texts: Sequence[str], evaluation: Sequence[tuple[str, str]]) -> str:
+def _complaint(
+    name: str, found: Sequence[Leak], texts: Sequence[str], evaluation: Sequence[tuple[str, str]]
+) -> str:
     """One line that names the texts, the first three of them at least."""
     shown = [
         f"no. {leak.training + 1} {texts[leak.training]!r:.60} ({leak.kind}, test of {evaluation[leak.evaluation][0]})"
         for leak in found[:3]
     ]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    fix = "see `deftx data trim`, or set leakage to trim (or ignore)"
+    fix = "see `deftx data trim`, or set contamination to trim (or ignore)"
     return f"{name}: {len(found)} of {len(texts):,} texts hold evaluation text: {'; '.join(shown)}{more}; {fix}"

@@ -1,8 +1,10 @@
-"""What is still to be learnt will take: time, memory and disk, from a few timed steps on this machine.
+"""What is still to be learnt will take: time, memory and disk, from a few timed steps on this
+machine.
 
-Each kind of training (what is learnt, batch size, length, ...) is timed once: the base is loaded, a warm-up step and
-TIMED more steps are made on some of the data, and the model is thrown away. How many steps and evaluations a training
-takes follows from the size of its data. Steps of a kind that the store has seen before go by what those took.
+Each kind of training (what is learnt, batch size, length, ...) is timed once: the base is loaded, a
+warm-up step and TIMED more steps are made on some of the data, and the model is thrown away. How
+many steps and evaluations a training takes follows from the size of its data. Steps of a kind that
+the store has seen before go by what those took.
 """
 
 import shutil
@@ -19,7 +21,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from deftx.config import Fit, LanguageFit, LanguageTraining, Learning, TaskFit, Training
+from deftx.config import (
+    FitConfig,
+    LanguageTrainingConfig,
+    LanguageVectorConfig,
+    TaskVectorConfig,
+    TrainingConfig,
+    VectorConfig,
+)
 from deftx.core.parameters import backbone, tunable
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples, joined
@@ -30,7 +39,12 @@ from deftx.models.loading import load_tokenizer, longest_input
 from deftx.training.loop import total_steps
 from deftx.training.phases import trained_head_parameters
 from deftx.training.precision import autocast, bf16_pays
-from deftx.training.preparation import PreparedTraining, prepare_language, prepare_task, takes_halves
+from deftx.training.preparation import (
+    PreparedTraining,
+    prepare_language,
+    prepare_task,
+    takes_halves,
+)
 
 TIMED = 3  # steps, after one to warm up
 PATIENCE = 60.0  # seconds, after which one timed step has to do
@@ -65,7 +79,8 @@ class Speed:
     step        seconds of an optimiser step
     example     seconds of evaluating one example, or one block of text
     parameters  numbers that the model has; moved: those that phase 1 moves
-    batch       bytes that a batch takes beside weights and optimiser, and on a processor the program itself
+    batch       bytes that a batch takes beside weights and optimiser, and on a processor the
+                program itself
     length      tokens of a block of text
     """
 
@@ -81,7 +96,7 @@ class Speed:
         """The most bytes that a fit holds."""
         return FLOAT * phase1_numbers(self.parameters, self.moved) + self.batch
 
-    def seconds(self, examples: int, evaluated: int, training: Training) -> float:
+    def seconds(self, examples: int, evaluated: int, training: TrainingConfig) -> float:
         """How long a training on so many examples takes, which is evaluated on so many others."""
         steps = total_steps(examples, training)
         evaluations = 1 + ceil(steps / training.evaluate_every)  # the start is evaluated too
@@ -89,24 +104,26 @@ class Speed:
 
 
 def phase1_numbers(parameters: int, moved: int) -> int:
-    """The numbers that phase 1 holds at most, beside a batch: the weights, and of each that it moves its start twice,
-    its best value so far, a gradient and two moments of AdamW."""
+    """The numbers that phase 1 holds at most, beside a batch: the weights, and of each that it
+    moves its start twice, its best value so far, a gradient and two moments of AdamW."""
     return parameters + 6 * moved
 
 
-def estimate_language(base: str, lines: Sequence[str], settings: LanguageFit) -> Estimate:
+def estimate_language(base: str, lines: Sequence[str], settings: LanguageVectorConfig) -> Estimate:
     """What `deftx.fit_language` will take."""
     speed = language_speed(base, lines, settings)
     sizes = blocks_of(load_tokenizer(base), lines, settings.training, speed.length)
     return _of_fit(speed, sizes, settings)
 
 
-def estimate_task(base: str, train: Examples, valid: Examples, settings: TaskFit) -> Estimate:
+def estimate_task(
+    base: str, train: Examples, valid: Examples, settings: TaskVectorConfig
+) -> Estimate:
     """What `deftx.fit_task` will take."""
     return _of_fit(task_speed(base, train, settings), (len(train), len(valid)), settings)
 
 
-def _of_fit(speed: Speed, sizes: tuple[int, int], settings: Fit) -> Estimate:
+def _of_fit(speed: Speed, sizes: tuple[int, int], settings: VectorConfig) -> Estimate:
     """Both phases of a fit, of which nothing but the vector stays."""
     phases = 1
     if settings.phase2:
@@ -132,7 +149,11 @@ def estimate_steps(steps: Sequence[Step], store: Store) -> Estimate:
         if key not in speeds:
             speeds[key] = _speed_of(step, step.settings, store)
         speed = speeds[key]
-        seconds += step.cost * rate if rate is not None else _training_seconds(step, step.settings, speed, store)
+        seconds += (
+            step.cost * rate
+            if rate is not None
+            else _training_seconds(step, step.settings, speed, store)
+        )
         memory = max(memory, speed.memory)
         state = max(state, STATE * FLOAT * speed.moved)
         disk += FLOAT * speed.moved if step.kind == "delta" else _vector_bytes(step.settings, speed)
@@ -140,7 +161,8 @@ def estimate_steps(steps: Sequence[Step], store: Store) -> Estimate:
 
 
 def seconds_left(steps: Sequence[Step], store: Store) -> float | None:
-    """About how many seconds steps take, going by what such steps took before; None where there were none."""
+    """About how many seconds steps take, going by what such steps took before; None where there
+    were none."""
     rates = seconds_by_cost(store)
     total = 0.0
     for step in steps:
@@ -152,7 +174,8 @@ def seconds_left(steps: Sequence[Step], store: Store) -> float | None:
 
 
 def seconds_by_cost(store: Store) -> dict[tuple[Any, ...], float]:
-    """The median seconds for each unit of cost of the finished steps, by what makes steps `alike`."""
+    """The median seconds for each unit of cost of the finished steps, by what makes steps
+    `alike`."""
     seen: dict[tuple[Any, ...], list[float]] = {}
     for record in store.records():
         if record.get("seconds"):
@@ -164,10 +187,16 @@ def seconds_by_cost(store: Store) -> dict[tuple[Any, ...], float]:
 def alike(kind: str, about: Mapping[str, Any]) -> tuple[Any, ...]:
     """What steps have in common whose time goes with their cost."""
     training = (about.get("settings") or {}).get("training", {})
-    return kind, about.get("what"), about.get("base"), training.get("batch_size"), training.get("length")
+    return (
+        kind,
+        about.get("what"),
+        about.get("base"),
+        training.get("batch_size"),
+        training.get("length"),
+    )
 
 
-def _alike_in_speed(step: Step, settings: Learning) -> tuple[Any, ...]:
+def _alike_in_speed(step: Step, settings: FitConfig) -> tuple[Any, ...]:
     """What steps have in common whose trainings are equally fast."""
     training = settings.training
     head, task = getattr(training, "head", None), getattr(settings, "task", None)
@@ -175,8 +204,9 @@ def _alike_in_speed(step: Step, settings: Learning) -> tuple[Any, ...]:
     return step.about.get("what"), step.base, *shapes, head, task
 
 
-def _training_seconds(step: Step, settings: Learning, speed: Speed, store: Store) -> float:
-    """How long the training of a step takes; that on one half of the data takes half of the steps."""
+def _training_seconds(step: Step, settings: FitConfig, speed: Speed, store: Store) -> float:
+    """How long the training of a step takes; that on one half of the data takes half of the
+    steps."""
     if step.kind == "vector" and not getattr(settings, "phase2", True):
         return 0.0
     if step.about.get("what") == TASK:
@@ -184,7 +214,7 @@ def _training_seconds(step: Step, settings: Learning, speed: Speed, store: Store
         sizes = len(train), len(valid)
     else:
         lines, training = store.texts(step.about["text"]), settings.training
-        assert isinstance(training, LanguageTraining)
+        assert isinstance(training, LanguageTrainingConfig)
         sizes = blocks_of(load_tokenizer(step.base), lines, training, speed.length)
     seconds = speed.seconds(*sizes, settings.training)
     return seconds / 2 if step.about.get("half") else seconds
@@ -196,14 +226,23 @@ def _scoring_seconds(step: Step, speeds: Mapping[tuple[Any, ...], Speed]) -> flo
     return step.cost * mean(of_tasks) if of_tasks and step.kind == "score" else 0.0
 
 
-def _speed_of(step: Step, settings: Learning, store: Store) -> Speed:
-    """The speed of a step's training; a baseline's is taken to be that of a vector's, which is no faster."""
+def _speed_of(step: Step, settings: FitConfig, store: Store) -> Speed:
+    """The speed of a step's training; a baseline's is taken to be that of a vector's, which is no
+    faster."""
     shared = {"seed": settings.seed, "training": settings.training}
     if step.about.get("what") == TASK:
         train, _ = _labelled(step, store)
-        task = settings if isinstance(settings, TaskFit) else TaskFit.model_validate(shared)
+        task = (
+            settings
+            if isinstance(settings, TaskVectorConfig)
+            else TaskVectorConfig.model_validate(shared)
+        )
         return task_speed(step.base, train, task)
-    language = settings if isinstance(settings, LanguageFit) else LanguageFit.model_validate(shared)
+    language = (
+        settings
+        if isinstance(settings, LanguageVectorConfig)
+        else LanguageVectorConfig.model_validate(shared)
+    )
     return language_speed(step.base, store.texts(step.about["text"]), language)
 
 
@@ -217,16 +256,22 @@ def _labelled(step: Step, store: Store) -> tuple[Examples, Examples]:
     return parts[0], parts[1]
 
 
-def _vector_bytes(settings: Learning, speed: Speed) -> int:
+def _vector_bytes(settings: FitConfig, speed: Speed) -> int:
     """The size of a vector's file; an adapter's is about as large."""
     k = getattr(settings, "k", None)
     return int(ENTRY * parse_k(k, speed.moved)) if k is not None else 0
 
 
-def blocks_of(tokenizer: Any, lines: Sequence[str], training: LanguageTraining, length: int) -> tuple[int, int]:
-    """About how many blocks of tokens a text has to train on, and how many are held out, from some of its lines."""
+def blocks_of(
+    tokenizer: Any, lines: Sequence[str], training: LanguageTrainingConfig, length: int
+) -> tuple[int, int]:
+    """About how many blocks of tokens a text has to train on, and how many are held out, from some
+    of its lines."""
     sample = _some(lines, SAMPLE_LINES)
-    tokens = sum(len(ids) + 1 for ids in tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"])
+    tokens = sum(
+        len(ids) + 1
+        for ids in tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
+    )
     share = sum(map(len, sample)) / max(1, sum(map(len, lines)))
     blocks = max(2, round(tokens / share / max(1, length - 2)))
     most = training.held_out_blocks
@@ -236,7 +281,7 @@ def blocks_of(tokenizer: Any, lines: Sequence[str], training: LanguageTraining, 
     return blocks - held_out, held_out
 
 
-def language_speed(base: str, lines: Sequence[str], settings: LanguageFit) -> Speed:
+def language_speed(base: str, lines: Sequence[str], settings: LanguageVectorConfig) -> Speed:
     """The speed of learning a language, timed on some lines of its text."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come when it is learnt
@@ -245,7 +290,7 @@ def language_speed(base: str, lines: Sequence[str], settings: LanguageFit) -> Sp
         return _timed(start, settings.training, length)
 
 
-def task_speed(base: str, train: Examples, settings: TaskFit) -> Speed:
+def task_speed(base: str, train: Examples, settings: TaskVectorConfig) -> Speed:
     """The speed of learning a task, timed on some of its examples."""
     sample = train.at(_some(range(len(train)), SAMPLE_EXAMPLES))
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -259,7 +304,7 @@ def _some(things: Sequence[Any], most: int) -> list[Any]:
     return list(things[:: max(1, ceil(len(things) / most))])
 
 
-def _timed(start: PreparedTraining, training: Training, length: int) -> Speed:
+def _timed(start: PreparedTraining, training: TrainingConfig, length: int) -> Speed:
     """The speed of a training that is about to start; its model is not to be used any more.
 
     The learning rate is 0: the steps take as long, and nothing can diverge.
@@ -321,7 +366,8 @@ def _wait_for(device: torch.device) -> None:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """The most bytes that this process has held so far: of the GPU, else of the machine's memory."""
+    """The most bytes that this process has held so far: of the GPU, else of the machine's
+    memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -333,7 +379,8 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def free_memory() -> int | None:
-    """The bytes of memory that are free, on the GPU where there is one; None where the system does not tell."""
+    """The bytes of memory that are free, on the GPU where there is one; None where the system does
+    not tell."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     try:
@@ -346,5 +393,7 @@ def free_memory() -> int | None:
 
 def free_disk(folder: Path) -> int:
     """The bytes that are free where a folder is, or will be."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = next(
+        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+    )
     return shutil.disk_usage(existing).free

@@ -1,4 +1,5 @@
-"""Having the steps of a plan carried out: in this process, in several on this machine, or on a Ray cluster."""
+"""Having the steps of a plan carried out: in this process, in several on this machine, or on a Ray
+cluster."""
 
 import json
 import os
@@ -28,14 +29,17 @@ MANY = 10_000  # steps: Ray itself knows how many fit
 RETRIES = 3  # of a step whose machine was lost
 
 Submit = Callable[[Step], "Future[Outcome]"]
-Report = Callable[[Step, str], None]  # a step, and what became of it: "begun", or the first part of its outcome
+Report = Callable[
+    [Step, str], None
+]  # a step, and what became of it: "begun", or the first part of its outcome
 
 
 def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report) -> None:
-    """Carry out all steps that are not done, at most `room` at once, each as soon as its inputs are there.
+    """Carry out all steps that are not done, at most `room` at once, each as soon as its inputs are
+    there.
 
-    A step that another process is at is tried again every PAUSE seconds, after all others. One that fails stops only
-    those that need it. Raises DeftxError at the end that names the first one.
+    A step that another process is at is tried again every PAUSE seconds, after all others. One that
+    fails stops only those that need it. Raises DeftxError at the end that names the first one.
     """
     left = {step.id: step for step in plan.left(store.done)}
     running: dict[Future[Outcome], Step] = {}
@@ -43,7 +47,11 @@ def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report
     busy: dict[str, float] = {}  # steps that another process is at, and when to try them again
     while left:
         taken = {step.id for step in running.values()} | {step.id for step, _ in failed}
-        ready = [step for step in left.values() if step.id not in taken and all(map(store.done, step.inputs.values()))]
+        ready = [
+            step
+            for step in left.values()
+            if step.id not in taken and all(map(store.done, step.inputs.values()))
+        ]
         if not ready and not running:  # what is left needs what failed
             break
         due = [step for step in ready if busy.get(step.id, 0) <= time.monotonic()]
@@ -64,13 +72,18 @@ def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report
         left = {step.id: step for step in left.values() if not store.done(step.id)}
     if failed:
         (first, why), more = failed[0], len(left) - 1
-        raise DeftxError(f"{first.title} ({first.kind}): {why}" + (f"; {more} more steps are not done" if more else ""))
+        raise DeftxError(
+            f"{first.title} ({first.kind}): {why}"
+            + (f"; {more} more steps are not done" if more else "")
+        )
 
 
 Executor = Callable[[Store], AbstractContextManager[Submit]]
 
 
-def named(name: str, jobs: int, address: str | None, resources: dict[str, float | None]) -> tuple[Executor, int]:
+def named(
+    name: str, jobs: int, address: str | None, resources: dict[str, float | None]
+) -> tuple[Executor, int]:
     """The executor of a name, and how many steps it is given at once.
 
     address, resources  of a Ray cluster, and what a step takes of it; None: one core and no GPU
@@ -104,8 +117,8 @@ def here(store: Store) -> Iterator[Submit]:
 
 @contextmanager
 def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[Submit]:
-    """Steps are carried out by `jobs` processes of so many `threads`; without these, they share out the machine's cores
-    among them. They share out its GPUs too."""
+    """Steps are carried out by `jobs` processes of so many `threads`; without these, they share out
+    the machine's cores among them. They share out its GPUs too."""
     from deftx.training.distributed import visible_gpus
 
     gpus = visible_gpus()
@@ -113,7 +126,7 @@ def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[S
     command = [sys.executable, "-m", "deftx.experiments.executors", str(store.root)]
     idle: SimpleQueue[_Worker] = SimpleQueue()
 
-    def work(step: Step) -> Outcome:
+    def checkpoint_dir(step: Step) -> Outcome:
         worker = idle.get()
         try:
             return worker.carry_out(step)
@@ -130,7 +143,7 @@ def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[S
             files.callback(worker.close)
             idle.put(worker)
         try:
-            yield lambda step: pool.submit(work, step)
+            yield lambda step: pool.submit(checkpoint_dir, step)
         finally:  # after Ctrl-C and SIGTERM too
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in workers:
@@ -139,7 +152,8 @@ def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[S
 
 @dataclass(eq=False)
 class _Worker:
-    """A process that runs `main`, started when there is something to do, and once more where it ended by itself."""
+    """A process that runs `main`, started when there is something to do, and once more where it
+    ended by itself."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
@@ -149,7 +163,14 @@ class _Worker:
     def carry_out(self, step: Step) -> Outcome:
         """Have it carry out a step."""
         if self.child is None:
-            self.child = Popen(self.command, stdin=PIPE, stdout=PIPE, stderr=self.said, env=self.environment, text=True)
+            self.child = Popen(
+                self.command,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=self.said,
+                env=self.environment,
+                text=True,
+            )
         child = self.child
         assert child.stdin is not None
         assert child.stdout is not None
@@ -163,7 +184,10 @@ class _Worker:
         last = next((line for line in reversed(self.said.readlines()) if line.strip()), "").strip()
         code = child.wait()
         self.close()
-        return "failed", f"its process ended with code {code}: {last or 'did it run out of memory?'}"
+        return (
+            "failed",
+            f"its process ended with code {code}: {last or 'did it run out of memory?'}",
+        )
 
     def end(self) -> None:
         """Have it end, whatever it is at."""
@@ -180,7 +204,8 @@ class _Worker:
 
 
 def main() -> None:
-    """Carry out the steps on standard input, one a line, with the store of the first argument; write their outcomes.
+    """Carry out the steps on standard input, one a line, with the store of the first argument;
+    write their outcomes.
 
     Ends when standard input does, so with the process that started it, whatever it is at.
     """
@@ -208,7 +233,8 @@ def on_ray(store: Store, address: str | None, resources: dict[str, float]) -> It
     """Steps are tasks of a Ray cluster, done again elsewhere where a machine is lost.
 
     address    of a running cluster, or "auto"; None starts one on this machine
-    resources  what a step needs: num_cpus and num_gpus. All machines must see the store and the base at the same path
+    resources  what a step needs: num_cpus and num_gpus. All machines must see the store and the
+               base at the same path
 
     Raises DeftxError where Ray is not installed or there is no such cluster.
     """
@@ -220,9 +246,15 @@ def on_ray(store: Store, address: str | None, resources: dict[str, float]) -> It
         if address and address.count(":") == 1:  # Ray itself would try for minutes
             host, port = address.split(":")
             socket.create_connection((host, int(port)), 10).close()
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            include_dashboard=False if address is None else None,
+        )
     except (OSError, ValueError) as error:
-        raise DeftxError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from None
+        raise DeftxError(
+            f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}"
+        ) from None
     task = ray.remote(_on_a_node).options(max_retries=RETRIES, **resources)
     try:
         yield lambda step: task.remote(str(store.root), step.to_json()).future()

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from deftx.errors import DeftxError, InUse
+from deftx.errors import DeftxError, Locked
 from deftx.experiments.run import SCORING
 from deftx.experiments.run_folder import STEPS, Step, read_steps
 from deftx.experiments.store import RECORD, Store, size
-from deftx.storage.atomic_files import claimed, remove_folder
+from deftx.storage.atomic_files import lock_directory, remove_folder
 
 
 @dataclass(frozen=True)
 class About:
-    """A run: its folder, how many of its steps and scores are done, and the bytes that its steps take in the store."""
+    """A run: its folder, how many of its steps and scores are done, and the bytes that its steps
+    take in the store."""
 
     folder: Path
     steps: int
@@ -26,7 +27,8 @@ class About:
 
 
 def runs(folder: Path) -> list[About]:
-    """The runs whose folders are in `folder`, by name. Raises DeftxError where there is no such folder."""
+    """The runs whose folders are in `folder`, by name. Raises DeftxError where there is no such
+    folder."""
     if not folder.is_dir():
         raise DeftxError(f"there is no folder {folder}: give the one that runs are in")
     return [_about(file.parent) for file in sorted(folder.glob(f"*/{STEPS}"))]
@@ -38,13 +40,21 @@ def _about(run: Path) -> About:
     done = [step for step in kinds if (store / step / RECORD).is_file()]
     scores = [step for step, kind in kinds.items() if kind in SCORING]
     taken = sum(size(store / step) for step in done)
-    return About(run, len(kinds), len(done), len(scores), len([step for step in scores if step in done]), taken)
+    return About(
+        run,
+        len(kinds),
+        len(done),
+        len(scores),
+        len([step for step in scores if step in done]),
+        taken,
+    )
 
 
 def prunable(store: Store, runs: Path, *, deltas: bool) -> list[Path]:
-    """The folders in a store that can go: steps that no run comes to, what stopped steps of no run left behind, and
-    with `deltas` what phase 1 learnt of all vectors that are finished (to be learnt again for another method, rank or
-    k). Runs are those in the folder `runs`, and those that the store has noted, which are still there and use it.
+    """The folders in a store that can go: steps that no run comes to, what stopped steps of no run
+    left behind, and with `deltas` what phase 1 learnt of all vectors that are finished (to be
+    learnt again for another method, rank or k). Runs are those in the folder `runs`, and those that
+    the store has noted, which are still there and use it.
 
     Raises DeftxError where there are none, so that all would go.
     """
@@ -69,17 +79,20 @@ def prunable(store: Store, runs: Path, *, deltas: bool) -> list[Path]:
 def _using(store: Store, runs: Path) -> Iterator[tuple[Step, ...]]:
     """The steps of each run that uses a store."""
     noted = [run for run in store.noted_runs() if (run / STEPS).is_file()]
-    for run in {folder.resolve() for folder in [*noted, *(file.parent for file in runs.glob(f"*/{STEPS}"))]}:
+    for run in {
+        folder.resolve() for folder in [*noted, *(file.parent for file in runs.glob(f"*/{STEPS}"))]
+    }:
         about = read_steps(run)
         if (run / about.store).resolve() == store.steps.resolve():
             yield about.steps
 
 
 def prune(store: Store, folders: list[Path]) -> int:
-    """Remove folders of a store, but for those of steps that a process is at; the bytes that were freed."""
+    """Remove folders of a store, but for those of steps that a process is at; the bytes that were
+    freed."""
     freed = 0
     for folder in folders:
-        with suppress(InUse), claimed(store.work(folder.name)):
+        with suppress(Locked), lock_directory(store.checkpoint_dir(folder.name)):
             freed += size(folder)
             remove_folder(folder)
     return freed
@@ -88,5 +101,7 @@ def prune(store: Store, folders: list[Path]) -> int:
 def store_at(path: Path) -> Store:
     """The store in a folder. Raises DeftxError where there is none."""
     if not (path / "steps").is_dir():
-        raise DeftxError(f"{path} is not a store: give the folder with `steps` in it, such as runs/store")
+        raise DeftxError(
+            f"{path} is not a store: give the folder with `steps` in it, such as runs/store"
+        )
     return Store(path)

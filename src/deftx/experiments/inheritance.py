@@ -16,7 +16,8 @@ EXTENDS = "extends"
 def read(path: Path) -> dict[str, Any]:
     """What a recipe and those it extends say.
 
-    Raises DeftxError for what is no recipe, for one that extends itself, and for too many that are extended.
+    Raises DeftxError for what is no recipe, for one that extends itself, and for too many that are
+    extended.
     """
     return _read(path, (), {})
 
@@ -24,16 +25,22 @@ def read(path: Path) -> dict[str, Any]:
 def _read(path: Path, above: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     """`read`, of a recipe that those `above` extend; `known` has those that were read before."""
     if path in above or len(above) > _DEEPEST:
-        raise DeftxError(f"the recipe {path} extends itself, by way of {', '.join(map(str, above))}")
+        raise DeftxError(
+            f"the recipe {path} extends itself, by way of {', '.join(map(str, above))}"
+        )
     if path in known:
         return known[path]
     if len(known) >= _MOST_RECIPES:
-        raise DeftxError(f"the recipe {above[0]} extends more than {_MOST_RECIPES} others: put what they say together")
+        raise DeftxError(
+            f"the recipe {above[0]} extends more than {_MOST_RECIPES} others: put what they say together"
+        )
     data = _parsed(path)
     below = data.pop(EXTENDS, [])
     files = below if isinstance(below, list) else [below]
     if not all(isinstance(file, str) and Path(file).name == file for file in files):
-        raise DeftxError(f"the recipe {path} extends {below!r:.200}: give the names of recipes in the same folder")
+        raise DeftxError(
+            f"the recipe {path} extends {below!r:.200}: give the names of recipes in the same folder"
+        )
     if len(set(files)) < len(files):
         raise DeftxError(f"the recipe {path} extends a recipe twice: name each once")
     parts = [_read(path.parent / file, (*above, path), known) for file in files]
@@ -56,7 +63,8 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with what `above` says instead, mapping within mapping; without what is null there, and was not."""
+    """`below` with what `above` says instead, mapping within mapping; without what is null there,
+    and was not."""
     both = dict(below)
     for key, value in above.items():
         if value is None and below.get(key) is not None:

@@ -1,7 +1,7 @@
 """YAML that others wrote, read in time that is linear in its length.
 
-Aliases (`*`) and merges (`<<`) can multiply a few lines to any number of values, so what they stand for is counted
-before anything is made of it.
+Aliases (`*`) and merges (`<<`) can multiply a few lines to any number of values, so what they stand
+for is counted before anything is made of it.
 """
 
 from typing import Any
@@ -10,22 +10,27 @@ import yaml
 
 LONGEST_TEXT = 1_000_000  # characters
 MOST_VALUES = 100_000  # each counted as often as it is referred to
-LONGEST_NUMBER = 100  # characters: such as 1:1:1:... take quadratic time, and 0xfff... cannot be printed
+LONGEST_NUMBER = (
+    100  # characters: such as 1:1:1:... take quadratic time, and 0xfff... cannot be printed
+)
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MERGE = "tag:yaml.org,2002:merge"
-# what PyYAML raises for values that are not of the type that their tag or form says, such as a date 2024-99-99
+# what PyYAML raises for values that are not of the type that their tag or form says, such as a date
+# 2024-99-99
 _NOT_OF_ITS_TYPE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 
 
 class BadYaml(ValueError):
-    """A text that is not YAML, or more of it than is read: the message says what is wrong, in one line."""
+    """A text that is not YAML, or more of it than is read: the message says what is wrong, in one
+    line."""
 
 
 def parse_yaml(text: str) -> Any:
     """What a YAML text says.
 
     Raises:
-        BadYaml: It is not YAML, too long, has too many values, a number without end, or a key twice.
+        BadYaml: It is not YAML, too long, has too many values, a number without end, or a key
+            twice.
     """
     if len(text) > LONGEST_TEXT:
         raise BadYaml(f"it has more than {LONGEST_TEXT:,} characters")
@@ -51,7 +56,8 @@ def parse_yaml(text: str) -> Any:
 def _count_values(node: yaml.Node, counted: dict[int, int | None]) -> int:
     """How many values a node stands for, those that it refers to among them.
 
-    counted  of nodes that were met before; None for those that are being counted, which hold themselves then
+    counted  of nodes that were met before; None for those that are being counted, which hold
+             themselves then
 
     Raises BadYaml for what `parse_yaml` refuses.
     """
@@ -65,20 +71,25 @@ def _count_values(node: yaml.Node, counted: dict[int, int | None]) -> int:
     for inner in _inner_nodes(node):
         count += _count_values(inner, counted)
         if count > MOST_VALUES:
-            raise BadYaml(f"it has more than {MOST_VALUES:,} values: its references (*) multiply them")
+            raise BadYaml(
+                f"it has more than {MOST_VALUES:,} values: its references (*) multiply them"
+            )
     counted[id(node)] = count
     return count
 
 
 def _inner_nodes(node: yaml.Node) -> list[yaml.Node]:
-    """The nodes within a node. Raises BadYaml for a number that is too long, and for a key that comes twice."""
+    """The nodes within a node. Raises BadYaml for a number that is too long, and for a key that
+    comes twice."""
     if isinstance(node, yaml.SequenceNode):
         return list(node.value)
     if isinstance(node, yaml.MappingNode):
         _check_keys(node)
         return [part for pair in node.value for part in pair]
     if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
-        raise BadYaml(f"line {node.start_mark.line + 1}: a number of {len(node.value):,} characters")
+        raise BadYaml(
+            f"line {node.start_mark.line + 1}: a number of {len(node.value):,} characters"
+        )
     return []
 
 

@@ -12,16 +12,16 @@ from deftx.config import (
     LANGUAGE_PRESETS,
     PRESET,
     TASK_PRESETS,
-    Fit,
-    LanguageFit,
-    Learning,
-    LoraLanguageFit,
-    LoraTaskFit,
-    MadxLanguageFit,
-    MadxTaskFit,
+    Config,
+    FitConfig,
+    LanguageVectorConfig,
+    LoraLanguageConfig,
+    LoraTaskConfig,
+    MadxLanguageConfig,
+    MadxTaskConfig,
     Seed,
-    Settings,
-    TaskFit,
+    TaskVectorConfig,
+    VectorConfig,
     changed,
     merged,
     parse,
@@ -34,28 +34,30 @@ from deftx.experiments.inheritance import read
 from deftx.tasks.registry import settled, task_of
 
 METRICS = {"macro_f1", "accuracy"}  # what a table can show of a task
-L = TypeVar("L", bound=Learning)
+L = TypeVar("L", bound=FitConfig)
 TASK = "task"  # stands beside the languages where vectors are named
 
 
 # What variants learn, and the settings of it, for languages and for the task.
 VECTORS = "vectors"
-FAMILIES: dict[str, tuple[type[Learning], type[Learning]]] = {
-    VECTORS: (LanguageFit, TaskFit),
-    "madx": (MadxLanguageFit, MadxTaskFit),
-    "lora": (LoraLanguageFit, LoraTaskFit),
+FAMILIES: dict[str, tuple[type[FitConfig], type[FitConfig]]] = {
+    VECTORS: (LanguageVectorConfig, TaskVectorConfig),
+    "madx": (MadxLanguageConfig, MadxTaskConfig),
+    "lora": (LoraLanguageConfig, LoraTaskConfig),
 }
 
 
-class Labelled(Settings):
-    """Labelled data of one language; `valid` is for choosing the best step, without it a tenth of `train`."""
+class Labelled(Config):
+    """Labelled data of one language; `valid` is for choosing the best step, without it a tenth of
+    `train`."""
 
     train: str
     valid: str = ""
 
 
-class Variant(Settings):
-    """One row of the table: how its fits differ from the recipe's, and where language vectors are applied.
+class Variant(Config):
+    """One row of the table: how its fits differ from the recipe's, and where language vectors are
+    applied.
 
     family   vectors, or a baseline that learns something else: madx or lora, see `FAMILIES`
     source   the task is learnt on θ0 + φ_source (False: on θ0)
@@ -63,8 +65,8 @@ class Variant(Settings):
     temperature  how even several sources are made: see `deftx.fit_task`
     target   the target's language vector is applied (False: the task vector alone)
     keep_source  those of the sources are applied too
-    respell  test texts are put into the spelling of the task's sources, by these languages' labelled texts (`case`), or
-             plain text too (`words`): see `deftx.respelt`
+    respell  test texts are put into the spelling of the task's sources, by these languages'
+             labelled texts (`case`), or plain text too (`words`): see `deftx.respelt`
     rule     how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
     """
 
@@ -86,7 +88,7 @@ class Variant(Settings):
         return value
 
 
-class Published(Settings):
+class Published(Config):
     """Published numbers, in percent, to stand beside ours: row -> language -> number.
 
     table  where they stand, and of which base, such as `Table 2 of the paper, XLM-R base`
@@ -108,24 +110,29 @@ def _as_tables(value: Any) -> Any:
 PublishedTables = Annotated[tuple[Published, ...], BeforeValidator(_as_tables)]
 
 
-class Recipe(Settings):
+class Recipe(Config):
     """A whole comparison. Files are given relative to the recipe's own folder.
 
     title      what is compared, in a line
     base       folder or hub id
     languages  name -> plain text (one file or several) from which its language vector is learnt
     source     the language of the labelled data
-    train      labelled data; valid: the same, for choosing the best step; without it a tenth of `train` is held out
-    sources    in place of these three, where several languages have labelled data: language -> train and valid
-    vectors    language -> finished language vector (folder or hub id), which is taken instead of learning one
+    train      labelled data; valid: the same, for choosing the best step; without it a tenth of
+               `train` is held out
+    sources    in place of these three, where several languages have labelled data: language ->
+               train and valid
+    vectors    language -> finished language vector (folder or hub id), which is taken instead of
+               learning one
     test       language -> labelled data to score on; without any the vectors alone are learnt
     targets    languages whose vectors are learnt too, although there is no test data of them
     language   settings of the language fits; task: of the task fits
     ngrams     also score character n-grams and logistic regression trained on all labelled data
     baseline   the variant that the others are held against
-    overlap    which vectors' overlaps are wanted: each language's with the task's, or the languages' with each other
+    overlap    which vectors' overlaps are wanted: each language's with the task's, or the
+               languages' with each other
     paper      what others published: a table of it, or several
-    leakage    what to do where text to train on holds text of `test` (see `deftx.data.contamination`): stop, trim
+    contamination    what to do where text to train on holds text of `test` (see
+                     `deftx.data.contamination`): stop, trim
                it, or ignore it
     """
 
@@ -141,21 +148,23 @@ class Recipe(Settings):
     targets: tuple[str, ...] = ()
     test: dict[str, str] = Field(default_factory=dict)
     columns: ColumnNames = ColumnNames()
-    language: LanguageFit = LanguageFit()
-    task: TaskFit = TaskFit()
+    language: LanguageVectorConfig = LanguageVectorConfig()
+    task: TaskVectorConfig = TaskVectorConfig()
     variants: dict[str, Variant]
     ngrams: bool = False
     baseline: str | None = None
     overlap: Literal["language-task", "languages"] | None = None
     paper: PublishedTables = ()
-    leakage: Literal["stop", "trim", "ignore"] = "stop"
+    contamination: Literal["stop", "trim", "ignore"] = "stop"
 
     @field_validator("languages", "sources", "vectors", "targets", "test", "source", mode="before")
     @classmethod
     def _called_by_text(cls, value: Any) -> Any:
         for name in value if isinstance(value, dict | list | tuple) else [value]:
             if isinstance(name, bool):
-                raise ValueError(f"a language is called {name}: YAML reads no, yes, on and off so; put it in quotes")
+                raise ValueError(
+                    f"a language is called {name}: YAML reads no, yes, on and off so; put it in quotes"
+                )
         return value
 
     @field_validator("languages", "vectors")
@@ -163,21 +172,24 @@ class Recipe(Settings):
     def _names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if name == TASK or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-                raise ValueError(f"a language cannot be called {name!r}: use letters, digits, - and _ (not {TASK!r})")
+                raise ValueError(
+                    f"a language cannot be called {name!r}: use letters, digits, - and _ (not {TASK!r})"
+                )
         return value
 
-    def language_fit(self, variant: str, seed: int) -> Learning:
+    def language_fit(self, variant: str, seed: int) -> FitConfig:
         """The settings of what a variant learns of languages."""
         chosen, (kind, _) = self.variants[variant], self.family(variant)
         return _of_kind(kind, self.language, {**chosen.language, "seed": seed})
 
-    def task_fit(self, variant: str, seed: int) -> Learning:
+    def task_fit(self, variant: str, seed: int) -> FitConfig:
         """The settings of what a variant learns of the task."""
         chosen, (_, kind) = self.variants[variant], self.family(variant)
         return _of_kind(kind, self.task, {**chosen.task, "seed": seed})
 
-    def family(self, variant: str) -> tuple[type[Learning], type[Learning]]:
-        """The kinds of settings of a variant's family. Raises DeftxError for a family that there is not."""
+    def family(self, variant: str) -> tuple[type[FitConfig], type[FitConfig]]:
+        """The kinds of settings of a variant's family. Raises DeftxError for a family that there is
+        not."""
         name = self.variants[variant].family
         if name not in FAMILIES:
             raise unknown("family", name, FAMILIES)
@@ -219,14 +231,16 @@ class Recipe(Settings):
 def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file, with nested `changes` made to it; everything in it is checked.
 
-    A recipe that `extends` others, files of the same folder and later ones above earlier ones, says only what is
-    different; null takes away what they say. Settings may start from a `preset`, in the recipe and in a variant.
+    A recipe that `extends` others, files of the same folder and later ones above earlier ones, says
+    only what is different; null takes away what they say. Settings may start from a `preset`, in
+    the recipe and in a variant.
     """
     return recipe_from(merged(read(path), changes or {}), path)
 
 
 def recipe_from(data: Mapping[str, Any], path: Path) -> Recipe:
-    """The recipe that the file `path` would hold with these data, there or not; everything in it is checked."""
+    """The recipe that the file `path` would hold with these data, there or not; everything in it is
+    checked."""
     recipe = parse(Recipe, _with_presets(data))
     recipe = recipe.model_copy(update={"task": settled(recipe.task)})
     _check_sources(recipe)
@@ -235,7 +249,9 @@ def recipe_from(data: Mapping[str, Any], path: Path) -> Recipe:
         recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
         chosen = recipe.variants[variant]
         if chosen.family != VECTORS and (chosen.rule != "sum" or chosen.keep_source):
-            raise DeftxError(f"the variant {variant!r} has no vectors to compose: leave rule and keep_source out")
+            raise DeftxError(
+                f"the variant {variant!r} has no vectors to compose: leave rule and keep_source out"
+            )
         missing = [name for name in recipe.texts_of(variant) if name not in recipe.languages]
         if missing:
             where = "give it under `languages`, or a finished vector under `vectors`"
@@ -250,12 +266,15 @@ def _with_presets(data: Mapping[str, Any]) -> dict[str, Any]:
     whole: dict[str, Any] = _settings_spelled_out(data)
     variants = data.get("variants")
     if isinstance(variants, Mapping):
-        whole["variants"] = {name: _settings_spelled_out(variant, str(name)) for name, variant in variants.items()}
+        whole["variants"] = {
+            name: _settings_spelled_out(variant, str(name)) for name, variant in variants.items()
+        }
     return whole
 
 
 def _settings_spelled_out(data: Any, variant: str | None = None) -> Any:
-    """The recipe, or a variant of it, with the settings of its languages and its task spelled out."""
+    """The recipe, or a variant of it, with the settings of its languages and its task spelled
+    out."""
     if not isinstance(data, Mapping):
         return data
     language, task = data.get("language"), data.get("task")
@@ -265,24 +284,32 @@ def _settings_spelled_out(data: Any, variant: str | None = None) -> Any:
             raise DeftxError(
                 f"the variant {variant!r} ({family}) has no presets, which are for vectors: say its settings"
             )
-    spelled_out = {"language": with_preset(language, LANGUAGE_PRESETS), "task": with_preset(task, TASK_PRESETS)}
+    spelled_out = {
+        "language": with_preset(language, LANGUAGE_PRESETS),
+        "task": with_preset(task, TASK_PRESETS),
+    }
     return {**data, **{name: settings for name, settings in spelled_out.items() if name in data}}
 
 
-def _of_kind(kind: type[L], settings: Learning, changes: Mapping[str, Any]) -> L:
+def _of_kind(kind: type[L], settings: FitConfig, changes: Mapping[str, Any]) -> L:
     """`settings`, as far as a kind of settings knows them too, with changes."""
     given = settings.model_dump(exclude_unset=True)
-    shared = kind.model_fields.keys() - (set() if issubclass(kind, Fit) else {"rank"})  # of a LoRA it is another thing
+    shared = kind.model_fields.keys() - (
+        set() if issubclass(kind, VectorConfig) else {"rank"}
+    )  # of a LoRA it is another thing
     return parse(kind, merged({name: given[name] for name in given.keys() & shared}, changes))
 
 
 def _check_sources(recipe: Recipe) -> None:
-    """Raise DeftxError for labelled data that are given in no way or in two, and for variants that cannot use them."""
+    """Raise DeftxError for labelled data that are given in no way or in two, and for variants that
+    cannot use them."""
     needed = recipe.source and recipe.train
     superfluous = recipe.source or recipe.train or recipe.valid
     if superfluous if recipe.sources else not needed:
         several = "sources: {LANGUAGE: {train: FILE, valid: FILE}}"
-        raise DeftxError(f"a recipe has its labelled data either as source and train (and valid), or as {several}")
+        raise DeftxError(
+            f"a recipe has its labelled data either as source and train (and valid), or as {several}"
+        )
     for name, variant in recipe.variants.items():
         for source in variant.sources or ():
             if source not in recipe.labelled:
@@ -294,30 +321,45 @@ def _check_sources(recipe: Recipe) -> None:
 
 
 def _check_task(recipe: Recipe) -> None:
-    """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another task."""
+    """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another
+    task."""
     name, metric = recipe.task.task, recipe.task.training.metric
     if not task_of(name).metrics.keys() >= METRICS:
-        raise DeftxError(f"a recipe compares macro_f1 and accuracy, which {name} does not have: use `deftx evaluate`")
+        raise DeftxError(
+            f"a recipe compares macro_f1 and accuracy, which {name} does not have: use `deftx evaluate`"
+        )
     if metric not in METRICS:
-        raise DeftxError(f"a recipe compares macro_f1 or accuracy, not {metric}: set task.training.metric to one")
+        raise DeftxError(
+            f"a recipe compares macro_f1 or accuracy, not {metric}: set task.training.metric to one"
+        )
     if recipe.ngrams and name != "classification":
-        raise DeftxError(f"ngrams are a baseline for classification, not for {name}: set ngrams to false")
+        raise DeftxError(
+            f"ngrams are a baseline for classification, not for {name}: set ngrams to false"
+        )
     for variant, about in recipe.variants.items():
         if about.family != VECTORS and name != "classification":
             what = f"({about.family}) is for classification, not for {name}"
             raise DeftxError(f"the variant {variant!r} {what}: leave it out")
         fitted = recipe.task_fit(variant, 0)
-        if isinstance(fitted, TaskFit) and (other := settled(fitted).task) != name:
-            raise DeftxError(f"the variant {variant!r} has the task {other}, the recipe {name}: make a recipe for each")
+        if isinstance(fitted, TaskVectorConfig) and (other := settled(fitted).task) != name:
+            raise DeftxError(
+                f"the variant {variant!r} has the task {other}, the recipe {name}: make a recipe for each"
+            )
 
 
 def _rooted(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its files as paths from here instead of from the recipe's folder; models as full paths."""
+    """The recipe with its files as paths from here instead of from the recipe's folder; models as
+    full paths."""
 
     def from_here(source: str) -> str:
-        """Its path, without the recipe's folder in it where it leads out of that, which may not be there yet."""
+        """Its path, without the recipe's folder in it where it leads out of that, which may not be
+        there yet."""
         path = folder / os.path.expanduser(source)
-        return os.path.join(os.path.realpath(path.parent), path.name) if ".." in path.parts else str(path)
+        return (
+            os.path.join(os.path.realpath(path.parent), path.name)
+            if ".." in path.parts
+            else str(path)
+        )
 
     def root(source: str) -> str:
         return source if source.startswith("hub:") else from_here(source)
@@ -326,19 +368,25 @@ def _rooted(recipe: Recipe, folder: Path) -> Recipe:
         local = from_here(name)
         return os.path.abspath(local) if os.path.isdir(local) else name
 
-    def with_head(language: Mapping[str, Any]) -> dict[str, Any]:
+    def select_head(language: Mapping[str, Any]) -> dict[str, Any]:
         head = language.get("training", {}).get("head")
         return merged(language, {"training": {"head": model(head)}} if head else {})
 
     variants = {
-        name: each.model_copy(update={"language": with_head(each.language)}) for name, each in recipe.variants.items()
+        name: each.model_copy(update={"language": select_head(each.language)})
+        for name, each in recipe.variants.items()
     }
-    texts = {name: tuple(map(root, [t] if isinstance(t, str) else t)) for name, t in recipe.languages.items()}
+    texts = {
+        name: tuple(map(root, [t] if isinstance(t, str) else t))
+        for name, t in recipe.languages.items()
+    }
     return recipe.model_copy(
         update={
             "base": model(recipe.base),
             "languages": texts,
-            "language": changed(recipe.language, with_head(recipe.language.model_dump(exclude_unset=True))),
+            "language": changed(
+                recipe.language, select_head(recipe.language.model_dump(exclude_unset=True))
+            ),
             "variants": variants,
             "train": recipe.train and root(recipe.train),
             "valid": recipe.valid and root(recipe.valid),

@@ -3,8 +3,8 @@
 RUN/recipe.json      the recipe
 RUN/steps.json       the store, and the steps that the recipe comes to, with what uses them
 RUN/trimmed.json     what was left out of the training data, since it holds evaluation text
-RUN/results.jsonl    one row per score: variant, seed, language, examples, the metrics, the step. results.parquet too,
-                     where pyarrow is installed
+RUN/results.jsonl    one row per score: variant, seed, language, examples, the metrics, the step.
+                     results.parquet too, where pyarrow is installed
 RUN/results.md       the table: mean ± standard deviation over the seeds
 
 The results of the steps are in a store, which runs share: see `deftx.experiments.store`.
@@ -28,7 +28,7 @@ from deftx.experiments.report.statistics import AVERAGE
 from deftx.experiments.report.tables import duration, spread
 from deftx.experiments.run_folder import RECIPE, RESULTS, STEPS, TRIMMED, read_steps
 from deftx.experiments.store import SCORES, VECTOR, Store
-from deftx.storage.atomic_files import claimed, new_file, write_text
+from deftx.storage.atomic_files import lock_directory, new_file, write_text
 from deftx.training import distributed
 
 TABLE = "results.md"
@@ -36,7 +36,8 @@ TABLE = "results.md"
 
 @dataclass(frozen=True)
 class Score:
-    """One variant's scores on one language's test data, shares from 0 to 1, and the step that gave them."""
+    """One variant's scores on one language's test data, shares from 0 to 1, and the step that gave
+    them."""
 
     variant: str
     seed: int
@@ -47,7 +48,12 @@ class Score:
 
     def row(self) -> dict[str, Any]:
         """The score as a row of results.jsonl."""
-        about = {"variant": self.variant, "seed": self.seed, "language": self.language, "examples": self.examples}
+        about = {
+            "variant": self.variant,
+            "seed": self.seed,
+            "language": self.language,
+            "examples": self.examples,
+        }
         return {**about, **self.scores, "step": self.step}
 
 
@@ -66,7 +72,8 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, store: Path) -> Prepared:
-    """Read and check all that a recipe needs, and plan it. Raises DeftxError for what is wrong with it."""
+    """Read and check all that a recipe needs, and plan it. Raises DeftxError for what is wrong with
+    it."""
     data, place = read(recipe), Store(store.resolve())
     place.note_tokenizer(data.base, data.reading)
     return Prepared(recipe, make_plan(recipe, data, place), place, dict(data.trimmed))
@@ -81,17 +88,19 @@ def run_recipe(
     said: Callable[[str, int, int], None] = lambda line, done, total: None,
     ready: Callable[["Prepared"], None] = lambda run: None,
 ) -> list[Score]:
-    """All scores of a recipe. What the store has is taken from there; without one it is the folder store beside `out`.
+    """All scores of a recipe. What the store has is taken from there; without one it is the folder
+    store beside `out`.
 
-    executor  where the steps are carried out: see `deftx.experiments.executors`; room: how many at once
+    executor  where the steps are carried out: see `deftx.experiments.executors`; room: how many at
+              once
     said      is told what happens in a line, how many steps are done, and how many there are
     ready     is told of the run once all that it needs was read and checked, before its first step
 
-    Raises InUse where another process is at work in `out`, and DeftxError for a step that failed; what does not need
-    it is done all the same.
+    Raises Locked where another process is at work in `out`, and DeftxError for a step that failed;
+    what does not need it is done all the same.
     """
     distributed.refuse_several_processes("a run")
-    with claimed(out):
+    with lock_directory(out):
         run = prepare(recipe, store or out.parent / "store")
         ready(run)
         _describe(run, out)
@@ -131,14 +140,20 @@ def _check_scores(scores: Any, folder: Path) -> None:
     values = [scores.get(metric) for metric in METRICS] if isinstance(scores, dict) else [None]
     if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
         what = f"needs {' and '.join(sorted(METRICS, reverse=True))} from 0 to 1"
-        raise DeftxError(f"{folder / SCORES} is damaged: it {what}: remove {folder}, and it is made anew")
+        raise DeftxError(
+            f"{folder / SCORES} is damaged: it {what}: remove {folder}, and it is made anew"
+        )
 
 
 def vectors_of(out: Path, variant: str, seed: int) -> dict[str, Path]:
     """The folders of a variant's finished vectors in a run, by language, and "task"."""
     about = read_steps(out)
-    wanted = [step for step in about.steps if step.kind in ("vector", "given") and step.seed == seed]
-    folders = {str(step.name): out / about.store / step.id for step in wanted if variant in step.variant}
+    wanted = [
+        step for step in about.steps if step.kind in ("vector", "given") and step.seed == seed
+    ]
+    folders = {
+        str(step.name): out / about.store / step.id for step in wanted if variant in step.variant
+    }
     return {name: folder / VECTOR for name, folder in folders.items() if (folder / VECTOR).is_dir()}
 
 
@@ -157,12 +172,26 @@ def _describe(run: Prepared, out: Path) -> None:
         uses = run.plan.uses[step.id]
         for seed, name in dict.fromkeys((use.seed, use.name) for use in uses):
             variants = [use.variant for use in uses if (use.seed, use.name) == (seed, name)]
-            about = {"id": step.id, "kind": step.kind, "variant": variants, "seed": seed, "name": name}
+            about = {
+                "id": step.id,
+                "kind": step.kind,
+                "variant": variants,
+                "seed": seed,
+                "name": name,
+            }
             steps.append({**about, "inputs": list(step.inputs.values())})
-    recipe = {"name": out.name, **run.recipe.model_dump(mode="json"), "metric": run.recipe.task.training.metric}
+    recipe = {
+        "name": out.name,
+        **run.recipe.model_dump(mode="json"),
+        "metric": run.recipe.task.training.metric,
+    }
     run.store.note_run(out)
     store = os.path.relpath(run.store.steps, out.resolve())
-    for name, data in {RECIPE: recipe, STEPS: {"store": store, "steps": steps}, TRIMMED: run.trimmed}.items():
+    for name, data in {
+        RECIPE: recipe,
+        STEPS: {"store": store, "steps": steps},
+        TRIMMED: run.trimmed,
+    }.items():
         write_text(out / name, json.dumps(data, indent=1, ensure_ascii=False))
 
 
@@ -175,8 +204,12 @@ def _write_scores(run: Prepared, out: Path) -> None:
         with new_file(out / RESULTS.replace(".jsonl", ".parquet")) as half:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), half)
     trimmed = "; ".join(f"{name} {how_much}" for name, how_much in run.trimmed.items())
-    note = f"\nLeft out of training, since it holds evaluation text: {trimmed}.\n" if trimmed else ""
-    write_text(out / TABLE, table(found, str(run.recipe.task.training.metric), run.recipe.labelled) + note)
+    note = (
+        f"\nLeft out of training, since it holds evaluation text: {trimmed}.\n" if trimmed else ""
+    )
+    write_text(
+        out / TABLE, table(found, str(run.recipe.task.training.metric), run.recipe.labelled) + note
+    )
 
 
 def _pyarrow() -> Any:
@@ -188,21 +221,36 @@ def _pyarrow() -> Any:
 
 
 def table(found: Sequence[Score], metric: str = "macro_f1", labelled: Collection[str] = ()) -> str:
-    """A Markdown table of a metric in percent: a row per variant, a column per target and their average, then those of
-    languages whose labels were learnt from.
+    """A Markdown table of a metric in percent: a row per variant, a column per target and their
+    average, then those of languages whose labels were learnt from.
 
-    Cells are mean ± sample standard deviation over the seeds; the average is taken within a seed first, over the
-    seeds that have scores of all targets. A cell without scores is empty.
+    Cells are mean ± sample standard deviation over the seeds; the average is taken within a seed
+    first, over the seeds that have scores of all targets. A cell without scores is empty.
     """
-    variants, languages = (list(dict.fromkeys(getattr(s, by) for s in found)) for by in ("variant", "language"))
-    targets, sources = ([n for n in languages if (n in labelled) == learnt] for learnt in (False, True))
+    variants, languages = (
+        list(dict.fromkeys(getattr(s, by) for s in found)) for by in ("variant", "language")
+    )
+    targets, sources = (
+        [n for n in languages if (n in labelled) == learnt] for learnt in (False, True)
+    )
     rows = [["", *targets, AVERAGE, *sources], ["---"] * (len(languages) + 2)]
     for variant in variants:
-        cells = {(s.seed, s.language): 100 * s.scores[metric] for s in found if s.variant == variant}
+        cells = {
+            (s.seed, s.language): 100 * s.scores[metric] for s in found if s.variant == variant
+        }
         seeds = sorted({seed for seed, _ in cells})
-        columns = {name: [cells[seed, name] for seed in seeds if (seed, name) in cells] for name in languages}
-        whole = [seed for seed in seeds if targets and all((seed, name) in cells for name in targets)]
+        columns = {
+            name: [cells[seed, name] for seed in seeds if (seed, name) in cells]
+            for name in languages
+        }
+        whole = [
+            seed for seed in seeds if targets and all((seed, name) in cells for name in targets)
+        ]
         average = [mean(cells[seed, name] for name in targets) for seed in whole]
-        values = [*(columns[name] for name in targets), average, *(columns[name] for name in sources)]
+        values = [
+            *(columns[name] for name in targets),
+            average,
+            *(columns[name] for name in sources),
+        ]
         rows.append([variant, *(spread(of) if of else "" for of in values)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

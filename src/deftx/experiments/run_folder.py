@@ -3,8 +3,9 @@
 RUN/recipe.json    the recipe as data
 RUN/results.jsonl  one row per score
 RUN/steps.json     the steps that the recipe comes to, and where their store is
-RUN/trimmed.json   what the leakage guard left out of training
-STORE/ID/          a finished step: step.json, and `vector/`, `predictions.json` or `phase1.safetensors`
+RUN/trimmed.json   what the contamination guard left out of training
+STORE/ID/          a finished step: step.json, and `vector/`, `predictions.json` or
+                   `phase1.safetensors`
 """
 
 import json
@@ -26,7 +27,9 @@ RECIPE, RESULTS, STEPS, TRIMMED = "recipe.json", "results.jsonl", "steps.json", 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Label = Annotated[int, Field(ge=0)]
-Id = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]  # one folder's name, and nothing above it
+Id = Annotated[
+    str, StringConstraints(pattern=r"^\w[\w.-]*$")
+]  # one folder's name, and nothing above it
 
 
 class Form(BaseModel):
@@ -95,7 +98,9 @@ class Finished(Form):
 
     seconds: Annotated[float, Field(ge=0)] = 0.0
     versions: dict[str, str] = Field(default_factory=dict)
-    sha256: dict[str, str] = Field(default_factory=dict, description="Of the step's small files, by name.")
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="Of the step's small files, by name."
+    )
 
 
 class Predictions(Form):
@@ -123,7 +128,8 @@ class RunData:
 
     @property
     def variants(self) -> list[str]:
-        """Those with a score or a vector: first what is in no recipe, such as character n-grams, then in its order."""
+        """Those with a score or a vector: first what is in no recipe, such as character n-grams,
+        then in its order."""
         scored = [row.variant for row in self.rows if row.variant not in self.recipe.variants]
         there = {row.variant for row in self.rows}.union(*(step.variant for step in self.steps))
         return [*dict.fromkeys(scored), *(name for name in self.recipe.variants if name in there)]
@@ -165,8 +171,14 @@ class RunData:
             check_sum(path, self.finished[row.step].sha256.get(PREDICTIONS))
         found = _read(path, Predictions)
         numbers = (*found.true, *found.predicted)
-        if len(found.true) != len(found.predicted) or not numbers or max(numbers) >= len(found.labels):
-            raise DeftxError(f"{path} is damaged: it needs as many true as predicted labels, each one of `labels`")
+        if (
+            len(found.true) != len(found.predicted)
+            or not numbers
+            or max(numbers) >= len(found.labels)
+        ):
+            raise DeftxError(
+                f"{path} is damaged: it needs as many true as predicted labels, each one of `labels`"
+            )
         return found
 
     def vectors(self, variant: str | None = None) -> list[Step]:
@@ -176,7 +188,9 @@ class RunData:
 
     def delta(self, step: Step) -> dict[str, Tensor] | None:
         """What phase 1 changed, for a step that has it still."""
-        from deftx.training.phases import phase1_file  # not for every report: it imports the Trainer
+        from deftx.training.phases import (
+            phase1_file,  # not for every report: it imports the Trainer
+        )
 
         path = self.store / step.id / phase1_file()
         found = load_tensors(path) if path.is_file() else None
@@ -184,7 +198,8 @@ class RunData:
 
 
 def read_run(folder: Path) -> RunData:
-    """The run in a folder. Raises DeftxError that names the file where it is none, or where something is damaged."""
+    """The run in a folder. Raises DeftxError that names the file where it is none, or where
+    something is damaged."""
     if not (folder / RECIPE).is_file():
         raise DeftxError(f"{folder} is no run: it has no {RECIPE}; give the folder of `deftx run`")
     listed = read_steps(folder) if (folder / STEPS).exists() else Steps(store=".", steps=())
@@ -203,7 +218,9 @@ def read_run(folder: Path) -> RunData:
         _trimmed(folder / TRIMMED),
     )
     if not run.variants:
-        raise DeftxError(f"{folder} has no score and no vector yet: let `deftx run` finish something first")
+        raise DeftxError(
+            f"{folder} has no score and no vector yet: let `deftx run` finish something first"
+        )
     return run
 
 
@@ -215,9 +232,17 @@ def read_steps(folder: Path) -> Steps:
 
 
 def _rows(path: Path) -> tuple[Row, ...]:
-    lines = _text(path).split("\n") if path.exists() else []  # a text may hold what splitlines takes for an end
-    found = [_parsed(line, Row, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
-    return tuple({(row.variant, row.seed, row.language): row for row in found}.values())  # a later one counts
+    lines = (
+        _text(path).split("\n") if path.exists() else []
+    )  # a text may hold what splitlines takes for an end
+    found = [
+        _parsed(line, Row, f"{path}, line {n}")
+        for n, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    return tuple(
+        {(row.variant, row.seed, row.language): row for row in found}.values()
+    )  # a later one counts
 
 
 def _trimmed(path: Path) -> dict[str, str]:

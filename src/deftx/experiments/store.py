@@ -1,6 +1,8 @@
-"""Where finished steps are kept: a folder that runs share, and that several processes may use at once.
+"""Where finished steps are kept: a folder that runs share, and that several processes may use at
+once.
 
-STORE/steps/ID/          a finished step, whole or not there: step.json, log.txt, and what its kind of step makes
+STORE/steps/ID/          a finished step, whole or not there: step.json, log.txt, and what its kind
+                         of step makes
 STORE/work/ID/           one that is under way or was stopped, and goes on from there
 STORE/data/DIGEST.json   texts and labelled data, named by their content
 STORE/data/DIGEST/       a finished vector that a recipe takes, named so too
@@ -24,12 +26,17 @@ from typing import Any
 
 from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
-from deftx.errors import DeftxError, InUse
-from deftx.storage.atomic_files import LOCK, claimed, new_folder, remove_folder, write_text
+from deftx.errors import DeftxError, Locked
+from deftx.storage.atomic_files import LOCK, lock_directory, new_folder, remove_folder, write_text
 from deftx.storage.vector_files import save
 
 RECORD, LOG = "step.json", "log.txt"  # of every step
-VECTOR, ADAPTER, PREDICTIONS, SCORES = "vector", "adapter", "predictions.json", "scores.json"  # of kinds of them
+VECTOR, ADAPTER, PREDICTIONS, SCORES = (
+    "vector",
+    "adapter",
+    "predictions.json",
+    "scores.json",
+)  # of kinds of them
 # what a finished step of a kind holds at the least; files as patterns
 NEEDED = {
     "delta": ("phase1*.safetensors",),
@@ -55,7 +62,7 @@ class Store:
         """Where a finished step is."""
         return self.steps / step_id
 
-    def work(self, step_id: str) -> Path:
+    def checkpoint_dir(self, step_id: str) -> Path:
         """Where a step works."""
         return self.root / "work" / step_id
 
@@ -66,7 +73,8 @@ class Store:
         return (folder / RECORD).is_file() and all(any(folder.glob(pattern)) for pattern in needed)
 
     def result(self, step_id: str, name: str) -> Any:
-        """What the JSON file `name` of a finished step holds. Raises DeftxError where it is damaged."""
+        """What the JSON file `name` of a finished step holds. Raises DeftxError where it is
+        damaged."""
         folder = self.folder(step_id)
         checksums = read_json(folder / RECORD).get("sha256", {})
         check_sum(folder / name, checksums.get(name))
@@ -80,10 +88,14 @@ class Store:
     def note_run(self, run: Path) -> None:
         """Note that the run in a folder uses this store."""
         folder = str(run.resolve())
-        write_text(self.root / "runs" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.txt", folder)
+        write_text(
+            self.root / "runs" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.txt",
+            folder,
+        )
 
     def note_tokenizer(self, base: str, reading: str) -> None:
-        """Note how the tokenizer of a base reads. Raises DeftxError where it read otherwise when steps were made."""
+        """Note how the tokenizer of a base reads. Raises DeftxError where it read otherwise when
+        steps were made."""
         note = self.root / "bases" / f"{base}.txt"
         if not note.is_file():
             write_text(note, reading)
@@ -93,11 +105,15 @@ class Store:
 
     def noted_runs(self) -> list[Path]:
         """The folders that were noted, whether there are runs still or not."""
-        return [Path(file.read_text(encoding="utf-8")) for file in sorted(self.root.glob("runs/*.txt"))]
+        return [
+            Path(file.read_text(encoding="utf-8")) for file in sorted(self.root.glob("runs/*.txt"))
+        ]
 
     def put(self, texts: Sequence[str] | Examples) -> str:
         """Keep texts or labelled data; the name of their content."""
-        content = json.dumps(asdict(texts) if isinstance(texts, Examples) else list(texts), ensure_ascii=False)
+        content = json.dumps(
+            asdict(texts) if isinstance(texts, Examples) else list(texts), ensure_ascii=False
+        )
         digest = hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:16]
         if not self._data(digest).exists():
             write_text(self._data(digest), content)
@@ -139,18 +155,23 @@ class Store:
 
     @contextmanager
     def making(self, step_id: str, about: Mapping[str, Any]) -> Iterator[tuple[Path, Path]]:
-        """The folder of work of a step, and a new folder that is the finished step at the end of the block.
+        """The folder of work of a step, and a new folder that is the finished step at the end of
+        the block.
 
-        about  to be noted with it. Raises InUse where another process is at the same step.
+        about  to be noted with it. Raises Locked where another process is at the same step.
         """
-        work, began = self.work(step_id), monotonic()
-        with claimed(work):
-            if self.folder(step_id).exists() and not self.done(step_id):  # such as a removal was killed at, once
+        checkpoint_dir, began = self.checkpoint_dir(step_id), monotonic()
+        with lock_directory(checkpoint_dir):
+            if self.folder(step_id).exists() and not self.done(
+                step_id
+            ):  # such as a removal was killed at, once
                 remove_folder(self.folder(step_id))
-            with new_folder(self.folder(step_id)) as folder, _logged(work / LOG):
-                yield work, folder
-                shutil.copyfile(work / LOG, folder / LOG)
-                versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
+            with new_folder(self.folder(step_id)) as folder, _logged(checkpoint_dir / LOG):
+                yield checkpoint_dir, folder
+                shutil.copyfile(checkpoint_dir / LOG, folder / LOG)
+                versions = {
+                    package: version(package) for package in ("deftx", "torch", "transformers")
+                }
                 finished = datetime.now(UTC).isoformat(timespec="seconds")
                 record = {
                     "id": step_id,
@@ -160,15 +181,18 @@ class Store:
                     "finished": finished,
                     "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.json"))},
                 }
-                (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-            _emptied(work)
+                (folder / RECORD).write_text(
+                    json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8"
+                )
+            _emptied(checkpoint_dir)
 
     def tidy(self, step_ids: Iterable[str]) -> None:
-        """Remove what finished steps left in their folders of work when they were killed just then."""
-        for work in map(self.work, filter(self.done, step_ids)):
-            if work.is_dir():
-                with suppress(InUse), claimed(work):
-                    _emptied(work)
+        """Remove what finished steps left in their folders of work when they were killed just
+        then."""
+        for checkpoint_dir in map(self.checkpoint_dir, filter(self.done, step_ids)):
+            if checkpoint_dir.is_dir():
+                with suppress(Locked), lock_directory(checkpoint_dir):
+                    _emptied(checkpoint_dir)
 
 
 def check_sum(path: Path, expected: str | None) -> None:
@@ -179,7 +203,9 @@ def check_sum(path: Path, expected: str | None) -> None:
     if expected is None or not path.is_file():
         return
     if not _sha256(path).startswith(expected):
-        raise DeftxError(f"{path} is damaged (its checksum is not the one that was kept): {_remedy(path)}")
+        raise DeftxError(
+            f"{path} is damaged (its checksum is not the one that was kept): {_remedy(path)}"
+        )
 
 
 def _sha256(path: Path) -> str:
@@ -200,8 +226,8 @@ def read_json(path: Path) -> Any:
         raise DeftxError(f"{path} is damaged ({error}): {_remedy(path)}") from None
 
 
-def _emptied(work: Path) -> None:
-    for path in work.iterdir():
+def _emptied(checkpoint_dir: Path) -> None:
+    for path in checkpoint_dir.iterdir():
         if path.is_dir():  # what a crash left of a file that was being written
             shutil.rmtree(path)
         elif path.name != LOCK:
@@ -225,6 +251,7 @@ def _logged(file: Path) -> Iterator[None]:
 
 
 def size(folder: Path) -> int:
-    """The bytes that the files of a folder take, those with several names shared out among these."""
+    """The bytes that the files of a folder take, those with several names shared out among
+    these."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum(path.stat().st_size // path.stat().st_nlink for path in files)

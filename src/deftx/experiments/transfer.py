@@ -1,7 +1,8 @@
-"""`deftx transfer`: from labelled data of one language, and text of it and of others, to models for the others.
+"""`deftx transfer`: from labelled data of one language, and text of it and of others, to models for
+the others.
 
-What it does is written down as a recipe and carried out as `deftx run` would, so what was stopped resumes, and phase 1
-is shared. Then what a user wants is gathered:
+What it does is written down as a recipe and carried out as `deftx run` would, so what was stopped
+resumes, and phase 1 is shared. Then what a user wants is gathered:
 
 OUT/recipe.yaml     exactly what was done, for `deftx run`
 OUT/vectors/NAME    the vectors of the source, of each target, and of the task
@@ -37,13 +38,15 @@ from deftx.experiments.report.statistics import compare, score_run
 from deftx.experiments.run import Prepared, prepare, run_recipe, vectors_of
 from deftx.experiments.run_folder import read_run
 from deftx.models.compose import compose_to
-from deftx.storage.atomic_files import LOCK, claimed, write_text
+from deftx.storage.atomic_files import LOCK, lock_directory, write_text
 from deftx.storage.vector_files import load, save
 from deftx.tasks.registry import task_of
 from deftx.training import distributed
 
 WITH, WITHOUT = "with its vector", "without its vector"  # variants, of a target
-PRESETS = [name for name in LANGUAGE_PRESETS if name in TASK_PRESETS]  # of languages and of the task
+PRESETS = [
+    name for name in LANGUAGE_PRESETS if name in TASK_PRESETS
+]  # of languages and of the task
 RECIPE, RUN, STORE, RESULTS = "recipe.yaml", "run", "store", "results.md"
 GATHERED = ("vectors", "models", "report", RESULTS)  # what is made anew from the finished steps
 HUB = "hub:"
@@ -76,7 +79,8 @@ class Request:
 
 @dataclass(frozen=True)
 class TargetScore:
-    """A target's mean scores on its test data, 0 to 1, and the 95% interval of what its vector adds.
+    """A target's mean scores on its test data, 0 to 1, and the 95% interval of what its vector
+    adds.
 
     With one seed the interval is over the texts alone: another seed may give another difference.
     """
@@ -94,14 +98,19 @@ class TargetScore:
         gain = self.with_vector - self.without
         interval = f"{100 * gain:+.1f} points (95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
         scores = f"{100 * self.with_vector:.1f} with the vector, {100 * self.without:.1f} without"
-        seeds = f"{self.seeds} seeds" if self.seeds > 1 else "one seed, and other seeds may differ by more"
+        seeds = (
+            f"{self.seeds} seeds"
+            if self.seeds > 1
+            else "one seed, and other seeds may differ by more"
+        )
         verdict = "" if self.low > 0 or self.high < 0 else ", which may be chance"
         return f"{metric_name(self.metric)} {scores}: {interval}{verdict}; {self.examples} texts, {seeds}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a transfer: how learning the task went, what is known of each language's vector, and the scores."""
+    """What came of a transfer: how learning the task went, what is known of each language's vector,
+    and the scores."""
 
     folder: Path
     task: Course | None
@@ -110,14 +119,20 @@ class Outcome:
 
     def about(self) -> list[dict[str, Any]]:
         """For each language and the task what is known, and what to try."""
-        task = {"name": TASK, "facts": [str(self.task)] if self.task else [], "advice": advice_on(self.task)}
+        task = {
+            "name": TASK,
+            "facts": [str(self.task)] if self.task else [],
+            "advice": advice_on(self.task),
+        }
         rows = [task]
         for benefit in self.benefits:
             scores = [score for score in self.scores if score.language == benefit.language]
             facts = [*map(str, scores), *benefit.facts()]
             advice = list(benefit.advice())
             advice += [
-                f"its vector costs {-100 * (s.with_vector - s.without):.1f} points" for s in scores if s.high < 0
+                f"its vector costs {-100 * (s.with_vector - s.without):.1f} points"
+                for s in scores
+                if s.high < 0
             ]
             rows.append({"name": benefit.language, "facts": facts, "advice": advice})
         return rows
@@ -126,11 +141,17 @@ class Outcome:
         """What is known, as a page of Markdown."""
         lines = ["# What came of it", ""]
         if self.scores:
-            lines += ["| language | without its vector | with it | difference | 95% interval | texts | seeds |"]
+            lines += [
+                "| language | without its vector | with it | difference | 95% interval | texts | seeds |"
+            ]
             lines += ["| --- | ---: | ---: | ---: | --- | ---: | ---: |"]
             for score in self.scores:
                 points = [score.without, score.with_vector, score.with_vector - score.without]
-                cells = [f"{100 * points[0]:.1f}", f"{100 * points[1]:.1f}", f"{100 * points[2]:+.1f}"]
+                cells = [
+                    f"{100 * points[0]:.1f}",
+                    f"{100 * points[1]:.1f}",
+                    f"{100 * points[2]:+.1f}",
+                ]
                 interval = f"{100 * score.low:+.1f} to {100 * score.high:+.1f}"
                 lines.append(
                     f"| {' | '.join([score.language, *cells, interval, str(score.examples), str(score.seeds)])} |"
@@ -150,19 +171,21 @@ def transfer(
     ready: Callable[[Prepared], None] = lambda run: None,
     said: Callable[[str, int, int], None] = lambda line, done, total: None,
 ) -> Outcome:
-    """Carry out a transfer, or go on with one that was stopped, and gather what came of it in `out`.
+    """Carry out a transfer, or go on with one that was stopped, and gather what came of it in
+    `out`.
 
-    ready  is told what is to be done, once all that is needed was read and before anything is learnt
+    ready  is told what is to be done, once all that is needed was read and before anything is
+           learnt
     said   is told what happens: see `run_recipe`
 
-    Raises DeftxError for what is wrong with the request, where `out` holds something else, or another transfer unless
-    `force`, and as `run_recipe` does.
+    Raises DeftxError for what is wrong with the request, where `out` holds something else, or
+    another transfer unless `force`, and as `run_recipe` does.
     """
     distributed.refuse_several_processes("a transfer")
     data = recipe_data(request, out)
     recipe = recipe_from(data, out / RECIPE)
     check_out(out, data, force=force)
-    with claimed(out):
+    with lock_directory(out):
 
         def begin(run: Prepared) -> None:
             ready(run)
@@ -174,7 +197,9 @@ def transfer(
         return _gather(recipe, request, out)
 
 
-def plan(request: Request, out: Path, show: Callable[[Prepared], None], *, force: bool = False) -> None:
+def plan(
+    request: Request, out: Path, show: Callable[[Prepared], None], *, force: bool = False
+) -> None:
     """Have `show` told what a transfer would do; nothing is learnt, and nothing left in `out`."""
     data = recipe_data(request, out)
     recipe = recipe_from(data, out / RECIPE)
@@ -210,7 +235,7 @@ def recipe_data(request: Request, out: Path) -> dict[str, Any]:
             data[key] = {name: from_out(source) for name, source in sources.items()}
     data |= {
         "targets": list(request.targets),
-        "leakage": "trim",
+        "contamination": "trim",
         "language": {"preset": request.preset},
         "task": {"preset": request.preset},
         "variants": {WITH: {}},
@@ -227,7 +252,8 @@ def recipe_data(request: Request, out: Path) -> dict[str, Any]:
 
 
 def check_out(out: Path, data: Mapping[str, Any], *, force: bool) -> None:
-    """Raise DeftxError where `out` holds something that is no transfer, or, unless `force`, another one."""
+    """Raise DeftxError where `out` holds something that is no transfer, or, unless `force`, another
+    one."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     before = _recipe_in(out)
@@ -261,7 +287,9 @@ def _recipe_in(out: Path) -> dict[str, Any] | None:
 
 def _as_yaml(data: Mapping[str, Any]) -> str:
     """A recipe as the text of a file, with how to use it."""
-    head = f"# What `deftx transfer` of deftx {version('deftx')} did. Once more: deftx run {RECIPE}\n"
+    head = (
+        f"# What `deftx transfer` of deftx {version('deftx')} did. Once more: deftx run {RECIPE}\n"
+    )
     return head + yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
 
 
@@ -276,17 +304,25 @@ def _clear(out: Path) -> None:
 
 
 def _gather(recipe: Recipe, request: Request, out: Path) -> Outcome:
-    """Put what a finished run came to where it is easily found, and say whether it helped. Vectors and models are those
-    of the first seed, scores those of all."""
+    """Put what a finished run came to where it is easily found, and say whether it helped. Vectors
+    and models are those of the first seed, scores those of all."""
     seed = recipe.seeds[0]
     vectors = {name: load(folder) for name, folder in vectors_of(out / RUN, WITH, seed).items()}
     for name, vector in vectors.items():
         save(vector, out / "vectors" / name, force=True)
     for name in request.targets:
         compose_to(
-            out / "models" / name, recipe.base, [vectors[TASK]], [vectors[name]], rule="sum", force=True, any_base=False
+            out / "models" / name,
+            recipe.base,
+            [vectors[TASK]],
+            [vectors[name]],
+            rule="sum",
+            force=True,
+            ignore_base_mismatch=False,
         )
-    outcome = Outcome(out, course_of(vectors[TASK]), _benefits(recipe, request, vectors), _scores(recipe, out))
+    outcome = Outcome(
+        out, course_of(vectors[TASK]), _benefits(recipe, request, vectors), _scores(recipe, out)
+    )
     write_text(out / RESULTS, outcome.markdown())
     write_text(out / RUN / BENEFIT, json.dumps(outcome.about(), ensure_ascii=False, indent=1))
     if not lacking():
@@ -294,14 +330,18 @@ def _gather(recipe: Recipe, request: Request, out: Path) -> Outcome:
     return outcome
 
 
-def _benefits(recipe: Recipe, request: Request, vectors: Mapping[str, SparseVector]) -> list[Benefit]:
+def _benefits(
+    recipe: Recipe, request: Request, vectors: Mapping[str, SparseVector]
+) -> list[Benefit]:
     """What is known of the source's and the targets' vectors without labels."""
     task = task_of(recipe.task.task)
     columns = recipe.columns.over(task.columns)
     train = task.read(recipe.train, columns, True)
     texts = {name: read_text(*sources) for name, sources in recipe.languages.items()}
     to_answer = {name: texts[name] for name in request.targets if name in texts}
-    to_answer |= {name: task.read(source, columns, True).texts for name, source in recipe.test.items()}
+    to_answer |= {
+        name: task.read(source, columns, True).texts for name, source in recipe.test.items()
+    }
     languages = {name: vectors[name] for name in (request.source, *request.targets)}
     return benefits(recipe.base, vectors[TASK], languages, texts, to_answer, train)
 
@@ -318,7 +358,9 @@ def _scores(recipe: Recipe, out: Path) -> list[TargetScore]:
 
     def mean_score(variant: str, language: str) -> float:
         """The mean over the seeds that have it."""
-        return mean(scores[language] for scores in run.scores(variant).values() if language in scores)
+        return mean(
+            scores[language] for scores in run.scores(variant).values() if language in scores
+        )
 
     return [
         TargetScore(

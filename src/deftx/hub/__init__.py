@@ -1,1 +1,2 @@
-"""Sharing vectors on the hub: what is pushed, its model card, and what must not leave this machine."""
+"""Sharing vectors on the hub: what is pushed, its model card, and what must not leave this
+machine."""

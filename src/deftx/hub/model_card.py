@@ -1,6 +1,8 @@
-"""The model card of a vector: what it is, what it was made of and how to use it, with the metadata that the hub reads.
+"""The model card of a vector: what it is, what it was made of and how to use it, with the metadata
+that the hub reads.
 
-The metadata's form is https://huggingface.co/docs/hub/model-cards; huggingface_hub's own classes write it.
+The metadata's form is https://huggingface.co/docs/hub/model-cards; huggingface_hub's own classes
+write it.
 """
 
 import re
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 
 # What the hub calls our metrics, where it has another name, and our kinds of task.
 _METRICS = {"macro_f1": "f1", "span_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
-_TASKS = {"tagging": "token-classification", "ner": "token-classification", "generation": "text-generation"}
+_TASKS = {
+    "tagging": "token-classification",
+    "ner": "token-classification",
+    "generation": "text-generation",
+}
 _TASKS |= {name: name for name in ("question-answering", "multiple-choice")}
 _HUB_DATA = "hub:"
 CITATION = """@inproceedings{simon-jyothi-2025-deft,
@@ -35,7 +41,8 @@ CITATION = """@inproceedings{simon-jyothi-2025-deft,
 class About:
     """What a card says and a vector does not know. Raises DeftxError for what the hub would refuse.
 
-    base       hub id of the vector's base, `ID` or `ID@REVISION`, where it was made on a folder with that model
+    base       hub id of the vector's base, `ID` or `ID@REVISION`, where it was made on a folder
+               with that model
     languages  ISO 639 codes, such as min
     datasets   hub ids of the training data, besides those that the vector names
     license    the hub's name of a licence, such as apache-2.0
@@ -48,15 +55,23 @@ class About:
 
     def __post_init__(self) -> None:
         if self.base is not None and not is_model_id(self.base):
-            raise DeftxError(f"{self.base!r} is no model on the hub: write its id, such as FacebookAI/xlm-roberta-base")
+            raise DeftxError(
+                f"{self.base!r} is no model on the hub: write its id, such as FacebookAI/xlm-roberta-base"
+            )
         for language in self.languages:
             if not re.fullmatch(r"[a-z]{2,3}", language):
-                raise DeftxError(f"{language!r} is no ISO 639 code: write two or three small letters, such as min")
+                raise DeftxError(
+                    f"{language!r} is no ISO 639 code: write two or three small letters, such as min"
+                )
         for dataset in self.datasets:
             if not is_model_id(dataset) or "@" in dataset:
-                raise DeftxError(f"{dataset!r} is no dataset on the hub: write its id, such as indonlp/NusaX-senti")
+                raise DeftxError(
+                    f"{dataset!r} is no dataset on the hub: write its id, such as indonlp/NusaX-senti"
+                )
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
-            raise DeftxError(f"{self.license!r} is no licence that the hub knows: write its name, such as apache-2.0")
+            raise DeftxError(
+                f"{self.license!r} is no licence that the hub knows: write its name, such as apache-2.0"
+            )
 
 
 def model_card(vector: SparseVector, repo: str, about: About | None = None) -> str:
@@ -101,7 +116,8 @@ def _task(vector: SparseVector) -> str:
 
 
 def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
-    """The held-out score of a task vector in the form that the hub reads; none for what has no such score."""
+    """The held-out score of a task vector in the form that the hub reads; none for what has no such
+    score."""
     from huggingface_hub import EvalResult
 
     best, metric = _best(vector), _part(vector, "training").get("metric")
@@ -126,7 +142,11 @@ def _best(vector: SparseVector) -> Any:
 
 def _datasets(vector: SparseVector, about: About) -> list[str]:
     sources = _part(vector, "data").get("sources") or []
-    on_hub = [str(source).removeprefix(_HUB_DATA) for source in sources if str(source).startswith(_HUB_DATA)]
+    on_hub = [
+        str(source).removeprefix(_HUB_DATA)
+        for source in sources
+        if str(source).startswith(_HUB_DATA)
+    ]
     names = [re.split("[:@]", source)[0] for source in on_hub]
     return list(dict.fromkeys([*about.datasets, *filter(is_model_id, names)]))
 
@@ -137,7 +157,8 @@ def _base(vector: SparseVector) -> str | None:
 
 
 def _part(vector: SparseVector, key: str) -> Mapping[str, Any]:
-    """A mapping within the info; it is whatever its maker wrote, so it may be missing or something else."""
+    """A mapping within the info; it is whatever its maker wrote, so it may be missing or something
+    else."""
     part = vector.info.get(key)
     return part if isinstance(part, Mapping) else {}
 
@@ -147,7 +168,9 @@ def _part(vector: SparseVector, key: str) -> Mapping[str, Any]:
 
 def _summary(vector: SparseVector, repo: str, about: About) -> str:
     size = sum(entries.numel for entries in vector.tensors.values())
-    kind = {"language": "language vector", "task": "task vector"}.get(str(vector.info.get("kind")), "vector")
+    kind = {"language": "language vector", "task": "task vector"}.get(
+        str(vector.info.get("kind")), "vector"
+    )
     base = f"`{_base(vector)}`" if _base(vector) else "its base model"
     languages = f" Languages: {', '.join(about.languages)}." if about.languages else ""
     share = f", {vector.k / size:.2%} of the weights of the tensors that it changes" if size else ""
@@ -187,7 +210,10 @@ def _facts(vector: SparseVector, repo: str, about: About) -> str:
         "revision of the base": revision or None,
         "fingerprint of the base": info.get("base_fingerprint"),
         "k (entries)": f"{vector.k:,}",
-        **{key: info.get(key) for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")},
+        **{
+            key: info.get(key)
+            for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")
+        },
         "labels": ", ".join(vector.head.labels) if vector.head else None,
         "licence": about.license,
     }
@@ -198,7 +224,10 @@ def _data(vector: SparseVector, repo: str, about: About) -> str:
     data = dict(_part(vector, "data"))
     sources = [str(source) for source in data.pop("sources", None) or []]
     named = list(dict.fromkeys([*sources, *about.datasets]))
-    return _table("Training data", {"languages": ", ".join(about.languages), "sources": ", ".join(named), **data})
+    return _table(
+        "Training data",
+        {"languages": ", ".join(about.languages), "sources": ", ".join(named), **data},
+    )
 
 
 def _training(vector: SparseVector, repo: str, about: About) -> str:
@@ -227,11 +256,16 @@ SECTIONS: list[Callable[[SparseVector, str, About], str]] = [
 
 
 def _table(title: str, facts: Mapping[str, Any]) -> str:
-    rows = [f"| {_text(key)} | {_text(fact)} |" for key, fact in facts.items() if fact not in (None, "", [], ())]
+    rows = [
+        f"| {_text(key)} | {_text(fact)} |"
+        for key, fact in facts.items()
+        if fact not in (None, "", [], ())
+    ]
     return "\n".join([f"## {title}", "", "| | |", "| --- | --- |", *rows]) if rows else ""
 
 
 def _text(fact: Any) -> str:
-    """A fact as one line that is nothing but text in a cell: it may come from a stranger's vector."""
+    """A fact as one line that is nothing but text in a cell: it may come from a stranger's
+    vector."""
     line = " ".join(str(fact).split())[:300]
     return re.sub(r"[|`<>\[\]\\!&]", lambda found: f"&#{ord(found[0])};", line)

@@ -10,16 +10,24 @@ from deftx.core.vector import SparseVector
 from deftx.storage.hub_client import is_model_id
 
 LOCAL = "a local folder"  # in place of a model that is not on the hub; it has the form of no hub id
-_MODELS = ("base", "finetuned", "tokenizer")  # what models stand under, the last one's in its "name"
-_PATH = re.compile(r"(hub:)?(~[^/\\]*|\.\.?|[A-Za-z]:)?[/\\]")  # how a path begins that is no name alone
+_MODELS = (
+    "base",
+    "finetuned",
+    "tokenizer",
+)  # what models stand under, the last one's in its "name"
+_PATH = re.compile(
+    r"(hub:)?(~[^/\\]*|\.\.?|[A-Za-z]:)?[/\\]"
+)  # how a path begins that is no name alone
 
 
 def published(vector: SparseVector, base: str | None = None) -> SparseVector:
-    """`vector` without the paths in its info: models are hub ids or `a local folder`, other paths their last part.
+    """`vector` without the paths in its info: models are hub ids or `a local folder`, other paths
+    their last part.
 
     base  the hub id of the vector's base, where its info names a folder
 
-    That goes for the info of the vectors it was made from, too. The fingerprint still tells the base.
+    That goes for the info of the vectors it was made from, too. The fingerprint still tells the
+    base.
     """
     info = {key: without_paths(key, value) for key, value in vector.info.items()}
     return replace(vector, info={**info, "base": base} if base else info)
@@ -32,7 +40,9 @@ def without_paths(key: str, value: Any) -> Any:
             inner: without_paths(key if (key, inner) == ("tokenizer", "name") else inner, part)
             for inner, part in value.items()
         }
-    if isinstance(value, list | tuple) and key != "labels":  # labels are data, whatever they look like
+    if (
+        isinstance(value, list | tuple) and key != "labels"
+    ):  # labels are data, whatever they look like
         return [without_paths(key, part) for part in value]
     if not isinstance(value, str):
         return value

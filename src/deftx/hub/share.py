@@ -29,20 +29,26 @@ def push(
     datasets: Sequence[str] = (),
     license: str | None = None,
 ) -> str:
-    """Put a vector into the hub's repository USER/NAME, which is made where it is missing, with a model card.
+    """Put a vector into the hub's repository USER/NAME, which is made where it is missing, with a
+    model card.
 
-    vector    a vector or its folder; a README.md in the folder is pushed as it is, in place of the model card
+    vector    a vector or its folder; a README.md in the folder is pushed as it is, in place of the
+              model card
     private   make the repository private
     revision  branch to push to, made where it is missing; the main one by default
     message   of the commit
 
-    The other parameters are what the model card says besides what the vector knows: see `card.About`. Paths on
-    your disk are left out of what is pushed (`privacy.published`). All files change in one commit.
+    The other parameters are what the model card says besides what the vector knows: see
+    `card.About`. Paths on your disk are left out of what is pushed (`privacy.published`). All files
+    change in one commit.
 
-    Returns USER/NAME@COMMIT, which `load` takes. Raises DeftxError, one line, for whatever keeps it from being pushed.
+    Returns USER/NAME@COMMIT, which `load` takes. Raises DeftxError, one line, for whatever keeps it
+    from being pushed.
     """
     if not is_vector_id(repo) or "@" in repo:
-        raise DeftxError(f"{repo!r} is no place to push to: write USER/NAME, and a branch with --revision")
+        raise DeftxError(
+            f"{repo!r} is no place to push to: write USER/NAME, and a branch with --revision"
+        )
     about = About(base, languages, datasets, license)
     own = None if isinstance(vector, SparseVector) else _own_card(Path(vector), about)
     found = vector if isinstance(vector, SparseVector) else load(vector)
@@ -50,13 +56,17 @@ def push(
         folder = Path(place) / "vector"
         save(published(found, base), folder)
         (folder / CARD).write_text(own or model_card(found, repo, about), encoding="utf-8")
-        message = message or f"{found.info.get('kind') or 'Sparse'} vector (deftx {version('deftx')})".capitalize()
+        message = (
+            message
+            or f"{found.info.get('kind') or 'Sparse'} vector (deftx {version('deftx')})".capitalize()
+        )
         with plain_errors(f"cannot push to {repo}", repo, revision):
             return _commit(folder, repo, private, revision, message)
 
 
 def pull(vector_id: str, out: str | os.PathLike[str], *, force: bool = False) -> SparseVector:
-    """Save the vector that the hub has under USER/NAME[@REVISION] as the folder `out`, whole or not at all.
+    """Save the vector that the hub has under USER/NAME[@REVISION] as the folder `out`, whole or not
+    at all.
 
     force  replace the vector at `out`
 
@@ -75,7 +85,9 @@ def _own_card(folder: Path, about: About) -> str | None:
     if not (folder / CARD).is_file():
         return None
     if about != About(about.base):
-        raise DeftxError(f"{folder / CARD} is pushed as it is: say languages, datasets and licence there, or remove it")
+        raise DeftxError(
+            f"{folder / CARD} is pushed as it is: say languages, datasets and licence there, or remove it"
+        )
     try:
         return (folder / CARD).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -89,7 +101,9 @@ def _commit(folder: Path, repo: str, private: bool, revision: str | None, messag
     api = HfApi(library_name=LIBRARY, library_version=version("deftx"))
     api.create_repo(repo, private=private or None, exist_ok=True)
     if private and not api.model_info(repo).private:
-        raise DeftxError(f"{repo} is there already and public: make it private on the hub, or choose another name")
+        raise DeftxError(
+            f"{repo} is there already and public: make it private on the hub, or choose another name"
+        )
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
     names = sorted(os.listdir(folder))
@@ -97,6 +111,8 @@ def _commit(folder: Path, repo: str, private: bool, revision: str | None, messag
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names
     ]
     if HEAD not in names and api.file_exists(repo, HEAD, revision=revision):
-        operations.append(CommitOperationDelete(path_in_repo=HEAD))  # of a vector that was there before
+        operations.append(
+            CommitOperationDelete(path_in_repo=HEAD)
+        )  # of a vector that was there before
     commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
     return f"{repo}@{commit.oid}"

@@ -1,14 +1,16 @@
 """Files of torch.save that strangers made: tensors, numbers and plain containers, and nothing else.
 
-A pickle is a program. Here it is run by a small machine of our own, which has the operations that torch.save writes
-(protocol 2) and no other: nothing of `pickle`, torch or NumPy is called, and what names stand for is given here.
+A pickle is a program. Here it is run by a small machine of our own, which has the operations that
+torch.save writes (protocol 2) and no other: nothing of `pickle`, torch or NumPy is called, and what
+names stand for is given here.
 
 Time and memory are linear in the size of the file, whatever it says:
 
 - an operation makes one small object at the most, or takes objects off the stack;
-- the keys of dicts are texts: to hash a tuple means to walk through all that it holds, as often as it is referred to,
-  and to the depth that it is nested;
-- whatever is passed to a function is short, and tensors take no more bytes in all than the file has.
+- the keys of dicts are texts: to hash a tuple means to walk through all that it holds, as often as
+  it is referred to, and to the depth that it is nested;
+- whatever is passed to a function is short, and tensors take no more bytes in all than the file
+  has.
 """
 
 import struct
@@ -41,7 +43,8 @@ _OLD_PARTS = 5  # pickles at the start of a file of the older form: the content 
 class _Data:
     """What is behind the tensors, by key: the bytes, and how many a number has.
 
-    left  how many more bytes may be taken from it: in all as many as the file has, so that sharing multiplies nothing
+    left  how many more bytes may be taken from it: in all as many as the file has, so that sharing
+          multiplies nothing
     """
 
     left: int
@@ -60,7 +63,8 @@ class Stored:
     shape: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """The tensor. Raises DeftxError where it is larger than its data, or has values that are not finite."""
+        """The tensor. Raises DeftxError where it is larger than its data, or has values that are
+        not finite."""
         if prod(max(size, 1) for size in self.shape) > LARGEST:
             raise DeftxError("a tensor has no such shape as a tensor can have")
         part = self.data.parts.get(self.key, bytearray())
@@ -83,8 +87,8 @@ class Stored:
 def load_plain(path: Path) -> Any:
     """What is in a file of torch.save, of its zip form or the older one; tensors are `Stored`.
 
-    Raises DeftxError for a file that is damaged, or that holds anything but tensors of floating point numbers,
-    numbers, texts and plain containers.
+    Raises DeftxError for a file that is damaged, or that holds anything but tensors of floating
+    point numbers, numbers, texts and plain containers.
     """
     try:
         data = _Data(path.stat().st_size)
@@ -96,7 +100,9 @@ def load_plain(path: Path) -> Any:
     except Exception as error:  # a damaged file may provoke any of them
         reason = " ".join(str(error).split())[:120]
         what = "is damaged, or holds more than tensors, numbers and plain containers"
-        raise DeftxError(f"{path} {what}, so it is not read ({type(error).__name__}: {reason})") from error
+        raise DeftxError(
+            f"{path} {what}, so it is not read ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def whole(numbers: Iterable[object]) -> bool:
@@ -112,8 +118,12 @@ def _read_zip(path: Path, data: _Data) -> Any:
         members = {member.filename: member for member in archive.infolist()}
         stored = all(member.compress_type == zipfile.ZIP_STORED for member in members.values())
         if not stored or sum(member.file_size for member in members.values()) > data.left:
-            raise ValueError("its parts are compressed, or larger than the file: torch.save never does that")
-        (content,) = (name for name in members if name.count("/") == 1 and name.endswith("/data.pkl"))
+            raise ValueError(
+                "its parts are compressed, or larger than the file: torch.save never does that"
+            )
+        (content,) = (
+            name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")
+        )
         root = content.removesuffix("data.pkl")
         order = f"{root}byteorder"
         if order in members and archive.read(order) != b"little":
@@ -126,8 +136,8 @@ def _read_zip(path: Path, data: _Data) -> Any:
 
 
 def _read_old(content: bytes, data: _Data) -> Any:
-    """Several pickles one after the other, the last of them the keys of the data, which come after it in their order:
-    for each how many numbers there are, in eight bytes, and the numbers."""
+    """Several pickles one after the other, the last of them the keys of the data, which come after
+    it in their order: for each how many numbers there are, in eight bytes, and the numbers."""
     parts, start = [], 0
     for _ in range(_OLD_PARTS):
         machine = _Machine(content, start, data)
@@ -192,7 +202,11 @@ def _make_tensor(storage: Any, start: Any, shape: Any, strides: Any, *_: Any) ->
     """A tensor whose strides are those of row-major order, as in all that LT-SFT writes."""
     if type(storage) is not _Storage:
         raise ValueError("it holds a tensor without data")
-    if len(shape) > DIMENSIONS or len(strides) != len(shape) or not whole([start, *shape, *strides]):
+    if (
+        len(shape) > DIMENSIONS
+        or len(strides) != len(shape)
+        or not whole([start, *shape, *strides])
+    ):
         raise ValueError("it holds a tensor without a size")
     for place, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         below = prod(max(1, number) for number in shape[place + 1 :])
@@ -229,9 +243,11 @@ _NAMES: Mapping[tuple[str, str], torch.dtype | Callable[..., Any]] = {
 
 
 class _Machine:
-    """Runs the pickle that starts at `position` in `program`: a stack of values, and a memo of those that come again.
+    """Runs the pickle that starts at `position` in `program`: a stack of values, and a memo of
+    those that come again.
 
-    Whatever goes wrong is an exception, such as IndexError where the stack is empty or the program ends too soon.
+    Whatever goes wrong is an exception, such as IndexError where the stack is empty or the program
+    ends too soon.
     """
 
     def __init__(self, program: bytes, position: int, data: _Data) -> None:
@@ -246,7 +262,9 @@ class _Machine:
         """What the pickle builds; `position` is at its end then."""
         while (operation := self.take(1)) != b".":
             if operation not in _OPERATIONS:
-                raise ValueError(f"its pickle does what pickles of tensors and plain containers do not ({operation!r})")
+                raise ValueError(
+                    f"its pickle does what pickles of tensors and plain containers do not ({operation!r})"
+                )
             _OPERATIONS[operation](self)
         (value,) = self.stack
         return value
@@ -335,14 +353,18 @@ class _Machine:
             self.take(1)
         module, name = lines
         if (module, name) not in _NAMES:
-            raise ValueError(f"it names {module}.{name}, which no tensor and no plain container needs")
+            raise ValueError(
+                f"it names {module}.{name}, which no tensor and no plain container needs"
+            )
         self.push(_NAMES[module, name])
 
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(arguments) is not tuple or len(arguments) > _MOST_ARGUMENTS:
             raise ValueError("it calls a function with what are no arguments")
-        self.push(function(*arguments))  # one of _NAMES: nothing else that can be called is on the stack
+        self.push(
+            function(*arguments)
+        )  # one of _NAMES: nothing else that can be called is on the stack
 
     def set_state(self) -> None:
         """The byte order of a type of NumPy's: nothing else has a state."""
@@ -352,9 +374,15 @@ class _Machine:
         target.order = state[1]
 
     def refer_to_data(self) -> None:
-        """Where the numbers of tensors are: ("storage", type, key, device, count), and None for the whole of it."""
+        """Where the numbers of tensors are: ("storage", type, key, device, count), and None for the
+        whole of it."""
         kind, dtype, key, _, _, *view = self.stack.pop()
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str or view not in ([], [None]):
+        if (
+            kind != "storage"
+            or not isinstance(dtype, torch.dtype)
+            or type(key) is not str
+            or view not in ([], [None])
+        ):
             raise ValueError("it refers to something else than the numbers of a tensor")
         self.data.widths[key] = dtype.itemsize
         self.push(_Storage(self.data, key, dtype))

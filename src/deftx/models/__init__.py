@@ -1,1 +1,2 @@
-"""Bases: loading them, their tokenizers and fingerprints; composing, extracting and switching vectors on them."""
+"""Bases: loading them, their tokenizers and fingerprints; composing, extracting and switching
+vectors on them."""

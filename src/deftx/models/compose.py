@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.core.apply import apply
-from deftx.core.merge import NO_HEAD, rule_of, to_add, with_head
+from deftx.core.merge import NO_HEAD, resolve_terms, rule_of, select_head
 from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base, listed
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base
@@ -26,7 +26,8 @@ from deftx.storage.atomic_files import MODEL, check_target
 from deftx.tasks.base import Task
 from deftx.tasks.registry import task_of
 
-# In the config of a composed model: whether its task reads pairs of texts, and was learnt from texts without capitals.
+# In the config of a composed model: whether its task reads pairs of texts, and was learnt from
+# texts without capitals.
 PAIRS, LOWER_CASE = "deftx_pairs", "deftx_lower_case"
 
 
@@ -45,28 +46,32 @@ def compose(
     *,
     rule: str = "sum",
     head: int | None = None,
-    any_base: bool | None = False,
+    ignore_base_mismatch: bool | None = False,
 ) -> PreTrainedModel:
     """θ0 + φ_task + φ_language with the task's head: an ordinary transformers model, in eval mode.
 
     base      folder or hub id of the base that all vectors were made on
     task      the task vector, or several
     language  one language vector, several (added in order), or none: () or None
-    rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
+    rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see
+              `merge`
     head      of several task vectors with heads, whose is used: 0 is the first
-    any_base  go on, with a warning, where the base has other weights than the vectors' base; None: as False, where
+    ignore_base_mismatch  go on, with a warning, where the base has other weights than the vectors'
+                          base; None: as False, where
               there is no such choice to be named
 
-    Raises DeftxError where the base cannot be loaded, vectors do not fit it or each other, one is given twice, or no
-    task vector has a head, and for an unknown rule.
+    Raises DeftxError where the base cannot be loaded, vectors do not fit it or each other, one is
+    given twice, or no task vector has a head, and for an unknown rule.
     """
     tasks = listed(task)
     languages = [] if language is None else listed(language)
     rule_of(rule)
     check_language(*languages)
     check_distinct(*tasks, *languages)
-    model = without_vectors(base, tasks, languages, head=head, any_base=any_base)
-    apply(model, *to_add(rule, tasks, languages, head))
+    model = load_base_with_head(
+        base, tasks, languages, head=head, ignore_base_mismatch=ignore_base_mismatch
+    )
+    apply(model, *resolve_terms(rule, tasks, languages, head))
     return model
 
 
@@ -78,55 +83,63 @@ def compose_to(
     *,
     rule: str,
     force: bool,
-    any_base: bool,
+    ignore_base_mismatch: bool,
 ) -> None:
-    """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an ordinary checkpoint.
+    """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an
+    ordinary checkpoint.
 
     Of several task vectors, the first one's head and length count.
     """
     check_target(out, MODEL, force=force)
-    model, tokenizer = compose(base, tasks, languages, rule=rule, head=0, any_base=any_base), load_tokenizer(base)
+    model, tokenizer = (
+        compose(
+            base, tasks, languages, rule=rule, head=0, ignore_base_mismatch=ignore_base_mismatch
+        ),
+        load_tokenizer(base),
+    )
     tokenizer.model_max_length = trained_length(model, tokenizer, tasks[0])
     save_model(model, tokenizer, out, force=force)
 
 
-def without_vectors(
+def load_base_with_head(
     base: Base,
     task: SparseVector | Sequence[SparseVector],
     languages: Sequence[SparseVector] = (),
     *,
     head: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    any_base: bool | None = False,
+    ignore_base_mismatch: bool | None = False,
 ) -> PreTrainedModel:
-    """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against θ0.
+    """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against
+    θ0.
 
     head       of several task vectors with heads, whose is used: 0 is the first
     tokenizer  the base's, if it is at hand
 
     Raises DeftxError where a vector does not fit θ0 or its tokenizer, or the task's head its model.
 
-    `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one loaded base.
+    `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one
+    loaded base.
     """
     tasks = listed(task)
-    top = with_head(tasks, head)
+    top = select_head(tasks, head)
     if top is None or top.head is None:
         raise DeftxError(NO_HEAD)
     check_language(*languages)
     check_same_base(top, *languages, *tasks)
-    model, random = with_new_head(base, top.head.labels, task=kind_of(top))
+    model, random = with_new_head(base, top.head.labels, task=task_type(top))
     setattr(model.config, TASK, top.info.get("task") or DEFAULT_TASK)  # for `load_composed`
-    setattr(model.config, PAIRS, with_pairs(top))
+    setattr(model.config, PAIRS, uses_text_pairs(top))
     setattr(model.config, LOWER_CASE, without_capitals(top))
     named = [vector for vector in (top, *languages, *tasks) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
-        check_base(model, vector, any_base=any_base)
-    check_reading(tokenizer or base, *tasks, *languages, any_base=any_base)
+        check_base(model, vector, ignore_base_mismatch=ignore_base_mismatch)
+    check_reading(tokenizer or base, *tasks, *languages, ignore_base_mismatch=ignore_base_mismatch)
     check_head(model, random, top.head.tensors)
     return model
 
 
-def kind_of(vector: Noted) -> Task:
+def task_type(vector: Noted) -> Task:
     """The kind of task that a task vector is for; one that notes none is a classifier's."""
     return task_of(str(vector.info.get("task") or DEFAULT_TASK))
 
@@ -137,7 +150,7 @@ def data_noted(task: Noted) -> Mapping[str, Any]:
     return noted if isinstance(noted, Mapping) else {}
 
 
-def with_pairs(task: Noted) -> bool | None:
+def uses_text_pairs(task: Noted) -> bool | None:
     """Whether a task was learnt from pairs of texts; None where it is not noted."""
     noted = data_noted(task).get("pairs")
     return noted if isinstance(noted, bool) else None

@@ -27,7 +27,7 @@ from deftx.core.parameters import backbone, head
 from deftx.core.ranks import Rank, is_relative, resolve_rank
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, check_downloaded
-from deftx.models.fingerprint import ANY_BASE
+from deftx.models.fingerprint import IGNORE_BASE_MISMATCH
 from deftx.objectives.registry import language_of
 from deftx.storage.atomic_files import MODEL, check_target, new_folder
 from deftx.storage.manifest import FILE
@@ -39,7 +39,10 @@ Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
 
 SPACE = "▁"  # SentencePiece's
 
-TASK, DEFAULT_TASK = "deftx_task", "classification"  # in the config of a composed model, the kind of its task
+TASK, DEFAULT_TASK = (
+    "deftx_task",
+    "classification",
+)  # in the config of a composed model, the kind of its task
 
 # what transformers raises for a base it cannot load
 BAD_BASE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -51,9 +54,11 @@ def place(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """The tokenizer of `base`; one that knows no padding, as some decoders', pads with the token that ends texts.
+    """The tokenizer of `base`; one that knows no padding, as some decoders', pads with the token
+    that ends texts.
 
-    Raises DeftxError where its files are missing, and where it has tokens for which the base has no embeddings.
+    Raises DeftxError where its files are missing, and where it has tokens for which the base has no
+    embeddings.
     """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, base)
     _check_pieces(base, tokenizer)
@@ -63,13 +68,17 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 
 def _check_pieces(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise DeftxError for a tokenizer that knows no words, and for one that knows more than the base does."""
+    """Raise DeftxError for a tokenizer that knows no words, and for one that knows more than the
+    base does."""
     pieces = tokenizer.get_vocab()
     if not pieces:  # it reads characters by their numbers, as CANINE's does
         return
 
-    # Where its files are missing, transformers makes one of special tokens (and of a sign for the space) alone
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    # Where its files are missing, transformers makes one of special tokens (and of a sign for the
+    # space) alone
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(
+        tokenizer.all_special_tokens
+    )
     words = pieces.keys() - special - {SPACE}
     if not words:
         fix = "copy tokenizer.json, or sentencepiece.bpe.model or vocab.txt, into its folder (save_pretrained of both)"
@@ -81,48 +90,68 @@ def _check_pieces(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
         return
     beyond = sorted((number, piece) for piece, number in pieces.items() if number >= rows)
     if beyond:
-        what = f"{len(beyond)} token(s) for which it has no embeddings, such as {beyond[0][1]!r:.40}"
+        what = (
+            f"{len(beyond)} token(s) for which it has no embeddings, such as {beyond[0][1]!r:.40}"
+        )
         fix = "resize them (model.resize_token_embeddings) and save both, or give the tokenizer that the base came with"
         raise DeftxError(f"the tokenizer of {base} has {what} ({rows:,} rows): {fix}")
 
 
-def noted_name(base: Base) -> str:
-    """What a vector notes of which base or model it is of: a folder in the working folder as `./NAME`, lest it be taken
-    for a hub id where it is not at hand."""
+def recorded_name(base: Base) -> str:
+    """What a vector notes of which base or model it is of: a folder in the working folder as
+    `./NAME`, lest it be taken for a hub id where it is not at hand."""
     name = os.fspath(base)
-    return f"./{name}" if os.path.isdir(name) and not (os.path.isabs(name) or name.startswith(".")) else name
+    return (
+        f"./{name}"
+        if os.path.isdir(name) and not (os.path.isabs(name) or name.startswith("."))
+        else name
+    )
 
 
-def about_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What a vector notes of the tokenizer it was made with: its name, and a digest of its pieces and their numbers."""
+def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What a vector notes of the tokenizer it was made with: its name, and a digest of its pieces
+    and their numbers."""
     pieces = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     digest = hashlib.sha256(pieces.encode(errors="replace")).hexdigest()
-    return {"name": noted_name(str(tokenizer.name_or_path)), "digest": digest}
+    return {"name": recorded_name(str(tokenizer.name_or_path)), "digest": digest}
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *vectors: SparseVector, any_base: bool | None = False) -> None:
-    """Raise DeftxError where a vector was made with a tokenizer of other pieces; warn with `any_base`; None: no choice.
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    *vectors: SparseVector,
+    ignore_base_mismatch: bool | None = False,
+) -> None:
+    """Raise DeftxError where a vector was made with a tokenizer of other pieces; warn with
+    `ignore_base_mismatch`; None: no choice.
 
     Vectors that note no tokenizer fit any.
     """
-    found = about_tokenizer(tokenizer)
+    found = tokenizer_record(tokenizer)
     for vector in vectors:
         noted = vector.info.get("tokenizer")
         if isinstance(noted, Mapping) and noted.get("digest") != found["digest"]:
             made, here = str(noted.get("digest"))[:12], found["digest"][:12]
             which = f"the tokenizer {noted.get('name')} ({made}), not with {found['name']} ({here})"
             message = f"the vector was made with {which}"
-            if not any_base:
-                raise DeftxError(f"{message}: use the former" + (f", or {ANY_BASE}" if any_base is False else ""))
+            if not ignore_base_mismatch:
+                raise DeftxError(
+                    f"{message}: use the former"
+                    + (f", or {IGNORE_BASE_MISMATCH}" if ignore_base_mismatch is False else "")
+                )
             warnings.warn(message, stacklevel=2)
 
 
-def check_reading(base: Base | PreTrainedTokenizerBase, *vectors: SparseVector, any_base: bool | None = False) -> None:
-    """`check_tokenizer` of a base, or its tokenizer; where no vector notes one, it is not loaded."""
+def check_reading(
+    base: Base | PreTrainedTokenizerBase,
+    *vectors: SparseVector,
+    ignore_base_mismatch: bool | None = False,
+) -> None:
+    """`check_tokenizer` of a base, or its tokenizer; where no vector notes one, it is not
+    loaded."""
     noting = [vector for vector in vectors if isinstance(vector.info.get("tokenizer"), Mapping)]
     if noting:
         tokenizer = base if isinstance(base, PreTrainedTokenizerBase) else load_tokenizer(base)
-        check_tokenizer(tokenizer, *noting, any_base=any_base)
+        check_tokenizer(tokenizer, *noting, ignore_base_mismatch=ignore_base_mismatch)
 
 
 def load_language_model(
@@ -139,27 +168,35 @@ def load_language_model(
 
     Args:
         base: Folder or hub id.
-        head_of: A model of the same kind, whose head stands in for what the checkpoint lacks of its own.
-        lm_head: trained: the rest of the head (dense layer, norm, biases) is trained along, and a head that the
-            checkpoint lacks starts at random; frozen: all of it stays as it is.
+        head_of: A model of the same kind, whose head stands in for what the checkpoint lacks of its
+            own.
+        lm_head: trained: the rest of the head (dense layer, norm, biases) is trained along, and a
+            head that the checkpoint lacks starts at random; frozen: all of it stays as it is.
         dropout: Of the model in training; None: as its config has it.
         seed: Draws a head that the checkpoint lacks.
 
     Raises:
-        DeftxError: The base cannot be loaded, is no language model, or lacks a head that is to be frozen.
+        DeftxError: The base cannot be loaded, is no language model, or lacks a head that is to be
+            frozen.
     """
     language = language_of(_load(AutoConfig, base))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = _load_checked(language.auto, base, **_with_dropout(base, dropout, **_padding(base)))
+        model, missing = _load_checked(
+            language.auto, base, **_with_dropout(base, dropout, **_padding(base))
+        )
     if missing and head_of is not None:
         missing = _stand_in(model, missing, load_language_model(head_of))
     decoder, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     only_head_is_missing = set(missing) <= _names_outside_the_backbone(model)
     if missing and not (lm_head == "trained" and only_head_is_missing and decoder is not None):
-        raise DeftxError(f"{base} is not a {language.called}: its checkpoint lacks {', '.join(missing[:3])}")
+        raise DeftxError(
+            f"{base} is not a {language.called}: its checkpoint lacks {', '.join(missing[:3])}"
+        )
     if missing:
-        warnings.warn(f"{base} has no language modelling head: a new one is trained along", stacklevel=2)
+        warnings.warn(
+            f"{base} has no language modelling head: a new one is trained along", stacklevel=2
+        )
     if decoder is not None and decoder.weight is embeddings.weight:
         decoder.weight = nn.Parameter(decoder.weight.detach().clone())
     for parameter in head(model).values():
@@ -173,11 +210,16 @@ def _names_outside_the_backbone(model: PreTrainedModel) -> set[str]:
     """The names of a head's parameters, all names of one that has several."""
     inside = {id(parameter) for parameter in backbone(model).values()}
     named = model.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if id(parameter) not in inside or name.endswith("decoder.weight")}
+    return {
+        name
+        for name, parameter in named
+        if id(parameter) not in inside or name.endswith("decoder.weight")
+    }
 
 
 def _with_dropout(base: Base, dropout: float | None, **options: Any) -> dict[str, Any]:
-    """`options` for loading `base`, and its config with another dropout and these options where one is given.
+    """`options` for loading `base`, and its config with another dropout and these options where one
+    is given.
 
     Raises:
         DeftxError: The base's config knows no dropout.
@@ -188,14 +230,17 @@ def _with_dropout(base: Base, dropout: float | None, **options: Any) -> dict[str
     changed = set_dropout(config, dropout)
     if changed == 0 and dropout > 0:
         kind = config.model_type
-        raise DeftxError(f"training.dropout = {dropout}: a base of the kind {kind!r} has no dropout: leave it out")
+        raise DeftxError(
+            f"training.dropout = {dropout}: a base of the kind {kind!r} has no dropout: leave it out"
+        )
     return {"config": config}
 
 
 def set_dropout(config: Any, dropout: float) -> int:
     """Set every dropout of a config, and of the configs within it; how many there are.
 
-    What is None takes another one's value, and stays so; probabilities of leaving whole layers out stay too.
+    What is None takes another one's value, and stays so; probabilities of leaving whole layers out
+    stay too.
     """
     count = 0
     for name, value in list(vars(config).items()):
@@ -210,7 +255,9 @@ def set_dropout(config: Any, dropout: float) -> int:
 @torch.no_grad()
 def _stand_in(model: PreTrainedModel, missing: Sequence[str], other: PreTrainedModel) -> list[str]:
     """Copy what a model's head is missing from another model's head; what is missing still."""
-    ours, theirs = (dict(each.named_parameters(remove_duplicate=False)) for each in (model, other))  # tied ones too
+    ours, theirs = (
+        dict(each.named_parameters(remove_duplicate=False)) for each in (model, other)
+    )  # tied ones too
     found = [n for n in missing if n in ours and n in theirs and ours[n].shape == theirs[n].shape]
     for name in found:
         ours[name].copy_(theirs[name])
@@ -225,11 +272,13 @@ def load_task_model(
     *,
     dropout: float | None = None,
 ) -> PreTrainedModel:
-    """`base` with a new head for a task, its random start drawn from `seed`, its outputs named by `labels`.
+    """`base` with a new head for a task, its random start drawn from `seed`, its outputs named by
+    `labels`.
 
     `dropout` is the model's in training; None: as its config has it.
 
-    Raises DeftxError where transformers has no such model of the base, or does not find the base's weights for it.
+    Raises DeftxError where transformers has no such model of the base, or does not find the base's
+    weights for it.
     """
     return with_new_head(base, labels, seed, task, dropout=dropout)[0]
 
@@ -251,10 +300,17 @@ def with_new_head(
         model, missing = _load_checked(task.auto, base, **_with_dropout(base, dropout, **options))
         missing = sorted({*missing, *_forget_head(model, missing)})
     if lost := sorted(set(missing) - head(model).keys()):
-        raise DeftxError(f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task")
+        raise DeftxError(
+            f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task"
+        )
     if _load(AutoConfig, base).is_encoder_decoder and not hasattr(model.base_model, "decoder"):
-        raise DeftxError(f"{type(model).__name__} leaves out the decoder of {base}: give an encoder such as XLM-R")
-    if type(model).__name__.endswith("ForMultipleChoice") and getattr(model.base_model, "pooler", True) is None:
+        raise DeftxError(
+            f"{type(model).__name__} leaves out the decoder of {base}: give an encoder such as XLM-R"
+        )
+    if (
+        type(model).__name__.endswith("ForMultipleChoice")
+        and getattr(model.base_model, "pooler", True) is None
+    ):
         raise DeftxError(
             f"{type(model).__name__} lacks its pooler in this release of transformers: upgrade transformers"
         )
@@ -264,15 +320,21 @@ def with_new_head(
 
 
 def _head_options(labels: Sequence[str], task: Task) -> dict[str, Any]:
-    """What the config of a model with a task's head says of it, whatever the base's own config says."""
+    """What the config of a model with a task's head says of it, whatever the base's own config
+    says."""
     numbered = dict(enumerate(labels))
-    named = {"num_labels": len(labels), "id2label": numbered, "label2id": {label: i for i, label in numbered.items()}}
+    named = {
+        "num_labels": len(labels),
+        "id2label": numbered,
+        "label2id": {label: i for i, label in numbered.items()},
+    }
     return {**(named if labels else {}), **task.config}
 
 
 @torch.no_grad()
 def _forget_head(model: Any, missing: Collection[str]) -> list[str]:
-    """Draw those weights of a task's head anew that the checkpoint brought, having learnt them of another task.
+    """Draw those weights of a task's head anew that the checkpoint brought, having learnt them of
+    another task.
 
     A pooler within the backbone stays: it was trained with the base. The names of what was drawn.
     """
@@ -291,7 +353,8 @@ def _forget_head(model: Any, missing: Collection[str]) -> list[str]:
 
 
 def _padding(base: Base) -> dict[str, Any]:
-    """The padding token of an encoder whose config leaves it out: many count positions from its number on."""
+    """The padding token of an encoder whose config leaves it out: many count positions from its
+    number on."""
     config = _load(AutoConfig, base)
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     if not encoder or getattr(config, "pad_token_id", None) is not None:
@@ -301,7 +364,8 @@ def _padding(base: Base) -> dict[str, Any]:
 
 
 def check_head(model: PreTrainedModel, random: Collection[str], learnt: Collection[str]) -> None:
-    """Raise DeftxError where a task's head would be left `random` in part, or is not one of the model's."""
+    """Raise DeftxError where a task's head would be left `random` in part, or is not one of the
+    model's."""
     strange, bare = set(learnt) - head(model).keys(), set(random) - set(learnt)
     if strange or bare:
         what = f"{min(strange)!r}, which is not in" if strange else f"no {min(bare)!r}, which is in"
@@ -310,14 +374,23 @@ def check_head(model: PreTrainedModel, random: Collection[str], learnt: Collecti
 
 
 def _load_writer(base: Base, dropout: float | None) -> PreTrainedModel:
-    """`base` as it writes texts; its output embeddings stay what they are, whatever its input embeddings become."""
+    """`base` as it writes texts; its output embeddings stay what they are, whatever its input
+    embeddings become."""
     model: Any = load_language_model(base, dropout=dropout)
     if not model.can_generate():
-        raise DeftxError(f"{base} cannot write texts, as a base for generation has to: give one such as Qwen or mT5")
+        raise DeftxError(
+            f"{base} cannot write texts, as a base for generation has to: give one such as Qwen or mT5"
+        )
     save_untied(model)
-    if model.config.is_encoder_decoder:  # what it was to write otherwise, such as languages' codes, is not learnt here
+    if (
+        model.config.is_encoder_decoder
+    ):  # what it was to write otherwise, such as languages' codes, is not learnt here
         pad, end = model.config.pad_token_id, model.config.eos_token_id
-        about = {"decoder_start_token_id": _first_written(model), "eos_token_id": end, "pad_token_id": pad}
+        about = {
+            "decoder_start_token_id": _first_written(model),
+            "eos_token_id": end,
+            "pad_token_id": pad,
+        }
         model.generation_config = GenerationConfig(**about)  # type: ignore[no-untyped-call]
     return cast(PreTrainedModel, model)
 
@@ -331,31 +404,36 @@ def _first_written(model: Any) -> int:
 
 
 def save_untied(model: Any) -> None:
-    """Note in the model's config, for when it is saved, that its output embeddings are not its input embeddings.
+    """Note in the model's config, for when it is saved, that its output embeddings are not its
+    input embeddings.
 
-    Not so in encoder-decoders, whose input embeddings would be parted from each other too: in them transformers ties
-    no weights that are saved with different values.
+    Not so in encoder-decoders, whose input embeddings would be parted from each other too: in them
+    transformers ties no weights that are saved with different values.
     """
     if not model.config.is_encoder_decoder:
         model.config.tie_word_embeddings = False
 
 
 def load_composed(folder: Base) -> PreTrainedModel:
-    """A model that was saved whole. Raises DeftxError where the checkpoint has no trained head of its task."""
-    auto = task_noted(folder).auto or language_of(_load(AutoConfig, folder)).auto
+    """A model that was saved whole. Raises DeftxError where the checkpoint has no trained head of
+    its task."""
+    auto = recorded_task(folder).auto or language_of(_load(AutoConfig, folder)).auto
     model, missing = _load_checked(auto, folder, **_padding(folder))
     if missing:
-        raise DeftxError(f"{folder} is not a model of a task: it lacks {', '.join(missing[:3])}; compose one first")
+        raise DeftxError(
+            f"{folder} is not a model of a task: it lacks {', '.join(missing[:3])}; compose one first"
+        )
     return cast(PreTrainedModel, model)
 
 
-def task_noted(folder: Base) -> Task:
+def recorded_task(folder: Base) -> Task:
     """The kind of task that a composed model is for; one that notes none is a classifier."""
     return task_of(str(getattr(_load(AutoConfig, folder), TASK, DEFAULT_TASK)))
 
 
 def load_encoder(base: Base) -> PreTrainedModel:
-    """The backbone of `base`, without a head, in eval mode; without a pooler too where the checkpoint has none."""
+    """The backbone of `base`, without a head, in eval mode; without a pooler too where the
+    checkpoint has none."""
     encoder, missing = _load_checked(AutoModel, base, **_padding(base))
     if any(name.startswith("pooler.") for name in missing):
         encoder.pooler = None  # it would be a random one
@@ -363,7 +441,8 @@ def load_encoder(base: Base) -> PreTrainedModel:
 
 
 def skeleton(base: Base, auto: Any = AutoModel, **config_options: Any) -> PreTrainedModel:
-    """The model that `auto` makes for `base`, without weights: names, shapes and modules at no cost (device meta)."""
+    """The model that `auto` makes for `base`, without weights: names, shapes and modules at no cost
+    (device meta)."""
     config = _load(AutoConfig, base, **config_options)
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
@@ -372,15 +451,20 @@ def skeleton(base: Base, auto: Any = AutoModel, **config_options: Any) -> PreTra
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens the base takes at once."""
-    positions: int = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    positions: int = (
+        getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    )
     longest = min(positions - _first_position(model), int(tokenizer.model_max_length))
     if longest < 1:
-        raise DeftxError(f"{model.name_or_path} has {positions} positions, so that no token can be read: is it whole?")
+        raise DeftxError(
+            f"{model.name_or_path} has {positions} positions, so that no token can be read: is it whole?"
+        )
     return longest
 
 
 def _first_position(model: PreTrainedModel) -> int:
-    """The number of the first token's position: RoBERTa and its kin count from the number of the padding token on.
+    """The number of the first token's position: RoBERTa and its kin count from the number of the
+    padding token on.
 
     Whatever they are called, their table of positions has a row for padding.
     """
@@ -395,17 +479,21 @@ def _first_position(model: PreTrainedModel) -> int:
 def hidden_width(config: PreTrainedConfig) -> int:
     """How many numbers a model's layers pass on for each token: the `768` of XLM-R base.
 
-    Configurations give it several names (`hidden_size`, `d_model`, `n_embd`, `dim`), of which transformers makes one;
-    those of models that also read images have it in their text part. Raises DeftxError where there is none.
+    Configurations give it several names (`hidden_size`, `d_model`, `n_embd`, `dim`), of which
+    transformers makes one; those of models that also read images have it in their text part. Raises
+    DeftxError where there is none.
     """
     width = getattr(config.get_text_config(), "hidden_size", None)
     if not isinstance(width, int):
-        raise DeftxError(f"a {config.model_type!r} model does not say how wide it is: give rank as a number or a share")
+        raise DeftxError(
+            f"a {config.model_type!r} model does not say how wide it is: give rank as a number or a share"
+        )
     return width
 
 
 def rank_on(model: PreTrainedModel, rank: Rank) -> Rank:
-    """What a rank comes to on a model: a number, where it is relative to the width (`100/768`); others as they are."""
+    """What a rank comes to on a model: a number, where it is relative to the width (`100/768`);
+    others as they are."""
     if not is_relative(rank):
         return rank
     return resolve_rank(rank, hidden_width(model.config))
@@ -453,35 +541,47 @@ def _load(auto: Any, base: Base, **options: Any) -> Any:
     """
     name, revision, where = os.fspath(base), None, ""
     if os.path.isfile(name):
-        raise DeftxError(f"cannot load the model {name!r}: it is a file: give the folder that it is in")
+        raise DeftxError(
+            f"cannot load the model {name!r}: it is a file: give the folder that it is in"
+        )
     if os.path.isfile(os.path.join(name, FILE)):
-        raise DeftxError(f"cannot load the model {name!r}: it is a vector: give the base that it was made on")
+        raise DeftxError(
+            f"cannot load the model {name!r}: it is a vector: give the base that it was made on"
+        )
     if not os.path.exists(name):
         if os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
-            raise DeftxError(f"cannot load the model {name!r}: there is no such folder, and it is no hub id")
+            raise DeftxError(
+                f"cannot load the model {name!r}: there is no such folder, and it is no hub id"
+            )
         name, _, revision = name.partition("@")
         where = "there is no such folder; as a hub id: "
     check_downloaded(name)
-    expected = Exception if auto is AutoTokenizer else BAD_BASE  # the library tokenizers raises no other kind
+    expected = (
+        Exception if auto is AutoTokenizer else BAD_BASE
+    )  # the library tokenizers raises no other kind
     try:
         with _quiet():  # `_load_checked` tells what is missing
-            return auto.from_pretrained(name, revision=revision or None, trust_remote_code=False, **options)
+            return auto.from_pretrained(
+                name, revision=revision or None, trust_remote_code=False, **options
+            )
     except expected as error:
         reason = str(error).strip().split("\n")[0].rstrip(" .:")
         if "trust_remote_code" in str(error):
-            reason = (
-                "it needs Python code that it brings, which deftx does not run: give a base that transformers knows"
-            )
+            reason = "it needs Python code that it brings, which deftx does not run: give a base that transformers knows"
         if reason.startswith("Unrecognized configuration class"):
             reason = f"transformers has no {auto.__name__} of this kind of base: give another base"
-        if reason.startswith("Couldn't instantiate the backend tokenizer") or "Missing [UNK]" in reason:
+        if (
+            reason.startswith("Couldn't instantiate the backend tokenizer")
+            or "Missing [UNK]" in reason
+        ):
             reason = "the files of its tokenizer are missing or of another kind: copy tokenizer.json into its folder"
         raise DeftxError(f"cannot load the model {name!r}: {where}{reason}") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within the block, transformers does not say that heads are new, and that they should be trained."""
+    """Within the block, transformers does not say that heads are new, and that they should be
+    trained."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:

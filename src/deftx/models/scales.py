@@ -1,17 +1,18 @@
-"""How strongly vectors are added: scales chosen on labelled data of the source language, so that none of the target is
-needed. Why they may carry over: the task is learnt on top of the source's vector, and what is too strong there is, more
-often than not, too strong with another language in its place."""
+"""How strongly vectors are added: scales chosen on labelled data of the source language, so that
+none of the target is needed. Why they may carry over: the task is learnt on top of the source's
+vector, and what is too strong there is, more often than not, too strong with another language in
+its place."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from deftx.core.apply import applied
-from deftx.core.merge import rule_of, to_add
+from deftx.core.apply import apply_temporarily
+from deftx.core.merge import resolve_terms, rule_of
 from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples, check_examples, check_pairs
 from deftx.errors import unknown
-from deftx.models.compose import kind_of, trained_length, with_pairs, without_vectors
+from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
 from deftx.models.loading import Base, load_tokenizer, place
 from deftx.tasks.base import SMALLER, evaluate
 
@@ -20,8 +21,8 @@ GRID = (0.6, 0.8, 1.0, 1.2, 1.4)
 
 @dataclass(frozen=True)
 class Scales:
-    """The best scales, their score (0 to 1) and the `rule` to compose with; `scores` has every pair that was tried,
-    (language, task) -> score."""
+    """The best scales, their score (0 to 1) and the `rule` to compose with; `scores` has every pair
+    that was tried, (language, task) -> score."""
 
     language: float
     task: float
@@ -39,9 +40,10 @@ def tune_scales(
     *,
     rule: str = "scaled",
     metric: str | None = None,
-    any_base: bool = False,
+    ignore_base_mismatch: bool = False,
 ) -> Scales:
-    """The scales of language and task vector that score best with the source's vector on the source's data.
+    """The scales of language and task vector that score best with the source's vector on the
+    source's data.
 
     base, task  the base, and the task vector with its head
     source      the language vector of the language of `valid`
@@ -49,31 +51,40 @@ def tune_scales(
     grid        the scales that are tried, for each of the two, in all pairs; 1 is always among them
     rule        how vectors are combined: any of `merge` that takes scales
     metric      None: the one of the task's training
-    any_base    go on, with a warning, where the base has other weights than the vectors' base
+    ignore_base_mismatch    go on, with a warning, where the base has other weights than the
+                            vectors' base
 
-    The base is loaded once; each pair is applied and undone. Of equal scores the pair nearest to (1, 1) counts, of
-    equally near ones the smaller, so that the same data always give the same scales. Raises DeftxError as `compose`
-    does, for a rule without scales, and for an unknown metric.
+    The base is loaded once; each pair is applied and undone. Of equal scores the pair nearest to
+    (1, 1) counts, of equally near ones the smaller, so that the same data always give the same
+    scales. Raises DeftxError as `compose` does, for a rule without scales, and for an unknown
+    metric.
     """
     check_examples(valid)
-    kind = kind_of(task)
+    kind = task_type(task)
     metric = metric or task.info.get("training", {}).get("metric") or next(iter(kind.metrics))
     if metric not in kind.metrics:
         raise unknown("metric", metric, kind.metrics)
     tried = sorted({*map(float, grid), 1.0})
-    rules = {(first, second): _with_scales(rule, first, second) for first, second in product(tried, tried)}
+    rules = {
+        (first, second): _with_scales(rule, first, second)
+        for first, second in product(tried, tried)
+    }
     for written in rules.values():
         rule_of(written)
-    check_pairs(with_pairs(task), valid)
+    check_pairs(uses_text_pairs(task), valid)
     tokenizer = load_tokenizer(base)
-    model = without_vectors(base, task, [source], tokenizer=tokenizer, any_base=any_base)
+    model = load_base_with_head(
+        base, task, [source], tokenizer=tokenizer, ignore_base_mismatch=ignore_base_mismatch
+    )
     place(model)
     length, scores = trained_length(model, tokenizer, task), {}
     for pair, written in rules.items():
-        with applied(model, *to_add(written, task, [source])):
+        with apply_temporarily(model, *resolve_terms(written, task, [source])):
             scores[pair] = evaluate(kind, model, tokenizer, valid, length)[metric]
     sign = -1 if metric in SMALLER else 1
-    best = max(scores, key=lambda pair: (sign * scores[pair], -sum((scale - 1) ** 2 for scale in pair)))
+    best = max(
+        scores, key=lambda pair: (sign * scores[pair], -sum((scale - 1) ** 2 for scale in pair))
+    )
     return Scales(best[0], best[1], scores[best], rules[best], scores)
 
 

@@ -1,4 +1,5 @@
-"""Many languages on one loaded base: the model of each, bit for bit, for the cost of writing its language's entries."""
+"""Many languages on one loaded base: the model of each, bit for bit, for the cost of writing its
+language's entries."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deftx.core.apply import applied, apply, check_fit
+from deftx.core.apply import apply, apply_temporarily, check_fit
 from deftx.core.entries import read_entries, write_entries
-from deftx.core.merge import rule_of, to_add, with_head
+from deftx.core.merge import resolve_terms, rule_of, select_head
 from deftx.core.parameters import backbone
 from deftx.core.vector import SparseVector, check_distinct, listed
 from deftx.data.examples import Examples, check_examples, check_pairs, check_read
 from deftx.errors import DeftxError, unknown
-from deftx.models.compose import kind_of, trained_length, with_pairs, without_vectors
+from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
 from deftx.models.loading import TASK, Base, load_tokenizer, place
 from deftx.tasks.base import check_columns, evaluate, output_names, predict
 from deftx.tasks.classification import CLASSIFICATION, probabilities
@@ -29,7 +30,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class _Entries:
-    """The entries of one weight that differ with a language: where, and what they are with the language and without."""
+    """The entries of one weight that differ with a language: where, and what they are with the
+    language and without."""
 
     weight: nn.Parameter
     indices: Tensor
@@ -43,23 +45,28 @@ class Switcher:
     base       folder or hub id of the base that all vectors were made on
     task       the task vector, with its head, or several
     languages  name -> language vector, or several that are applied together
-    rule       how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see `merge`
+    rule       how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see
+               `merge`
     head       of several task vectors with heads, whose is used: 0 is the first
-    spellings  name -> how that language's texts are written anew before the model reads them: see `spelling_for`
-    any_base   go on, with a warning, where the base has other weights than the vectors' base
+    spellings  name -> how that language's texts are written anew before the model reads them: see
+               `spelling_for`
+    ignore_base_mismatch   go on, with a warning, where the base has other weights than the vectors'
+                           base
 
-    Its `kind` is that of the task, such as `tagging`; its `pairs` says whether the task reads pairs of texts; None
-    where the vector does not tell.
+    Its `kind` is that of the task, such as `tagging`; its `pairs` says whether the task reads pairs
+    of texts; None where the vector does not tell.
 
-    `with switcher.language("min") as model:` gives the model that `compose(base, task, languages["min"], rule=rule,
-    head=head)` would, the same to the last bit; None stands for the task alone. A switch writes the entries in which
-    the old language and the new one differ from the task alone, no more: what they are is computed once, from θ0 in the
-    order of `compose`, so that no rounding adds up. Beside the base it takes an index and two values for each such
-    entry of each language; with the sum these are the language vector's. The model is on the GPU if there is one.
+    `with switcher.language("min") as model:` gives the model that `compose(base, task,
+    languages["min"], rule=rule, head=head)` would, the same to the last bit; None stands for the
+    task alone. A switch writes the entries in which the old language and the new one differ from
+    the task alone, no more: what they are is computed once, from θ0 in the order of `compose`, so
+    that no rounding adds up. Beside the base it takes an index and two values for each such entry
+    of each language; with the sum these are the language vector's. The model is on the GPU if there
+    is one.
 
-    One thread at a time has the model, and no other language than its own can be written meanwhile. A switch that is
-    cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises DeftxError as `compose` does, and for
-    the spelling of a language that is not there.
+    One thread at a time has the model, and no other language than its own can be written meanwhile.
+    A switch that is cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises
+    DeftxError as `compose` does, and for the spelling of a language that is not there.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class Switcher:
         rule: str = "sum",
         head: int | None = None,
         spellings: Mapping[str, Spelling] | None = None,
-        any_base: bool = False,
+        ignore_base_mismatch: bool = False,
     ) -> None:
         rule_of(rule)
         self._spellings = dict(spellings or {})
@@ -82,16 +89,24 @@ class Switcher:
         for some in [[], *named.values()]:
             check_distinct(*tasks, *some)
         self._tokenizer = load_tokenizer(base)
-        self._model = without_vectors(base, tasks, every, head=head, tokenizer=self._tokenizer, any_base=any_base)
-        alone = to_add(rule, tasks, [], head)
-        top = with_head(tasks, head) or tasks[0]
-        self._task, self.pairs = kind_of(top), with_pairs(top)
+        self._model = load_base_with_head(
+            base,
+            tasks,
+            every,
+            head=head,
+            tokenizer=self._tokenizer,
+            ignore_base_mismatch=ignore_base_mismatch,
+        )
+        alone = resolve_terms(rule, tasks, [], head)
+        top = select_head(tasks, head) or tasks[0]
+        self._task, self.pairs = task_type(top), uses_text_pairs(top)
         self.kind = str(getattr(self._model.config, TASK))
         self._length = trained_length(self._model, self._tokenizer, top)
         place(self._model)
         check_fit(self._model, *alone, *every)
         self._entries = {
-            name: _differing(self._model, to_add(rule, tasks, some, head), alone) for name, some in named.items()
+            name: _differing(self._model, resolve_terms(rule, tasks, some, head), alone)
+            for name, some in named.items()
         }
         apply(self._model, *alone)
         self._written: str | None = None  # the language whose entries are in the weights, if any
@@ -105,14 +120,17 @@ class Switcher:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels of the task, in the order of the columns of `probabilities`; none where it has no such names."""
+        """The labels of the task, in the order of the columns of `probabilities`; none where it has
+        no such names."""
         return output_names(self._model) if self._task.names else ()
 
     @contextmanager
     def language(self, name: str | None) -> Iterator[PreTrainedModel]:
-        """The model in a language, for this thread alone until the end of the block; None: of the task alone.
+        """The model in a language, for this thread alone until the end of the block; None: of the
+        task alone.
 
-        Leave its weights as they are. Raises DeftxError for a language that is not among `languages`.
+        Leave its weights as they are. Raises DeftxError for a language that is not among
+        `languages`.
         """
         if name is not None and name not in self._entries:
             raise unknown("language", name, self._entries)
@@ -127,24 +145,31 @@ class Switcher:
             finally:
                 self._taken = False
 
-    def predict(self, examples: Examples | Sequence[str], languages: Sequence[str | None]) -> list[tuple[Any, ...]]:
-        """The answer to every example, or text, in its own language, as the kind of task has it: a classifier's are its
-        label and the probability, a tagger's the tags of the words."""
+    def predict(
+        self, examples: Examples | Sequence[str], languages: Sequence[str | None]
+    ) -> list[tuple[Any, ...]]:
+        """The answer to every example, or text, in its own language, as the kind of task has it: a
+        classifier's are its label and the probability, a tagger's the tags of the words."""
         return self._answers(partial(predict, self._task), examples, languages)
 
     def evaluate(self, examples: Examples, language: str | None) -> dict[str, float]:
-        """All metrics of the kind of task on labelled examples, in a language: what `deftx evaluate` prints.
+        """All metrics of the kind of task on labelled examples, in a language: what `deftx
+        evaluate` prints.
 
         Raises DeftxError for examples without labels, and for a label that the task has not learnt.
         """
         check_examples(examples)
         check_pairs(self.pairs, examples)
         with self.language(language) as model:
-            return evaluate(self._task, model, self._tokenizer, self._spelt(examples, language), self._length)
+            return evaluate(
+                self._task, model, self._tokenizer, self._spelt(examples, language), self._length
+            )
 
-    def probabilities(self, examples: Examples | Sequence[str], languages: Sequence[str | None]) -> Tensor:
-        """How probable each label is for every example, or text, in its own language [examples, labels], float32 on the
-        CPU.
+    def probabilities(
+        self, examples: Examples | Sequence[str], languages: Sequence[str | None]
+    ) -> Tensor:
+        """How probable each label is for every example, or text, in its own language [examples,
+        labels], float32 on the CPU.
 
         Raises DeftxError where the task is no classification.
         """
@@ -154,7 +179,10 @@ class Switcher:
         return torch.stack(rows) if rows else torch.empty(0, len(self.labels))
 
     def _answers(
-        self, answer: Callable[..., list[T]], given: Examples | Sequence[str], languages: Sequence[str | None]
+        self,
+        answer: Callable[..., list[T]],
+        given: Examples | Sequence[str],
+        languages: Sequence[str | None],
     ) -> list[T]:
         """What `answer` gives for every example, in its own language.
 
@@ -163,26 +191,36 @@ class Switcher:
         check_read(given, "read_text")
         examples = given if isinstance(given, Examples) else Examples(list(given))
         if len(languages) != len(examples):
-            raise DeftxError(f"there are {len(examples)} examples and {len(languages)} languages: give one for each")
+            raise DeftxError(
+                f"there are {len(examples)} examples and {len(languages)} languages: give one for each"
+            )
         check_columns(self._task, examples)
         check_pairs(self.pairs, examples)
         answers: dict[int, T] = {}
-        for name in sorted(set(languages), key=lambda name: name != self._written):  # the one at hand first
+        for name in sorted(
+            set(languages), key=lambda name: name != self._written
+        ):  # the one at hand first
             rows = [row for row, language in enumerate(languages) if language == name]
             with self.language(name) as model:
-                found = answer(model, self._tokenizer, self._spelt(examples.at(rows), name), self._length)
+                found = answer(
+                    model, self._tokenizer, self._spelt(examples.at(rows), name), self._length
+                )
             answers |= dict(zip(rows, found, strict=True))
         return [answers[row] for row in range(len(examples))]
 
     def _spelt(self, examples: Examples, language: str | None) -> Examples:
         """Examples of a language as they are read."""
         spelling = self._spellings.get(language) if language else None
-        return self._task.respelt(examples, partial(respell, spelling=spelling)) if spelling else examples
+        return (
+            self._task.respelt(examples, partial(respell, spelling=spelling))
+            if spelling
+            else examples
+        )
 
     @torch.no_grad()
     def _switch(self, name: str | None) -> None:
-        """Write a language's entries, those of the languages before it having been written back. Cut off anywhere, it
-        leaves in `_written` what is to be written back."""
+        """Write a language's entries, those of the languages before it having been written back.
+        Cut off anywhere, it leaves in `_written` what is to be written back."""
         if self._whole and self._written == name:
             return
         self._whole = False
@@ -197,18 +235,26 @@ class Switcher:
         return () if name is None else self._entries[name]
 
 
-def _differing(model: nn.Module, first: Sequence[SparseVector], second: Sequence[SparseVector]) -> list[_Entries]:
-    """The entries in which a model at θ0 differs with `first` added from what it is with `second`: to the last bit, so
-    that a switch leaves nothing behind. The model is at θ0 again afterwards."""
+def _differing(
+    model: nn.Module, first: Sequence[SparseVector], second: Sequence[SparseVector]
+) -> list[_Entries]:
+    """The entries in which a model at θ0 differs with `first` added from what it is with `second`:
+    to the last bit, so that a switch leaves nothing behind. The model is at θ0 again afterwards."""
     weights, places = backbone(model), {}
-    vectors = [vector for vector in (*first, *second) if vector not in first or vector not in second]
+    vectors = [
+        vector for vector in (*first, *second) if vector not in first or vector not in second
+    ]
     for name in dict.fromkeys(name for vector in vectors for name in vector.tensors):
         parts = [vector.tensors[name].indices for vector in vectors if name in vector.tensors]
-        places[name] = (parts[0] if len(parts) == 1 else torch.cat(parts).unique()).to(weights[name].device)
+        places[name] = (parts[0] if len(parts) == 1 else torch.cat(parts).unique()).to(
+            weights[name].device
+        )
     values = []
     for added in (first, second):
-        with applied(model, *added):
-            values.append([read_entries(weights[name].detach(), indices) for name, indices in places.items()])
+        with apply_temporarily(model, *added):
+            values.append(
+                [read_entries(weights[name].detach(), indices) for name, indices in places.items()]
+            )
     found = []
     for (name, indices), one, other in zip(places.items(), *values, strict=True):
         apart = one.view(torch.int32) != other.view(torch.int32)

@@ -47,8 +47,8 @@ class Objective(Protocol):
 
         Args:
             examples: Some of `train`.
-            generator: Draws what is random in a batch, such as masks, example by example: two batches
-                of four examples hold the same as one of eight. None: torch's own.
+            generator: Draws what is random in a batch, such as masks, example by example: two
+                batches of four examples hold the same as one of eight. None: torch's own.
 
         Returns:
             Tensors by name, each [batch, ...]; the targets are called `labels`.
@@ -64,8 +64,11 @@ class Objective(Protocol):
         """Scores on the held-out data."""
 
 
-def training_context(objective: Objective, model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
-    """What the forward and the backward pass of a batch run in: nothing, unless the objective says otherwise."""
+def training_context(
+    objective: Objective, model: nn.Module, batch: Batch
+) -> AbstractContextManager[None]:
+    """What the forward and the backward pass of a batch run in: nothing, unless the objective says
+    otherwise."""
     own_context = getattr(objective, "training_context", None)
     if own_context is None:
         return nullcontext()

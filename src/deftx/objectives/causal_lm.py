@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from deftx.config import LanguageTraining
+from deftx.config import LanguageTrainingConfig
 from deftx.errors import DeftxError
 from deftx.objectives.base import Batch
 from deftx.objectives.packing import blocks, digest
@@ -52,7 +52,8 @@ class CausalLM:
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
         """The mean loss over the held-out text, in nats; its blocks are of one length.
 
-        Logits of all tokens take most of the memory, and more than `batch_size` suits: it is a quarter here.
+        Logits of all tokens take most of the memory, and more than `batch_size` suits: it is a
+        quarter here.
         """
         device = next(model.parameters()).device
         parts = self.held_out.split(max(1, batch_size // 4))
@@ -63,25 +64,30 @@ class CausalLM:
 def causal_lm(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    training: LanguageTraining,
+    training: LanguageTrainingConfig,
     length: int,
     seed: int,
     *,
     held_out: Sequence[str] | None = None,
 ) -> CausalLM:
-    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts into blocks of
-    `length` tokens.
+    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts
+    into blocks of `length` tokens.
 
     Raises DeftxError where a block is a single token, which none follows.
     """
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(texts, tokenizer, training, length, generator, closed=False, held_out=held_out)
+    train, valid = blocks(
+        texts, tokenizer, training, length, generator, closed=False, held_out=held_out
+    )
     if min(train.shape[1], valid.shape[1]) < 2:
-        raise DeftxError("a part of the text is one token, and none follows it: give more text or a larger length")
+        raise DeftxError(
+            "a part of the text is one token, and none follows it: give more text or a larger length"
+        )
     return CausalLM(train, valid, digest(train, valid))
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Mean cross-entropy of every token of `ids` [batch, length] but the first, given those before it."""
+    """Mean cross-entropy of every token of `ids` [batch, length] but the first, given those before
+    it."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())

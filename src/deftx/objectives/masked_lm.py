@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from deftx.config import LanguageTraining
+from deftx.config import LanguageTrainingConfig
 from deftx.errors import DeftxError
 from deftx.objectives.base import IGNORED, Batch, labelled_tokens
 from deftx.objectives.packing import blocks, digest
@@ -89,26 +89,29 @@ class MaskedLM:
 def masked_lm(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    training: LanguageTraining,
+    training: LanguageTrainingConfig,
     length: int,
     seed: int,
     *,
     held_out: Sequence[str] | None = None,
 ) -> MaskedLM:
-    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts into blocks of
-    `length` tokens.
+    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts
+    into blocks of `length` tokens.
 
     Raises:
-        DeftxError: The tokenizer has no mask token, or the text is too short or unknown to the tokenizer.
+        DeftxError: The tokenizer has no mask token, or the text is too short or unknown to the
+            tokenizer.
     """
     if tokenizer.mask_token_id is None:
-        raise DeftxError("the base's tokenizer has no mask token: a language vector needs a masked language model")
+        raise DeftxError(
+            "the base's tokenizer has no mask token: a language vector needs a masked language model"
+        )
     generator = torch.Generator().manual_seed(seed)
     train, valid = blocks(texts, tokenizer, training, length, generator, held_out=held_out)
     special = torch.tensor(sorted(tokenizer.all_special_ids))
 
-    # Random replacements come from the whole vocabulary, as in LT-SFT, or from the text's own pieces, so that the
-    # embeddings of no others can move
+    # Random replacements come from the whole vocabulary, as in LT-SFT, or from the text's own
+    # pieces, so that the embeddings of no others can move
     replacements = torch.arange(len(tokenizer))
     if training.replacements == "corpus":
         used = train.unique()
@@ -123,7 +126,9 @@ def masked_lm(
     return MaskedLM(train, masked, masking, name)
 
 
-def mask(ids: Tensor, masking: Masking, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+def mask(
+    ids: Tensor, masking: Masking, generator: Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Mask token ids of any shape.
 
     Returns:
@@ -148,12 +153,15 @@ def masked_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     places = (labels.view(-1) != IGNORED).nonzero().view(-1)
     with _only(model, places):
         logits = model(input_ids=inputs).logits.flatten(0, 1)
-    return cross_entropy(logits.float(), labels.view(-1)[places], reduction="sum") / max(len(places), 1)
+    return cross_entropy(logits.float(), labels.view(-1)[places], reduction="sum") / max(
+        len(places), 1
+    )
 
 
 @contextmanager
 def _only(model: Any, places: Tensor) -> Iterator[None]:
-    """While active, the backbone hands on its hidden states at flat `places` [n] alone, as [1, n, width]."""
+    """While active, the backbone hands on its hidden states at flat `places` [n] alone, as [1, n,
+    width]."""
 
     def narrow(module: nn.Module, inputs: object, output: Any) -> Any:
         hidden = output[0].flatten(0, 1).index_select(0, places).unsqueeze(0)

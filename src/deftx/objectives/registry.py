@@ -26,8 +26,8 @@ class Language:
     called     what it is, in words
     configs    the classes of configs that transformers knows such a model of
     auto       transformers' auto class of it
-    objective  what is learnt: of texts, tokenizer, settings, tokens of a block, seed; `held_out` being other texts to
-               validate on
+    objective  what is learnt: of texts, tokenizer, settings, tokens of a block, seed; `held_out`
+               being other texts to validate on
     """
 
     called: str
@@ -36,18 +36,27 @@ class Language:
     objective: Callable[..., Any]
 
 
-# The first one that transformers knows of a base: encoders may be loaded as decoders too, and BART as any of the three.
+# The first one that transformers knows of a base: encoders may be loaded as decoders too, and BART
+# as any of the three.
 LANGUAGES = (
-    Language("encoder-decoder model", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM, seq2seq_lm),
+    Language(
+        "encoder-decoder model",
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        AutoModelForSeq2SeqLM,
+        seq2seq_lm,
+    ),
     Language("masked language model", MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, masked_lm),
     Language("causal language model", MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, causal_lm),
 )
 
 
 def language_of(config: Any) -> Language:
-    """The kind of language model that a base of this config is. Raises DeftxError for one that is none of them."""
+    """The kind of language model that a base of this config is. Raises DeftxError for one that is
+    none of them."""
     for language in LANGUAGES:
         if type(config) in language.configs:
             return language
     known = " or ".join(language.called for language in LANGUAGES)
-    raise DeftxError(f"a base of the kind {config.model_type!r} is no {known}: give one such as XLM-R, Qwen or mT5")
+    raise DeftxError(
+        f"a base of the kind {config.model_type!r} is no {known}: give one such as XLM-R, Qwen or mT5"
+    )

@@ -1,9 +1,9 @@
 """Denoising on plain text: how a language vector of a base with an encoder and a decoder is learnt.
 
-The encoder reads a text in which spans are missing. What stands in their place, and so what the decoder writes, is told
-by the base's tokenizer: sentinels, each another token, for T5 and its like (span corruption, Raffel et al. 2020), which
-write every missing span after its sentinel; else the mask token for BART and its like (text infilling, Lewis et al.
-2020), which write the whole text.
+The encoder reads a text in which spans are missing. What stands in their place, and so what the
+decoder writes, is told by the base's tokenizer: sentinels, each another token, for T5 and its like
+(span corruption, Raffel et al. 2020), which write every missing span after its sentinel; else the
+mask token for BART and its like (text infilling, Lewis et al. 2020), which write the whole text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from deftx.config import LanguageTraining
+from deftx.config import LanguageTrainingConfig
 from deftx.errors import DeftxError
 from deftx.objectives.base import IGNORED, Batch, labelled_tokens
 from deftx.objectives.packing import blocks, digest
@@ -33,7 +33,8 @@ class Noise:
 
     share      of the tokens that are hidden
     special    ids that are never hidden
-    marks      what stands for the spans: the sentinels, one for each in their order, or the mask for all
+    marks      what stands for the spans: the sentinels, one for each in their order, or the mask
+               for all
     sentinels  whether they are sentinels
     end        what is written last, after spans
     pad        fills rows of a batch
@@ -71,12 +72,14 @@ class Seq2SeqLM:
         return ids
 
     def collate(self, examples: list[Tensor], generator: Generator | None = None) -> Batch:
-        """Corrupt [length] blocks -> inputs [batch, longest] with their attention mask, labels [batch, longest]."""
+        """Corrupt [length] blocks -> inputs [batch, longest] with their attention mask, labels
+        [batch, longest]."""
         pairs = [corrupted(block.tolist(), self.noise, generator) for block in examples]
         return padded(pairs, self.noise.pad)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean cross-entropy of the tokens to write, each given what is read and those before it."""
+        """The mean cross-entropy of the tokens to write, each given what is read and those before
+        it."""
         return written_loss(model, batch)
 
     def loss_denominator(self, batch: Batch) -> int:
@@ -84,8 +87,8 @@ class Seq2SeqLM:
         return labelled_tokens(batch["labels"])
 
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
-        """The mean loss over all tokens to write of the held-out text, in nats; a quarter of `batch_size` at a time,
-        since logits of all these tokens take most of the memory."""
+        """The mean loss over all tokens to write of the held-out text, in nats; a quarter of
+        `batch_size` at a time, since logits of all these tokens take most of the memory."""
         device, batch_size = next(model.parameters()).device, max(1, batch_size // 4)
         total, tokens = 0.0, 0
         for start in range(0, len(self.held_out), batch_size):
@@ -99,14 +102,14 @@ class Seq2SeqLM:
 def seq2seq_lm(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    training: LanguageTraining,
+    training: LanguageTrainingConfig,
     length: int,
     seed: int,
     *,
     held_out: Sequence[str] | None = None,
 ) -> Seq2SeqLM:
-    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts into blocks of
-    `length` tokens."""
+    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts
+    into blocks of `length` tokens."""
     noise = noise_of(tokenizer, training.mask)
     generator = torch.Generator().manual_seed(seed)
     train, valid = blocks(texts, tokenizer, training, length, generator, held_out=held_out)
@@ -115,14 +118,19 @@ def seq2seq_lm(
 
 
 def noise_of(tokenizer: PreTrainedTokenizerBase, share: float) -> Noise:
-    """The noise that a base was pretrained with. Raises DeftxError where its tokenizer has no token for it."""
+    """The noise that a base was pretrained with. Raises DeftxError where its tokenizer has no token
+    for it."""
     vocabulary = tokenizer.get_vocab()
     spelt = (takewhile(vocabulary.__contains__, map(form.format, count())) for form in SENTINELS)
-    sentinels = next(filter(None, (tuple(map(vocabulary.__getitem__, names)) for names in spelt)), ())
+    sentinels = next(
+        filter(None, (tuple(map(vocabulary.__getitem__, names)) for names in spelt)), ()
+    )
     mask, pad = tokenizer.mask_token_id, tokenizer.pad_token_id
     marks = sentinels or (() if mask is None else (mask,))
     if pad is None or not marks:
-        raise DeftxError("the base's tokenizer has neither sentinels nor a mask token: give a base such as mT5 or BART")
+        raise DeftxError(
+            "the base's tokenizer has neither sentinels nor a mask token: give a base such as mT5 or BART"
+        )
     end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     special = frozenset((*tokenizer.all_special_ids, *sentinels))
     return Noise(share, special, marks, bool(sentinels), end, pad)
@@ -131,16 +139,20 @@ def noise_of(tokenizer: PreTrainedTokenizerBase, share: float) -> Noise:
 def corrupted(ids: Sequence[int], noise: Noise, generator: torch.Generator | None = None) -> Pair:
     """What is read and what is to be written of a text's `ids`.
 
-    Spans are drawn among the tokens that are not special; one that has special tokens in it becomes several. Spans for
-    which there are no sentinels left are not hidden.
+    Spans are drawn among the tokens that are not special; one that has special tokens in it becomes
+    several. Spans for which there are no sentinels left are not hidden.
     """
     places = [place for place, token in enumerate(ids) if token not in noise.special]
-    drawn = (sentinel_spans if noise.sentinels else infilled_spans)(len(places), noise.share, generator)
+    drawn = (sentinel_spans if noise.sentinels else infilled_spans)(
+        len(places), noise.share, generator
+    )
     spans = _no_longer([run for start, stop in drawn for run in _runs(places, start, stop)])
     read: list[int] = []
     written: list[int] = []
     done = 0
-    for token, (start, stop) in zip(noise.marks if noise.sentinels else cycle(noise.marks), spans, strict=False):
+    for token, (start, stop) in zip(
+        noise.marks if noise.sentinels else cycle(noise.marks), spans, strict=False
+    ):
         read += [*ids[done:start], token]
         written += [token, *ids[start:stop]]
         done = stop
@@ -149,10 +161,11 @@ def corrupted(ids: Sequence[int], noise: Noise, generator: torch.Generator | Non
 
 
 def sentinel_spans(tokens: int, share: float, generator: torch.Generator | None = None) -> Spans:
-    """Spans of span corruption in so many tokens: as many as make their mean length 3, and no two side by side.
+    """Spans of span corruption in so many tokens: as many as make their mean length 3, and no two
+    side by side.
 
-    All lengths of that sum and all places are equally probable. (Raffel et al.'s code lets a span end where the text
-    does, always: in a short text it would be the only one.)
+    All lengths of that sum and all places are equally probable. (Raffel et al.'s code lets a span
+    end where the text does, always: in a short text it would be the only one.)
     """
     if not tokens:
         return []
@@ -164,10 +177,11 @@ def sentinel_spans(tokens: int, share: float, generator: torch.Generator | None 
 
 
 def infilled_spans(tokens: int, share: float, generator: torch.Generator | None = None) -> Spans:
-    """Spans of text infilling in so many tokens: their lengths are Poisson(3), 0 too, which inserts a mask.
+    """Spans of text infilling in so many tokens: their lengths are Poisson(3), 0 too, which inserts
+    a mask.
 
-    Lengths are drawn until the share of tokens is hidden, the last one cut to that, and those of 0 left out that would
-    make the text longer; all places among the kept tokens are equally probable.
+    Lengths are drawn until the share of tokens is hidden, the last one cut to that, and those of 0
+    left out that would make the text longer; all places among the kept tokens are equally probable.
     """
     hidden = min(max(round(share * tokens), 1), tokens)
     lengths: list[int] = []
@@ -176,11 +190,14 @@ def infilled_spans(tokens: int, share: float, generator: torch.Generator | None 
         if length or len(lengths) < sum(lengths):
             lengths.append(length)
     number = len(lengths)
-    return _placed(lengths, _some(tokens - hidden + number, number, generator) - torch.arange(number))
+    return _placed(
+        lengths, _some(tokens - hidden + number, number, generator) - torch.arange(number)
+    )
 
 
 def padded(rows: Sequence[Pair], pad: int) -> Batch:
-    """Inputs [batch, longest] with their attention mask, and labels [batch, longest], IGNORED after their ends."""
+    """Inputs [batch, longest] with their attention mask, and labels [batch, longest], IGNORED after
+    their ends."""
     read, written = ([torch.tensor(ids) for ids in part] for part in zip(*rows, strict=True))
     there = [torch.ones_like(ids) for ids in read]
     return {
@@ -191,7 +208,8 @@ def padded(rows: Sequence[Pair], pad: int) -> Batch:
 
 
 def written_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean cross-entropy of what a decoder is to write, a batch's `labels`, given what its encoder reads."""
+    """The mean cross-entropy of what a decoder is to write, a batch's `labels`, given what its
+    encoder reads."""
     loss: Tensor = model(**batch, use_cache=False).loss
     return loss.float()
 
@@ -209,7 +227,8 @@ def _placed(lengths: list[int], kept: Tensor) -> Spans:
 
 
 def _no_longer(spans: Spans) -> Spans:
-    """Without the last empty spans, as far as their masks would be more than the tokens that all spans hide."""
+    """Without the last empty spans, as far as their masks would be more than the tokens that all
+    spans hide."""
     empty = [number for number, (start, stop) in enumerate(spans) if start == stop]
     hidden = sum(stop - start for start, stop in spans)
     kept = hidden - (len(spans) - len(empty))  # at least 0: each of the others hides one or more

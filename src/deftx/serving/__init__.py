@@ -1,4 +1,5 @@
-"""`deftx serve`: one base over HTTP, many languages. `batches` groups what waits, `app` is what clients see."""
+"""`deftx serve`: one base over HTTP, many languages. `batches` groups what waits, `app` is what
+clients see."""
 
 from dataclasses import dataclass, field
 
@@ -35,7 +36,8 @@ class Limits:
 class Access:
     """Who is answered.
 
-    hosts  the names under which clients may ask (the `Host` of a request; `*.example.org` is any below one). Empty: any
+    hosts  the names under which clients may ask (the `Host` of a request; `*.example.org` is any
+           below one). Empty: any
     token  what clients have to send as `Authorization: Bearer TOKEN`; None: nothing
     """
 
@@ -46,6 +48,12 @@ class Access:
         for name in self.hosts:
             wildcard = name == "*" or (name.startswith("*.") and "*" not in name[1:])
             if not name or ("*" in name and not wildcard):
-                raise DeftxError(f"{name!r} is no name of a host: write one such as example.org or *.example.org")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise DeftxError("the token is empty, or has other characters than those of ASCII: choose another")
+                raise DeftxError(
+                    f"{name!r} is no name of a host: write one such as example.org or *.example.org"
+                )
+        if self.token is not None and not (
+            self.token.isascii() and self.token.isprintable() and self.token.strip()
+        ):
+            raise DeftxError(
+                "the token is empty, or has other characters than those of ASCII: choose another"
+            )

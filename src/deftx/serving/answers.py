@@ -73,7 +73,8 @@ class Predictions(BaseModel, Generic[F]):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a kind of task says: the form of an answer to a request, and what is said of each example."""
+    """What a kind of task says: the form of an answer to a request, and what is said of each
+    example."""
 
     form: type[BaseModel]
     say: Callable[[Switcher, Examples, Sequence[str | None]], list[Said]]
@@ -87,11 +88,13 @@ def by_parts(switcher: Switcher, examples: Examples, languages: Sequence[str | N
 def labels(switcher: Switcher, examples: Examples, languages: Sequence[str | None]) -> list[Said]:
     """The most probable label of each, and the probabilities of all."""
     rows = [
-        dict(zip(switcher.labels, row, strict=True)) for row in switcher.probabilities(examples, languages).tolist()
+        dict(zip(switcher.labels, row, strict=True))
+        for row in switcher.probabilities(examples, languages).tolist()
     ]
     best = [max(row, key=row.__getitem__) for row in rows]
     return [
-        {"label": name, "probability": row[name], "probabilities": row} for name, row in zip(best, rows, strict=True)
+        {"label": name, "probability": row[name], "probabilities": row}
+        for name, row in zip(best, rows, strict=True)
     ]
 
 

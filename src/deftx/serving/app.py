@@ -1,4 +1,5 @@
-"""A Switcher over HTTP: `/predict`, `/languages`, `/health`, `/openapi.json`, and a page to try it."""
+"""A Switcher over HTTP: `/predict`, `/languages`, `/health`, `/openapi.json`, and a page to try
+it."""
 
 import asyncio
 import hmac
@@ -43,12 +44,16 @@ class Asked(BaseModel):
     """Texts to be answered."""
 
     model_config = ConfigDict(extra="forbid")
-    texts: list[str] = Field(min_length=1, description="Of question answering and multiple choice, the questions.")
+    texts: list[str] = Field(
+        min_length=1, description="Of question answering and multiple choice, the questions."
+    )
     pairs: list[str] | None = Field(
-        None, description="Second texts, such as hypotheses, or the contexts of questions: one for each text."
+        None,
+        description="Second texts, such as hypotheses, or the contexts of questions: one for each text.",
     )
     parts: list[list[str]] | None = Field(
-        None, description="For each text its options, or its words, where they are not what stands between spaces."
+        None,
+        description="For each text its options, or its words, where they are not what stands between spaces.",
     )
     language: str | list[str | None] | None = Field(
         description="The language of all texts, or a list with one for each; null: the task without a language vector."
@@ -67,7 +72,9 @@ class Languages(BaseModel):
     languages: list[str]
     kind: str = Field(description="Of the task, such as classification or tagging.")
     labels: list[str] = Field(description="Of the task, if it has labels.")
-    pairs: bool | None = Field(description="Whether the task reads pairs of texts; null: not known.")
+    pairs: bool | None = Field(
+        description="Whether the task reads pairs of texts; null: not known."
+    )
 
 
 class Health(BaseModel):
@@ -77,11 +84,15 @@ class Health(BaseModel):
     waiting: int
 
 
-def make_app(switcher: Switcher, limits: Limits | None = None, access: Access | None = None) -> FastAPI:
-    """The web application. One thread has the model; an end of the application ends it when all have been answered."""
+def make_app(
+    switcher: Switcher, limits: Limits | None = None, access: Access | None = None
+) -> FastAPI:
+    """The web application. One thread has the model; an end of the application ends it when all
+    have been answered."""
     limits, access, answers = limits or Limits(), access or Access(), ANSWERS[switcher.kind]
     batches: Batches[Said] = Batches(
-        lambda some, language: answers.say(switcher, some, [language] * len(some)), waiting=limits.waiting
+        lambda some, language: answers.say(switcher, some, [language] * len(some)),
+        waiting=limits.waiting,
     )
 
     @asynccontextmanager
@@ -90,18 +101,26 @@ def make_app(switcher: Switcher, limits: Limits | None = None, access: Access | 
         await asyncio.to_thread(batches.close)
 
     app = FastAPI(
-        title="deftx", version=deftx.__version__, docs_url=None, redoc_url=None, lifespan=until_answered
+        title="deftx",
+        version=deftx.__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=until_answered,
     )  # the pages that FastAPI has for its docs load scripts from elsewhere
     app.add_middleware(_BodyLimit, most=limits.body, seconds=limits.seconds)
     if access.token is not None:
         app.add_middleware(_TokenCheck, token=access.token)
     if access.hosts:  # the last that is added is the first to see a request
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(access.hosts), www_redirect=False)
+        app.add_middleware(
+            TrustedHostMiddleware, allowed_hosts=list(access.hosts), www_redirect=False
+        )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(400, _unreadable)
     app.add_exception_handler(Exception, _failed)
 
-    problems: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (401, 408, 413, 422, 503)}
+    problems: dict[int | str, dict[str, Any]] = {
+        code: {"model": Problem} for code in (401, 408, 413, 422, 503)
+    }
 
     @app.post("/predict", response_model=answers.form, responses=problems)
     async def predict(asked: Asked) -> dict[str, list[Said]]:
@@ -112,11 +131,16 @@ def make_app(switcher: Switcher, limits: Limits | None = None, access: Access | 
         except Busy as error:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
         found = await asyncio.gather(*map(asyncio.wrap_future, waiting))
-        return {"predictions": [{"language": name, **said} for name, said in zip(languages, found, strict=True)]}
+        return {
+            "predictions": [
+                {"language": name, **said} for name, said in zip(languages, found, strict=True)
+            ]
+        }
 
     @app.get("/languages")
     async def languages() -> Languages:
-        """The names of the languages, the kind of task, its labels, and whether it reads pairs of texts."""
+        """The names of the languages, the kind of task, its labels, and whether it reads pairs of
+        texts."""
         return Languages(
             languages=list(switcher.languages),
             kind=switcher.kind,
@@ -128,22 +152,30 @@ def make_app(switcher: Switcher, limits: Limits | None = None, access: Access | 
     async def health() -> Health:
         """Whether texts are answered."""
         if not batches.alive:
-            raise HTTPException(503, "the thread that has the model has ended: start the server again")
+            raise HTTPException(
+                503, "the thread that has the model has ended: start the server again"
+            )
         return Health(status="ok", waiting=batches.waiting)
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+        return HTMLResponse(
+            PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY}
+        )
 
     return app
 
 
-def serve(switcher: Switcher, limits: Limits, host: str, port: int, access: Access | None = None) -> None:
-    """Answer requests until SIGINT or SIGTERM: those at hand are answered before the signal takes its usual effect.
+def serve(
+    switcher: Switcher, limits: Limits, host: str, port: int, access: Access | None = None
+) -> None:
+    """Answer requests until SIGINT or SIGTERM: those at hand are answered before the signal takes
+    its usual effect.
 
     port    0: any that is free
-    access  without names of hosts, at an address of this machine alone, clients may ask under its usual names only, so
-            that no page of the web reaches the server by a name that it points there
+    access  without names of hosts, at an address of this machine alone, clients may ask under its
+            usual names only, so that no page of the web reaches the server by a name that it points
+            there
 
     Raises DeftxError where the address cannot be had.
     """
@@ -153,7 +185,9 @@ def serve(switcher: Switcher, limits: Limits, host: str, port: int, access: Acce
     app, listening = make_app(switcher, limits, access), _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(switcher.languages) or "the task alone"
-    print(f"serving {names} at http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops)", flush=True)
+    print(
+        f"serving {names} at http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops)", flush=True
+    )
     config = uvicorn.Config(
         app,
         http=protocol(limits),
@@ -174,26 +208,36 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DeftxError(f"cannot listen at {host}, port {port}: {reason}: choose others, --host and --port") from error
+        raise DeftxError(
+            f"cannot listen at {host}, port {port}: {reason}: choose others, --host and --port"
+        ) from error
 
 
 def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> tuple[Examples, list[str | None]]:
-    """What is asked, and the language of each text. Raises HTTPException for what is too large and for what does not
-    fit together."""
+    """What is asked, and the language of each text. Raises HTTPException for what is too large and
+    for what does not fit together."""
     count, given, task = len(asked.texts), asked.language, TASKS[switcher.kind]
     languages = given if isinstance(given, list) else [given] * count
-    options = sum(map(len, asked.parts or [])) if task.takes.get("parts") else 0  # each is read beside its text
+    options = (
+        sum(map(len, asked.parts or [])) if task.takes.get("parts") else 0
+    )  # each is read beside its text
     for what, there in {"texts": count, "options": options}.items():
         if there > limits.texts:
-            raise HTTPException(413, f"{there} {what}; at most {limits.texts} are taken at once: ask in parts")
+            raise HTTPException(
+                413, f"{there} {what}; at most {limits.texts} are taken at once: ask in parts"
+            )
     texts = [*asked.texts, *(asked.pairs or []), *map(" ".join, asked.parts or [])]
     longest = max(map(len, texts))
     if longest > limits.chars:
-        raise HTTPException(413, f"a text of {longest:,} characters; at most {limits.chars:,} are taken: shorten it")
+        raise HTTPException(
+            413, f"a text of {longest:,} characters; at most {limits.chars:,} are taken: shorten it"
+        )
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:  # what JSON can say and no tokenizer takes
-        raise HTTPException(422, "a text holds half a character, a surrogate by itself: send whole ones") from error
+        raise HTTPException(
+            422, "a text holds half a character, a surrogate by itself: send whole ones"
+        ) from error
     for what, there in {
         "pairs": count if asked.pairs is None else len(asked.pairs),
         "parts": count if asked.parts is None else len(asked.parts),
@@ -220,21 +264,27 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     if first["type"] == "json_invalid":
         return JSONResponse({"detail": f"body: not JSON, at character {first['loc'][-1]}"}, 422)
     where = ".".join(str(part) for part in first["loc"][1:])[:100]
-    return JSONResponse({"detail": f"{where or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"}, 422)
+    return JSONResponse(
+        {"detail": f"{where or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"}, 422
+    )
 
 
 async def _unreadable(_: Request, error: Exception) -> JSONResponse:
-    """A body of which FastAPI can make nothing: bytes that are no UTF-8, too deep, a number too long."""
+    """A body of which FastAPI can make nothing: bytes that are no UTF-8, too deep, a number too
+    long."""
     return JSONResponse({"detail": "body: not JSON that can be read"}, 422)
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:
     """A mistake of ours: its traceback is in the log."""
-    return JSONResponse({"detail": f"the server failed ({type(error).__name__}): its log says why"}, 500)
+    return JSONResponse(
+        {"detail": f"the server failed ({type(error).__name__}): its log says why"}, 500
+    )
 
 
 class _TokenCheck:
-    """Answers requests without the token with 401, but for the page and the question whether the server is well."""
+    """Answers requests without the token with 401, but for the page and the question whether the
+    server is well."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app, self.expected = app, f"Bearer {token}".encode()
@@ -251,7 +301,8 @@ class _TokenCheck:
 
 
 class _BodyLimit:
-    """Answers requests of more than `most` bytes with 413, those that take more than `seconds` to come with 408.
+    """Answers requests of more than `most` bytes with 413, those that take more than `seconds` to
+    come with 408.
 
     It hands the others on, with their whole body.
     """
@@ -266,7 +317,9 @@ class _BodyLimit:
         body, size, more = bytearray(), 0, True
         try:
             async with asyncio.timeout(self.seconds):
-                while more and size <= 16 * self.most:  # what is too long is read all the same: clients wait for that
+                while (
+                    more and size <= 16 * self.most
+                ):  # what is too long is read all the same: clients wait for that
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return

@@ -1,4 +1,5 @@
-"""Texts that wait for the model: grouped by language, and answered by the one thread that has it."""
+"""Texts that wait for the model: grouped by language, and answered by the one thread that has
+it."""
 
 import threading
 import time
@@ -11,7 +12,9 @@ from typing import Generic, TypeVar
 from deftx.data.examples import Examples, joined
 
 A = TypeVar("A")  # what is said of one text
-Answer = Callable[[Examples, str | None], Sequence[A]]  # of texts of one language, which may be None
+Answer = Callable[
+    [Examples, str | None], Sequence[A]
+]  # of texts of one language, which may be None
 
 
 class Busy(Exception):
@@ -27,7 +30,9 @@ class _Waiting(Generic[A]):
     answer: Future[A] = field(default_factory=Future)
 
 
-_Kind = tuple[str | None, bool, bool]  # what can be answered together: one language, the same columns
+_Kind = tuple[
+    str | None, bool, bool
+]  # what can be answered together: one language, the same columns
 
 
 class Batches(Generic[A]):
@@ -36,14 +41,17 @@ class Batches(Generic[A]):
     answer    of texts of one language; called from that thread alone
     most      texts in a batch
     waiting   texts that may wait
-    patience  seconds. Batches stay with the language of the last one as long as texts of it wait, since a switch costs
-              time. A text that has waited for longer goes first: from then on only those that came before it, and
-              their company in a batch, are answered before it
+    patience  seconds. Batches stay with the language of the last one as long as texts of it wait,
+              since a switch costs time. A text that has waited for longer goes first: from then on
+              only those that came before it, and their company in a batch, are answered before it
 
-    A batch is what waits when the last one has ended: nothing waits for company. Where one fails, its halves are tried.
+    A batch is what waits when the last one has ended: nothing waits for company. Where one fails,
+    its halves are tried.
     """
 
-    def __init__(self, answer: Answer[A], *, most: int = 32, waiting: int = 1024, patience: float = 0.5) -> None:
+    def __init__(
+        self, answer: Answer[A], *, most: int = 32, waiting: int = 1024, patience: float = 0.5
+    ) -> None:
         self._answer, self._most, self._room, self._patience = answer, most, waiting, patience
         self._queues: dict[_Kind, deque[_Waiting[A]]] = {}  # none of them empty
         self._changed, self._closing = threading.Condition(), False
@@ -72,7 +80,9 @@ class Batches(Generic[A]):
             if self._closing:
                 raise Busy("the server is about to stop")
             if self._count() + len(new) > self._room:
-                raise Busy(f"{self._count()} texts wait already, and {self._room} may: try again later")
+                raise Busy(
+                    f"{self._count()} texts wait already, and {self._room} may: try again later"
+                )
             for one, language in zip(new, languages, strict=True):
                 self._queues.setdefault((language, paired, parted), deque()).append(one)
             self._changed.notify()
@@ -97,8 +107,8 @@ class Batches(Generic[A]):
             self._tell(batch, kind[0])
 
     def _tell(self, batch: list[_Waiting[A]], language: str | None) -> None:
-        """Answer a batch; where that fails, its halves, so that a text that cannot be answered, or more of them than
-        memory takes at once, is no harm to those beside it."""
+        """Answer a batch; where that fails, its halves, so that a text that cannot be answered, or
+        more of them than memory takes at once, is no harm to those beside it."""
         try:
             answers = self._answer(joined([one.example for one in batch]), language)
         except Exception as error:
@@ -126,7 +136,8 @@ class Batches(Generic[A]):
         return kind, [one for one in batch if one.answer.set_running_or_notify_cancel()]
 
     def _next(self, last: _Kind | None) -> _Kind:
-        """The kind at hand, unless one has waited for too long; otherwise the one that has waited longest."""
+        """The kind at hand, unless one has waited for too long; otherwise the one that has waited
+        longest."""
         longest = min(self._queues, key=lambda kind: self._queues[kind][0].since)
         patient = time.monotonic() - self._queues[longest][0].since < self._patience
         return last if last in self._queues and patient else longest

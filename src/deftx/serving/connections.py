@@ -1,4 +1,5 @@
-"""Connections that end: what uvicorn's options leave open is clients that take for ever to ask, or to read."""
+"""Connections that end: what uvicorn's options leave open is clients that take for ever to ask, or
+to read."""
 
 import asyncio
 
@@ -11,10 +12,12 @@ def protocol(limits: Limits) -> type[H11Protocol]:
     """The protocol of a server with these limits, for uvicorn's option `http`."""
 
     class Limited(H11Protocol):
-        """Closes a connection whose request does not come, or whose answer is not taken, within `limits.seconds`.
+        """Closes a connection whose request does not come, or whose answer is not taken, within
+        `limits.seconds`.
 
-        The time runs while no request is being answered: from the first byte on, or the connection's start. Of
-        connections beyond twice `limits.connections`, which clients keep open without asking, nothing is read.
+        The time runs while no request is being answered: from the first byte on, or the
+        connection's start. Of connections beyond twice `limits.connections`, which clients keep
+        open without asking, nothing is read.
         """
 
         deadline: asyncio.TimerHandle | None = None
@@ -46,7 +49,8 @@ def protocol(limits: Limits) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def shutdown(self) -> None:
-            """At the server's end: a client that has not sent its whole request is not waited for."""
+            """At the server's end: a client that has not sent its whole request is not waited
+            for."""
             incomplete = self.is_answering() and self.cycle.more_body
             if incomplete or not self.is_answering() or self.flow.write_paused:
                 self.transport.abort()

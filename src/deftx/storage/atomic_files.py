@@ -1,4 +1,5 @@
-"""Folders and files written whole or not at all, by one process at a time, and replaced only where that is meant."""
+"""Folders and files written whole or not at all, by one process at a time, and replaced only where
+that is meant."""
 
 import os
 import secrets
@@ -9,7 +10,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO
 
-from deftx.errors import DeftxError, InUse
+from deftx.errors import DeftxError, Locked
 from deftx.storage.manifest import FILE
 
 VECTOR, MODEL, SFT, PEFT = "vector", "model", "vector of LT-SFT", "PEFT adapter"
@@ -25,32 +26,45 @@ def check_file(file: Path | None, *, force: bool) -> None:
         raise DeftxError(f"{file} exists: choose another file, or replace it with --force")
 
 
-def check_target(folder: str | os.PathLike[str], kind: str = VECTOR, *, force: bool = False) -> Path:
+def check_target(
+    folder: str | os.PathLike[str], kind: str = VECTOR, *, force: bool = False
+) -> Path:
     """The real path that writing to `folder` would take; to be asked before long work.
 
-    Raises DeftxError if something is there, unless `force` and it is a folder of this `kind` or an empty one.
+    Raises DeftxError if something is there, unless `force` and it is a folder of this `kind` or an
+    empty one.
     """
     target, standing = find(folder)
     if not os.path.lexists(standing):
         return target
     if not force:
-        raise DeftxError(f"{target} exists: choose another folder, or replace the {kind} there with --force")
-    if not os.path.isdir(standing) or (os.listdir(standing) and not os.path.isfile(standing / MARKS[kind])):
-        raise DeftxError(f"{target} exists and is not a {kind}, so --force does not replace it: choose another folder")
+        raise DeftxError(
+            f"{target} exists: choose another folder, or replace the {kind} there with --force"
+        )
+    if not os.path.isdir(standing) or (
+        os.listdir(standing) and not os.path.isfile(standing / MARKS[kind])
+    ):
+        raise DeftxError(
+            f"{target} exists and is not a {kind}, so --force does not replace it: choose another folder"
+        )
     return target
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Have `folder`, made where it is missing, to this process until the end of the block, or of the process.
+def lock_directory(folder: Path) -> Iterator[None]:
+    """Have `folder`, made where it is missing, to this process until the end of the block, or of
+    the process.
 
-    Raises InUse that names the folder where another process has it. Where the system or the disk knows no such
-    locks (Windows, some network disks), nothing is refused. A folder that is empty at the end is removed.
+    Raises Locked that names the folder where another process has it. Where the system or the disk
+    knows no such locks (Windows, some network disks), nothing is refused. A folder that is empty at
+    the end is removed.
     """
     lock = folder / LOCK
     with _opened(lock) as file:
         if not _locked(file.fileno(), lock):
-            raise InUse(f"{folder} is in use by another deftx: wait until it is done, or choose another folder")
+            raise Locked(
+                f"{folder} is in use by another deftx: wait until it is done, or choose another folder"
+            )
         try:
             yield
         finally:
@@ -60,8 +74,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def _opened(lock: Path) -> IO[str]:
-    """The file `lock`, it and its folder made where they are missing; anew where another process, which is done with
-    the folder, removes it meanwhile."""
+    """The file `lock`, it and its folder made where they are missing; anew where another process,
+    which is done with the folder, removes it meanwhile."""
     for _ in range(ATTEMPTS):
         with suppress(FileNotFoundError, FileExistsError):
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +85,8 @@ def _opened(lock: Path) -> IO[str]:
 
 
 def _locked(file: int, path: Path) -> bool:
-    """Whether the open file or folder at `path`, with this descriptor, is this process's alone now."""
+    """Whether the open file or folder at `path`, with this descriptor, is this process's alone
+    now."""
     try:
         import fcntl
     except ImportError:
@@ -89,10 +104,10 @@ def _locked(file: int, path: Path) -> bool:
 def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """An empty folder beside `target` to write into; it gets the name at the end of the block.
 
-    `target` is as `check_target` gave it. The new folder is complete and on the disk before it gets its name, so
-    a crash leaves no folder, the old one or the new one. Replacing takes two renames. A crash between them leaves
-    the old folder as `.NAME.old`: `find` looks for it there, and the next replacement cleans up. An exception in
-    the block leaves everything as it was.
+    `target` is as `check_target` gave it. The new folder is complete and on the disk before it gets
+    its name, so a crash leaves no folder, the old one or the new one. Replacing takes two renames.
+    A crash between them leaves the old folder as `.NAME.old`: `find` looks for it there, and the
+    next replacement cleans up. An exception in the block leaves everything as it was.
     """
     with _scratch(target) as new:
         yield new
@@ -109,9 +124,11 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A name to write to; what is there at the end of the block becomes `path`, once the disk holds it.
+    """A name to write to; what is there at the end of the block becomes `path`, once the disk holds
+    it.
 
-    The folder of `path` is made where it is missing. What a crash left of an earlier attempt is removed.
+    The folder of `path` is made where it is missing. What a crash left of an earlier attempt is
+    removed.
     """
     with _scratch(path) as folder:
         half = folder / path.name
@@ -123,10 +140,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """A new empty folder beside `target`, which is gone at the end; so are those that crashes left, but not those that
-    other processes write in.
+    """A new empty folder beside `target`, which is gone at the end; so are those that crashes left,
+    but not those that other processes write in.
 
-    A library that writes a file may make others beside it until that is done: in here they are nobody's.
+    A library that writes a file may make others beside it until that is done: in here they are
+    nobody's.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target.parent, escape(target.name))
@@ -164,8 +182,8 @@ def _scratch_name(target: Path) -> Path:
 
 
 def _held_anew(target: Path) -> tuple[Path, int]:
-    """A new folder beside `target`, and the descriptor that holds it; again where another process takes it for a
-    leftover before it is held."""
+    """A new folder beside `target`, and the descriptor that holds it; again where another process
+    takes it for a leftover before it is held."""
     for _ in range(ATTEMPTS):
         new = _scratch_name(target)
         new.mkdir()
@@ -176,12 +194,14 @@ def _held_anew(target: Path) -> tuple[Path, int]:
             raise
         if held is not None:
             return new, held
-    raise DeftxError(f"{target.parent}: what is written there is removed by another program: choose another folder")
+    raise DeftxError(
+        f"{target.parent}: what is written there is removed by another program: choose another folder"
+    )
 
 
 def _held(folder: Path) -> int | None:
-    """A descriptor that keeps a folder to this process until it is closed; None where another one has it or it is
-    gone."""
+    """A descriptor that keeps a folder to this process until it is closed; None where another one
+    has it or it is gone."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -193,7 +213,8 @@ def _held(folder: Path) -> int | None:
 
 
 def _share(paths: Sequence[Path], folder: Path) -> None:
-    """Let those read who may read `folder`, which is new: safetensors 0.8 writes files for their owner alone."""
+    """Let those read who may read `folder`, which is new: safetensors 0.8 writes files for their
+    owner alone."""
     mode = folder.stat().st_mode & 0o666
     for path in paths:
         if path.is_file():
@@ -207,7 +228,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def find(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """The path that is meant, and where its content is: aside, when a crash cut off its replacement."""
+    """The path that is meant, and where its content is: aside, when a crash cut off its
+    replacement."""
     target = Path(os.path.realpath(folder))
     aside = _aside(target)
     return target, aside if os.path.isdir(aside) and not os.path.lexists(target) else target

@@ -1,4 +1,5 @@
-"""Model folders whose tensors are read one at a time: safetensors, in one file or in several with an index."""
+"""Model folders whose tensors are read one at a time: safetensors, in one file or in several with
+an index."""
 
 import json
 import os
@@ -30,11 +31,14 @@ class Checkpoint:
                 tensor: Tensor = file.get_tensor(name)
                 return tensor
         except (OSError, SafetensorError) as error:
-            raise DeftxError(f"cannot read {name!r} from {path}: {' '.join(str(error).split())}") from error
+            raise DeftxError(
+                f"cannot read {name!r} from {path}: {' '.join(str(error).split())}"
+            ) from error
 
 
 def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in a folder, or of a hub id. Raises DeftxError where it has no safetensors, or a damaged index."""
+    """The checkpoint in a folder, or of a hub id. Raises DeftxError where it has no safetensors, or
+    a damaged index."""
     folder = local(model, ["config.json", _WHOLE, _INDEX, "model-*.safetensors"])
     try:
         if (folder / _INDEX).is_file():
@@ -48,7 +52,9 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, DeftxError):
             raise
-        raise DeftxError(f"the checkpoint {folder} is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise DeftxError(
+            f"the checkpoint {folder} is damaged: {' '.join(str(error).split())[:200]}"
+        ) from error
     if not isinstance(files, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in files.values()
     ):
@@ -57,7 +63,8 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
 
 
 def local(model: str | os.PathLike[str], patterns: Sequence[str]) -> Path:
-    """The folder that is meant, or one with those files of a hub id (`ID@REVISION` to pin one) that fit `patterns`."""
+    """The folder that is meant, or one with those files of a hub id (`ID@REVISION` to pin one) that
+    fit `patterns`."""
     name = os.fspath(model)
     if os.path.exists(name):
         return Path(name)

@@ -1,7 +1,8 @@
-"""The Hugging Face hub: which texts are its ids, fetching from it, and what its failures mean to a user.
+"""The Hugging Face hub: which texts are its ids, fetching from it, and what its failures mean to a
+user.
 
-Everything goes through `huggingface_hub`, so its settings hold: HF_TOKEN or `hf auth login`, HF_HOME, HF_HUB_OFFLINE,
-HF_ENDPOINT. What is in its cache is used where the hub cannot be reached.
+Everything goes through `huggingface_hub`, so its settings hold: HF_TOKEN or `hf auth login`,
+HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT. What is in its cache is used where the hub cannot be reached.
 """
 
 import os
@@ -16,19 +17,23 @@ from deftx.errors import DeftxError
 from deftx.storage.manifest import FILE
 
 _VECTOR_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./+-]+)?", re.ASCII)
-_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./+-]+)?", re.ASCII)  # old models have no user
+_MODEL_ID = re.compile(
+    r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./+-]+)?", re.ASCII
+)  # old models have no user
 FORM = "USER/NAME or USER/NAME@REVISION"
 LIBRARY = "deftx"  # how the hub knows us
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def is_vector_id(text: str) -> bool:
-    """Whether `text` has the form of a vector's hub id, USER/NAME or USER/NAME@REVISION. A path may have it too."""
+    """Whether `text` has the form of a vector's hub id, USER/NAME or USER/NAME@REVISION. A path may
+    have it too."""
     return _VECTOR_ID.fullmatch(text) is not None
 
 
 def is_model_id(text: str) -> bool:
-    """Whether `text` has the form of a hub id of any kind, with or without a revision. A path may have it too."""
+    """Whether `text` has the form of a hub id of any kind, with or without a revision. A path may
+    have it too."""
     return _MODEL_ID.fullmatch(text) is not None
 
 
@@ -41,11 +46,13 @@ def fetch(vector_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
 
 
 def snapshot(hub_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
-    """The folder, in the hub's cache, with those `files` (or patterns of names) that the hub has under `ID[@REVISION]`.
+    """The folder, in the hub's cache, with those `files` (or patterns of names) that the hub has
+    under `ID[@REVISION]`.
 
     anew  fetch them although they are in the cache
 
-    Nothing of what is there has been checked. Raises DeftxError where there is nothing, or nothing that can be had.
+    Nothing of what is there has been checked. Raises DeftxError where there is nothing, or nothing
+    that can be had.
     """
     from huggingface_hub import snapshot_download
 
@@ -64,11 +71,16 @@ def snapshot(hub_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
 
 @contextmanager
 def plain_errors(what: str, repo: str, revision: str | None = None) -> Iterator[None]:
-    """Within the block, the hub's failures are DeftxErrors: one line that begins with `what` and says what to do."""
+    """Within the block, the hub's failures are DeftxErrors: one line that begins with `what` and
+    says what to do."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # the bases are the error of the HTTP library, whichever the client is built on, and OSError
-    failures: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
+    failures: tuple[type[BaseException], ...] = (
+        *HfHubHTTPError.__bases__,
+        ValueError,
+        RuntimeError,
+    )
     try:
         yield
     except DeftxError:

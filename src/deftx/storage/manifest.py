@@ -14,7 +14,9 @@ from deftx.errors import DeftxError, first_fault
 VERSION = 1
 FILE = "vector.json"
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=512)]
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=512)
+]
 Size = Annotated[int, Field(ge=0, le=2**48)]
 Shape = Annotated[list[Size], Field(max_length=8)]
 
@@ -26,7 +28,8 @@ class Form(BaseModel):
 
 
 class TensorForm(Form):
-    """One tensor: the shape of the dense tensor, how many of its entries the vector holds, and their type."""
+    """One tensor: the shape of the dense tensor, how many of its entries the vector holds, and
+    their type."""
 
     shape: Shape
     count: Size
@@ -73,7 +76,8 @@ class InfoForm(BaseModel):
 
 
 class Manifest(Form):
-    """The whole file; `sha256` is the checksum of vector.safetensors, `info` is the vector's own."""
+    """The whole file; `sha256` is the checksum of vector.safetensors, `info` is the vector's
+    own."""
 
     format_version: Literal[1]
     sha256: str
@@ -83,7 +87,8 @@ class Manifest(Form):
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """The SHA-256 of what vector.json says, but for the checksums of the other files: it is kept in one of them.
+    """The SHA-256 of what vector.json says, but for the checksums of the other files: it is kept in
+    one of them.
 
     Raises DeftxError for content that is not JSON.
     """
@@ -103,7 +108,8 @@ def _as_json(content: Mapping[str, Any]) -> str:
 
 
 def write_manifest(content: dict[str, Any], path: Path) -> None:
-    """Write vector.json; raises DeftxError for content of another form and for info that is not JSON (NaN is not)."""
+    """Write vector.json; raises DeftxError for content of another form and for info that is not
+    JSON (NaN is not)."""
     _check(content)
     try:
         text = _as_json(content).encode()
@@ -120,12 +126,16 @@ def read_manifest(path: Path) -> Manifest:
         raise DeftxError(f"{path.parent} is not a vector: it has no {FILE}{_inside(path.parent)}")
     try:
         content = json.loads(path.read_bytes().decode(), parse_constant=_refuse)
-        json.dumps(content, ensure_ascii=False).encode()  # halves of characters, which nothing could print
+        json.dumps(
+            content, ensure_ascii=False
+        ).encode()  # halves of characters, which nothing could print
     except (ValueError, RecursionError, OSError) as error:
         raise DeftxError(f"{path} is not valid JSON: {error}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > VERSION:
-        raise DeftxError(f"{path} has format version {version}, this deftx reads up to {VERSION}: upgrade deftx")
+        raise DeftxError(
+            f"{path} has format version {version}, this deftx reads up to {VERSION}: upgrade deftx"
+        )
     try:
         return _check(content)
     except DeftxError as error:

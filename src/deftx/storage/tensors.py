@@ -1,4 +1,5 @@
-"""Tensors and what they are about, kept in a folder of work: what phase 1 learnt, and the state of a training."""
+"""Tensors and what they are about, kept in a folder of work: what phase 1 learnt, and the state of
+a training."""
 
 import hashlib
 import json
@@ -17,9 +18,11 @@ from deftx.storage.atomic_files import new_file
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write `tensors` and JSON-like data `about` them, whole or not at all; arrays in the latter become lists.
+    """Write `tensors` and JSON-like data `about` them, whole or not at all; arrays in the latter
+    become lists.
 
-    Raises DeftxError where the disk is full or the folder read-only; what was at `path` is left then.
+    Raises DeftxError where the disk is full or the folder read-only; what was at `path` is left
+    then.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about, default=lambda array: array.tolist())
@@ -29,14 +32,19 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
             save_file(plain, half, metadata=metadata)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DeftxError(f"cannot write {path}: {reason}; what was kept before is still there") from error
+        raise DeftxError(
+            f"cannot write {path}: {reason}; what was kept before is still there"
+        ) from error
 
 
-def load_tensors(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors at `path` and what they are about; None where there are none, or none that can be read.
+def load_tensors(
+    path: Path, key: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors at `path` and what they are about; None where there are none, or none that can be
+    read.
 
-    With a `key`, None too where it is not the one in what they are about. Warns of a file that is there, but damaged;
-    files of older versions have no checksum.
+    With a `key`, None too where it is not the one in what they are about. Warns of a file that is
+    there, but damaged; files of older versions have no checksum.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -44,7 +52,8 @@ def load_tensors(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
             about = json.loads(metadata["about"])
             if not isinstance(about, dict) or (key is not None and about.get("key") != key):
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            # no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
@@ -65,6 +74,8 @@ def _checksum(tensors: Mapping[str, Tensor], about: str) -> str:
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(errors="surrogatepass"))
+        digest.update(
+            f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(errors="surrogatepass")
+        )
         digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

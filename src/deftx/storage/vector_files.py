@@ -1,8 +1,9 @@
 """Vectors as folders: safetensors and JSON only, checked when read, replaced whole when written.
 
 vector.json         see `manifest`
-vector.safetensors  per tensor NAME: `NAME.indices` and `NAME.values`, coded by `codec`; among its metadata is the
-                    checksum of vector.json without its own (files of older versions have none)
+vector.safetensors  per tensor NAME: `NAME.indices` and `NAME.values`, coded by `codec`; among its
+                    metadata is the checksum of vector.json without its own (files of older versions
+                    have none)
 head.safetensors    the head's tensors, for vectors that have one
 """
 
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deftx.core.vector import Entries, Head, SparseVector, check_vectors
+from deftx.core.vector import Head, SparseTensor, SparseVector, check_vectors
 from deftx.errors import DeftxError, check_downloaded
 from deftx.storage import manifest
 from deftx.storage.atomic_files import check_target, find, new_folder
@@ -33,15 +34,21 @@ from deftx.storage.manifest import HeadForm, Manifest, TensorForm, read_manifest
 
 VECTOR, HEAD = "vector.safetensors", "head.safetensors"
 MANIFEST_CHECKSUM = "manifest_sha256"  # its name among the metadata of vector.safetensors
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by their names in safetensors
+_FLOATS = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}  # by their names in safetensors
 _NAMES = {dtype: name for name, dtype in _FLOATS.items()}
 
 
 def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Write `vector` to `folder`, whole or not at all; with `force`, replace the vector there, the whole folder.
+    """Write `vector` to `folder`, whole or not at all; with `force`, replace the vector there, the
+    whole folder.
 
-    Raises DeftxError for what `folders.check_target` refuses, for what is no vector, for one that `load` would refuse
-    (values that are not finite, info that is not JSON), and for a disk that is full or read-only.
+    Raises DeftxError for what `folders.check_target` refuses, for what is no vector, for one that
+    `load` would refuse (values that are not finite, info that is not JSON), and for a disk that is
+    full or read-only.
     """
     check_vectors(vector)
     target = check_target(folder, force=force)
@@ -52,14 +59,17 @@ def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = 
 def load(vector: str | os.PathLike[str]) -> SparseVector:
     """The vector in a folder, bit for bit as it was saved, or the one that the hub has under an id.
 
-    vector  a folder; or the text USER/NAME or USER/NAME@REVISION, where no folder of that name exists
+    vector  a folder; or the text USER/NAME or USER/NAME@REVISION, where no folder of that name
+            exists
 
-    Nothing is unpickled, and memory is bounded by the size of the files. Raises DeftxError that says
-    which file is wrong and how, unless the vector is complete and undamaged.
+    Nothing is unpickled, and memory is bounded by the size of the files. Raises DeftxError that
+    says which file is wrong and how, unless the vector is complete and undamaged.
     """
     target, standing = find(vector)
     if os.path.isfile(standing):
-        raise DeftxError(f"{vector} is a file: give the folder of a vector, the one with {manifest.FILE}")
+        raise DeftxError(
+            f"{vector} is a file: give the folder of a vector, the one with {manifest.FILE}"
+        )
     if not os.path.lexists(standing) and isinstance(vector, str) and is_vector_id(vector):
         try:
             return load_from_hub(vector)
@@ -68,7 +78,9 @@ def load(vector: str | os.PathLike[str]) -> SparseVector:
     if not os.path.isdir(standing):
         raise DeftxError(f"there is no vector at {vector}: no such folder")
     if standing != target:
-        warnings.warn(f"replacing {target} was cut off: this is the vector from before", stacklevel=2)
+        warnings.warn(
+            f"replacing {target} was cut off: this is the vector from before", stacklevel=2
+        )
     check_downloaded(standing)
     return _read_folder(standing)
 
@@ -76,7 +88,8 @@ def load(vector: str | os.PathLike[str]) -> SparseVector:
 def load_from_hub(vector_id: str) -> SparseVector:
     """The vector that the hub has under `USER/NAME[@REVISION]`, checked like any other.
 
-    Raises DeftxError as `load` and `hub.fetch` do. Damage in the cache is repaired where the hub can be reached.
+    Raises DeftxError as `load` and `hub.fetch` do. Damage in the cache is repaired where the hub
+    can be reached.
     """
     files = [manifest.FILE, VECTOR, HEAD]
     folder = fetch(vector_id, files)
@@ -96,12 +109,15 @@ def _read_folder(folder: Path) -> SparseVector:
 
 
 def _check_manifest(folder: Path, form: Manifest) -> None:
-    """Raise DeftxError for a vector.json that was changed, such as in its labels, since the vector was saved."""
+    """Raise DeftxError for a vector.json that was changed, such as in its labels, since the vector
+    was saved."""
     with _about(str(folder / VECTOR)), safe_open(folder / VECTOR, framework="pt") as file:
         expected = (file.metadata() or {}).get(MANIFEST_CHECKSUM)
     if expected is not None and expected != manifest.checksum(form.model_dump()):
         what = f"its SHA-256 is not the one in {VECTOR}"
-        raise DeftxError(f"{folder / manifest.FILE}: the file is damaged, or was changed by hand: {what}")
+        raise DeftxError(
+            f"{folder / manifest.FILE}: the file is damaged, or was changed by hand: {what}"
+        )
 
 
 def _write(vector: SparseVector, folder: Path) -> None:
@@ -114,7 +130,11 @@ def _write(vector: SparseVector, folder: Path) -> None:
         "head": _write_head(vector.head, folder / HEAD),
         "info": dict(vector.info),
         "tensors": {
-            name: {"shape": list(entries.shape), "count": len(entries.indices), "dtype": _NAMES[entries.values.dtype]}
+            name: {
+                "shape": list(entries.shape),
+                "count": len(entries.indices),
+                "dtype": _NAMES[entries.values.dtype],
+            }
             for name, entries in vector.tensors.items()
         },
     }
@@ -131,20 +151,27 @@ def _write_head(head: Head | None, path: Path) -> dict[str, object] | None:
     return {"labels": list(head.labels), "sha256": _write_tensors(tensors, path), "shapes": shapes}
 
 
-def _write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> str:
+def _write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> str:
     """Write the file and return its checksum."""
     save_file(tensors, path, metadata=metadata)
     return _sha256(path)
 
 
-def _coded(name: str, entries: Entries) -> dict[str, Tensor]:
+def _coded(name: str, entries: SparseTensor) -> dict[str, Tensor]:
     if entries.indices.shape != entries.values.shape:
-        raise DeftxError(f"tensor {name!r} has {len(entries.indices)} indices but {len(entries.values)} values")
+        raise DeftxError(
+            f"tensor {name!r} has {len(entries.indices)} indices but {len(entries.values)} values"
+        )
     _check_floats(name, entries.values)
     with _about(f"tensor {name!r}"):
         indices = encode_indices(entries.indices.cpu().numpy(), entries.numel)
     values = encode_values(entries.values.cpu())
-    return {f"{name}.indices": torch.from_numpy(indices), f"{name}.values": torch.from_numpy(values)}
+    return {
+        f"{name}.indices": torch.from_numpy(indices),
+        f"{name}.values": torch.from_numpy(values),
+    }
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
@@ -155,20 +182,26 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
 
 def _check_floats(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _NAMES:
-        raise DeftxError(f"tensor {name!r} is {tensor.dtype}: vectors hold float32, float16 or bfloat16")
+        raise DeftxError(
+            f"tensor {name!r} is {tensor.dtype}: vectors hold float32, float16 or bfloat16"
+        )
     _check_finite(name, tensor)
 
 
-def _read_tensors(folder: Path, form: Manifest) -> dict[str, Entries]:
+def _read_tensors(folder: Path, form: Manifest) -> dict[str, SparseTensor]:
     names = [f"{name}.{part}" for name in form.tensors for part in ("indices", "values")]
     with _opened(folder / VECTOR, form.sha256, names) as file:
         coded = [_read(file, name, ["U8"]).flatten().numpy() for name in names]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             places = pool.map(_places, form.tensors, form.tensors.values(), coded[::2])
-            values = pool.map(_values, form.tensors, form.tensors.values(), coded[1::2], map(len, coded[::2]))
+            values = pool.map(
+                _values, form.tensors, form.tensors.values(), coded[1::2], map(len, coded[::2])
+            )
             return {
-                name: Entries(torch.from_numpy(indices), numbers, tuple(tensor.shape))
-                for (name, tensor), indices, numbers in zip(form.tensors.items(), places, values, strict=True)
+                name: SparseTensor(torch.from_numpy(indices), numbers, tuple(tensor.shape))
+                for (name, tensor), indices, numbers in zip(
+                    form.tensors.items(), places, values, strict=True
+                )
             }
 
 
@@ -189,14 +222,18 @@ def _read_head(folder: Path, form: HeadForm | None) -> Head | None:
     if form is None:
         return None
     with _opened(folder / HEAD, form.sha256, form.shapes) as file:
-        tensors = {name: _read_plain(file, name, tuple(shape)) for name, shape in form.shapes.items()}
+        tensors = {
+            name: _read_plain(file, name, tuple(shape)) for name, shape in form.shapes.items()
+        }
     return Head(tensors, tuple(form.labels))
 
 
 def _read_plain(file: safe_open, name: str, shape: tuple[int, ...]) -> Tensor:
     tensor = _read(file, name, _FLOATS)
     if tensor.shape != shape:
-        raise DeftxError(f"tensor {name!r} has shape {tuple(tensor.shape)}, {manifest.FILE} says {shape}")
+        raise DeftxError(
+            f"tensor {name!r} has shape {tuple(tensor.shape)}, {manifest.FILE} says {shape}"
+        )
     _check_finite(name, tensor)
     return tensor
 
@@ -211,7 +248,8 @@ def _read(file: Any, name: str, dtypes: Collection[str]) -> Tensor:
 
 @contextmanager
 def _opened(path: Path, sha256: str, names: Collection[str]) -> Iterator[safe_open]:
-    """A safetensors file that is undamaged and holds just `names`; errors inside the block name the file."""
+    """A safetensors file that is undamaged and holds just `names`; errors inside the block name the
+    file."""
     with _about(str(path)):
         if not os.path.isfile(path):
             raise DeftxError(f"the file is missing: {manifest.FILE} needs it")
@@ -233,7 +271,9 @@ def _about(what: str) -> Iterator[None]:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    if tensor.numel() and not all(end.isfinite() for end in tensor.detach().aminmax()):  # NaN is in both ends
+    if tensor.numel() and not all(
+        end.isfinite() for end in tensor.detach().aminmax()
+    ):  # NaN is in both ends
         raise DeftxError(f"tensor {name!r} has values that are not finite")
 
 

@@ -8,18 +8,32 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from deftx.data import examples as data
 from deftx.data.examples import Columns, Examples, read_pairs, written
 from deftx.data.unknown_text import check_known
 from deftx.objectives.base import Batch
 from deftx.tasks.base import Task
-from deftx.tasks.encoding import Encoded, inputs_of, label_names, logits_of, numbers, padding, tokenised
+from deftx.tasks.encoding import (
+    Encoded,
+    inputs_of,
+    label_names,
+    logits_of,
+    numbers,
+    padding,
+    tokenised,
+)
 
 # Scores of (true, predicted) labels, 0 to 1.
 METRICS: dict[str, Callable[[Sequence[Any], Sequence[Any]], float]] = {
-    "macro_f1": lambda true, predicted: float(f1_score(true, predicted, average="macro", zero_division=0.0)),
+    "macro_f1": lambda true, predicted: float(
+        f1_score(true, predicted, average="macro", zero_division=0.0)
+    ),
     "accuracy": lambda true, predicted: float(accuracy_score(true, predicted)),
 }
 
@@ -55,14 +69,18 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[str, float]]:
     """The most probable label of every example, and its probability (0 to 1)."""
     best = _probabilities(model, encoded, batch_size).max(-1)
-    return [(encoded.names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [
+        (encoded.names[i], p)
+        for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 @torch.no_grad()
 def probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
 ) -> Tensor:
-    """How probable each label is for every example [examples, labels] float32, on the CPU; rows sum to 1."""
+    """How probable each label is for every example [examples, labels] float32, on the CPU; rows sum
+    to 1."""
     check_known(written(examples), tokenizer, refused_from=None)
     nn.Module.eval(model)
     return _probabilities(model, encode(examples, tokenizer, length, labelled=False), 32)

@@ -1,4 +1,5 @@
-"""Labelled examples as a model reads them: tokenised, in padded batches, with targets; and its outputs for them."""
+"""Labelled examples as a model reads them: tokenised, in padded batches, with targets; and its
+outputs for them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ class Encoded:
     """Tokenised examples, and what is needed to read the model's answers.
 
     inputs    what the tokenizer made of each example; of long ones, of each window
-    targets   what is to be learnt of each input: a number, or one for each of its tokens; empty where nothing is
+    targets   what is to be learnt of each input: a number, or one for each of its tokens; empty
+              where nothing is
     names     of the head's outputs, if they have any
     pad       a batch of some inputs
     owners    the number of each input's example
@@ -35,11 +37,17 @@ class Encoded:
 
 
 def tokenised(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, labelled: bool, **options: Any
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    labelled: bool,
+    **options: Any,
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """The tokenizer's answer for texts, or pairs of them, cut to `length` tokens, and the model's inputs out of it.
+    """The tokenizer's answer for texts, or pairs of them, cut to `length` tokens, and the model's
+    inputs out of it.
 
-    Raises DeftxError where there are no examples, where batches cannot be padded, and where labels are missing.
+    Raises DeftxError where there are no examples, where batches cannot be padded, and where labels
+    are missing.
     """
     check(examples, tokenizer, labelled)
     texts, pairs = list(examples.texts), list(examples.pairs) if examples.pairs else None
@@ -53,16 +61,20 @@ def tokenised(
 
 
 def _of_one(token: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """An input of one token for one of none, which no model can read: an empty text, where nothing is put around it."""
+    """An input of one token for one of none, which no model can read: an empty text, where nothing
+    is put around it."""
     return {key: [{"input_ids": token, "attention_mask": 1}.get(key, 0)] for key in inputs}
 
 
 def check(examples: Examples, tokenizer: PreTrainedTokenizerBase, labelled: bool) -> None:
-    """Raise DeftxError where there are no examples, where batches cannot be padded, and where labels are missing."""
+    """Raise DeftxError where there are no examples, where batches cannot be padded, and where
+    labels are missing."""
     if not examples.texts:
         raise DeftxError("there are no examples: give at least one")
     if tokenizer.pad_token_id is None:
-        raise DeftxError("the base's tokenizer has no padding token: give an encoder such as XLM-R as base")
+        raise DeftxError(
+            "the base's tokenizer has no padding token: give an encoder such as XLM-R as base"
+        )
     if labelled and examples.labels is None:
         raise DeftxError("the examples have no labels: give data with a column of labels")
 
@@ -72,7 +84,9 @@ def numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:
     number = {name: i for i, name in enumerate(names)}
     unseen = sorted(set(labels) - number.keys())
     if unseen:
-        raise DeftxError(f"label {unseen[0]!r} is not among the labels of the training data: {', '.join(names)}")
+        raise DeftxError(
+            f"label {unseen[0]!r} is not among the labels of the training data: {', '.join(names)}"
+        )
     return [number[label] for label in labels]
 
 
@@ -80,15 +94,20 @@ def label_names(labels: Sequence[str]) -> tuple[str, ...]:
     """The labels that occur, sorted. Raises DeftxError where there are fewer than two."""
     for label in labels:
         if not isinstance(label, str):
-            raise DeftxError(f"label {label!r:.40} is no text, as names of labels are: give {str(label)!r:.40}")
+            raise DeftxError(
+                f"label {label!r:.40} is no text, as names of labels are: give {str(label)!r:.40}"
+            )
     names = tuple(sorted(set(labels)))
     if len(names) < 2:
-        raise DeftxError(f"the training data has {len(names)} label(s) {list(names)}; a classifier needs at least two")
+        raise DeftxError(
+            f"the training data has {len(names)} label(s) {list(names)}; a classifier needs at least two"
+        )
     return names
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
-    """Pads a batch to its longest input -> token tensors [batch, longest], with the attention mask."""
+    """Pads a batch to its longest input -> token tensors [batch, longest], with the attention
+    mask."""
     return lambda batch: dict(tokenizer.pad(batch, return_tensors="pt", return_attention_mask=True))
 
 
@@ -105,8 +124,11 @@ def inputs_of(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
-def batches(model: nn.Module, encoded: Encoded, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of inputs of about one length, on the model's device, each with the numbers of its inputs."""
+def batches(
+    model: nn.Module, encoded: Encoded, batch_size: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of inputs of about one length, on the model's device, each with the numbers of its
+    inputs."""
     device = next(model.parameters()).device
     order = sorted(range(len(encoded.inputs)), key=lambda i: len(encoded.inputs[i]["input_ids"]))
     for start in range(0, len(order), batch_size):

@@ -1,7 +1,8 @@
-"""Generation: a text for a text, such as its translation or summary, by a decoder or an encoder-decoder.
+"""Generation: a text for a text, such as its translation or summary, by a decoder or an
+encoder-decoder.
 
-The model reads the text, and a line break where it is a decoder; it writes the other text and the token that ends
-texts. The loss is that of what it writes alone; answers are written greedily.
+The model reads the text, and a line break where it is a decoder; it writes the other text and the
+token that ends texts. The loss is that of what it writes alone; answers are written greedily.
 """
 
 from collections import Counter
@@ -42,7 +43,11 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
 
 
 def encode(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], labelled: bool
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    names: Sequence[str],
+    labelled: bool,
 ) -> Encoded:
     """Tokenise what is read and what is written, each cut to half of the `length` in tokens.
 
@@ -50,8 +55,12 @@ def encode(
     """
     end, most = tokenizer.eos_token_id, length // 2
     if end is None or most < 1:
-        raise DeftxError(f"generation needs a token that ends texts, and a length of 2 or more, not {length}")
-    after = "" if tokenizer("a")["input_ids"][-1] == end else SEPARATOR  # an encoder's text says itself where it ends
+        raise DeftxError(
+            f"generation needs a token that ends texts, and a length of 2 or more, not {length}"
+        )
+    after = (
+        "" if tokenizer("a")["input_ids"][-1] == end else SEPARATOR
+    )  # an encoder's text says itself where it ends
     lines = Examples([text + after for text in examples.texts], labels=examples.labels)
     _, inputs = tokenised(lines, tokenizer, length - most, labelled)
     ends = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
@@ -61,7 +70,9 @@ def encode(
     written = list(examples.labels or []) if labelled else []
     ids = tokenizer(written, add_special_tokens=False)["input_ids"] if written else []
     targets = [[*each[: most - 1], end] for each in ids]
-    return Encoded(examples, inputs, targets, names, padding(tokenizer), places=Writing(tokenizer, most))
+    return Encoded(
+        examples, inputs, targets, names, padding(tokenizer), places=Writing(tokenizer, most)
+    )
 
 
 def ragged(targets: list[list[int]], batch: Batch) -> Tensor:
@@ -70,17 +81,26 @@ def ragged(targets: list[list[int]], batch: Batch) -> Tensor:
 
 
 def loss(model: Any, batch: Batch) -> Tensor:
-    """The mean cross-entropy of the tokens to write, each given what is read and those before it."""
+    """The mean cross-entropy of the tokens to write, each given what is read and those before
+    it."""
     if model.config.is_encoder_decoder:
         return written_loss(model, batch)
     read, written = batch["input_ids"], batch["labels"]
     ids = torch.cat([read, written.clamp_min(0)], dim=1)
     there = torch.cat([batch["attention_mask"].bool(), written != IGNORED], dim=1)
     targets = torch.cat([torch.full_like(read, IGNORED), written], dim=1)
-    order = (~there).int().argsort(dim=1, stable=True)  # padding to the right: what is written follows what is read
+    order = (
+        (~there).int().argsort(dim=1, stable=True)
+    )  # padding to the right: what is written follows what is read
     ids, there, targets = (each.gather(1, order) for each in (ids, there, targets))
-    logits = model(input_ids=ids, attention_mask=there.long(), use_cache=False).logits[:, :-1].flatten(0, 1)
-    total = cross_entropy(logits.float(), targets[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    logits = (
+        model(input_ids=ids, attention_mask=there.long(), use_cache=False)
+        .logits[:, :-1]
+        .flatten(0, 1)
+    )
+    total = cross_entropy(
+        logits.float(), targets[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     return total / max(labelled_tokens(written), 1)
 
 
@@ -98,7 +118,9 @@ def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
     for rows, batch in batches(model, encoded, batch_size):
         given = {key: batch[key] for key in ("input_ids", "attention_mask")}
         known = 0  # tokens that are given back before what is written
-        if not model.config.is_encoder_decoder:  # padding to the left: the model goes on from the end
+        if (
+            not model.config.is_encoder_decoder
+        ):  # padding to the left: the model goes on from the end
             left = given["attention_mask"].argsort(dim=1, stable=True)
             given, known = {key: ids.gather(1, left) for key, ids in given.items()}, left.shape[1]
         written = model.generate(**given, generation_config=settings)[:, known:].tolist()
@@ -109,17 +131,22 @@ def answer(model: Any, encoded: Encoded, batch_size: int) -> list[tuple[str]]:
 
 def exact_match(true: Sequence[str], predicted: Sequence[str]) -> float:
     """The share of answers that are what they are to be, but for white space at their ends."""
-    return sum(one.strip() == other.strip() for one, other in zip(true, predicted, strict=True)) / len(true)
+    return sum(
+        one.strip() == other.strip() for one, other in zip(true, predicted, strict=True)
+    ) / len(true)
 
 
 def chrf(true: Sequence[str], predicted: Sequence[str]) -> float:
-    """chrF (Popović 2015), 0 to 1: F2 of mean precision and mean recall of 1- to 6-grams of characters, without spaces.
+    """chrF (Popović 2015), 0 to 1: F2 of mean precision and mean recall of 1- to 6-grams of
+    characters, without spaces.
 
     Counts are of all texts together; orders that either side has no n-grams of are left out.
     """
     precision, recall = [], []
     for n in range(1, ORDER + 1):
-        pairs = [(_grams(one, n), _grams(other, n)) for one, other in zip(true, predicted, strict=True)]
+        pairs = [
+            (_grams(one, n), _grams(other, n)) for one, other in zip(true, predicted, strict=True)
+        ]
         right = sum((one & other).total() for one, other in pairs)
         there, made = (sum(pair[side].total() for pair in pairs) for side in (0, 1))
         if there and made:

@@ -1,4 +1,5 @@
-"""Multiple choice: which of a question's options is the answer. Each option is read beside the question."""
+"""Multiple choice: which of a question's options is the answer. Each option is read beside the
+question."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,23 +21,33 @@ from deftx.tasks.encoding import Encoded, check, inputs_of, logits_of, padding, 
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
-    """Questions, lists of options (the column beside), and the number of the right one, counted from 0."""
+    """Questions, lists of options (the column beside), and the number of the right one, counted
+    from 0."""
     table = open_source(source)
     texts = cells(table, columns.text, data.text)
     options = cells(table, columns.pair or "options", data.names)
     if not labelled:
         return Examples(texts, parts=options)
     right = cells(table, columns.label, data.number)
-    for (place, value), each, several in zip(table.values(columns.label), right, options, strict=True):
+    for (place, value), each, several in zip(
+        table.values(columns.label), right, options, strict=True
+    ):
         if each not in range(len(several)):
-            raise DeftxError(f"{place}: label {value!r:.40} of {len(several)} options: number them from 0")
+            raise DeftxError(
+                f"{place}: label {value!r:.40} of {len(several)} options: number them from 0"
+            )
     return Examples(texts, labels=[int(each) for each in right], parts=options)
 
 
 def encode(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], labelled: bool
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    names: Sequence[str],
+    labelled: bool,
 ) -> Encoded:
-    """Tokenise every question with each of its options, cut to `length` tokens, with the number of the right one."""
+    """Tokenise every question with each of its options, cut to `length` tokens, with the number of
+    the right one."""
     check(examples, tokenizer, labelled)
     parts = examples.parts or []
     pairs = Examples(
@@ -49,9 +60,13 @@ def encode(
     pad = padding(tokenizer)
 
     def pad_options(batch: list[dict[str, Any]]) -> Batch:
-        """Token tensors [batch, most options, longest]; an option that is not there is one padding token."""
+        """Token tensors [batch, most options, longest]; an option that is not there is one padding
+        token."""
         most = max(len(each["input_ids"]) for each in batch)
-        none = {key: [0] for key in batch[0]} | {"input_ids": [tokenizer.pad_token_id], "attention_mask": [1]}
+        none = {key: [0] for key in batch[0]} | {
+            "input_ids": [tokenizer.pad_token_id],
+            "attention_mask": [1],
+        }
         rows = [
             {key: each[key][i] for key in each} if i < len(each["input_ids"]) else none
             for each in batch
@@ -64,7 +79,8 @@ def encode(
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
-    """What the model says to each option of each question of a batch [batch, most options]; -inf to no option."""
+    """What the model says to each option of each question of a batch [batch, most options]; -inf to
+    no option."""
     found: Tensor = model(**inputs_of(batch)).logits.float()
     return found.masked_fill(batch["attention_mask"].sum(-1) == 1, float("-inf"))
 
@@ -75,7 +91,8 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[int, float]]:
-    """The number of the most probable option of every question, from 0, and its probability (0 to 1)."""
+    """The number of the most probable option of every question, from 0, and its probability (0 to
+    1)."""
     best = [row.softmax(-1).max(-1) for row in logits_of(model, encoded, batch_size, logits)]
     return [(int(each.indices), float(each.values)) for each in best]
 

@@ -1,9 +1,10 @@
 """A target's texts in the spelling of the language that the task was learnt in.
 
-A task learnt from texts without capitals reads those with capitals worse. And related languages write many words nearly
-alike: Acehnese `kareuna` and Banjarese `karana` are Indonesian `karena`. Text of the source is enough to find the word
-that is meant, without a dictionary. Nothing is trained for it. (The idea is ours; bringing a text nearer to what a
-model knows is called lexical normalisation.)
+A task learnt from texts without capitals reads those with capitals worse. And related languages
+write many words nearly
+alike: Acehnese `kareuna` and Banjarese `karana` are Indonesian `karena`. Text of the source is
+enough to find the word that is meant, without a dictionary. Nothing is trained for it. (The idea is
+ours; bringing a text nearer to what a model knows is called lexical normalisation.)
 """
 
 import json
@@ -26,11 +27,14 @@ from deftx.tasks.registry import task_of
 
 SIMILARITY = 0.7  # of two spellings, at least: 1 − letters to change / letters of the longer one
 SHORTEST = 4  # letters: shorter words are like too many others
-OFTEN = 2  # times that the source has a word, at least: what occurs once is often a slip, or another language's
+# times that the source has a word, at least: what occurs once is often a slip, or another
+# language's
+OFTEN = 2
 MOST = 50_000  # words of the source that are looked at, those that occur most
 ROWS = 256  # words compared at once with all of the source
 
-# Many scripts write vowels as marks, and some have joiners within words; a zero-width space stands between words
+# Many scripts write vowels as marks, and some have joiners within words; a zero-width space stands
+# between words
 _WORD = regex.compile(r"(?V1)[\p{L}\p{M}[\p{Default_Ignorable_Code_Point}--[\u200b]]]+")
 
 
@@ -54,7 +58,8 @@ def respelt(
     words: bool = True,
     task: str = "classification",
 ) -> Examples:
-    """The examples as the source is written: without capitals where `like` has hardly any, with cognates for words.
+    """The examples as the source is written: without capitals where `like` has hardly any, with
+    cognates for words.
 
     like   the texts that the task was learnt from; text: further text of their language
     words  whether words are replaced by the source's: see `cognates`
@@ -69,7 +74,8 @@ def respelt(
 def spelling_for(
     texts: Sequence[str], like: Sequence[str], text: Sequence[str] = (), *, words: bool = True
 ) -> Spelling:
-    """How `texts` are put into the spelling of the source, and others of their language as far as they share words.
+    """How `texts` are put into the spelling of the source, and others of their language as far as
+    they share words.
 
     The other parameters are those of `respelt`.
     """
@@ -79,22 +85,31 @@ def spelling_for(
 
 
 def cognates(texts: Iterable[str], source: Iterable[str]) -> dict[str, str]:
-    """For the words of `texts` that the source does not have, the most similarly spelt word that it has, if any.
+    """For the words of `texts` that the source does not have, the most similarly spelt word that it
+    has, if any.
 
-    Words are in lower case, and are the same in every form of Unicode's (`deftx.data.unicode_forms`); what takes a
-    word's place is written as the source mostly writes it. Of equally similar ones that which the source has more
-    often is taken, then the first in the alphabet. Each word's is found by itself, whatever else `texts` hold.
+    Words are in lower case, and are the same in every form of Unicode's
+    (`deftx.data.unicode_forms`); what takes a word's place is written as the source mostly writes
+    it. Of equally similar ones that which the source has more often is taken, then the first in the
+    alphabet. Each word's is found by itself, whatever else `texts` hold.
     """
     counts, as_written = _counts(source)
     known = [word for word, count in counts.items() if count >= OFTEN and len(word) >= SHORTEST]
-    known = sorted(known, key=lambda word: (-counts[word], word))[:MOST]  # of the best, `argmax` finds the first
+    known = sorted(known, key=lambda word: (-counts[word], word))[
+        :MOST
+    ]  # of the best, `argmax` finds the first
     texts_words, _ = _counts(texts)
     new = [word for word in texts_words if counts[word] < OFTEN and len(word) >= SHORTEST]
     found = {}
     for start in range(0, len(new) if known else 0, ROWS):
         some = new[start : start + ROWS]
         alike = cdist(
-            some, known, scorer=Levenshtein.normalized_similarity, score_cutoff=SIMILARITY, dtype=np.float32, workers=-1
+            some,
+            known,
+            scorer=Levenshtein.normalized_similarity,
+            score_cutoff=SIMILARITY,
+            dtype=np.float32,
+            workers=-1,
         )
         best = alike.argmax(axis=1)
         for word, row, at in zip(some, alike, best, strict=True):
@@ -120,7 +135,8 @@ def plain_spelling(spelling: Spelling) -> dict[str, Any]:
 
 
 def read_spelling(file: str | os.PathLike[str]) -> Spelling:
-    """The spelling in a file that `deftx data respell --spelling` has written. Raises DeftxError for any other."""
+    """The spelling in a file that `deftx data respell --spelling` has written. Raises DeftxError
+    for any other."""
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
         lower, words = found["lower_case"], found["words"]
@@ -130,7 +146,9 @@ def read_spelling(file: str | os.PathLike[str]) -> Spelling:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         right = False
     if not right:
-        raise DeftxError(f"{file} holds no spelling: write one with `deftx data respell ... --spelling FILE`")
+        raise DeftxError(
+            f"{file} holds no spelling: write one with `deftx data respell ... --spelling FILE`"
+        )
     return Spelling({canonical(word.lower()): other for word, other in words.items()}, lower)
 
 
@@ -138,7 +156,9 @@ def _counts(texts: Iterable[str]) -> tuple[Counter[str], dict[str, str]]:
     """How often each word occurs, and the form in which it is mostly written."""
     written = Counter(word for text in texts for word in _WORD.findall(text.lower()))
     counts, forms = Counter[str](), dict[str, str]()
-    for word, count in sorted(written.items(), key=lambda item: -item[1]):  # of equals, the first to occur
+    for word, count in sorted(
+        written.items(), key=lambda item: -item[1]
+    ):  # of equals, the first to occur
         form = canonical(word)
         counts[form] += count
         forms.setdefault(form, word)

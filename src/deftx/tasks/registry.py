@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deftx.config import TaskFit, changed
+from deftx.config import TaskVectorConfig, changed
 from deftx.data.examples import Columns, Examples
 from deftx.errors import unknown
 from deftx.tasks.base import Task
@@ -31,8 +31,9 @@ def task_of(name: str) -> Task:
     return TASKS[name]
 
 
-def settled(settings: TaskFit) -> TaskFit:
-    """The settings with the task's first metric where they name none. Raises DeftxError for unknown names."""
+def settled(settings: TaskVectorConfig) -> TaskVectorConfig:
+    """The settings with the task's first metric where they name none. Raises DeftxError for unknown
+    names."""
     metrics = task_of(settings.task).metrics
     metric = settings.training.metric or next(iter(metrics))
     if metric not in metrics:
@@ -41,16 +42,20 @@ def settled(settings: TaskFit) -> TaskFit:
 
 
 def read_examples(
-    source: str | Path, columns: Columns | None = None, *, labelled: bool = True, task: str = "classification"
+    source: str | Path,
+    columns: Columns | None = None,
+    *,
+    labelled: bool = True,
+    task: str = "classification",
 ) -> Examples:
     """The examples of a task in `source`, a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
 
-    columns   by default those that the task's data usually has. For classification they are `text` and `label`, or
-              `premise`, `hypothesis` and `label` where there is no `text`
+    columns   by default those that the task's data usually has. For classification they are `text`
+              and `label`, or `premise`, `hypothesis` and `label` where there is no `text`
     labelled  whether labels are looked for
 
-    Texts may be empty, labels may not; integers and hub class labels become strings where labels are names. Raises
-    DeftxError, naming the line, where a row is at fault.
+    Texts may be empty, labels may not; integers and hub class labels become strings where labels
+    are names. Raises DeftxError, naming the line, where a row is at fault.
     """
     kind = task_of(task)
     return kind.read(source, columns or kind.columns, labelled)

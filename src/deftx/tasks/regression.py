@@ -23,7 +23,11 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
 
 
 def encode(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], labelled: bool
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    names: Sequence[str],
+    labelled: bool,
 ) -> Encoded:
     """Tokenise `examples`, cut to `length` tokens, with their numbers."""
     _, inputs = tokenised(examples, tokenizer, length, labelled)
@@ -50,7 +54,8 @@ def pearson(true: Sequence[float], predicted: Sequence[float]) -> float:
 
 
 def spearman(true: Sequence[float], predicted: Sequence[float]) -> float:
-    """Spearman's rank correlation, -1 to 1: that of Pearson between the ranks, equal values sharing theirs."""
+    """Spearman's rank correlation, -1 to 1: that of Pearson between the ranks, equal values sharing
+    theirs."""
     return pearson(rankdata(true).tolist(), rankdata(predicted).tolist())
 
 

@@ -1,7 +1,8 @@
-"""Token classification: a tag for every word, such as its part of speech (`tagging`) or its place in a name (`ner`).
+"""Token classification: a tag for every word, such as its part of speech (`tagging`) or its place
+in a name (`ner`).
 
-The first token of a word stands for the word. A text that is longer than the model takes is read in windows, one
-after the other, so that every word is tagged.
+The first token of a word stands for the word. A text that is longer than the model takes is read in
+windows, one after the other, so that every word is tagged.
 """
 
 import warnings
@@ -22,29 +23,45 @@ from deftx.errors import DeftxError
 from deftx.objectives.base import IGNORED, Batch, labelled_tokens
 from deftx.tasks.base import Metric, Task
 from deftx.tasks.classification import METRICS, logits
-from deftx.tasks.encoding import Encoded, by_token, label_names, logits_of, numbers, padding, tokenised
+from deftx.tasks.encoding import (
+    Encoded,
+    by_token,
+    label_names,
+    logits_of,
+    numbers,
+    padding,
+    tokenised,
+)
 
 WORDS = "words"  # the column, if nothing else is said
 Span = tuple[int, int, str]  # first word, the one after the last, kind
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
-    """Lists of words and lists of tags, as many; or a file with a word and its tag on each line. Plain text to be
-    tagged has its words between white space."""
+    """Lists of words and lists of tags, as many; or a file with a word and its tag on each line.
+    Plain text to be tagged has its words between white space."""
     if columns.pair:
-        raise DeftxError(f"nothing is read beside words to be tagged: leave out the column {columns.pair!r}")
+        raise DeftxError(
+            f"nothing is read beside words to be tagged: leave out the column {columns.pair!r}"
+        )
     readers = {**READERS, **SENTENCES, **(LABELLED_TEXT if labelled else {})}
     table = open_source(source, readers)
     if table.plain and not labelled:
         return Examples(cells(table, "text" if columns.text == WORDS else columns.text, data.text))
     words = cells(table, columns.text, data.names)
     tags = cells(table, columns.label, data.names) if labelled else None
-    for (place, _), each, some in zip(table.values(columns.text), words, tags or words, strict=True):
+    for (place, _), each, some in zip(
+        table.values(columns.text), words, tags or words, strict=True
+    ):
         if len(each) != len(some):
-            raise DeftxError(f"{place}: {len(each)} words and {len(some)} tags: give every word one")
+            raise DeftxError(
+                f"{place}: {len(each)} words and {len(some)} tags: give every word one"
+            )
     spaced = sum(" " in word for each in words for word in each)
     if 2 * spaced > sum(map(len, words)):
-        warnings.warn(f"most words in {source} have spaces in them: are they whole texts?", stacklevel=2)
+        warnings.warn(
+            f"most words in {source} have spaces in them: are they whole texts?", stacklevel=2
+        )
     return Examples([" ".join(each) for each in words], labels=tags, parts=words)
 
 
@@ -57,15 +74,25 @@ def read_spans(source: str | Path, columns: Columns, labelled: bool) -> Examples
 
 
 def encode(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], labelled: bool
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    names: Sequence[str],
+    labelled: bool,
 ) -> Encoded:
-    """Tokenise texts in windows of `length` tokens, with the numbers of the tags at the words' first tokens.
+    """Tokenise texts in windows of `length` tokens, with the numbers of the tags at the words'
+    first tokens.
 
     places  of each window: the number of the word of which a token is the first, or -1
     """
     if not tokenizer.is_fast:
-        raise DeftxError("the base's tokenizer does not say where its tokens stand: words cannot be tagged with it")
-    examples, options = in_words(examples), {"return_overflowing_tokens": True, "return_offsets_mapping": True}
+        raise DeftxError(
+            "the base's tokenizer does not say where its tokens stand: words cannot be tagged with it"
+        )
+    examples, options = (
+        in_words(examples),
+        {"return_overflowing_tokens": True, "return_offsets_mapping": True},
+    )
     tokens, inputs = tokenised(examples, tokenizer, length, labelled, **options)
     owners, parts = tokens["overflow_to_sample_mapping"], examples.parts or []
     tags = [numbers(row, names) for row in examples.labels or []] if labelled else []
@@ -79,19 +106,23 @@ def encode(
 
 
 def in_words(examples: Examples) -> Examples:
-    """The examples with their words, and these with a space between them as texts. Without `parts`, a text's words are
-    what stands between white space. Raises DeftxError where words and tags are not as many."""
+    """The examples with their words, and these with a space between them as texts. Without `parts`,
+    a text's words are what stands between white space. Raises DeftxError where words and tags are
+    not as many."""
     words = [text.split() for text in examples.texts] if examples.parts is None else examples.parts
     for number, (each, tags) in enumerate(zip(words, examples.labels or words, strict=True), 1):
         if len(each) != len(tags):
-            raise DeftxError(f"example {number} has {len(each)} words and {len(tags)} tags: give every word one")
+            raise DeftxError(
+                f"example {number} has {len(each)} words and {len(tags)} tags: give every word one"
+            )
     return replace(examples, texts=[" ".join(each) for each in words], parts=words)
 
 
 def _firsts(
     offsets: Sequence[tuple[int, int]], words: Sequence[str], seen: set[tuple[int, int]], owner: int
 ) -> Iterator[int]:
-    """For each token the word that it is the first token of, or -1; `seen` are the words that had theirs before."""
+    """For each token the word that it is the first token of, or -1; `seen` are the words that had
+    theirs before."""
     ends, end = [], -1
     for word in words:
         end += 1 + len(word)
@@ -110,12 +141,15 @@ def _firsts(
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of the words of a batch; 0 where there are none."""
     targets = batch["labels"].flatten()
-    total = cross_entropy(logits(model, batch).flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+    total = cross_entropy(
+        logits(model, batch).flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"
+    )
     return total / max(int((targets != IGNORED).sum()), 1)
 
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[list[str]]]:
-    """The most probable tag of every word; of a word of which the tokenizer makes nothing, the first tag."""
+    """The most probable tag of every word; of a word of which the tokenizer makes nothing, the
+    first tag."""
     tags = [[encoded.names[0]] * len(words) for words in encoded.examples.parts or []]
     rows = logits_of(model, encoded, batch_size, logits, by_token=True)
     for owner, places, row in zip(encoded.owners, encoded.places, rows, strict=True):
@@ -147,7 +181,8 @@ def _bio_tag(tag: str) -> str:
 
 
 def spans(tags: Sequence[str]) -> set[Span]:
-    """The spans that tags such as B-PER, I-PER and O mark (CoNLL-2003): B- begins one, and so does an I- of its own."""
+    """The spans that tags such as B-PER, I-PER and O mark (CoNLL-2003): B- begins one, and so does
+    an I- of its own."""
     found: set[Span] = set()
     start, kind = 0, None  # of the span that has begun, if any
     for place, tag in enumerate([*tags, "O"]):
@@ -161,7 +196,8 @@ def spans(tags: Sequence[str]) -> set[Span]:
 
 
 def span_f1(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
-    """F1 of spans: a predicted one is right where its first word, last word and kind are; 0 where there are none."""
+    """F1 of spans: a predicted one is right where its first word, last word and kind are; 0 where
+    there are none."""
     pairs = [(spans(row), spans(other)) for row, other in zip(true, predicted, strict=True)]
     right = sum(len(one & other) for one, other in pairs)
     return 2 * right / max(sum(len(one) + len(other) for one, other in pairs), 1)
@@ -179,11 +215,14 @@ def tag_names(examples: Examples) -> tuple[str, ...]:
 
 
 def span_names(examples: Examples) -> tuple[str, ...]:
-    """The tags that occur. Raises DeftxError where they are not B-, I- and O: F1 of the names would be 0."""
+    """The tags that occur. Raises DeftxError where they are not B-, I- and O: F1 of the names would
+    be 0."""
     names = tag_names(examples)
     for name in names:
         if name.partition("-")[0] not in ("B", "I", "O"):
-            raise DeftxError(f"tag {name!r} is none of names, such as B-PER, I-PER and O: or is it tagging?")
+            raise DeftxError(
+                f"tag {name!r} is none of names, such as B-PER, I-PER and O: or is it tagging?"
+            )
     return names
 
 
@@ -203,4 +242,6 @@ TAGGING = Task(
     respelt=respelt,
     takes={"parts": False},
 )
-NER = replace(TAGGING, read=read_spans, names=span_names, metrics={"span_f1": span_f1, **TAGGING.metrics})
+NER = replace(
+    TAGGING, read=read_spans, names=span_names, metrics={"span_f1": span_f1, **TAGGING.metrics}
+)

@@ -1,1 +1,2 @@
-"""Training for both phases: sparse tuning of a selection, and one loop on the transformers Trainer."""
+"""Training for both phases: sparse tuning of a selection, and one loop on the transformers
+Trainer."""

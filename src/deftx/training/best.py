@@ -1,4 +1,5 @@
-"""What a training has found so far: its history, the best evaluated state, and the mean of the last ones."""
+"""What a training has found so far: its history, the best evaluated state, and the mean of the last
+ones."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite, nan
@@ -12,7 +13,8 @@ from deftx.objectives.base import Objective
 
 
 class BestState:
-    """Remembers the best evaluated state in memory; with `average` above 1 also the sum of the last so many.
+    """Remembers the best evaluated state in memory; with `average` above 1 also the sum of the last
+    so many.
 
     Attributes:
         step: The best evaluated step so far; 0 before the first evaluation.
@@ -101,7 +103,8 @@ class BestState:
         raise Diverged(f"the weights or the held-out {name} are not finite after step {step}")
 
     def take_mean(self) -> None:
-        """Put the mean of the last evaluated states into the parameters; the next evaluation counts as the best."""
+        """Put the mean of the last evaluated states into the parameters; the next evaluation counts
+        as the best."""
         _copy([total / self.summed for total in self.sum], self.parameters)
         self.step = 0
 
@@ -110,7 +113,8 @@ class BestState:
         _copy(self.state, self.parameters)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-like values that `load_state_dict` takes; the start is not among them."""
+        """Tensors and JSON-like values that `load_state_dict` takes; the start is not among
+        them."""
         tensors: dict[str, Tensor] = {}
         if self.step:
             tensors |= {f"best.{number}": tensor for number, tensor in enumerate(self.state)}

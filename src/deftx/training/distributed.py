@@ -1,8 +1,8 @@
 """One training on several processes, as `torchrun` or `accelerate launch` start them.
 
-All processes go through the same batches, with the same weights and the same optimiser. Each computes the gradient on
-its shard of every batch; what is exchanged is the gradient of what moves: in phase 2, k numbers and the head's. So the
-state of one process is the state of all.
+All processes go through the same batches, with the same weights and the same optimiser. Each
+computes the gradient on its shard of every batch; what is exchanged is the gradient of what moves:
+in phase 2, k numbers and the head's. So the state of one process is the state of all.
 """
 
 import atexit
@@ -17,23 +17,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deftx.core.select import Selection
+from deftx.core.select import SparseMask
 from deftx.errors import DeftxError
 from deftx.objectives.base import Batch
 
-_world: list[int] = []  # once this process has joined: how many processes there are, and the rank of this one
+_world: list[
+    int
+] = []  # once this process has joined: how many processes there are, and the rank of this one
 
 
 def join() -> None:
-    """Join the other processes of this job, if there are any. To be called before a GPU is used: each gets its own.
+    """Join the other processes of this job, if there are any. To be called before a GPU is used:
+    each gets its own.
 
     Raises:
-        DeftxError: There are fewer GPUs than processes on this machine, or torch.distributed is in use already.
+        DeftxError: There are fewer GPUs than processes on this machine, or torch.distributed is in
+            use already.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _world:
         return
     if dist.is_initialized():
-        raise DeftxError("torch.distributed is in use already: leave it to deftx, or fit in a process of its own")
+        raise DeftxError(
+            "torch.distributed is in use already: leave it to deftx, or fit in a process of its own"
+        )
     gpu = gpu_of_process(int(os.environ.get("LOCAL_RANK", "0")))
     if gpu is not None:
         torch.cuda.set_device(gpu)
@@ -45,7 +51,8 @@ def join() -> None:
 
 
 def gpu_of_process(local_rank: int) -> int | None:
-    """Which of the visible GPUs the process with this rank on its machine takes; None where there are none.
+    """Which of the visible GPUs the process with this rank on its machine takes; None where there
+    are none.
 
     A process whose launcher lets it see a single GPU takes that one.
 
@@ -58,12 +65,15 @@ def gpu_of_process(local_rank: int) -> int | None:
     if len(gpus) == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
         return 0
     if local_rank >= len(gpus):
-        raise DeftxError(f"there are more processes than GPUs on this machine ({len(gpus)}): start one for each GPU")
+        raise DeftxError(
+            f"there are more processes than GPUs on this machine ({len(gpus)}): start one for each GPU"
+        )
     return local_rank
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them; counted without use of any."""
+    """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them; counted
+    without use of any."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return [str(number) for number in range(torch.cuda.device_count())]
@@ -92,7 +102,8 @@ class Shard:
 
     Attributes:
         rows: Its rows.
-        counts: Whether they count: False where there are fewer rows than processes, and this one has another's.
+        counts: Whether they count: False where there are fewer rows than processes, and this one
+            has another's.
     """
 
     rows: Batch
@@ -114,14 +125,15 @@ def local_shard(batch: Batch) -> Shard:
 
 
 def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes. Raises DeftxError where one of them is gone."""
+    """Replace each tensor by its sum over all processes. Raises DeftxError where one of them is
+    gone."""
     if world_size() > 1:
         with _lost_process_is_an_error():
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
 
-def broadcast_selection(selection: Selection) -> Selection:
+def broadcast_selection(selection: SparseMask) -> SparseMask:
     """The main process's selection: on other processors rounding may choose otherwise."""
     if world_size() == 1:
         return selection
@@ -139,7 +151,9 @@ def broadcast_selection(selection: Selection) -> Selection:
 def refuse_several_processes(what: str) -> None:
     """Raise DeftxError where `what` was started on several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or world_size() > 1:
-        raise DeftxError(f"{what} is for one process: start it without torchrun or accelerate launch")
+        raise DeftxError(
+            f"{what} is for one process: start it without torchrun or accelerate launch"
+        )
 
 
 def assert_same_on_all_ranks(folder: Path | None, value: int) -> None:
@@ -153,7 +167,9 @@ def assert_same_on_all_ranks(folder: Path | None, value: int) -> None:
         with _lost_process_is_an_error():
             dist.all_reduce(ends, dist.ReduceOp.MAX)
         if ends.sum() != 0:
-            raise DeftxError(f"the processes see different files in {folder}: give a folder on a disk that all share")
+            raise DeftxError(
+                f"the processes see different files in {folder}: give a folder on a disk that all share"
+            )
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Training only those rows of the input embeddings that can change.
 
-A row that no batch looks up has no gradient: neither AdamW without weight decay nor the penalty, whose sign is 0
-there, moves it. So only the other rows, a small part in a multilingual model, need gradients, optimiser state and
-time.
+A row that no batch looks up has no gradient: neither AdamW without weight decay nor the penalty,
+whose sign is 0 there, moves it. So only the other rows, a small part in a multilingual model, need
+gradients, optimiser state and time.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,8 @@ class EmbeddingRows:
             self.padding_row = int(self.row_of_id[module.padding_idx])
 
     def local(self, indices: Tensor) -> Tensor:
-        """Flat indices [n] into `weight`, of entries in these rows, as flat indices into `values`."""
+        """Flat indices [n] into `weight`, of entries in these rows, as flat indices into
+        `values`."""
         width = self.weight.shape[1]
         return self.row_of_id[indices // width] * width + indices % width
 
@@ -47,7 +48,8 @@ class EmbeddingRows:
         self.weight.index_copy_(0, self.ids, self.values.detach())
 
     def look_up(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """What the embedding gives for token ids: these rows where they are asked for, else `output`."""
+        """What the embedding gives for token ids: these rows where they are asked for, else
+        `output`."""
         rows = self.row_of_id[inputs[0]]
         looked_up = embedding(rows.clamp_min(0), self.values, self.padding_row)
         return torch.where((rows >= 0).unsqueeze(-1), looked_up, output)
@@ -55,14 +57,15 @@ class EmbeddingRows:
 
 @contextmanager
 def trainable_embedding_rows(model: Any, ids: Tensor) -> Iterator[EmbeddingRows | None]:
-    """While active, the input embeddings' rows `ids` [n] are a parameter of their own, the other rows frozen.
+    """While active, the input embeddings' rows `ids` [n] are a parameter of their own, the other
+    rows frozen.
 
-    On leaving, the rows are written into the embeddings. The parameter is also registered on the model, as
-    `embedding_rows`, so that clipping and `zero_grad()` on the model see it.
+    On leaving, the rows are written into the embeddings. The parameter is also registered on the
+    model, as `embedding_rows`, so that clipping and `zero_grad()` on the model see it.
 
     Yields:
-        The rows; None, with nothing done, where the embeddings are tied to a decoder or of another kind, and where
-        `ids` are all of them.
+        The rows; None, with nothing done, where the embeddings are tied to a decoder or of another
+        kind, and where `ids` are all of them.
     """
     module = input_embeddings(model)
     distinct_ids = ids.unique()
@@ -74,7 +77,9 @@ def trainable_embedding_rows(model: Any, ids: Tensor) -> Iterator[EmbeddingRows 
     module.weight.requires_grad = False
     hook = module.register_forward_hook(rows.look_up)
     model.register_parameter(EMBEDDING_ROWS, rows.values)
-    model.trainable_embedding_rows = rows  # for those who change entries of the embeddings meanwhile
+    model.trainable_embedding_rows = (
+        rows  # for those who change entries of the embeddings meanwhile
+    )
     try:
         yield rows
     finally:
@@ -85,8 +90,11 @@ def trainable_embedding_rows(model: Any, ids: Tensor) -> Iterator[EmbeddingRows 
 
 
 def input_embeddings(model: Any) -> nn.Embedding | None:
-    """The model's input embeddings, if they are of the plain kind and nothing else has their weight."""
-    if getattr(getattr(model, "config", None), "legacy", None) is False:  # DeBERTa's newer head reads them by itself
+    """The model's input embeddings, if they are of the plain kind and nothing else has their
+    weight."""
+    if (
+        getattr(getattr(model, "config", None), "legacy", None) is False
+    ):  # DeBERTa's newer head reads them by itself
         return None
     module = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     if type(module) is not nn.Embedding:

@@ -1,4 +1,5 @@
-"""One training loop for both phases: AdamW, linear decay, an L1 penalty towards the start, the best step kept."""
+"""One training loop for both phases: AdamW, linear decay, an L1 penalty towards the start, the best
+step kept."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deftx.config import Training
+from deftx.config import TrainingConfig
 from deftx.core.parameters import EMBEDDING_ROWS, SPARSE_VALUES
 from deftx.core.select import CHUNK
 from deftx.errors import Diverged
@@ -59,7 +60,8 @@ class TrainingResult:
         best_step: The evaluated step whose state is left; the last one where states were averaged.
         best_score: Its score on the held-out data.
         start_score: The score before the first step.
-        history: Rows of training losses and of scores. Where states were averaged, the last row is the mean's.
+        history: Rows of training losses and of scores. Where states were averaged, the last row is
+            the mean's.
     """
 
     steps: int
@@ -72,7 +74,7 @@ class TrainingResult:
 def train(
     model: PreTrainedModel,
     objective: Objective,
-    training: Training,
+    training: TrainingConfig,
     state: TrainableState,
     *,
     seed: int,
@@ -80,10 +82,12 @@ def train(
     resume_point: ResumePoint | None = None,
     average: int = 1,
 ) -> TrainingResult:
-    """Train `state` with AdamW (no weight decay, linear decay to 0) and leave it at its best evaluated step.
+    """Train `state` with AdamW (no weight decay, linear decay to 0) and leave it at its best
+    evaluated step.
 
-    The penalty λ/N · ‖θ − θ0‖₁ enters as its gradient λ/N · sign(θ − θ0), before the gradient is clipped. N is
-    the number of all parameters of the model, a decoder that was untied from the embeddings included (LT-SFT).
+    The penalty λ/N · ‖θ − θ0‖₁ enters as its gradient λ/N · sign(θ − θ0), before the gradient is
+    clipped. N is the number of all parameters of the model, a decoder that was untied from the
+    embeddings included (LT-SFT).
 
     Args:
         model: In training mode during steps; what `state` does not hold stays as it is.
@@ -92,11 +96,14 @@ def train(
         state: What moves.
         seed: Decides the order of the data, its masks and the dropout.
         title: What the progress bar and trackers call this training.
-        resume_point: Where the state is kept from time to time; a training whose state is there resumes from it.
-        average: Above 1, the mean of the last so many evaluated states is left, however good they are.
+        resume_point: Where the state is kept from time to time; a training whose state is there
+            resumes from it.
+        average: Above 1, the mean of the last so many evaluated states is left, however good they
+            are.
 
     Raises:
-        Diverged: A loss or a deciding score is not finite; `state` is back at the best step so far, or its start.
+        Diverged: A loss or a deciding score is not finite; `state` is back at the best step so far,
+            or its start.
         DeftxError: A tracker is unknown or not installed.
     """
     steps = total_steps(len(objective.train), training)
@@ -105,7 +112,9 @@ def train(
     use_bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(device))
     precision = partial(autocast, device, use_bf16)
     penalty = training.l1 / sum(weight.numel() for weight in distinct_parameters(model))
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=training.learning_rate, weight_decay=0.0, fused=True
+    )
     best = BestState(objective, parameters, training.evaluate_every, steps, average)
     checkpointer = Checkpointer(resume_point, parameters, optimizer, best)
     log_every = min(training.evaluate_every, max(1, steps // 20))
@@ -136,7 +145,8 @@ def train(
             for step in range(first_step, steps):
                 checkpointer.save_if_due(step)
 
-                # Gradients of the step's batches, whose mean loss is over all that is labelled in them
+                # Gradients of the step's batches, whose mean loss is over all that is labelled in
+                # them
                 batches = _batches(objective, order, step, seed)
                 best.add_loss(_backward(model, objective, batches, precision, seed, step))
                 distributed.all_reduce_sum(p.grad for p in parameters if p.grad is not None)
@@ -160,7 +170,11 @@ def train(
                     progress.report(done, {"loss": loss})
                     track(
                         done,
-                        {"loss": loss, "learning_rate": learning_rate, "grad_norm": float(gradient_norm)},
+                        {
+                            "loss": loss,
+                            "learning_rate": learning_rate,
+                            "grad_norm": float(gradient_norm),
+                        },
                     )
                 if done % training.evaluate_every == 0 or done == steps:
                     scores = evaluate()
@@ -183,7 +197,7 @@ def train(
     return TrainingResult(steps, best.step, best.score, best.start_score, best.history)
 
 
-def total_steps(examples: int, training: Training) -> int:
+def total_steps(examples: int, training: TrainingConfig) -> int:
     """Optimiser steps: the lesser of `epochs` and `max_steps`, but at least `min_steps`."""
     steps = ceil(training.epochs * _steps_per_epoch(examples, training))
     most = training.max_steps or steps
@@ -196,15 +210,16 @@ def distinct_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if id(parameter) not in registered]
 
 
-def _steps_per_epoch(examples: int, training: Training) -> int:
+def _steps_per_epoch(examples: int, training: TrainingConfig) -> int:
     batches = ceil(examples / training.batch_size)
     return ceil(batches / training.accumulate)
 
 
 class _DataOrder:
-    """Which examples each step trains on: every epoch goes through all of them in an order of its own."""
+    """Which examples each step trains on: every epoch goes through all of them in an order of its
+    own."""
 
-    def __init__(self, examples: int, training: Training, seed: int) -> None:
+    def __init__(self, examples: int, training: TrainingConfig, seed: int) -> None:
         self.examples = examples
         self.batch_size = training.batch_size
         self.accumulate = training.accumulate
@@ -218,7 +233,9 @@ class _DataOrder:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             self.epoch = epoch
-            self.rows = torch.randperm(self.examples, generator=generator(self.seed, "order", epoch))
+            self.rows = torch.randperm(
+                self.examples, generator=generator(self.seed, "order", epoch)
+            )
         start = position * self.batch_size * self.accumulate
         rows = self.rows[start : start + self.batch_size * self.accumulate]
         return [part.tolist() for part in rows.split(self.batch_size)]
@@ -255,7 +272,9 @@ def _backward(
     step_loss = torch.zeros((), device=model.device)
     for number, whole_batch in enumerate(batches):
         shard = distributed.local_shard(whole_batch)
-        batch = {name: tensor.to(model.device, non_blocking=True) for name, tensor in shard.rows.items()}
+        batch = {
+            name: tensor.to(model.device, non_blocking=True) for name, tensor in shard.rows.items()
+        }
         weight = shard.weight(objective.loss_denominator) / total
         torch.manual_seed(derived_seed(seed, "dropout", step, number, distributed.rank()))
         with training_context(objective, model, batch):
@@ -279,7 +298,8 @@ def _add_penalty_gradient(state: TrainableState, strength: float) -> None:
 
 
 def add_sign_of_change(gradient: Tensor, weight: Tensor, start: Tensor, strength: float) -> None:
-    """gradient += strength · sign(weight − start), in place; on a CPU some rows at a time, which stay in its cache."""
+    """gradient += strength · sign(weight − start), in place; on a CPU some rows at a time, which
+    stay in its cache."""
     gradient, weight, start = torch.atleast_1d(gradient, weight, start)  # views
     rows = len(weight)
     if weight.device.type == "cpu":

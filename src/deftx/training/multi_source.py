@@ -1,9 +1,11 @@
-"""Training on several languages at once: each batch is of one language, with that language's vector in the weights.
+"""Training on several languages at once: each batch is of one language, with that language's vector
+in the weights.
 
-Between batches no language is in the weights: they are θ0 + φ_task so far. A language is added before the forward pass
-of a batch and taken off after its backward pass, to the last bit. So the gradient of φ_task is the one at
-θ0 + φ_language + φ_task, there is one φ_task for all languages, and neither the optimiser nor sparse tuning nor a
-checkpoint need know of them, also where a language changes entries that are tuned.
+Between batches no language is in the weights: they are θ0 + φ_task so far. A language is added
+before the forward pass of a batch and taken off after its backward pass, to the last bit. So the
+gradient of φ_task is the one at θ0 + φ_language + φ_task, there is one φ_task for all languages,
+and neither the optimiser nor sparse tuning nor a checkpoint need know of them, also where a
+language changes entries that are tuned.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from deftx.core.apply import applied
+from deftx.core.apply import apply_temporarily
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.parameters import backbone
 from deftx.core.vector import SparseVector
@@ -33,7 +35,8 @@ class MultiSource:
     Attributes:
         parts: Language -> its objective.
         vectors: Language -> its vector, on the model's device.
-        train: All batches: the number of their language, and their examples. The loop takes a batch as one item.
+        train: All batches: the number of their language, and their examples. The loop takes a batch
+            as one item.
         batch_size: Examples of a batch.
         digest: A name of all of this.
     """
@@ -86,7 +89,9 @@ class MultiSource:
         by_language = []
         for name, part in self.parts.items():
             with in_language(model, self.vectors[name]):
-                by_language.append(part.validate(model, batch_size * self.batch_size))  # an item is a batch
+                by_language.append(
+                    part.validate(model, batch_size * self.batch_size)
+                )  # an item is a batch
         return {score: mean(scores[score] for scores in by_language) for score in by_language[0]}
 
     def _part(self, number: int) -> Objective:
@@ -111,8 +116,9 @@ def multi_source(
         parts: Language -> objective.
         vectors: Language -> vector.
         batch_size: Examples of a batch.
-        temperature: T decides how often a language with n examples is seen, where the largest has n_max:
-            n_max · (n / n_max)^(1/T) examples an epoch. 1: as many as it has; the higher, the nearer to n_max.
+        temperature: T decides how often a language with n examples is seen, where the largest has
+            n_max: n_max · (n / n_max)^(1/T) examples an epoch. 1: as many as it has; the higher,
+                the nearer to n_max.
         seed: Draws which examples make a batch.
     """
     most = max(len(part.train) for part in parts.values())
@@ -121,7 +127,9 @@ def multi_source(
     for number, part in enumerate(parts.values()):
         count = len(part.train)
         examples_per_epoch = round(most * (count / most) ** (1 / temperature))
-        passes = -(-examples_per_epoch // count)  # every example as often as any other, give or take one
+        passes = -(
+            -examples_per_epoch // count
+        )  # every example as often as any other, give or take one
         orders = [torch.randperm(count, generator=generator) for _ in range(passes)]
         order = torch.cat(orders)[:examples_per_epoch]
         for rows in order.split(batch_size):
@@ -133,9 +141,10 @@ def multi_source(
 
 @contextmanager
 def in_language(model: nn.Module, vector: SparseVector) -> Iterator[None]:
-    """`applied`, also to embedding rows that are trained by themselves, and to autocast's copies of the weights."""
+    """`applied`, also to embedding rows that are trained by themselves, and to autocast's copies of
+    the weights."""
     rows = getattr(model, "trainable_embedding_rows", None)
-    with applied(model, vector), _fresh_autocast_copies():
+    with apply_temporarily(model, vector), _fresh_autocast_copies():
         if rows is None:
             yield
             return
@@ -150,7 +159,8 @@ def in_language(model: nn.Module, vector: SparseVector) -> Iterator[None]:
 
 @contextmanager
 def _fresh_autocast_copies() -> Iterator[None]:
-    """Within the block and after it autocast casts weights from what they are now, not from what they were before."""
+    """Within the block and after it autocast casts weights from what they are now, not from what
+    they were before."""
     torch.clear_autocast_cache()
     try:
         yield
@@ -158,11 +168,15 @@ def _fresh_autocast_copies() -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _entries_in_rows(model: nn.Module, rows: EmbeddingRows, vector: SparseVector) -> Sequence[Tensor]:
+def _entries_in_rows(
+    model: nn.Module, rows: EmbeddingRows, vector: SparseVector
+) -> Sequence[Tensor]:
     """The vector's entries in these rows: flat indices into these [n], and values [n] float32."""
     name = next(name for name, weight in backbone(model).items() if weight is rows.weight)
     if name not in vector.tensors:
-        return torch.empty(0, dtype=torch.int64, device=rows.ids.device), torch.empty(0, device=rows.ids.device)
+        return torch.empty(0, dtype=torch.int64, device=rows.ids.device), torch.empty(
+            0, device=rows.ids.device
+        )
     entries = vector.tensors[name]
     indices = entries.indices.to(rows.ids.device)
     reached = rows.row_of_id[indices // rows.weight.shape[1]] >= 0
@@ -173,7 +187,9 @@ def _digest(vector: SparseVector) -> str:
     """A name of a vector's entries."""
     whole = hashlib.sha256()
     for name, entries in vector.tensors.items():
-        whole.update(f"{name} {entries.shape} {len(entries.indices)} {entries.values.dtype}\n".encode())
+        whole.update(
+            f"{name} {entries.shape} {len(entries.indices)} {entries.values.dtype}\n".encode()
+        )
         whole.update(entries.indices.cpu().numpy().tobytes())
         whole.update(entries.values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()

@@ -1,7 +1,8 @@
-"""The two trainings of `deftx.fit`: phase 1 moves the whole backbone, phase 2 a selection of its entries.
+"""The two trainings of `deftx.fit`: phase 1 moves the whole backbone, phase 2 a selection of its
+entries.
 
-Each phase draws random numbers of its own, derived from the seed: other batches, masks and dropout. A head starts from
-the same values in both, and is trained in both.
+Each phase draws random numbers of its own, derived from the seed: other batches, masks and dropout.
+A head starts from the same values in both, and is trained in both.
 """
 
 import hashlib
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deftx.config import Fit
+from deftx.config import VectorConfig
 from deftx.core.parameters import backbone, head, tunable
-from deftx.core.select import Selection, digest
+from deftx.core.select import SparseMask, digest
 from deftx.core.vector import SparseVector
 from deftx.errors import Diverged
 from deftx.models.fingerprint import fingerprint
@@ -98,10 +99,10 @@ def phase1_file(half: int | None = None) -> str:
 def full_tuning(
     model: PreTrainedModel,
     objective: Objective,
-    settings: Fit,
+    settings: VectorConfig,
     *,
     half: int | None = None,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
     title: str = "",
 ) -> Phase1Result:
     """Phase 1 of `fit`: fine-tune the whole backbone, or read what an earlier run left.
@@ -123,15 +124,17 @@ def full_tuning(
     trained_head = trained_head_parameters(model)
     for name, weight in backbone(model).items():
         weight.requires_grad_(name in trainable)
-    phase = Phase(1, title, _phase1_key(model, objective, settings), work, half)
+    phase = Phase(1, title, _phase1_key(model, objective, settings), checkpoint_dir, half)
 
     # An earlier run's result
-    kept = load_tensors(work / phase1_file(half), phase.key) if work else None
-    distributed.assert_same_on_all_ranks(work, kept is not None)
+    kept = load_tensors(checkpoint_dir / phase1_file(half), phase.key) if checkpoint_dir else None
+    distributed.assert_same_on_all_ranks(checkpoint_dir, kept is not None)
     if kept is not None:
         tensors, values = kept
         device = model.device
-        delta = {name: tensors[name].to(device) for name in trainable}  # in the model's order, which decides ties
+        delta = {
+            name: tensors[name].to(device) for name in trainable
+        }  # in the model's order, which decides ties
         head_values = [tensors[name].to(device) for name in _head_names(trained_head)]
         return Phase1Result(delta, head_values, values["log"], phase.key)
 
@@ -140,9 +143,15 @@ def full_tuning(
     head_start = _copies(trained_head)
 
     def difference() -> Delta:
-        return {name: weight.detach() - start for (name, weight), start in zip(trainable.items(), theta0, strict=True)}
+        return {
+            name: weight.detach() - start
+            for (name, weight), start in zip(trainable.items(), theta0, strict=True)
+        }
 
-    with _keep_last_good(phase, difference), trainable_embedding_rows(model, objective.vocabulary_used) as rows:
+    with (
+        _keep_last_good(phase, difference),
+        trainable_embedding_rows(model, objective.vocabulary_used) as rows,
+    ):
         parameters, anchors = [], []
         for weight, start in zip(trainable.values(), theta0, strict=True):
             if rows is not None and weight is rows.weight:
@@ -151,7 +160,9 @@ def full_tuning(
             else:
                 parameters.append(weight)
                 anchors.append(start)
-        log = _train(model, objective, settings, TrainableState(parameters, anchors, trained_head), phase)
+        log = _train(
+            model, objective, settings, TrainableState(parameters, anchors, trained_head), phase
+        )
 
     # δ = θ1 − θ0, kept for other methods, ranks and sizes; the model goes back to θ0
     result = Phase1Result(difference(), _copies(trained_head), log, phase.key)
@@ -167,11 +178,11 @@ def full_tuning(
 def selected_tuning(
     model: PreTrainedModel,
     objective: Objective,
-    settings: Fit,
-    selection: Selection,
+    settings: VectorConfig,
+    selection: SparseMask,
     phase1_key: str,
     *,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
     title: str = "",
 ) -> tuple[SparseVector, dict[str, Any]]:
     """Phase 2 of `fit`: fine-tune the selected entries.
@@ -192,14 +203,16 @@ def selected_tuning(
         Diverged: A loss is not finite.
     """
     key = f"{phase1_key} {digest(selection)} {settings.training.average}"
-    phase = Phase(2, title, key, work)
+    phase = Phase(2, title, key, checkpoint_dir)
     trained_head = trained_head_parameters(model)
     with sparse_tuning(model, selection) as tuning:
 
         def difference() -> Delta:
             return {name: entries.dense() for name, entries in tuning.vector().tensors.items()}
 
-        state = TrainableState([tuning.values], [tuning.start], trained_head, on_restore=tuning.write)
+        state = TrainableState(
+            [tuning.values], [tuning.start], trained_head, on_restore=tuning.write
+        )
         with _keep_last_good(phase, difference):
             log = _train(model, objective, settings, state, phase)
         return tuning.vector(), log
@@ -223,7 +236,11 @@ def set_parameters(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> No
 
 
 def _train(
-    model: PreTrainedModel, objective: Objective, settings: Fit, state: TrainableState, phase: Phase
+    model: PreTrainedModel,
+    objective: Objective,
+    settings: VectorConfig,
+    state: TrainableState,
+    phase: Phase,
 ) -> dict[str, Any]:
     """One phase's training, as its log."""
     average = settings.training.average if phase.number == 2 else 1
@@ -255,7 +272,8 @@ def _keep_last_good(phase: Phase, difference: Callable[[], Delta]) -> Iterator[N
 
 
 def _file_name(number: int, half: int | None, suffix: str = "") -> str:
-    """The name of a phase's file, such as phase1.safetensors, phase1-half2.safetensors, phase2.state.safetensors."""
+    """The name of a phase's file, such as phase1.safetensors, phase1-half2.safetensors,
+    phase2.state.safetensors."""
     part = f"-half{half}" if half else ""
     return f"phase{number}{part}{suffix}.safetensors"
 
@@ -269,7 +287,7 @@ def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors]
 
 
-def _phase1_key(model: PreTrainedModel, objective: Objective, settings: Fit) -> str:
+def _phase1_key(model: PreTrainedModel, objective: Objective, settings: VectorConfig) -> str:
     """Names everything that determines the result of phase 1."""
     deciding = settings.deciding_phase1()
     config = model.config.to_json_string()  # dropout and the like

@@ -11,13 +11,17 @@ from torch.overrides import TorchFunctionMode
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs made for it (Ampere on), and CPUs with AMX.
+    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs made for it (Ampere
+    on), and CPUs with AMX.
 
-    avx512_bf16 alone is not enough: there products of matrices took twice as long as in fp32 on an Intel Xeon.
+    avx512_bf16 alone is not enough: there products of matrices took twice as long as in fp32 on an
+    Intel Xeon.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    told: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # releases before 2.13 do not tell
+    told: Mapping[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # releases before 2.13 do not tell
     return told.get("amx_bf16", False)
 
 
@@ -33,8 +37,8 @@ def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
 
 
 class _AttentionInFp32(TorchFunctionMode):
-    """Fused attention in fp32: backward, torch's CPU kernel is several times slower in bf16, unless there is AMX and
-    heads have 64 dimensions or more."""
+    """Fused attention in fp32: backward, torch's CPU kernel is several times slower in bf16, unless
+    there is AMX and heads have 64 dimensions or more."""
 
     def __torch_function__(
         self,

@@ -1,4 +1,5 @@
-"""What a fit starts from: a loaded model at θ0 or θ0 + φ_source, an objective on the data, and where they come from."""
+"""What a fit starts from: a loaded model at θ0 or θ0 + φ_source, an objective on the data, and
+where they come from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,24 +9,31 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from deftx.config import Fit, LanguageFit, TaskFit, changed
+from deftx.config import LanguageVectorConfig, TaskVectorConfig, VectorConfig, changed
 from deftx.core.apply import apply, check_fit
 from deftx.core.parameters import head
 from deftx.core.ranks import is_split_half
 from deftx.core.vector import Head, SparseVector, check_language, check_same_base
-from deftx.data.examples import Examples, about_texts, check_examples, check_pairs, check_read, joined
+from deftx.data.examples import (
+    Examples,
+    about_texts,
+    check_examples,
+    check_pairs,
+    check_read,
+    joined,
+)
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base, fingerprint
 from deftx.models.loading import (
     Base,
-    about_tokenizer,
     check_tokenizer,
     load_language_model,
     load_task_model,
     load_tokenizer,
     longest_input,
-    noted_name,
     place,
+    recorded_name,
+    tokenizer_record,
 )
 from deftx.objectives.base import Objective
 from deftx.objectives.registry import language_of
@@ -43,17 +51,21 @@ class PreparedTraining:
         model: At θ0, or at θ0 + φ_source.
         objective: What it is to be trained for.
         origin: Where a vector learnt so comes from: kind, base, tokenizer, data, versions.
-        settings: How to train it. With several sources a batch is one item, so that the batch size is 1.
+        settings: How to train it. With several sources a batch is one item, so that the batch size
+            is 1.
     """
 
     model: PreTrainedModel
     objective: Objective
     origin: Mapping[str, Any]
-    settings: Fit
+    settings: VectorConfig
 
 
-def prepare_language(base: Base, text: Sequence[str], settings: LanguageFit) -> PreparedTraining:
-    """`base` and the lines of a language's plain text, to be learnt as this kind of base learns a language.
+def prepare_language(
+    base: Base, text: Sequence[str], settings: LanguageVectorConfig
+) -> PreparedTraining:
+    """`base` and the lines of a language's plain text, to be learnt as this kind of base learns a
+    language.
 
     Raises:
         DeftxError: The base cannot be loaded, or the text is too short or unknown to its tokenizer.
@@ -66,7 +78,7 @@ def prepare_language(base: Base, text: Sequence[str], settings: LanguageFit) -> 
         base, training.head, lm_head=training.lm_head, dropout=training.dropout, seed=settings.seed
     )
     place(model)
-    origin = _origin("language", base, fingerprint(model), about_tokenizer(tokenizer))
+    origin = _origin("language", base, fingerprint(model), tokenizer_record(tokenizer))
     length = min(training.length, longest_input(model, tokenizer))
     build_objective = language_of(model.config).objective
     objective = build_objective(text, tokenizer, training, length, settings.seed)
@@ -78,11 +90,11 @@ def prepare_task(
     base: Base,
     train_sets: Mapping[str, Examples],
     valid_sets: Mapping[str, Examples],
-    settings: TaskFit,
+    settings: TaskVectorConfig,
     sources: Mapping[str, SparseVector] | None = None,
     *,
     temperature: float = 1.0,
-    any_base: bool = False,
+    ignore_base_mismatch: bool = False,
 ) -> PreparedTraining:
     """`base` with a new head, and labelled data by language.
 
@@ -91,37 +103,51 @@ def prepare_task(
         train_sets: Labelled data to learn from, by language.
         valid_sets: Labelled data to choose the best step on, for the same languages.
         settings: Of the fit.
-        sources: The languages' vectors. With one language the model starts at θ0 + φ_source; with several, each batch
-            is computed with the vector of its language. None: at θ0.
-        temperature: How even several languages are made: 1 takes every example once an epoch; the higher, the more
-            often those of languages with few, up to as many as the largest has.
-        any_base: Warn, instead of raising, where a source was made on other weights than the base's.
+        sources: The languages' vectors. With one language the model starts at θ0 + φ_source; with
+            several, each batch is computed with the vector of its language. None: at θ0.
+        temperature: How even several languages are made: 1 takes every example once an epoch; the
+            higher, the more often those of languages with few, up to as many as the largest has.
+        ignore_base_mismatch: Warn, instead of raising, where a source was made on other weights
+            than the base's.
 
     Raises:
-        DeftxError: The base cannot be loaded, data and vectors are not of the same languages, examples are not of the
-            task, or a source does not fit the base.
+        DeftxError: The base cannot be loaded, data and vectors are not of the same languages,
+            examples are not of the task, or a source does not fit the base.
     """
     check_same_languages(train_sets, valid_sets, sources)
     if not 1 <= temperature < inf:
         problem = "is below 1" if temperature < 1 else "is no number"
-        raise DeftxError(f"temperature {temperature} {problem}; give 1 (as the data are) or more (more even)")
+        raise DeftxError(
+            f"temperature {temperature} {problem}; give 1 (as the data are) or more (more even)"
+        )
     settings = settled(settings)
     languages = sorted(train_sets)  # in whatever order they are given
     if len(languages) == 1:
         language = languages[0]
         source = sources[language] if sources else None
         return _prepare_single_source(
-            base, train_sets[language], valid_sets[language], settings, source, any_base=any_base
+            base,
+            train_sets[language],
+            valid_sets[language],
+            settings,
+            source,
+            ignore_base_mismatch=ignore_base_mismatch,
         )
     if temperature > 1 and takes_halves(settings):
         why = "above it examples come several times, and two halves of the data would share them"
-        raise DeftxError(f"rank {settings.rank} with temperature {temperature}: give temperature 1, since {why}")
+        raise DeftxError(
+            f"rank {settings.rank} with temperature {temperature}: give temperature 1, since {why}"
+        )
 
     # One head for the labels of all languages, and an objective for each
     pooled = joined([train_sets[language] for language in languages])
     vectors = [sources[language] for language in languages] if sources else []
-    model, origin, objective_of = _task_model(base, pooled, settings, vectors, any_base=any_base)
-    parts = {language: objective_of(train_sets[language], valid_sets[language]) for language in languages}
+    model, origin, objective_of = _task_model(
+        base, pooled, settings, vectors, ignore_base_mismatch=ignore_base_mismatch
+    )
+    parts = {
+        language: objective_of(train_sets[language], valid_sets[language]) for language in languages
+    }
     on_device = {}
     for language in languages:
         vector = sources[language] if sources else SparseVector({})
@@ -135,9 +161,16 @@ def prepare_task(
     )
 
     # Where the vector comes from
-    source_infos = {language: dict(sources[language].info) if sources else None for language in languages}
+    source_infos = {
+        language: dict(sources[language].info) if sources else None for language in languages
+    }
     valid_size = sum(len(examples) for examples in valid_sets.values())
-    data = {"train": len(pooled), "valid": valid_size, **about_texts(pooled), "digest": objective.digest}
+    data = {
+        "train": len(pooled),
+        "valid": valid_size,
+        **about_texts(pooled),
+        "digest": objective.digest,
+    }
     origin |= {"source": None, "sources": source_infos, "temperature": temperature, "data": data}
     by_batches = changed(settings, {"training": {"batch_size": 1}})
     return PreparedTraining(model, objective, origin, by_batches)
@@ -147,14 +180,16 @@ def _prepare_single_source(
     base: Base,
     train_set: Examples,
     valid_set: Examples,
-    settings: TaskFit,
+    settings: TaskVectorConfig,
     source: SparseVector | None,
     *,
-    any_base: bool,
+    ignore_base_mismatch: bool,
 ) -> PreparedTraining:
     """`base` + φ_source with a new head, and labelled data of one language."""
     sources = [source] if source else []
-    model, origin, objective_of = _task_model(base, train_set, settings, sources, any_base=any_base)
+    model, origin, objective_of = _task_model(
+        base, train_set, settings, sources, ignore_base_mismatch=ignore_base_mismatch
+    )
     apply(model, *sources)
     objective = objective_of(train_set, valid_set)
     sizes = {"train": len(train_set), "valid": len(valid_set)}
@@ -164,9 +199,15 @@ def _prepare_single_source(
 
 
 def _task_model(
-    base: Base, train_set: Examples, settings: TaskFit, sources: Sequence[SparseVector], *, any_base: bool
+    base: Base,
+    train_set: Examples,
+    settings: TaskVectorConfig,
+    sources: Sequence[SparseVector],
+    *,
+    ignore_base_mismatch: bool,
 ) -> tuple[PreTrainedModel, dict[str, Any], Callable[[Examples, Examples], Supervised]]:
-    """A task's model at θ0 that the sources fit; where its vector comes from; and what makes an objective of data."""
+    """A task's model at θ0 that the sources fit; where its vector comes from; and what makes an
+    objective of data."""
     distributed.join()
     check_examples(train_set)
     check_language(*sources)
@@ -176,12 +217,12 @@ def _task_model(
     tokenizer = load_tokenizer(base)
     model = load_task_model(base, labels, settings.seed, task, dropout=settings.training.dropout)
     place(model)
-    origin = _origin("task", base, fingerprint(model), about_tokenizer(tokenizer))
+    origin = _origin("task", base, fingerprint(model), tokenizer_record(tokenizer))
     origin["labels"] = list(labels)
     for source in sources:
-        check_base(origin["base_fingerprint"], source, any_base=any_base)
+        check_base(origin["base_fingerprint"], source, ignore_base_mismatch=ignore_base_mismatch)
         check_fit(model, source)
-    check_tokenizer(tokenizer, *sources, any_base=any_base)
+    check_tokenizer(tokenizer, *sources, ignore_base_mismatch=ignore_base_mismatch)
     length = min(settings.training.length, longest_input(model, tokenizer))
 
     def objective_of(train: Examples, valid: Examples) -> Supervised:
@@ -230,17 +271,21 @@ def learned_head(model: PreTrainedModel, labels: Sequence[str]) -> Head:
     return Head(tensors, tuple(labels))
 
 
-def takes_halves(settings: Fit) -> bool:
-    """Whether a fit takes two trainings more, each on one half of the data, which tell its ranks."""
+def takes_halves(settings: VectorConfig) -> bool:
+    """Whether a fit takes two trainings more, each on one half of the data, which tell its
+    ranks."""
     return settings.method == "deftx" and is_split_half(settings.rank)
 
 
-def _origin(kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]) -> dict[str, Any]:
-    """What a vector records of where it comes from: its kind, the base, the tokenizer, the versions."""
+def _origin(
+    kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a vector records of where it comes from: its kind, the base, the tokenizer, the
+    versions."""
     versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
     return {
         "kind": kind,
-        "base": noted_name(base),
+        "base": recorded_name(base),
         "base_fingerprint": base_fingerprint,
         "tokenizer": tokenizer,
         "versions": versions,

@@ -1,4 +1,5 @@
-"""A progress bar for a training, on standard error; the figures also go to the log `deftx.training`."""
+"""A progress bar for a training, on standard error; the figures also go to the log
+`deftx.training`."""
 
 import logging
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ SHOWN_NAMES = {"loss": "loss", "eval_loss": "held out"}
 
 
 class ProgressBar:
-    """One line: what is trained, how far it is, its latest losses and scores. Shown within `with self.bar`."""
+    """One line: what is trained, how far it is, its latest losses and scores. Shown within `with
+    self.bar`."""
 
     def __init__(self, title: str, steps: int) -> None:
         self.title = title

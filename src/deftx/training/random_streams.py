@@ -1,8 +1,9 @@
 """Random numbers of a training, each a function of what it is drawn for.
 
-The order of an epoch, the masks of a step and the dropout of a batch have generators of their own, seeded by the
-training's seed and their number. So a training that resumes at step s needs no random state: it draws what the
-uninterrupted one drew at step s. And two phases with other seeds share nothing.
+The order of an epoch, the masks of a step and the dropout of a batch have generators of their own,
+seeded by the training's seed and their number. So a training that resumes at step s needs no random
+state: it draws what the uninterrupted one drew at step s. And two phases with other seeds share
+nothing.
 """
 
 import hashlib

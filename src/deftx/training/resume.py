@@ -1,8 +1,10 @@
-"""The state of a training, kept in a file from time to time: one that was killed resumes from there, bit for bit.
+"""The state of a training, kept in a file from time to time: one that was killed resumes from
+there, bit for bit.
 
-The file holds what moves, the best state so far, the optimiser's moments and the step; in phase 2 these are some 4 · k
-numbers. Random numbers are a function of the step (`deftx.training.random_streams`), so that there is no random state
-to keep. Nothing in the file can run code: it is one safetensors file whose metadata are JSON.
+The file holds what moves, the best state so far, the optimiser's moments and the step; in phase 2
+these are some 4 · k numbers. Random numbers are a function of the step
+(`deftx.training.random_streams`), so that there is no random state to keep. Nothing in the file can
+run code: it is one safetensors file whose metadata are JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,8 @@ class ResumePoint:
 
     Attributes:
         path: The file.
-        key: Names all that determines the training's result, so that no other training's state is taken.
+        key: Names all that determines the training's result, so that no other training's state is
+            taken.
     """
 
     path: Path
@@ -35,7 +38,8 @@ class ResumePoint:
 
 
 class Checkpointer:
-    """Writes the state of a training before a step, and puts it back at the beginning of a later one.
+    """Writes the state of a training before a step, and puts it back at the beginning of a later
+    one.
 
     Without a resume point it does nothing.
     """
@@ -54,7 +58,8 @@ class Checkpointer:
         self.due = monotonic() + SECONDS_BETWEEN
 
     def restore(self) -> int:
-        """Put back the state that an earlier training left; the number of steps that it had taken, else 0."""
+        """Put back the state that an earlier training left; the number of steps that it had taken,
+        else 0."""
         if self.resume_point is None:
             return 0
         loaded = load_tensors(self.resume_point.path, self.resume_point.key)
@@ -75,7 +80,8 @@ class Checkpointer:
         return step
 
     def save_if_due(self, step: int) -> None:
-        """Keep the state after `step` steps, if the last checkpoint is long ago and the state is finite."""
+        """Keep the state after `step` steps, if the last checkpoint is long ago and the state is
+        finite."""
         if self.resume_point is None or step == 0 or not distributed.is_main_process():
             return
         if monotonic() < self.due:
@@ -94,7 +100,9 @@ class Checkpointer:
         for number, moments in self.optimizer.state_dict()["state"].items():
             for name, moment in moments.items():
                 tensors[f"optimizer.{number}.{name}"] = moment
-        save_tensors(resume_point.path, tensors, {"key": resume_point.key, "step": step, "best": best_values})
+        save_tensors(
+            resume_point.path, tensors, {"key": resume_point.key, "step": step, "best": best_values}
+        )
 
 
 def _moments_by_parameter(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

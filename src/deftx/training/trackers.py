@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deftx.config import Training
+from deftx.config import TrainingConfig
 from deftx.errors import DeftxError, unknown
 from deftx.training import distributed
 
@@ -14,8 +14,9 @@ Track = Callable[[int, dict[str, float]], None]
 
 
 @contextmanager
-def tracking(training: Training, title: str) -> Iterator[Track]:
-    """Within the block, the yielded function reports the figures of a step to all of `training.report_to`.
+def tracking(training: TrainingConfig, title: str) -> Iterator[Track]:
+    """Within the block, the yielded function reports the figures of a step to all of
+    `training.report_to`.
 
     Raises:
         DeftxError: A tracker is unknown, not installed or cannot start.

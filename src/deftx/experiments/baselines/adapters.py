@@ -1,7 +1,8 @@
-"""Adapters: what a baseline learns beside a base that stays as it is. Trained alike, checked alike, kept alike.
+"""Adapters: what a baseline learns beside a base that stays as it is. Trained alike, checked alike,
+kept alike.
 
-The methods, each a module of its own with `fit_language`, `fit_task` and `compose`, differ in what they add to the
-model. `Adapter.method` is the name of the module.
+The methods, each a module of its own with `fit_language`, `fit_task` and `compose`, differ in what
+they add to the model. `Adapter.method` is the name of the module.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor, float32, nn
 from transformers import PreTrainedModel
 
-from deftx.config import LoraFit, MadxFit
+from deftx.config import LoraArithmeticConfig, MadxConfig
 from deftx.core.apply import apply
 from deftx.core.parameters import head
 from deftx.core.vector import Head, SparseVector
@@ -42,7 +43,8 @@ class Adapter:
     method   `madx` or `lora`
     tensors  its parameters by name, float32, on the CPU
     head     the task's head, for tasks only
-    info     where it came from, as a vector's: JSON-like data, in which `kind` is `language` or `task`
+    info     where it came from, as a vector's: JSON-like data, in which `kind` is `language` or
+             `task`
     """
 
     method: str
@@ -60,18 +62,20 @@ def learn(
     method: str,
     start: PreparedTraining,
     parameters: Mapping[str, nn.Parameter],
-    settings: MadxFit | LoraFit,
+    settings: MadxConfig | LoraArithmeticConfig,
     *,
     trained_head: Collection[str] = (),
     source: Adapter | None = None,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
     title: str = "",
 ) -> Adapter:
-    """Train `parameters`, by name, of an otherwise frozen model, with the whole head where it is a task.
+    """Train `parameters`, by name, of an otherwise frozen model, with the whole head where it is a
+    task.
 
     trained_head  the names of what is trained of a language modelling head, and thrown away
     source  what the model has learnt before
-    work    folder for the state of a training that is under way, so that one that was killed goes on
+    work    folder for the state of a training that is under way, so that one that was killed goes
+            on
     """
     model = start.model
     task = start.origin["kind"] == "task"
@@ -85,8 +89,10 @@ def learn(
     for parameter in state.all_parameters:
         parameter.requires_grad_(True)
     resume_point = None
-    if work is not None:
-        resume_point = ResumePoint(work / f"{method}.state.safetensors", _key(method, start, settings, source))
+    if checkpoint_dir is not None:
+        resume_point = ResumePoint(
+            checkpoint_dir / f"{method}.state.safetensors", _key(method, start, settings, source)
+        )
     result = train(
         model,
         start.objective,
@@ -97,14 +103,24 @@ def learn(
         resume_point=resume_point,
     )
     log = asdict(result)
-    made = {"method": method, "size": sum(parameter.numel() for parameter in body), "log": {"training": log}}
+    made = {
+        "method": method,
+        "size": sum(parameter.numel() for parameter in body),
+        "log": {"training": log},
+    }
     before = {"source": dict(source.info) if source else None} if task else {}
     info = {**start.origin, **settings.deciding(), **before, **made}
-    return Adapter(method, _copies(parameters), Head(_copies(top), tuple(info["labels"])) if task else None, info)
+    return Adapter(
+        method,
+        _copies(parameters),
+        Head(_copies(top), tuple(info["labels"])) if task else None,
+        info,
+    )
 
 
 def classifier(base: Base, method: str, task: Adapter, language: Adapter | None) -> PreTrainedModel:
-    """The base with the task's head, in eval mode, for the two adapters to be put on; both are checked.
+    """The base with the task's head, in eval mode, for the two adapters to be put on; both are
+    checked.
 
     Raises DeftxError where one is of another method, kind or base, and where the head does not fit.
     """
@@ -112,7 +128,9 @@ def classifier(base: Base, method: str, task: Adapter, language: Adapter | None)
         raise DeftxError("the task adapter has no head: give the one that `fit_task` made")
     model = load_task_model(base, task.head.labels)
     if head(model).keys() != task.head.tensors.keys():
-        raise DeftxError(f"the task adapter's head is not one of {os.fspath(base)}: give the base it was made on")
+        raise DeftxError(
+            f"the task adapter's head is not one of {os.fspath(base)}: give the base it was made on"
+        )
     check(task, method, "task", base, found := fingerprint(model))
     if language is not None:
         check(language, method, "language", base, found)
@@ -121,32 +139,44 @@ def classifier(base: Base, method: str, task: Adapter, language: Adapter | None)
 
 
 def check(adapter: Adapter, method: str, kind: str, base: Base, base_fingerprint: str) -> None:
-    """Raise DeftxError unless `adapter` is of this method and kind, and was made on the base of that fingerprint."""
+    """Raise DeftxError unless `adapter` is of this method and kind, and was made on the base of
+    that fingerprint."""
     if (adapter.method, adapter.info.get("kind")) != (method, kind):
         given = f"{adapter.info.get('kind')} adapter of {adapter.method}"
-        raise DeftxError(f"a {given} is not a {kind} adapter of {method}: give one that its `fit_{kind}` made")
+        raise DeftxError(
+            f"a {given} is not a {kind} adapter of {method}: give one that its `fit_{kind}` made"
+        )
     made_on = str(adapter.info.get("base_fingerprint"))
     if made_on != base_fingerprint:
         named = f"{adapter.info.get('base')} ({made_on[:12]})"
         here = f"{os.fspath(base)} ({base_fingerprint[:12]})"
-        raise DeftxError(f"the {kind} adapter was made on {named}, not on {here}: give the base it was made on")
+        raise DeftxError(
+            f"the {kind} adapter was made on {named}, not on {here}: give the base it was made on"
+        )
 
 
 def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> None:
     """Write `adapter` to `folder`, whole or not at all; one that is there is replaced.
 
-    It is one safetensors file, whose metadata are JSON. Raises DeftxError for a disk that is full or read-only.
+    It is one safetensors file, whose metadata are JSON. Raises DeftxError for a disk that is full
+    or read-only.
     """
     top = adapter.head.tensors if adapter.head else {}
     tensors = {f"{_BODY}{name}": tensor for name, tensor in adapter.tensors.items()}
     tensors |= {f"{_HEAD}{name}": tensor for name, tensor in top.items()}
     labels = list(adapter.head.labels) if adapter.head else None
-    about = {"format_version": 1, "method": adapter.method, "labels": labels, "info": dict(adapter.info)}
+    about = {
+        "format_version": 1,
+        "method": adapter.method,
+        "labels": labels,
+        "info": dict(adapter.info),
+    }
     save_tensors(Path(folder) / FILE, tensors, about)
 
 
 def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """The adapter that `save_adapter` wrote to `folder`, bit for bit. Raises DeftxError where it is no such thing."""
+    """The adapter that `save_adapter` wrote to `folder`, bit for bit. Raises DeftxError where it is
+    no such thing."""
     path = Path(folder) / FILE
     found = load_tensors(path)
     if found is None:
@@ -157,13 +187,28 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
         place, fault = first_fault(error)
         raise DeftxError(f"{path} is damaged: {place!r}: {fault}") from error
     for name, tensor in found[0].items():
-        if not name.startswith((_BODY, _HEAD)) or tensor.dtype != float32 or not tensor.isfinite().all():
-            raise DeftxError(f"{path} is damaged: {name!r} is not a finite float32 tensor of an adapter")
+        if (
+            not name.startswith((_BODY, _HEAD))
+            or tensor.dtype != float32
+            or not tensor.isfinite().all()
+        ):
+            raise DeftxError(
+                f"{path} is damaged: {name!r} is not a finite float32 tensor of an adapter"
+            )
     body, top = (
-        {name.removeprefix(part): tensor for name, tensor in found[0].items() if name.startswith(part)}
+        {
+            name.removeprefix(part): tensor
+            for name, tensor in found[0].items()
+            if name.startswith(part)
+        }
         for part in (_BODY, _HEAD)
     )
-    return Adapter(about.method, body, None if about.labels is None else Head(top, tuple(about.labels)), about.info)
+    return Adapter(
+        about.method,
+        body,
+        None if about.labels is None else Head(top, tuple(about.labels)),
+        about.info,
+    )
 
 
 class _About(Form):
@@ -175,7 +220,12 @@ class _About(Form):
     info: dict[str, Any]
 
 
-def _key(method: str, start: PreparedTraining, settings: MadxFit | LoraFit, source: Adapter | None) -> str:
+def _key(
+    method: str,
+    start: PreparedTraining,
+    settings: MadxConfig | LoraArithmeticConfig,
+    source: Adapter | None,
+) -> str:
     """Names everything that determines the result of a training."""
     chosen = settings.deciding()
     below = fingerprint_of(source.tensors, source.tensors.__getitem__) if source else None

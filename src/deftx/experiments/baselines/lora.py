@@ -1,8 +1,11 @@
-"""LoRA arithmetic: low-rank changes of a language and of a task, added to the base (LoRA: Hu et al. 2021).
+"""LoRA arithmetic: low-rank changes of a language and of a task, added to the base (LoRA: Hu et al.
+2021).
 
-    W_TL = W0 + α/r B_task A_task + α/r B_language A_language   for each linear layer W [out, in] of the backbone
+    W_TL = W0 + α/r B_task A_task + α/r B_language A_language   for each linear layer W [out, in] of
+    the backbone
 
-with A [r, in] and B [out, r], learnt by `peft`; the task's on top of the source language's, as our vectors are.
+with A [r, in] and B [out, r], learnt by `peft`; the task's on top of the source language's, as our
+vectors are.
 """
 
 from collections.abc import Sequence
@@ -13,7 +16,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from deftx.config import LanguageFit, LoraFit, LoraLanguageFit, LoraTaskFit, TaskFit, parse
+from deftx.config import (
+    LanguageVectorConfig,
+    LoraArithmeticConfig,
+    LoraLanguageConfig,
+    LoraTaskConfig,
+    TaskVectorConfig,
+    parse,
+)
 from deftx.core.parameters import tunable
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples
@@ -25,19 +35,21 @@ from deftx.training.preparation import prepare_language, prepare_task
 
 METHOD = "lora"
 
-L = TypeVar("L", bound=LoraFit)
+L = TypeVar("L", bound=LoraArithmeticConfig)
 
 
 def fit_language(
     base: Base,
     text: Sequence[str],
-    settings: LoraLanguageFit,
+    settings: LoraLanguageConfig,
     *,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
     title: str = "LoRA language",
 ) -> Adapter:
     """A language's low-rank change of the base, by masked language modelling."""
-    start = prepare_language(base, text, LanguageFit(seed=settings.seed, training=settings.training))
+    start = prepare_language(
+        base, text, LanguageVectorConfig(seed=settings.seed, training=settings.training)
+    )
     settings = ranked(start.model, settings)
     trained_head = trained_head_by_name(start.model)
     return learn(
@@ -46,7 +58,7 @@ def fit_language(
         inject(start.model, settings),
         settings,
         trained_head=trained_head,
-        work=work,
+        checkpoint_dir=checkpoint_dir,
         title=title,
     )
 
@@ -55,25 +67,38 @@ def fit_task(
     base: Base,
     train_set: Examples,
     valid_set: Examples,
-    settings: LoraTaskFit,
+    settings: LoraTaskConfig,
     *,
     source: Adapter | None,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
     title: str = "LoRA task",
 ) -> Adapter:
-    """A task's low-rank change of the base as the source language's adapter has changed it, and the task's head."""
+    """A task's low-rank change of the base as the source language's adapter has changed it, and the
+    task's head."""
     start = prepare_task(
-        base, {"": train_set}, {"": valid_set}, TaskFit(seed=settings.seed, training=settings.training)
+        base,
+        {"": train_set},
+        {"": valid_set},
+        TaskVectorConfig(seed=settings.seed, training=settings.training),
     )
     if source is not None:
         check(source, METHOD, "language", base, start.origin["base_fingerprint"])
         add(start.model, source)
     settings = ranked(start.model, settings)
-    return learn(METHOD, start, inject(start.model, settings), settings, source=source, work=work, title=title)
+    return learn(
+        METHOD,
+        start,
+        inject(start.model, settings),
+        settings,
+        source=source,
+        checkpoint_dir=checkpoint_dir,
+        title=title,
+    )
 
 
 def compose(base: Base, task: Adapter, language: Adapter | None) -> PreTrainedModel:
-    """The base with both changes added to its weights, and the task's head: an ordinary classifier, in eval mode.
+    """The base with both changes added to its weights, and the task's head: an ordinary classifier,
+    in eval mode.
 
     Raises DeftxError where an adapter was made on another base or does not fit.
     """
@@ -85,20 +110,26 @@ def compose(base: Base, task: Adapter, language: Adapter | None) -> PreTrainedMo
 
 
 def rank_for(model: PreTrainedModel, k: int | float | str) -> int:
-    """The rank whose LoRA on all linear layers has the number of parameters nearest to `k`; at least 1.
+    """The rank whose LoRA on all linear layers has the number of parameters nearest to `k`; at
+    least 1.
 
     k  a count, or a share of the tunable entries, as for a vector
     """
     a_rank = sum(layer.in_features + layer.out_features for layer in linear_layers(model).values())
-    return max(1, round(parse_k(k, sum(weight.numel() for weight in tunable(model).values())) / a_rank))
+    return max(
+        1, round(parse_k(k, sum(weight.numel() for weight in tunable(model).values())) / a_rank)
+    )
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear layers of the backbone, by their names in it. Raises DeftxError where there are none."""
+    """The linear layers of the backbone, by their names in it. Raises DeftxError where there are
+    none."""
     named = model.base_model.named_modules()
     layers = {n: m for n, m in named if isinstance(m, nn.Linear) and not n.startswith("pooler.")}
     if not layers:
-        raise DeftxError(f"the backbone of a {model.config.model_type!r} model has no linear layers for LoRA")
+        raise DeftxError(
+            f"the backbone of a {model.config.model_type!r} model has no linear layers for LoRA"
+        )
     return layers
 
 
@@ -108,15 +139,18 @@ def ranked(model: PreTrainedModel, settings: L) -> L:
     return settings.model_copy(update={"rank": rank, "alpha": settings.alpha or rank})
 
 
-def inject(model: PreTrainedModel, settings: LoraFit) -> dict[str, nn.Parameter]:
-    """Have `model` compute with a new LoRA on its linear layers; its parameters, `LAYER.A` and `LAYER.B`.
+def inject(model: PreTrainedModel, settings: LoraArithmeticConfig) -> dict[str, nn.Parameter]:
+    """Have `model` compute with a new LoRA on its linear layers; its parameters, `LAYER.A` and
+    `LAYER.B`.
 
     B is zero, A drawn from the seed. Raises DeftxError where peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise DeftxError(f"{error.name} is not installed: pip install 'deftx[baselines]'") from error
+        raise DeftxError(
+            f"{error.name} is not installed: pip install 'deftx[baselines]'"
+        ) from error
     assert settings.rank is not None  # as `ranked` gave it
     assert settings.alpha is not None
     layers = linear_layers(model)
@@ -124,18 +158,24 @@ def inject(model: PreTrainedModel, settings: LoraFit) -> dict[str, nn.Parameter]
     targets = [name for name, module in model.named_modules() if id(module) in inside]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), model)
+        inject_adapter_in_model(
+            LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), model
+        )
     parameters: dict[str, nn.Parameter] = {}
     for name in layers:
         layer: Any = model.base_model.get_submodule(name)
-        (parameters[f"{name}.A"],), (parameters[f"{name}.B"],) = layer.lora_A.parameters(), layer.lora_B.parameters()
+        (parameters[f"{name}.A"],), (parameters[f"{name}.B"],) = (
+            layer.lora_A.parameters(),
+            layer.lora_B.parameters(),
+        )
     return parameters
 
 
 @torch.no_grad()
 def add(model: PreTrainedModel, adapter: Adapter) -> None:
-    """Add an adapter's change to the weights of `model`. Raises DeftxError, before that, where it does not fit."""
-    settings = parse(LoraTaskFit, {name: adapter.info.get(name) for name in ("rank", "alpha")})
+    """Add an adapter's change to the weights of `model`. Raises DeftxError, before that, where it
+    does not fit."""
+    settings = parse(LoraTaskConfig, {name: adapter.info.get(name) for name in ("rank", "alpha")})
     rank, alpha = settings.rank or 0, settings.alpha or 0
     layers = linear_layers(model)
     wanted = {f"{name}.A": (rank, layer.in_features) for name, layer in layers.items()}
@@ -143,7 +183,9 @@ def add(model: PreTrainedModel, adapter: Adapter) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
     if wanted != found or not rank:
         strange = min(dict(wanted.items() ^ found.items()), default="rank")
-        raise DeftxError(f"the adapter does not fit the model: {strange!r} is missing, not in it or of another shape")
+        raise DeftxError(
+            f"the adapter does not fit the model: {strange!r} is missing, not in it or of another shape"
+        )
     for name, layer in layers.items():
         a, b = (adapter.tensors[f"{name}.{part}"].to(layer.weight.device) for part in "AB")
         layer.weight += (b @ a) * (alpha / rank)

@@ -1,16 +1,21 @@
-"""MAD-X 2.0: language and task adapters stacked in a frozen base (Pfeiffer et al. 2020; 2021 for the 2.0).
+"""MAD-X 2.0: language and task adapters stacked in a frozen base (Pfeiffer et al. 2020; 2021 for
+the 2.0).
 
-In each layer, the feed-forward sublayer ends in y = LN(f + x), f what it computes and x its input. A stack of
-bottlenecks A(h) = W_up relu(W_down h + b_down) + b_up, the language's below the task's, changes s = f + x before that:
+In each layer, the feed-forward sublayer ends in y = LN(f + x), f what it computes and x its input.
+A stack of bottlenecks A(h) = W_up relu(W_down h + b_down) + b_up, the language's below the task's,
+changes s = f + x before that:
 
     s <- s + A(LN(s))   for each A of the stack;   y = LN(s)
 
-which is the configuration `seq_bn` of the `adapters` library, written as one. A language also has an invertible adapter
-after the embeddings, whose inverse comes before the output embeddings (NICE coupling, Dinh et al. 2015):
+which is the configuration `seq_bn` of the `adapters` library, written as one. A language also has
+an invertible adapter after the embeddings, whose inverse comes before the output embeddings (NICE
+coupling, Dinh et al. 2015):
 
-    e1 <- e1 + F(e2);   e2 <- e2 + G(e1)   with e1, e2 the halves of an embedding, F and G bottlenecks
+    e1 <- e1 + F(e2);   e2 <- e2 + G(e1)   with e1, e2 the halves of an embedding, F and G
+    bottlenecks
 
-2.0: a language is learnt in all layers; the last one has no adapters when a task is learnt, nor at transfer.
+2.0: a language is learnt in all layers; the last one has no adapters when a task is learnt, nor at
+transfer.
 """
 
 from collections.abc import Sequence
@@ -23,7 +28,14 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 from transformers import PreTrainedModel
 
-from deftx.config import LanguageFit, MadxFit, MadxLanguageFit, MadxTaskFit, TaskFit, parse
+from deftx.config import (
+    LanguageVectorConfig,
+    MadxConfig,
+    MadxLanguageConfig,
+    MadxTaskConfig,
+    TaskVectorConfig,
+    parse,
+)
 from deftx.core.parameters import tunable
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples
@@ -38,11 +50,12 @@ MODEL_TYPES = ("bert", "camembert", "roberta", "xlm-roberta")  # whose layers en
 ROUNDING = 1e-6  # what width / reduction may miss a whole number by
 SPREAD = 0.02  # standard deviation of the weights at the start, as in BERT; biases are 0
 
-M = TypeVar("M", bound=MadxFit)
+M = TypeVar("M", bound=MadxConfig)
 
 
 class Bottleneck(nn.Module):
-    """A of the equations: [..., width] -> [..., out], through `inner` numbers; made from W_down, relu and W_up."""
+    """A of the equations: [..., width] -> [..., out], through `inner` numbers; made from W_down,
+    relu and W_up."""
 
     def __init__(self, width: int, reduction: float, out: int | None = None) -> None:
         super().__init__()
@@ -79,11 +92,11 @@ class Coupling(nn.Module):
 class Parts(nn.Module):
     """One adapter: a bottleneck for each of the first layers, and for a language the coupling."""
 
-    def __init__(self, width: int, layers: int, settings: MadxFit) -> None:
+    def __init__(self, width: int, layers: int, settings: MadxConfig) -> None:
         super().__init__()
         assert settings.reduction is not None  # as `sized` gave it
         self.layers = nn.ModuleList(Bottleneck(width, settings.reduction) for _ in range(layers))
-        if isinstance(settings, MadxLanguageFit):
+        if isinstance(settings, MadxLanguageConfig):
             self.invertible = Coupling(width, settings.invertible_reduction)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -95,13 +108,16 @@ class Parts(nn.Module):
 def fit_language(
     base: Base,
     text: Sequence[str],
-    settings: MadxLanguageFit,
+    settings: MadxLanguageConfig,
     *,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
     title: str = "MAD-X language",
 ) -> Adapter:
-    """A language adapter with its invertible adapter, by masked language modelling; of the rest its head moves."""
-    start = prepare_language(base, text, LanguageFit(seed=settings.seed, training=settings.training))
+    """A language adapter with its invertible adapter, by masked language modelling; of the rest its
+    head moves."""
+    start = prepare_language(
+        base, text, LanguageVectorConfig(seed=settings.seed, training=settings.training)
+    )
     trained_head = trained_head_by_name(start.model)
     settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
@@ -112,7 +128,7 @@ def fit_language(
         dict(parts.named_parameters()),
         settings,
         trained_head=trained_head,
-        work=work,
+        checkpoint_dir=checkpoint_dir,
         title=title,
     )
 
@@ -121,15 +137,19 @@ def fit_task(
     base: Base,
     train_set: Examples,
     valid_set: Examples,
-    settings: MadxTaskFit,
+    settings: MadxTaskConfig,
     *,
     source: Adapter | None,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
     title: str = "MAD-X task",
 ) -> Adapter:
-    """A task adapter with the task's head; the source language's adapter lies below it and stays as it is."""
+    """A task adapter with the task's head; the source language's adapter lies below it and stays as
+    it is."""
     start = prepare_task(
-        base, {"": train_set}, {"": valid_set}, TaskFit(seed=settings.seed, training=settings.training)
+        base,
+        {"": train_set},
+        {"": valid_set},
+        TaskVectorConfig(seed=settings.seed, training=settings.training),
     )
     if source is not None:
         check(source, METHOD, "language", base, start.origin["base_fingerprint"])
@@ -138,30 +158,39 @@ def fit_task(
     below = [] if source is None else [trained(start.model, source)]
     attach(start.model, *below, parts, layers=len(parts.layers))
     own = dict(parts.named_parameters())
-    return learn(METHOD, start, own, settings, source=source, work=work, title=title)
+    return learn(
+        METHOD, start, own, settings, source=source, checkpoint_dir=checkpoint_dir, title=title
+    )
 
 
 def compose(base: Base, task: Adapter, language: Adapter | None) -> PreTrainedModel:
     """The base with the language's and the task's adapter: a classifier in eval mode.
 
-    The adapters hang on the model by hooks, so that it is no ordinary checkpoint: what `save_pretrained` would write
-    lacks them. Raises DeftxError where one was made on another base or does not fit.
+    The adapters hang on the model by hooks, so that it is no ordinary checkpoint: what
+    `save_pretrained` would write lacks them. Raises DeftxError where one was made on another base
+    or does not fit.
     """
     model = classifier(base, METHOD, task, language)
     parts = trained(model, task)
-    attach(model, *([] if language is None else [trained(model, language)]), parts, layers=len(parts.layers))
+    attach(
+        model,
+        *([] if language is None else [trained(model, language)]),
+        parts,
+        layers=len(parts.layers),
+    )
     nn.Module.eval(model)
     return model
 
 
 def sized(model: PreTrainedModel, settings: M) -> M:
-    """`settings` with the reduction that they stand for on this model: without one, that of the bottlenecks with which
-    the adapter's number of parameters, the coupling's included, is nearest to k of the tunable entries."""
+    """`settings` with the reduction that they stand for on this model: without one, that of the
+    bottlenecks with which the adapter's number of parameters, the coupling's included, is nearest
+    to k of the tunable entries."""
     if settings.reduction is not None:
         return settings
     width, layers = model.config.hidden_size, _adapted_layers(model, settings)
     wanted = parse_k(settings.k, sum(weight.numel() for weight in tunable(model).values()))
-    if isinstance(settings, MadxLanguageFit):
+    if isinstance(settings, MadxLanguageConfig):
         coupling = Coupling(width, settings.invertible_reduction)
         wanted -= sum(parameter.numel() for parameter in coupling.parameters())
 
@@ -170,8 +199,9 @@ def sized(model: PreTrainedModel, settings: M) -> M:
     return settings.model_copy(update={"reduction": width / max(1, round(inner))})
 
 
-def untrained(model: PreTrainedModel, settings: MadxFit) -> Parts:
-    """The parts of an adapter of `model`, on its device, at their start, which is drawn from the seed."""
+def untrained(model: PreTrainedModel, settings: MadxConfig) -> Parts:
+    """The parts of an adapter of `model`, on its device, at their start, which is drawn from the
+    seed."""
     layers = _adapted_layers(model, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -179,14 +209,21 @@ def untrained(model: PreTrainedModel, settings: MadxFit) -> Parts:
 
 
 def trained(model: PreTrainedModel, adapter: Adapter) -> Parts:
-    """The parts of an adapter of `model` as they were learnt. Raises DeftxError where they are of other shapes."""
-    kind = MadxTaskFit if adapter.info.get("kind") == "task" else MadxLanguageFit
-    sizes = {name: adapter.info[name] for name in kind.model_fields if "reduction" in name and name in adapter.info}
+    """The parts of an adapter of `model` as they were learnt. Raises DeftxError where they are of
+    other shapes."""
+    kind = MadxTaskConfig if adapter.info.get("kind") == "task" else MadxLanguageConfig
+    sizes = {
+        name: adapter.info[name]
+        for name in kind.model_fields
+        if "reduction" in name and name in adapter.info
+    }
     parts = untrained(model, parse(kind, sizes))
     try:
         parts.load_state_dict(dict(adapter.tensors))
     except RuntimeError as error:
-        raise DeftxError(f"the adapter does not fit the model: {' '.join(str(error).split())[:200]}") from None
+        raise DeftxError(
+            f"the adapter does not fit the model: {' '.join(str(error).split())[:200]}"
+        ) from None
     return parts.requires_grad_(False)
 
 
@@ -207,7 +244,9 @@ def attach(model: Any, *stack: Parts, layers: int) -> None:
 def _stacked(bottlenecks: Sequence[nn.Module], norm: nn.LayerNorm, inputs: tuple[Tensor]) -> Tensor:
     total = inputs[0]
     for bottleneck in bottlenecks:
-        total = total + bottleneck(layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+        total = total + bottleneck(
+            layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        )
     return total
 
 
@@ -219,15 +258,18 @@ def _before(coupling: Coupling, decoder: nn.Module, inputs: tuple[Tensor]) -> Te
     return coupling.inverse(inputs[0])
 
 
-def _adapted_layers(model: Any, settings: MadxFit) -> int:
+def _adapted_layers(model: Any, settings: MadxConfig) -> int:
     """How many layers have a bottleneck: of a task adapter all but the last (MAD-X 2.0)."""
-    return len(_layers(model)) - isinstance(settings, MadxTaskFit)
+    return len(_layers(model)) - isinstance(settings, MadxTaskConfig)
 
 
 def _layers(model: Any) -> Any:
-    """The encoder's layers. Raises DeftxError for a model that is not built as the equations say."""
+    """The encoder's layers. Raises DeftxError for a model that is not built as the equations
+    say."""
     if model.config.model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
-        raise DeftxError(f"MAD-X does not support models of type {model.config.model_type!r}, only {known}")
+        raise DeftxError(
+            f"MAD-X does not support models of type {model.config.model_type!r}, only {known}"
+        )
     encoder: Any = model.base_model.encoder
     return encoder.layer

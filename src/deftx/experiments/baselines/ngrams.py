@@ -10,7 +10,9 @@ from deftx.data.examples import Examples
 def train_ngrams(examples: Examples) -> Pipeline:
     """A classifier of 1- to 5-grams of characters within words (tf-idf), from labelled examples."""
     features = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), sublinear_tf=True, min_df=2)
-    return make_pipeline(features, LogisticRegression(max_iter=1000)).fit(_lines(examples), examples.labels)
+    return make_pipeline(features, LogisticRegression(max_iter=1000)).fit(
+        _lines(examples), examples.labels
+    )
 
 
 def predict_ngrams(model: Pipeline, examples: Examples) -> list[str]:
@@ -21,4 +23,6 @@ def predict_ngrams(model: Pipeline, examples: Examples) -> list[str]:
 def _lines(examples: Examples) -> list[str]:
     """One text an example: pairs are joined by a line break."""
     pairs = examples.pairs or [""] * len(examples.texts)
-    return [f"{text}\n{pair}".strip().lower() for text, pair in zip(examples.texts, pairs, strict=True)]
+    return [
+        f"{text}\n{pair}".strip().lower() for text, pair in zip(examples.texts, pairs, strict=True)
+    ]

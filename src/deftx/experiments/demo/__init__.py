@@ -1,1 +1,2 @@
-"""The embedded default of `deftx demo`: artificial languages, a tiny base, and the whole method on them."""
+"""The embedded default of `deftx demo`: artificial languages, a tiny base, and the whole method on
+them."""

@@ -1,8 +1,10 @@
-"""A family of small artificial languages: one set of meanings, many surface forms, all generated from a seed.
+"""A family of small artificial languages: one set of meanings, many surface forms, all generated
+from a seed.
 
-A language inherits the family's words, replaces some by words of its own, changes two sounds wherever they occur
-(p becomes f, say), and ends its nouns in an affix of its own. Some languages are in the base's pretraining, one of
-them has labelled text (the source); the targets are in neither.
+A language inherits the family's words, replaces some by words of its own, changes two sounds
+wherever they occur (p becomes f, say), and ends its nouns in an affix of its own. Some languages
+are in the base's pretraining, one of them has labelled text (the source); the targets are in
+neither.
 """
 
 import random
@@ -13,7 +15,11 @@ from functools import cache
 SEED = 7  # of the words; the shipped base was trained on this family
 REPLACED = 0.25  # of a language's content words
 SOUND_CHANGES = {"p": "f", "t": "c", "k": "h", "b": "v", "d": "z", "g": "j", "s": "x"}
-SOURCE, OTHERS, TARGETS = "ovani", ("tesha", "murek", "dolin", "pareg", "sibat"), ("fenor", "sunat", "gwelo")
+SOURCE, OTHERS, TARGETS = (
+    "ovani",
+    ("tesha", "murek", "dolin", "pareg", "sibat"),
+    ("fenor", "sunat", "gwelo"),
+)
 
 LABELS = ("negative", "neutral", "positive")
 OPPOSITE = {"positive": "negative", "negative": "positive", "neutral": "neutral"}
@@ -42,17 +48,23 @@ MEANINGS = [*CONTENT, *FUNCTION]
 def words(language: str) -> Mapping[str, str]:
     """The word of every meaning in a language; no two alike."""
     own = random.Random(f"{SEED}/{language}")
-    changes = str.maketrans({sound: SOUND_CHANGES[sound] for sound in own.sample(list(SOUND_CHANGES), 2)})
+    changes = str.maketrans(
+        {sound: SOUND_CHANGES[sound] for sound in own.sample(list(SOUND_CHANGES), 2)}
+    )
     affix = own.choice("ptkbdg") + own.choice("aeiou")
     forms = dict(inherited())
     for meaning in own.sample(CONTENT, round(REPLACED * len(CONTENT))):
         forms[meaning] = _new_word(own, {*forms.values(), *inherited().values()})
-    return {meaning: form.translate(changes) + (affix if meaning in NOUNS else "") for meaning, form in forms.items()}
+    return {
+        meaning: form.translate(changes) + (affix if meaning in NOUNS else "")
+        for meaning, form in forms.items()
+    }
 
 
 @cache
 def inherited() -> Mapping[str, str]:
-    """The family's word of every meaning. Those of grammar have only sounds that no language changes."""
+    """The family's word of every meaning. Those of grammar have only sounds that no language
+    changes."""
     family, forms = random.Random(f"{SEED}/family"), dict[str, str]()
     for meaning in CONTENT:
         forms[meaning] = _new_word(family, {*forms.values()})
@@ -62,17 +74,23 @@ def inherited() -> Mapping[str, str]:
 
 
 def _new_word(
-    rng: random.Random, known: set[str], sounds: str = "ptkbdgmnslr", ends: Sequence[str] = ("", "", "n", "r", "s")
+    rng: random.Random,
+    known: set[str],
+    sounds: str = "ptkbdgmnslr",
+    ends: Sequence[str] = ("", "", "n", "r", "s"),
 ) -> str:
     """Two syllables, perhaps a last consonant, unlike all `known` words."""
     while True:
-        word = "".join(rng.choice(sounds) + rng.choice("aeiou") for _ in range(2)) + rng.choice(ends)
+        word = "".join(rng.choice(sounds) + rng.choice("aeiou") for _ in range(2)) + rng.choice(
+            ends
+        )
         if word not in known:
             return word
 
 
 def review(rng: random.Random, part: str) -> tuple[list[str], str]:
-    """The meanings of a labelled text, and its label: "not" turns a clause around, what follows "but" counts."""
+    """The meanings of a labelled text, and its label: "not" turns a clause around, what follows
+    "but" counts."""
     label = rng.choice(LABELS)
     said = _clause(rng, label, part, negated=0.4)
     if rng.random() < 0.5:
@@ -82,7 +100,8 @@ def review(rng: random.Random, part: str) -> tuple[list[str], str]:
 
 
 def note(rng: random.Random) -> list[str]:
-    """The meanings of an unlabelled line: clauses of one mood, perhaps a contrast, often an emoticon at the end."""
+    """The meanings of an unlabelled line: clauses of one mood, perhaps a contrast, often an
+    emoticon at the end."""
     mood = rng.choice(LABELS)
     said = _clause(rng, mood, "train", negated=0.25)
     if rng.random() < 0.5:
@@ -94,7 +113,8 @@ def note(rng: random.Random) -> list[str]:
 
 
 def _clause(rng: random.Random, mood: str, part: str, negated: float) -> list[str]:
-    """A random clause of a mood and a part: no clause of evaluation text is in any text that is learnt from."""
+    """A random clause of a mood and a part: no clause of evaluation text is in any text that is
+    learnt from."""
     while True:
         no = ["not"] if rng.random() < negated else []
         inner = OPPOSITE[mood] if no else mood
@@ -108,7 +128,8 @@ def _clause(rng: random.Random, mood: str, part: str, negated: float) -> list[st
 
 
 def part_of(clause: list[str]) -> str:
-    """The part of the data (train, valid or test) that a clause belongs to, by its meanings alone."""
+    """The part of the data (train, valid or test) that a clause belongs to, by its meanings
+    alone."""
     return ("test", "valid", *["train"] * 8)[zlib.crc32(" ".join(clause).encode()) % 10]
 
 
@@ -118,17 +139,23 @@ def say(meanings: list[str], language: str) -> str:
 
 
 def plain_text(language: str, count: int, seed: int | str) -> list[str]:
-    """Unlabelled lines; in half of them words of the source are mixed in, as speakers of small languages do."""
+    """Unlabelled lines; in half of them words of the source are mixed in, as speakers of small
+    languages do."""
     rng, lines = random.Random(f"text/{language}/{seed}"), []
     for _ in range(count):
         meanings, mixing = note(rng), rng.choice((0.0, 0.5))
         spoken = [SOURCE if rng.random() < mixing else language for _ in meanings]
-        lines.append(" ".join(say([meaning], tongue) for meaning, tongue in zip(meanings, spoken, strict=True)))
+        lines.append(
+            " ".join(
+                say([meaning], tongue) for meaning, tongue in zip(meanings, spoken, strict=True)
+            )
+        )
     return lines
 
 
 def labelled(part: str, count: int, seed: int) -> list[tuple[list[str], str]]:
-    """Distinct labelled meanings of one part (train, valid, test), equally many of each label as far as they go."""
+    """Distinct labelled meanings of one part (train, valid, test), equally many of each label as
+    far as they go."""
     rng, found = random.Random(f"labels/{part}/{seed}"), dict[str, tuple[list[str], str]]()
     while len(found) < count:
         meanings, label = review(rng, part)

@@ -1,4 +1,5 @@
-"""`deftx demo`: write the artificial languages down as files and a recipe, carry it out, and say what to try next."""
+"""`deftx demo`: write the artificial languages down as files and a recipe, carry it out, and say
+what to try next."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import Score, run_recipe, table, vectors_of
 from deftx.models.compose import compose
 from deftx.models.loading import load_tokenizer, save_model
-from deftx.storage.atomic_files import LOCK, claimed, write_text
+from deftx.storage.atomic_files import LOCK, lock_directory, write_text
 from deftx.storage.vector_files import load
 from deftx.training.distributed import refuse_several_processes
 
@@ -59,28 +60,36 @@ VARIANTS = {
 
 
 def demo(out: Path, seed: int = 0, force: bool = False) -> list[Score]:
-    """Run the whole method on the artificial languages; everything is left in `out`, as ordinary files.
+    """Run the whole method on the artificial languages; everything is left in `out`, as ordinary
+    files.
 
-    out/data holds text and labelled data, out/base the tiny base, out/recipe.yaml what is done with them, out/run
-    what comes of it. A demo of the same seed that was stopped goes on. Raises DeftxError where another process is at
-    work in `out`, and where it exists, unless `force` and it holds an earlier demo.
+    out/data holds text and labelled data, out/base the tiny base, out/recipe.yaml what is done with
+    them, out/run what comes of it. A demo of the same seed that was stopped goes on. Raises
+    DeftxError where another process is at work in `out`, and where it exists, unless `force` and it
+    holds an earlier demo.
     """
     refuse_several_processes("the demo")
     written = yaml.safe_dump(recipe(seed), sort_keys=False)
     goes_on = _recipe_in(out) == written and not _composed(out).exists()
     if out.exists() and not goes_on:
         if not force:
-            raise DeftxError(f"{out} exists: choose another folder with --out, or replace the demo there with --force")
+            raise DeftxError(
+                f"{out} exists: choose another folder with --out, or replace the demo there with --force"
+            )
         if _recipe_in(out) is None:
-            raise DeftxError(f"{out} exists and is not a demo, so --force does not replace it: choose another folder")
-    with claimed(out):
+            raise DeftxError(
+                f"{out} exists and is not a demo, so --force does not replace it: choose another folder"
+            )
+    with lock_directory(out):
         if not goes_on:
             _clear(out)
         write_text(out / "recipe.yaml", written)
         write_data(out / "data", seed)
         shutil.copytree(BASE, out / "base", dirs_exist_ok=True)
         with _progress() as said:
-            found = run_recipe(load_recipe(out / "recipe.yaml"), out / "run", None, TWO_PROCESSES, 2, said)
+            found = run_recipe(
+                load_recipe(out / "recipe.yaml"), out / "run", None, TWO_PROCESSES, 2, said
+            )
         plot(found, out / "demo.png")
         compose_one(out, seed)
     print(f"\nmacro-F1 (%) on languages without labelled data\n\n{table(found)}")
@@ -111,7 +120,12 @@ def _clear(out: Path) -> None:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar over all steps, with a line for the latest."""
-    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)]
+    columns = [
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    ]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         steps = bar.add_task("", total=None)
         yield lambda line, done, total: bar.update(
@@ -145,7 +159,7 @@ def recipe(seed: int) -> dict[str, object]:
         "valid": f"data/{SOURCE}-valid.tsv",
         "languages": {name: f"data/{name}.txt" for name in (SOURCE, *TARGETS)},
         "test": {name: f"data/{name}-test.tsv" for name in TARGETS},
-        "leakage": "ignore",  # `write_data` keeps its clauses out; with so few words some lines are alike by chance
+        "contamination": "ignore",  # `write_data` keeps its clauses out; with so few words some lines are alike by chance
         "language": LANGUAGE,
         "task": TASK,
         "variants": VARIANTS,
@@ -153,7 +167,8 @@ def recipe(seed: int) -> dict[str, object]:
 
 
 def plot(found: list[Score], path: Path) -> None:
-    """A bar for each variant and language, as a picture; left out, with a word, where matplotlib is missing."""
+    """A bar for each variant and language, as a picture; left out, with a word, where matplotlib is
+    missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -163,19 +178,29 @@ def plot(found: list[Score], path: Path) -> None:
     axes = figure.subplots()
     for number, variant in enumerate(VARIANTS):
         heights = [
-            100 * mean(s.scores["macro_f1"] for s in found if (s.variant, s.language) == (variant, t)) for t in TARGETS
+            100
+            * mean(s.scores["macro_f1"] for s in found if (s.variant, s.language) == (variant, t))
+            for t in TARGETS
         ]
-        bars = axes.bar([place + 0.27 * (number - 1) for place in range(len(TARGETS))], heights, 0.25, label=variant)
+        bars = axes.bar(
+            [place + 0.27 * (number - 1) for place in range(len(TARGETS))],
+            heights,
+            0.25,
+            label=variant,
+        )
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
     axes.set_xticks(range(len(TARGETS)), TARGETS)
-    axes.set(ylim=(0, 108), ylabel="macro-F1 (%)", title="Sentiment in languages without labelled data")
+    axes.set(
+        ylim=(0, 108), ylabel="macro-F1 (%)", title="Sentiment in languages without labelled data"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.savefig(path, dpi=150)
 
 
 def compose_one(out: Path, seed: int) -> None:
-    """Put DeFT-X's task vector and first target vector where they are easily found, and compose them to a model."""
+    """Put DeFT-X's task vector and first target vector where they are easily found, and compose
+    them to a model."""
     found = vectors_of(out / "run", DEFT_X, seed)
     folders = {name: out / "vectors" / name for name in ("task", *TARGETS)}
     for name, folder in folders.items():
@@ -195,5 +220,8 @@ def next_commands(out: Path) -> str:
         f"deftx run {out / 'recipe.yaml'} --out {out / 'run'} --set variants.DeFT-X.task.rank=8",
     ]
     return "\n  ".join(
-        [f"The bars are in {out / 'demo.png'}, a composed model in {out / 'models' / target}. Next:", *lines]
+        [
+            f"The bars are in {out / 'demo.png'}, a composed model in {out / 'models' / target}. Next:",
+            *lines,
+        ]
     )

@@ -20,4 +20,6 @@ def helped(found: Findings) -> Section | None:
     )
     facts = {row["name"]: "; ".join(row["facts"]) for row in rows if row["facts"]}
     notes = [f"{row['name']}: {line}." for row in rows for line in row["advice"]]
-    return Section("helped", "Did it help?", about, notes, [words_table("What is known.", "", facts)])
+    return Section(
+        "helped", "Did it help?", about, notes, [words_table("What is known.", "", facts)]
+    )

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 
 def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Look]) -> "Figure":
-    """Means of `scores`, variant -> column -> percent by seed, their standard deviation, and a dot for each seed."""
+    """Means of `scores`, variant -> column -> percent by seed, their standard deviation, and a dot
+    for each seed."""
     columns = list(next(iter(scores.values())))
     width = 0.84 / len(scores)
     figure = new_figure(max(WIDTH, 1.2 + 0.24 * len(scores) * len(columns)), 3.6)
@@ -40,7 +41,14 @@ def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Loo
     for number, (variant, by_column) in enumerate(scores.items()):
         shift = width * (number - (len(scores) - 1) / 2)
         centres = [column + shift for column in range(len(columns))]
-        _draw_bars(axes, variant, [by_column[column] for column in columns], centres, 0.92 * width, look[variant])
+        _draw_bars(
+            axes,
+            variant,
+            [by_column[column] for column in columns],
+            centres,
+            0.92 * width,
+            look[variant],
+        )
     axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel="score (%)", ylim=(0, None), xlim=(-0.5, len(columns) - 0.5))
@@ -49,7 +57,12 @@ def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Loo
 
 
 def _draw_bars(
-    axes: "Axes", variant: str, values: Sequence[list[float]], centres: Sequence[float], width: float, look: Look
+    axes: "Axes",
+    variant: str,
+    values: Sequence[list[float]],
+    centres: Sequence[float],
+    width: float,
+    look: Look,
 ) -> None:
     """The bars of one variant; deviations and dots where a column has several seeds."""
     heights = [mean(of_column) if of_column else 0.0 for of_column in values]
@@ -66,7 +79,8 @@ def _draw_bars(
 
 
 def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "Figure":
-    """A panel for each pair: the difference and its interval by language and on average; hollow if inconclusive."""
+    """A panel for each pair: the difference and its interval by language and on average; hollow if
+    inconclusive."""
     across = min(3, len(comparisons))
     down = ceil(len(comparisons) / across)
     names = [*columns, AVERAGE]
@@ -98,9 +112,16 @@ def _draw_interval(axes: "Axes", place: int, gap: Difference) -> None:
 
 
 def overlap_with_task(shares: Mapping[tuple[str, str], list[float]]) -> "Figure":
-    """Variants by languages: the share of places that the vectors of a language and of the task have in common."""
-    rows, columns = _ordered(variant for variant, _ in shares), _ordered(language for _, language in shares)
-    values = [[mean(shares[row, column]) if (row, column) in shares else None for column in columns] for row in rows]
+    """Variants by languages: the share of places that the vectors of a language and of the task
+    have in common."""
+    rows, columns = (
+        _ordered(variant for variant, _ in shares),
+        _ordered(language for _, language in shares),
+    )
+    values = [
+        [mean(shares[row, column]) if (row, column) in shares else None for column in columns]
+        for row in rows
+    ]
     figure = new_figure(2.6 + 0.75 * len(columns), 0.9 + 0.42 * len(rows))
     heat(figure.subplots(), rows, columns, values, _top(values))
     return figure
@@ -113,10 +134,15 @@ def overlap_of_languages(shares: Mapping[str, Mapping[tuple[str, str], float]]) 
     down = ceil(len(shares) / across)
     figure = new_figure(0.6 + across * (0.7 + 0.5 * size), down * (0.7 + 0.42 * size))
     grid = figure.subplots(down, across, squeeze=False).flatten()
-    top = max((v for found in shares.values() for (a, b), v in found.items() if a != b), default=1.0)
+    top = max(
+        (v for found in shares.values() for (a, b), v in found.items() if a != b), default=1.0
+    )
     for axes, (variant, found) in zip(grid, shares.items(), strict=False):
         names = _ordered(one for one, _ in found)
-        values = [[found.get((row, column)) if row != column else None for column in names] for row in names]
+        values = [
+            [found.get((row, column)) if row != column else None for column in names]
+            for row in names
+        ]
         heat(axes, names[1:], names[:-1], [row[:-1] for row in values[1:]], top)
         axes.set_title(variant)
     hide_rest(grid, len(shares))
@@ -124,25 +150,42 @@ def overlap_of_languages(shares: Mapping[str, Mapping[tuple[str, str], float]]) 
 
 
 def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure":
-    """A panel for each variant and part: layers by kinds of tensor, the share of entries that vectors hold."""
+    """A panel for each variant and part: layers by kinds of tensor, the share of entries that
+    vectors hold."""
     from matplotlib.ticker import PercentFormatter
 
-    inner = {key: {p: share for p, share in found.items() if p[0] is not None} for key, found in places.items()}
+    inner = {
+        key: {p: share for p, share in found.items() if p[0] is not None}
+        for key, found in places.items()
+    }
     inner = {key: found for key, found in inner.items() if found}
     parts = [part for part in (LANGUAGE, TASK) if any(of == part for _, of in inner)]
     variants = _ordered(variant for variant, _ in inner)
     layers = sorted({layer for found in inner.values() for layer, _ in found if layer is not None})
-    kinds = sorted(_ordered(kind for found in inner.values() for _, kind in found), key=lambda kind: kind == BIASES)
+    kinds = sorted(
+        _ordered(kind for found in inner.values() for _, kind in found),
+        key=lambda kind: kind == BIASES,
+    )
     figure = new_figure(1.0 + 2.3 * len(variants), len(parts) * (0.7 + 0.2 * len(layers)) + 0.9)
     grid = figure.subplots(len(parts), len(variants), squeeze=False, sharex=True, sharey=True)
     for part, line in zip(parts, grid, strict=True):
-        top = max(share for (_, of), found in inner.items() if of == part for share in found.values())
+        top = max(
+            share for (_, of), found in inner.items() if of == part for share in found.values()
+        )
         for variant, axes in zip(variants, line, strict=True):
             found = inner.get((variant, part), {})
             values = [[found.get((layer, kind)) for kind in kinds] for layer in layers]
             image = coloured(axes, values, top)
             if not found:
-                axes.text(0.5, 0.5, "none", color=MUTED, ha="center", va="center", transform=axes.transAxes)
+                axes.text(
+                    0.5,
+                    0.5,
+                    "none",
+                    color=MUTED,
+                    ha="center",
+                    va="center",
+                    transform=axes.transAxes,
+                )
             axes.set_title(variant if part == parts[0] else "")
             axes.tick_params(length=0)
             axes.set_xticks(range(len(kinds)), kinds, rotation=90)
@@ -152,39 +195,69 @@ def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure"
     return figure
 
 
-def ranks(found: Mapping[tuple[str, str], Mapping[Place, list[int]]], look: Mapping[str, Look]) -> "Figure":
-    """A panel for each kind of matrix: the rank kept by layer; task vectors dashed, a band from least to most."""
+def ranks(
+    found: Mapping[tuple[str, str], Mapping[Place, list[int]]], look: Mapping[str, Look]
+) -> "Figure":
+    """A panel for each kind of matrix: the rank kept by layer; task vectors dashed, a band from
+    least to most."""
 
     def draw(axes: "Axes", kind: str) -> None:
         for (variant, part), places in found.items():
-            points = sorted((at, kept) for (at, of), kept in places.items() if at is not None and of == kind)
+            points = sorted(
+                (at, kept) for (at, of), kept in places.items() if at is not None and of == kind
+            )
             if points:
                 layers, dashes = [layer for layer, _ in points], "--" if part == TASK else "-"
-                label, colour, marker = f" {variant}, {part}", look[variant].colour, look[variant].marker
-                axes.plot(layers, [mean(kept) for _, kept in points], dashes, color=colour, label=label, marker=marker)
+                label, colour, marker = (
+                    f" {variant}, {part}",
+                    look[variant].colour,
+                    look[variant].marker,
+                )
+                axes.plot(
+                    layers,
+                    [mean(kept) for _, kept in points],
+                    dashes,
+                    color=colour,
+                    label=label,
+                    marker=marker,
+                )
                 bounds = [min(kept) for _, kept in points], [max(kept) for _, kept in points]
                 axes.fill_between(layers, *bounds, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=kind, xlabel="layer", ylim=(0, None))
         axes.locator_params(integer=True)
 
-    kinds = _ordered(kind for places in found.values() for layer, kind in places if layer is not None)
+    kinds = _ordered(
+        kind for places in found.values() for layer, kind in places if layer is not None
+    )
     return panels(kinds, draw, "rank kept")
 
 
 def spectra(found: Mapping[str, Mapping[Place, "Tensor"]]) -> "Figure":
-    """A panel for each kind of matrix and of vector: the share of the squares that the first r singular values hold."""
+    """A panel for each kind of matrix and of vector: the share of the squares that the first r
+    singular values hold."""
     from matplotlib import colormaps
 
     pairs = _ordered((name, kind) for name, places in found.items() for _, kind in places)
-    layers = sorted({layer for places in found.values() for layer, _ in places if layer is not None})
-    shade = {layer: colormaps[SHADES](0.1 + 0.8 * n / max(1, len(layers) - 1)) for n, layer in enumerate(layers)}
+    layers = sorted(
+        {layer for places in found.values() for layer, _ in places if layer is not None}
+    )
+    shade = {
+        layer: colormaps[SHADES](0.1 + 0.8 * n / max(1, len(layers) - 1))
+        for n, layer in enumerate(layers)
+    }
 
     def draw(axes: "Axes", panel: tuple[str, str]) -> None:
         for (layer, kind), singular in found[panel[0]].items():
             squares = singular.square()
             if kind == panel[1] and layer is not None and squares.sum() > 0:
                 held = (100 * squares.cumsum(0) / squares.sum()).tolist()
-                axes.plot(range(1, len(held) + 1), held, color=shade[layer], linewidth=1.2, label=f" layer {layer}")
+                axes.plot(
+                    range(1, len(held) + 1),
+                    held,
+                    color=shade[layer],
+                    linewidth=1.2,
+                    label=f" layer {layer}",
+                )
         axes.axhline(90, color=MUTED, linestyle=":", linewidth=1)
         axes.set(title=f"{panel[0]}: {panel[1]}", xlabel="rank r", ylim=(0, 102))
 
@@ -192,9 +265,12 @@ def spectra(found: Mapping[str, Mapping[Place, "Tensor"]]) -> "Figure":
 
 
 def curves(
-    found: Mapping[tuple[str, int], Mapping[str, list[Curve]]], look: Mapping[str, Look], held_out: bool
+    found: Mapping[tuple[str, int], Mapping[str, list[Curve]]],
+    look: Mapping[str, Look],
+    held_out: bool,
 ) -> "Figure":
-    """A panel for each language and the task: means over the seeds by step, a band around them; phase 1 dashed."""
+    """A panel for each language and the task: means over the seeds by step, a band around them;
+    phase 1 dashed."""
 
     def draw(axes: "Axes", name: str) -> None:
         metric = "loss"
@@ -202,17 +278,23 @@ def curves(
             for variant, some in variants.items() if of == name else ():
                 metric = some[0].metric if held_out else "loss"
                 by_step: dict[float, list[float]] = {}
-                for step, value in (p for one in some for p in (one.held_out if held_out else one.training)):
+                for step, value in (
+                    p for one in some for p in (one.held_out if held_out else one.training)
+                ):
                     by_step.setdefault(step, []).append(value)
                 steps, colour = sorted(by_step), look[variant].colour
                 options: dict[str, Any] = {"color": colour, "label": f" {variant}, phase {phase}"}
                 options |= {"marker": look[variant].marker, "markevery": max(1, len(steps) // 20)}
-                axes.plot(steps, [mean(by_step[s]) for s in steps], "--" if phase == 1 else "-", **options)
+                axes.plot(
+                    steps, [mean(by_step[s]) for s in steps], "--" if phase == 1 else "-", **options
+                )
                 bounds = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
                 axes.fill_between(steps, *bounds, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=f"{name}: {metric_name(metric)}", xlabel="step")
 
-    return panels(_ordered(name for name, _ in found), draw, "held-out" if held_out else "training loss")
+    return panels(
+        _ordered(name for name, _ in found), draw, "held-out" if held_out else "training loss"
+    )
 
 
 def _ordered(things: Iterable[Any]) -> list[Any]:

@@ -1,4 +1,5 @@
-"""The sections on vectors: what they share, what denoising kept, where their entries lie, how they were learnt."""
+"""The sections on vectors: what they share, what denoising kept, where their entries lie, how they
+were learnt."""
 
 from statistics import mean
 
@@ -18,7 +19,9 @@ def overlaps(found: Findings) -> Section | None:
                 figures.overlap_with_task(seen.with_task),
                 "Places that a language's vector shares with the task's vector, in percent of the smaller one "
                 "(the paper's Figure 2); mean over the seeds.",
-                _in_words({f"{variant}, {name}": mean(v) for (variant, name), v in seen.with_task.items()}),
+                _in_words(
+                    {f"{variant}, {name}": mean(v) for (variant, name), v in seen.with_task.items()}
+                ),
             )
         )
     shared = {variant: pairs for variant, pairs in seen.languages.items() if len(pairs) > 1}
@@ -29,7 +32,14 @@ def overlaps(found: Findings) -> Section | None:
                 figures.overlap_of_languages(shared),
                 "Places that the vectors of two languages share, in percent of the smaller one (the paper's Figure 3); "
                 "first seed.",
-                _in_words({f"{v}, {a} and {b}": s for v, by in shared.items() for (a, b), s in by.items() if a != b}),
+                _in_words(
+                    {
+                        f"{v}, {a} and {b}": s
+                        for v, by in shared.items()
+                        for (a, b), s in by.items()
+                        if a != b
+                    }
+                ),
             )
         )
     about = (
@@ -87,7 +97,11 @@ def places(found: Findings) -> Section | None:
         "lie tells which parts of the model a language or a task needs."
     )
     return Section(
-        "places", "Where the changed weights lie", about, tables=[outside] if outside else [], pictures=[drawing]
+        "places",
+        "Where the changed weights lie",
+        about,
+        tables=[outside] if outside else [],
+        pictures=[drawing],
     )
 
 
@@ -123,10 +137,16 @@ def training(found: Findings) -> Section | None:
     notes = [
         "Variants that differ only in what comes after phase 1 share it, and their dashed lines lie on each other."
     ]
-    return Section("training", "How training went", about, notes, pictures=pictures) if pictures else None
+    return (
+        Section("training", "How training went", about, notes, pictures=pictures)
+        if pictures
+        else None
+    )
 
 
 def _in_words(shares: dict[str, float]) -> str:
     """Shares as text for those who cannot see the picture; no more than fits a breath."""
     parts = [f"{name} {share:.0%}" for name, share in shares.items()]
-    return "; ".join(parts[:20]) + (f"; and {len(parts) - 20} more" if len(parts) > 20 else "") + "."
+    return (
+        "; ".join(parts[:20]) + (f"; and {len(parts) - 20} more" if len(parts) > 20 else "") + "."
+    )

@@ -1,4 +1,5 @@
-"""Write a report: one page that needs nothing besides itself, the same as Markdown, and its figures as files.
+"""Write a report: one page that needs nothing besides itself, the same as Markdown, and its figures
+as files.
 
 OUT/report.html          all of it, figures inside; light or dark as the reader's system is
 OUT/report.md            the same as Markdown
@@ -27,12 +28,14 @@ NEEDED = ("matplotlib", "jinja2")
 
 
 def write_report(folder: Path, out: Path | None = None, *, baseline: str | None = None) -> Path:
-    """The report of the run in `folder`, written to `out` (folder/report), whole or not at all; the page's path.
+    """The report of the run in `folder`, written to `out` (folder/report), whole or not at all; the
+    page's path.
 
     baseline  the variant that others are held against, instead of the recipe's
 
-    Raises DeftxError where `folder` is no run or damaged, where `out` is something else than an earlier report, for
-    a baseline that has no scores, and where the libraries of the extra `report` are missing.
+    Raises DeftxError where `folder` is no run or damaged, where `out` is something else than an
+    earlier report, for a baseline that has no scores, and where the libraries of the extra `report`
+    are missing.
     """
     if missing := lacking():
         raise DeftxError(f"a report needs {' and '.join(missing)}: pip install 'deftx[report]'")
@@ -68,10 +71,16 @@ def page(found: Findings, parts: Sequence[Section]) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup, escape
 
-    template = files("deftx.experiments.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["drawing"] = lambda picture: Markup(  # matplotlib escapes the text of its figures
-        picture.svg.replace("<svg", f'<svg role="img" aria-label="{escape(picture.alt)}"', 1)
+    template = (
+        files("deftx.experiments.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    )
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["drawing"] = lambda picture: (
+        Markup(  # matplotlib escapes the text of its figures
+            picture.svg.replace("<svg", f'<svg role="img" aria-label="{escape(picture.alt)}"', 1)
+        )
     )
     return environment.from_string(template).render(**_head(found), sections=parts)
 
@@ -87,7 +96,11 @@ def _head(found: Findings) -> Mapping[str, Any]:
         "seeds": ", ".join(map(str, run.seeds)) or "none",
         "scored by": metric_name(recipe.metric),
     }
-    missing = f"This run is not finished: {finished} of its {steps} steps are done." if finished < steps else ""
+    missing = (
+        f"This run is not finished: {finished} of its {steps} steps are done."
+        if finished < steps
+        else ""
+    )
     return {
         "title": recipe.title or recipe.name,
         "facts": facts,
@@ -106,22 +119,39 @@ def commands(run: RunData) -> list[str]:
 def markdown(found: Findings, parts: Sequence[Section]) -> str:
     """The report as Markdown, with its figures beside it."""
     head = _head(found)
-    lines = [f"# {_plain(head['title'])}", "", ", ".join(f"{key}: {_plain(v)}" for key, v in head["facts"].items()), ""]
-    lines += [line for said in [head["missing"], *head["headline"]] if said for line in (_plain(said), "")]
+    lines = [
+        f"# {_plain(head['title'])}",
+        "",
+        ", ".join(f"{key}: {_plain(v)}" for key, v in head["facts"].items()),
+        "",
+    ]
+    lines += [
+        line for said in [head["missing"], *head["headline"]] if said for line in (_plain(said), "")
+    ]
     for part in parts:
         lines += [f"## {part.title}", "", part.about, ""]
         for table in part.tables:
             lines += [*_markdown_table(table), ""]
         lines += [line for note in part.notes for line in (_plain(note), "")]
         for picture in part.pictures:
-            lines += [f"![{_plain(picture.alt)}]({FIGURES}/{picture.name}.png)", "", _plain(picture.caption), ""]
-    return "\n".join([*lines, "## To repeat it", "", *(f"    {command}" for command in head["commands"]), ""])
+            lines += [
+                f"![{_plain(picture.alt)}]({FIGURES}/{picture.name}.png)",
+                "",
+                _plain(picture.caption),
+                "",
+            ]
+    return "\n".join(
+        [*lines, "## To repeat it", "", *(f"    {command}" for command in head["commands"]), ""]
+    )
 
 
 def _markdown_table(table: Table) -> list[str]:
     align = ["---", *(["---" if table.words else "---:"] * (len(table.columns) - 1))]
     rows = [[_plain(line.name), *map(_markdown_cell, line.cells)] for line in table.lines]
-    lines = [f"| {' | '.join(row)} |" for row in [[_plain(column) for column in table.columns], align, *rows]]
+    lines = [
+        f"| {' | '.join(row)} |"
+        for row in [[_plain(column) for column in table.columns], align, *rows]
+    ]
     return [table.caption, "", *lines]
 
 

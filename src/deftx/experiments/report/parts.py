@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it goes to the page and to files: `name` is that of the files, `width` in CSS pixels."""
+    """A figure as it goes to the page and to files: `name` is that of the files, `width` in CSS
+    pixels."""
 
     name: str
     caption: str

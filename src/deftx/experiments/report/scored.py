@@ -26,7 +26,9 @@ def scores(found: Findings) -> Section | None:
     )
     notes = []
     if several and len(scored) > 1:
-        notes.append("Bold: the highest mean of a column, which need not be better (see the comparison below).")
+        notes.append(
+            "Bold: the highest mean of a column, which need not be better (see the comparison below)."
+        )
     if baseline in scored and len(scored) > 1:
         notes.append(
             f"{tables.BETTER}: higher than the baseline, {baseline}. {tables.SURELY_BETTER}: higher, and the 95% "
@@ -36,7 +38,9 @@ def scores(found: Findings) -> Section | None:
     article = "a" if len(run.recipe.labelled) > 1 else "the"
     for name in run.languages:
         if name in run.recipe.labelled:
-            notes.append(f"{name} is {article} language of the labelled data; it is not in the average.")
+            notes.append(
+                f"{name} is {article} language of the labelled data; it is not in the average."
+            )
     if run.recipe.paper:
         notes.append(_about_published(run.recipe.paper))
     shades = looks(run.variants, baseline)
@@ -45,9 +49,18 @@ def scores(found: Findings) -> Section | None:
         "scores",
         figures.bars(values, shades),
         f"Scores by language.{spread}",
-        "Bars: " + "; ".join(f"{name} {tables.spread(by[AVERAGE])}" for name, by in values.items()) + " on average.",
+        "Bars: "
+        + "; ".join(f"{name} {tables.spread(by[AVERAGE])}" for name, by in values.items())
+        + " on average.",
     )
-    return Section("scores", "Scores", about, notes, [tables.score_table(run, baseline, found.comparisons)], [drawing])
+    return Section(
+        "scores",
+        "Scores",
+        about,
+        notes,
+        [tables.score_table(run, baseline, found.comparisons)],
+        [drawing],
+    )
 
 
 def _about_published(published: Sequence[Published]) -> str:
@@ -108,4 +121,6 @@ def comparison(found: Findings) -> Section | None:
         f"Differences with intervals. On average: {names or 'not all languages are there'}.",
     )
     shown = [tables.comparison_table(pairs), tables.language_comparisons(run, pairs)]
-    return Section("comparison", "What is better, and how sure that is", about, notes, shown, [drawing])
+    return Section(
+        "comparison", "What is better, and how sure that is", about, notes, shown, [drawing]
+    )

@@ -1,4 +1,5 @@
-"""What a report says, section by section, in words for people who never saw the paper. What a run lacks is left out."""
+"""What a report says, section by section, in words for people who never saw the paper. What a run
+lacks is left out."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,11 +28,15 @@ def headline(found: Findings) -> list[str]:
     if not averages:
         return []
     best = max(averages, key=lambda name: mean(averages[name]))
-    said = [f"Best on average over the target languages: {best}, with a {metric} of {tables.spread(averages[best])} %."]
+    said = [
+        f"Best on average over the target languages: {best}, with a {metric} of {tables.spread(averages[best])} %."
+    ]
     for one, gap, p in tables.averaged(found.comparisons):
         if best in (one.first, one.second) and found.baseline in (one.first, one.second):
             measured = f"{tables.signed(gap.value)} points, 95% interval {tables.interval(gap)}"
-            said.append(f"{one.first} minus {one.second}: {measured} ({tables.verdict(one, gap, p)}).")
+            said.append(
+                f"{one.first} minus {one.second}: {measured} ({tables.verdict(one, gap, p)})."
+            )
     return said
 
 

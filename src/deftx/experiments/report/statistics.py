@@ -1,9 +1,10 @@
-"""How sure a difference between two variants is, when both the seeds and the test texts are samples.
+"""How sure a difference between two variants is, when both the seeds and the test texts are
+samples.
 
 A score belongs to one seed and one set of test texts; other seeds and other texts would have given
 another score. The interval of a difference is for the mean over all seeds and all texts like those
-at hand. Seeds and texts are crossed: every seed answers the same texts, and both variants share both.
-With S seeds, the difference d_s of seed s is
+at hand. Seeds and texts are crossed: every seed answers the same texts, and both variants share
+both. With S seeds, the difference d_s of seed s is
 
     d_s = difference + seed effect (variance A) + text effect (B) + seed x text effect (C)
 
@@ -14,8 +15,8 @@ so that the mean over seeds has variance A/S + B + C/S. Two parts estimate it:
 
 Adding the text noise of the mean itself would count C twice. This is the analysis that radiology
 uses for readers and cases (Obuchowski and Rockette 1995; Hillis 2007, who sets a negative text part
-to 0). Text noise comes from the jackknife. docs/report.md derives the degrees of freedom; tests hold
-the coverage.
+to 0). Text noise comes from the jackknife. docs/report.md derives the degrees of freedom; tests
+hold the coverage.
 """
 
 import warnings
@@ -44,9 +45,9 @@ class Score:
 
     Attributes:
         value: The score, 0 to 1.
-        text_effects: What each text contributes to the score's deviation [texts]. The sum of squares
-            is the jackknife variance over texts; the inner product with another score's effects is
-            the covariance.
+        text_effects: What each text contributes to the score's deviation [texts]. The sum of
+            squares is the jackknife variance over texts; the inner product with another score's
+            effects is the covariance.
     """
 
     value: float
@@ -137,7 +138,8 @@ Scores = Mapping[tuple[str, int, str], Score]  # by variant, seed and language
 
 
 def macro_f1(confusion: Floats) -> Floats:
-    """Macro-F1 of confusion counts [..., true, predicted]: mean over the labels that occur in either."""
+    """Macro-F1 of confusion counts [..., true, predicted]: mean over the labels that occur in
+    either."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     true_and_predicted = confusion.sum(-1) + confusion.sum(-2)
     occurs = true_and_predicted > 0
@@ -210,7 +212,9 @@ def _answers(run: RunData, language: str) -> dict[tuple[str, int], Predictions]:
         answers = _numbered_by_name(answers, sorted(names))
         truth = truth or answers.true
         if answers.true != truth:
-            raise DeftxError(f"the scores on {language} are not of one test set: step {row.step} has other true labels")
+            raise DeftxError(
+                f"the scores on {language} are not of one test set: step {row.step} has other true labels"
+            )
         numbered[row.variant, row.seed] = answers
     return numbered
 
@@ -312,11 +316,12 @@ def estimate(gaps: Sequence[Score]) -> Difference:
 
 
 def estimate_crossed(values: Floats, text_effects: Floats | None = None) -> Difference:
-    """A difference with its interval, where language vectors and task vectors have seeds of their own.
+    """A difference with its interval, where language vectors and task vectors have seeds of their
+    own.
 
-    Every language vector of one seed is combined with every task vector of another. The combinations
-    are no independent runs: two of a row share the language vector, two of a column the task vector.
-    With mean squares MS of the two-way table, the variance of the mean is
+    Every language vector of one seed is combined with every task vector of another. The
+    combinations are no independent runs: two of a row share the language vector, two of a column
+    the task vector. With mean squares MS of the two-way table, the variance of the mean is
 
         (MS_language + MS_task - MS_both) / (I x J) + text part
 
@@ -325,7 +330,8 @@ def estimate_crossed(values: Floats, text_effects: Floats | None = None) -> Diff
     where little but the interaction varies, and cover 92% at worst where I and J are far apart.
 
     Args:
-        values: Differences by seed of the language vector and seed of the task [I, J], both at least 2.
+        values: Differences by seed of the language vector and seed of the task [I, J], both at
+            least 2.
         text_effects: Their text effects [I, J, texts]; without them the texts count as fixed.
 
     Returns:
@@ -372,7 +378,8 @@ def _difference(values: Floats, parts: Sequence[tuple[float, float]], seeds: int
 
 
 def detectable_ratio(freedom: float) -> float:
-    """The true difference, in standard errors, that a two-sided t test finds with a power of 80%."""
+    """The true difference, in standard errors, that a two-sided t test finds with a power of
+    80%."""
     critical = stats.t.ppf(1 - LEVEL / 2, freedom)
     # the test finds it where difference / error + noise > critical x (estimated error / true error)
     probabilities = (np.arange(2000) + 0.5) / 2000

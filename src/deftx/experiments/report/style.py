@@ -1,7 +1,9 @@
-"""How all figures of a report look, and how they become files. matplotlib is imported when the first one is drawn.
+"""How all figures of a report look, and how they become files. matplotlib is imported when the
+first one is drawn.
 
-Text and axes are drawn in INK, which becomes the colour of the text around it when an SVG stands in a page: so the page
-can be light or dark. A variant has one colour in all figures, the baseline grey.
+Text and axes are drawn in INK, which becomes the colour of the text around it when an SVG stands in
+a page: so the page can be light or dark. A variant has one colour in all figures, the baseline
+grey.
 """
 
 import re
@@ -81,12 +83,15 @@ def style() -> Iterator[None]:
     from matplotlib import rc_context
 
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script that the font of the PNG lacks
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing"
+        )  # a script that the font of the PNG lacks
         yield
 
 
 def drawn(figure: "Figure", name: str) -> tuple[str, bytes]:
-    """A figure as SVG, to stand in a page, and as PNG on white. The same figure gives the same text."""
+    """A figure as SVG, to stand in a page, and as PNG on white. The same figure gives the same
+    text."""
     from matplotlib import rc_context
 
     vector, pixels = StringIO(), BytesIO()
@@ -117,15 +122,23 @@ def panels(names: Sequence[Any], draw: Callable[["Axes", Any], None], label: str
 
 
 def legend(figure: "Figure", *axes: Any, across: int = 3) -> None:
-    """One legend for all of the axes, below them; labels have a blank in front, lest one with _ be left out."""
+    """One legend for all of the axes, below them; labels have a blank in front, lest one with _ be
+    left out."""
     named: dict[str, Any] = {}
     for handles, labels in (one.get_legend_handles_labels() for one in axes):
         named |= {label.strip(): handle for handle, label in zip(handles, labels, strict=True)}
     if named:
-        figure.legend(list(named.values()), [f" {name}" for name in named], loc="outside lower center", ncols=across)
+        figure.legend(
+            list(named.values()),
+            [f" {name}" for name in named],
+            loc="outside lower center",
+            ncols=across,
+        )
 
 
-def heat(axes: "Axes", rows: Sequence[str], columns: Sequence[str], values: Values, top: float) -> None:
+def heat(
+    axes: "Axes", rows: Sequence[str], columns: Sequence[str], values: Values, top: float
+) -> None:
     """Coloured cells with their values in percent."""
     coloured(axes, values, top)
     axes.set_xticks(range(len(columns)), columns)

@@ -42,7 +42,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, the first of them that of the rows' names; `folded` tables are opened by who wants to see them."""
+    """Columns, the first of them that of the rows' names; `folded` tables are opened by who wants
+    to see them."""
 
     caption: str
     columns: Sequence[str]
@@ -54,8 +55,8 @@ class Table:
 def score_table(run: RunData, baseline: str | None, comparisons: Sequence[Comparison]) -> Table:
     """Mean ± sample standard deviation over the seeds, in percent.
 
-    With several variants of which one has several seeds, the best of a column is bold. Marks say what
-    is higher than the baseline.
+    With several variants of which one has several seeds, the best of a column is bold. Marks say
+    what is higher than the baseline.
     """
     columns = score_columns(run)
     values = {}
@@ -78,7 +79,9 @@ def score_table(run: RunData, baseline: str | None, comparisons: Sequence[Compar
         name = variant + _seeds_missing(run, variant, by_column[AVERAGE])
         lines.append(Line(name, cells))
     metric = metric_name(run.recipe.metric)
-    caption = f"{metric[:1].upper()}{metric[1:]} in percent, mean ± standard deviation over the seeds."
+    caption = (
+        f"{metric[:1].upper()}{metric[1:]} in percent, mean ± standard deviation over the seeds."
+    )
     return Table(caption, ["", *columns], [*lines, *_published_lines(run, columns)])
 
 
@@ -89,7 +92,8 @@ def score_columns(run: RunData) -> list[str]:
 
 
 def column_values(run: RunData, variant: str, columns: Sequence[str]) -> dict[str, list[float]]:
-    """A variant's scores in percent by column, one for each seed; the average is taken within a seed first."""
+    """A variant's scores in percent by column, one for each seed; the average is taken within a
+    seed first."""
     values: dict[str, list[float]] = {column: [] for column in columns}
     for by_language in run.scores(variant).values():
         for column in columns:
@@ -109,7 +113,9 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
-def _best_of_columns(values: Mapping[str, Mapping[str, Sequence[float]]], columns: Sequence[str]) -> dict[str, float]:
+def _best_of_columns(
+    values: Mapping[str, Mapping[str, Sequence[float]]], columns: Sequence[str]
+) -> dict[str, float]:
     """The highest mean of each column, as it is shown; nothing where no comparison is meant."""
     best: dict[str, float] = {}
     if len(values) < 2:
@@ -151,7 +157,8 @@ def _seeds_missing(run: RunData, variant: str, averages: Sequence[float]) -> str
 def _published_lines(run: RunData, columns: Sequence[str]) -> list[Line]:
     """Others' numbers in our columns.
 
-    Their average is that of our target languages where they have all of them, otherwise as published.
+    Their average is that of our target languages where they have all of them, otherwise as
+    published.
     """
     lines = []
     for published in run.recipe.paper:
@@ -166,10 +173,14 @@ def _published_lines(run: RunData, columns: Sequence[str]) -> list[Line]:
     return lines
 
 
-def averaged(comparisons: Sequence[Comparison]) -> list[tuple[Comparison, Difference, float | None]]:
+def averaged(
+    comparisons: Sequence[Comparison],
+) -> list[tuple[Comparison, Difference, float | None]]:
     """The pairs that have an average, it, and its p corrected for how many have one."""
     with_average = [pair for pair in comparisons if pair.average]
-    probabilities = [pair.average.p for pair in with_average if pair.average and pair.average.p is not None]
+    probabilities = [
+        pair.average.p for pair in with_average if pair.average and pair.average.p is not None
+    ]
     corrected = iter(holm(probabilities))
     rows = []
     for pair in with_average:
@@ -194,7 +205,16 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             Cell(conclusion, best=is_proven(gap, corrected)),
         ]
         lines.append(Line(f"{pair.first} against {pair.second}", cells))
-    columns = ["", "difference", "95% interval", "detectable", "p", "p (Holm)", "seeds", "what follows"]
+    columns = [
+        "",
+        "difference",
+        "95% interval",
+        "detectable",
+        "p",
+        "p (Holm)",
+        "seeds",
+        "what follows",
+    ]
     return Table("Average of the target languages, first minus second, in points.", columns, lines)
 
 
@@ -205,7 +225,11 @@ def language_comparisons(run: RunData, comparisons: Sequence[Comparison]) -> Tab
         cells = []
         for language in run.languages:
             gap = pair.by_language.get(language)
-            cells.append(Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.conclusive) if gap else Cell(NOTHING))
+            cells.append(
+                Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.conclusive)
+                if gap
+                else Cell(NOTHING)
+            )
         lines.append(Line(f"{pair.first} against {pair.second}", cells))
     caption = (
         "Differences by language in points, with 95% intervals; "
@@ -260,7 +284,8 @@ def probability(p: float | None) -> str:
 
 
 def outside_table(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> Table | None:
-    """The share of entries that vectors hold outside of the numbered layers, such as in the embeddings."""
+    """The share of entries that vectors hold outside of the numbered layers, such as in the
+    embeddings."""
     kinds: list[str] = []
     for shares in places.values():
         for layer, kind in shares:
@@ -295,7 +320,9 @@ def settings_table(run: RunData) -> Table:
     return Table(caption, ["", *keys], lines, words=True)
 
 
-def words_table(caption: str, heading: str, words: Mapping[str, str], *, folded: bool = False) -> Table:
+def words_table(
+    caption: str, heading: str, words: Mapping[str, str], *, folded: bool = False
+) -> Table:
     """Names, and what there is to say of each."""
     lines = [Line(name, [Cell(text)]) for name, text in words.items()]
     return Table(caption, ["", heading], lines, folded=folded, words=True)
