@@ -49,7 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "DeFT-X": {"method": "deftx", "rank": 50},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "as LT-SFT, replacements from the corpus": {},
+    "as LT-SFT but for replacements": {},
     "head frozen": {"lm_head": "frozen"},
     "replacements from the vocabulary": {"replacements": "vocabulary"},
     "dropout 0": {"dropout": 0.0},

@@ -283,9 +283,14 @@ class LoraTaskConfig(LoraArithmeticConfig):
 # standard an evening on an ordinary GPU, or a night on a processor; provisional, until curves have
 # been measured paper-* the paper's settings for XLM-R base, with its best ranks (Tables 2 and 3)
 # and k as in LT-SFT's code
+PAPER_LANGUAGE_TRAINING = LanguageTrainingConfig(
+    dropout=0.1, replacements="vocabulary", held_out_blocks=None
+)
 LANGUAGE_PRESETS = {
-    "paper-sentiment": LanguageVectorConfig(k=7_667_712, rank=100),
-    "paper-nli": LanguageVectorConfig(k=7_667_712, rank=200),
+    "paper-sentiment": LanguageVectorConfig(
+        k=7_667_712, rank=100, training=PAPER_LANGUAGE_TRAINING
+    ),
+    "paper-nli": LanguageVectorConfig(k=7_667_712, rank=200, training=PAPER_LANGUAGE_TRAINING),
     "quick": LanguageVectorConfig(
         training=LanguageTrainingConfig(
             learning_rate=1e-4, max_steps=1000, min_steps=0, evaluate_every=100
@@ -299,12 +304,16 @@ LANGUAGE_PRESETS = {
 }
 TASK_PRESETS = {
     "paper-sentiment": TaskVectorConfig(
-        k=14_155_776, rank=100, training=TaskTrainingConfig(metric="macro_f1")
+        k=14_155_776,
+        rank=100,
+        training=TaskTrainingConfig(metric="macro_f1", dropout=0.1),
     ),
     "paper-nli": TaskVectorConfig(
         k=14_155_776,
         rank="90%",
-        training=TaskTrainingConfig(batch_size=32, epochs=5, evaluate_every=625, metric="accuracy"),
+        training=TaskTrainingConfig(
+            batch_size=32, epochs=5, evaluate_every=625, metric="accuracy", dropout=0.1
+        ),
     ),
     "quick": TaskVectorConfig(
         training=TaskTrainingConfig(learning_rate=1e-4, epochs=2, evaluate_every=100)
