@@ -101,8 +101,8 @@ def ours(python: str) -> None:
     import transformers
     from transformers.utils.logging import disable_progress_bar
 
-    from deftx.config import MadxLanguageConfig, MadxTaskConfig
     from deftx.experiments.baselines import madx
+    from deftx.experiments.baselines.config import MadxLanguageConfig, MadxTaskConfig
     from deftx.models.loading import load_language_model, load_task_model
 
     disable_progress_bar()

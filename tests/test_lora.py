@@ -9,11 +9,12 @@ from test_fit import QUICK, TEXT, TRAIN, VALID
 from test_madx import IDS, equal
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from deftx.config import LoraLanguageConfig, LoraTaskConfig, changed, parse
+from deftx.config import changed, parse
 from deftx.core.parameters import tunable
 from deftx.errors import DeftxError
 from deftx.experiments.baselines import lora
 from deftx.experiments.baselines.adapters import load_adapter, save_adapter
+from deftx.experiments.baselines.config import LoraLanguageConfig, LoraTaskConfig
 from deftx.models.loading import load_encoder, load_language_model, load_task_model, load_tokenizer
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION

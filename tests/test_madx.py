@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from test_fit import QUICK, TEXT, TRAIN, VALID
 from torch.nn.functional import gelu, linear, relu
 
-from deftx.config import MadxLanguageConfig, MadxTaskConfig, changed, parse
+from deftx.config import changed, parse
 from deftx.core.parameters import tunable
 from deftx.core.select import parse_k
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
 from deftx.experiments.baselines import madx
 from deftx.experiments.baselines.adapters import FILE, load_adapter, save_adapter
+from deftx.experiments.baselines.config import MadxLanguageConfig, MadxTaskConfig
 from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION

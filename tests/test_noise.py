@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from test_fit import TASK, TRAIN, VALID, same
 from test_tasks import EXAMPLES
 
-from deftx.config import LATER, MadxTaskConfig, TaskTrainingConfig, changed
+from deftx.config import LATER, TaskTrainingConfig, changed
 from deftx.data.misspelling import misspeller
 from deftx.experiments.baselines import madx
+from deftx.experiments.baselines.config import MadxTaskConfig
 from deftx.fit import fit_task
 from deftx.tasks.base import names_of, supervised
 from deftx.tasks.registry import TASKS

@@ -15,10 +15,6 @@ from deftx.config import (
     Config,
     FitConfig,
     LanguageVectorConfig,
-    LoraLanguageConfig,
-    LoraTaskConfig,
-    MadxLanguageConfig,
-    MadxTaskConfig,
     Seed,
     TaskVectorConfig,
     VectorConfig,
@@ -30,6 +26,12 @@ from deftx.config import (
 from deftx.core.merge import rule_of
 from deftx.data.examples import ColumnNames
 from deftx.errors import DeftxError, unknown
+from deftx.experiments.baselines.config import (
+    LoraLanguageConfig,
+    LoraTaskConfig,
+    MadxLanguageConfig,
+    MadxTaskConfig,
+)
 from deftx.experiments.inheritance import read
 from deftx.tasks.registry import settled, task_of
 

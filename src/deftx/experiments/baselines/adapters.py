@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from torch import Tensor, float32, nn
 from transformers import PreTrainedModel
 
-from deftx.config import LoraArithmeticConfig, MadxConfig
 from deftx.core.apply import apply
 from deftx.core.parameters import head
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, first_fault
+from deftx.experiments.baselines.config import LoraArithmeticConfig, MadxConfig
 from deftx.models.fingerprint import fingerprint, fingerprint_of
 from deftx.models.loading import Base, load_task_model
 from deftx.storage.manifest import Form

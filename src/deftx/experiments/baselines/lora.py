@@ -16,19 +16,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from deftx.config import (
-    LanguageVectorConfig,
-    LoraArithmeticConfig,
-    LoraLanguageConfig,
-    LoraTaskConfig,
-    TaskVectorConfig,
-    parse,
-)
+from deftx.config import LanguageVectorConfig, TaskVectorConfig, parse
 from deftx.core.parameters import tunable
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.experiments.baselines.adapters import Adapter, check, classifier, learn
+from deftx.experiments.baselines.config import (
+    LoraArithmeticConfig,
+    LoraLanguageConfig,
+    LoraTaskConfig,
+)
 from deftx.models.loading import Base
 from deftx.training.phases import trained_head_by_name
 from deftx.training.preparation import prepare_language, prepare_task

@@ -28,19 +28,13 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 from transformers import PreTrainedModel
 
-from deftx.config import (
-    LanguageVectorConfig,
-    MadxConfig,
-    MadxLanguageConfig,
-    MadxTaskConfig,
-    TaskVectorConfig,
-    parse,
-)
+from deftx.config import LanguageVectorConfig, TaskVectorConfig, parse
 from deftx.core.parameters import tunable
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.experiments.baselines.adapters import Adapter, check, classifier, learn
+from deftx.experiments.baselines.config import MadxConfig, MadxLanguageConfig, MadxTaskConfig
 from deftx.models.loading import Base
 from deftx.training.phases import trained_head_by_name
 from deftx.training.preparation import prepare_language, prepare_task
