@@ -1,6 +1,4 @@
-"""The documentation site: `make docs` builds it into build/docs, and takes a warning for an error."""
-
-import re
+"""The documentation site: `make docs` builds it into build/docs; a warning is an error."""
 
 from sphinx.application import Sphinx
 
@@ -9,7 +7,7 @@ import deftx
 project = "deftx"
 author = "The deftx contributors"
 release = deftx.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["figures"]
 html_theme = "furo"
 html_title = "deftx"
@@ -22,29 +20,13 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings write `name`
 smartquotes = False
 add_module_names = False
+napoleon_numpy_docstring = False
+napoleon_attr_annotations = True
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
-
-ENTRY = re.compile(
-    r"(\w[\w, ]*?) {2,}(\S.*)"
-)  # "name  what it is", and more lines of it further in
-
-
-def _as_definitions(
-    app: object, kind: str, name: str, thing: object, options: object, lines: list[str]
-) -> None:
-    """Turn our docstrings' columns of names and meanings into reST's lists of definitions, in place."""
-    laid_out: list[str] = []
-    for line in lines:
-        if entry := ENTRY.fullmatch(line):
-            laid_out += ["", f"**{entry[1]}**", f"   {entry[2]}"]
-        elif laid_out and laid_out[-1].startswith("   ") and line.startswith("    "):
-            laid_out.append(f"   {line.strip()}")
-        else:
-            laid_out.append(line)
-    lines[:] = laid_out
 
 
 def _plain_defaults(
@@ -63,4 +45,3 @@ def _plain_defaults(
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-signature", _plain_defaults)
-    app.connect("autodoc-process-docstring", _as_definitions)
