@@ -55,9 +55,9 @@ def entries(dense):
     return SparseTensor(indices, flat[indices], tuple(dense.shape))
 
 
-def vector_of(base, *, select_head=False, seed=0, only=""):
+def vector_of(base, *, with_head=False, seed=0, only=""):
     """A random vector on a base, bound to it."""
-    model = load_task_model(base, LABELS, seed=3) if select_head else load_language_model(base)
+    model = load_task_model(base, LABELS, seed=3) if with_head else load_language_model(base)
     names = [name for name in tunable(model) if only in name]
     tensors = {
         name: entries(sparse(tuple(tunable(model)[name].shape), i + seed) / 4)
@@ -65,7 +65,7 @@ def vector_of(base, *, select_head=False, seed=0, only=""):
     }
     top = (
         Head({name: p.detach().clone() for name, p in head(model).items()}, LABELS)
-        if select_head
+        if with_head
         else None
     )
     return SparseVector(
@@ -286,14 +286,14 @@ def test_the_outputs_of_a_head_are_told_from_the_matrices_before_them(labels):
 )
 def test_a_head_that_would_be_random_in_part_is_refused(bases, part):
     head = {name: torch.ones(2, 16)[: 1 if name.endswith("bias") else 2].squeeze() for name in part}
-    task = replace(vector_of(bases(), select_head=True), head=Head(head, LABELS))
+    task = replace(vector_of(bases(), with_head=True), head=Head(head, LABELS))
     with pytest.raises(DeftxError, match="the head of XLMRobertaForSequenceClassification"):
         compose(bases(), task)
 
 
 @both_forms
 def test_what_lt_sft_wrote_and_what_we_write_come_back_bit_for_bit(tmp_path, bases, form):
-    vector = vector_of(bases(), select_head=True)
+    vector = vector_of(bases(), with_head=True)
     deftx.save(vector, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "sft", "lt-sft")
     back = convert(tmp_path / "sft", tmp_path / "back", base=bases(), labels=LABELS)
@@ -414,7 +414,7 @@ def test_a_long_shape_that_is_named_often_is_not_copied_each_time(tmp_path):
 
 
 def test_no_language_may_be_said_as_none(bases):
-    task = vector_of(bases(), select_head=True)
+    task = vector_of(bases(), with_head=True)
     alone, without = compose(bases(), task), compose(bases(), task, None)
     assert all(
         alone.get_parameter(name).equal(weight) for name, weight in without.named_parameters()
@@ -576,11 +576,11 @@ def linear_only(vector, model):
 )
 @pytest.mark.parametrize("shape", ["xlmr", "bert", "distilbert"])
 @pytest.mark.parametrize("with_head", [False, True])
-def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, select_head):
+def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, with_head):
     base = bases(shape)
-    deftx.save(vector := vector_of(base, select_head=select_head), tmp_path / "vector")
-    ours = load_task_model(base, LABELS) if select_head else load_language_model(base)
-    theirs = load_task_model(base, LABELS) if select_head else load_language_model(base)
+    deftx.save(vector := vector_of(base, with_head=with_head), tmp_path / "vector")
+    ours = load_task_model(base, LABELS) if with_head else load_language_model(base)
+    theirs = load_task_model(base, LABELS) if with_head else load_language_model(base)
     kept = linear_only(vector, ours)
     share = f"{1 - kept.k / vector.k:.1%}"
     with pytest.warns(
@@ -598,7 +598,7 @@ def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, 
 @pytest.mark.parametrize("shape", ["distilbert", "modernbert", "deberta"])
 def test_an_adapter_with_a_head_of_several_matrices_comes_back(tmp_path, bases, shape):
     vector = linear_only(
-        vector_of(bases(shape), select_head=True), load_task_model(bases(shape), LABELS)
+        vector_of(bases(shape), with_head=True), load_task_model(bases(shape), LABELS)
     )
     deftx.save(vector, tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "adapter", "peft")
@@ -669,7 +669,7 @@ def test_a_language_vector_as_a_model_is_the_masked_language_model_that_was_trai
 
 
 def test_a_task_vector_as_a_model_is_the_composed_classifier(tmp_path, bases):
-    deftx.save(vector := vector_of(bases(), select_head=True), tmp_path / "vector")
+    deftx.save(vector := vector_of(bases(), with_head=True), tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "model", "model")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     tokenizer = load_tokenizer(tmp_path / "model")

@@ -317,7 +317,7 @@ def test_a_classifier_as_base_does_not_lend_its_head_to_another_task(
 
 
 def test_a_composed_model_keeps_its_head_when_it_is_loaded(bases, tmp_path):
-    model = compose(bases(), vector(bases(), 1, select_head=True))
+    model = compose(bases(), vector(bases(), 1, with_head=True))
     save_model(model, load_tokenizer(bases()), tmp_path / "model")
     assert same(head(load_composed(tmp_path / "model")), head(model))
 
@@ -567,7 +567,7 @@ def test_a_damaged_tokenizer_is_one_line(bases, tmp_path, content):
 # --- composing ---
 
 
-def vector(base, seed, select_head=False, named=True):
+def vector(base, seed, with_head=False, named=True):
     model = load_task_model(base, LABELS, seed)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -578,7 +578,7 @@ def vector(base, seed, select_head=False, named=True):
         )
     top = (
         Head({name: weight.detach().clone() for name, weight in head(model).items()}, LABELS)
-        if select_head
+        if with_head
         else None
     )
     info = {"base": str(base), "base_fingerprint": fingerprint(model)} if named else {}
@@ -587,7 +587,7 @@ def vector(base, seed, select_head=False, named=True):
 
 @also_encoder_decoders
 def test_a_composed_model_is_the_base_plus_both_vectors_with_the_tasks_head(bases, shape):
-    task, language = vector(bases(shape), 1, select_head=True), vector(bases(shape), 2)
+    task, language = vector(bases(shape), 1, with_head=True), vector(bases(shape), 2)
     model = compose(bases(shape), task, language)
     assert not model.training
     start = backbone(AutoModel.from_pretrained(bases(shape)))
@@ -601,9 +601,7 @@ def test_a_composed_model_is_the_base_plus_both_vectors_with_the_tasks_head(base
 
 @also_encoder_decoders
 def test_a_saved_composed_model_runs_in_an_ordinary_pipeline(bases, tmp_path, shape):
-    model = compose(
-        bases(shape), vector(bases(shape), 1, select_head=True), vector(bases(shape), 2)
-    )
+    model = compose(bases(shape), vector(bases(shape), 1, with_head=True), vector(bases(shape), 2))
     save_model(model, load_tokenizer(bases(shape)), tmp_path / "model")
     answers = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")(
         TEXTS, top_k=None
@@ -621,7 +619,7 @@ def test_a_saved_composed_model_runs_in_an_ordinary_pipeline(bases, tmp_path, sh
 
 
 def test_several_languages_one_or_none_can_be_composed(bases):
-    task, one, two = vector(bases(), 1, select_head=True), vector(bases(), 2), vector(bases(), 3)
+    task, one, two = vector(bases(), 1, with_head=True), vector(bases(), 2), vector(bases(), 3)
     both, total = compose(bases(), task, [one, two]), compose(bases(), task, one + two)
     for name, weight in backbone(both).items():
         torch.testing.assert_close(weight, backbone(total)[name])
@@ -631,8 +629,8 @@ def test_several_languages_one_or_none_can_be_composed(bases):
 
 def test_of_two_tasks_with_heads_the_one_that_is_chosen_gives_its_head(bases):
     first, second, language = (
-        vector(bases(), 1, select_head=True),
-        vector(bases(), 2, select_head=True),
+        vector(bases(), 1, with_head=True),
+        vector(bases(), 2, with_head=True),
         vector(bases(), 3),
     )
     assert error(compose, bases(), [first, second], language).startswith(
@@ -645,7 +643,7 @@ def test_of_two_tasks_with_heads_the_one_that_is_chosen_gives_its_head(bases):
 
 @pytest.mark.parametrize("rule", ["ties:density=0.7", "scaled:language_scale=0.5", "agree"])
 def test_a_rule_composes_the_merged_vector(bases, rule):
-    task, language = vector(bases(), 1, select_head=True), vector(bases(), 2)
+    task, language = vector(bases(), 1, with_head=True), vector(bases(), 2)
     model = compose(bases(), task, language, rule=rule)
     assert same(
         backbone(model), backbone(compose(bases(), merge(rule, task=task, languages=[language])))
@@ -654,7 +652,7 @@ def test_a_rule_composes_the_merged_vector(bases, rule):
 
 
 def test_a_composed_model_takes_another_language_and_gives_it_back(bases):
-    model, language = compose(bases(), vector(bases(), 1, select_head=True)), vector(bases(), 2)
+    model, language = compose(bases(), vector(bases(), 1, with_head=True)), vector(bases(), 2)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with apply_temporarily(model, language):
         assert not same(
@@ -669,7 +667,7 @@ def test_a_task_vector_without_a_head_is_an_error(bases):
 
 def test_vectors_of_another_base_are_refused_and_with_force_warned_about(bases, tmp_path):
     other = tiny.save_base(tmp_path / "other", seed=7)
-    task, language = vector(other, 1, select_head=True), vector(other, 2)
+    task, language = vector(other, 1, with_head=True), vector(other, 2)
     message = error(compose, bases(), task, language)
     assert f"the vector was made on {other} (" in message
     assert f"not on {bases()} (" in message
@@ -683,7 +681,7 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
     bases, tmp_path
 ):
     read = tokenizer_record(load_tokenizer(bases()))
-    task = vector(bases(), 1, select_head=True)
+    task = vector(bases(), 1, with_head=True)
     task = replace(task, info={**task.info, "tokenizer": read})
     compose(bases(), task)
     AutoModelForMaskedLM.from_pretrained(bases()).save_pretrained(tmp_path / "base")
@@ -710,7 +708,7 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
 def test_composing_says_nothing_of_heads_that_are_new(bases, caplog, capsys):
     verbosity = logging.get_verbosity()
     with caplog.at_level("WARNING"):
-        compose(bases(), vector(bases(), 1, select_head=True))
+        compose(bases(), vector(bases(), 1, with_head=True))
     assert not caplog.records
     assert "MISSING" not in capsys.readouterr().err
     assert logging.get_verbosity() == verbosity
@@ -745,14 +743,14 @@ def test_what_is_no_vector_is_told_from_one(bases, says, asked):
     model = AutoModel.from_pretrained(bases())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(DeftxError, match=f"^{says}"):
-        NO_VECTORS[says][asked](model, vector(bases(), 1, select_head=True), Path(bases()))
+        NO_VECTORS[says][asked](model, vector(bases(), 1, with_head=True), Path(bases()))
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("foreign", ["task", "language"])
 def test_vectors_of_two_bases_do_not_compose_even_by_force(bases, tmp_path, foreign):
     other = tiny.save_base(tmp_path / "other", seed=7)
-    task = vector(other if foreign == "task" else bases(), 1, select_head=True)
+    task = vector(other if foreign == "task" else bases(), 1, with_head=True)
     language = vector(other if foreign == "language" else bases(), 2)
     for ignore_base_mismatch in (False, True):
         with pytest.raises(DeftxError, match="vectors of different bases do not combine"):
@@ -762,13 +760,13 @@ def test_vectors_of_two_bases_do_not_compose_even_by_force(bases, tmp_path, fore
 @pytest.mark.parametrize("foreign", ["task", "language"])
 def test_one_named_vector_is_enough_to_tell_another_base(bases, tmp_path, foreign):
     other = tiny.save_base(tmp_path / "other", seed=7)
-    task = vector(other, 1, select_head=True, named=foreign == "task")
+    task = vector(other, 1, with_head=True, named=foreign == "task")
     language = vector(other, 2, named=foreign == "language")
     assert "the vector was made on" in error(compose, bases(), task, language)
 
 
 def test_a_vector_of_another_shape_of_base_is_an_error_even_by_force(bases):
-    task = vector(bases("bert"), 1, select_head=True)
+    task = vector(bases("bert"), 1, with_head=True)
     with (
         pytest.warns(UserWarning, match="the vector was made on"),
         pytest.raises(
@@ -780,7 +778,7 @@ def test_a_vector_of_another_shape_of_base_is_an_error_even_by_force(bases):
 
 def test_vectors_that_name_no_base_fit_any(bases):
     model = compose(
-        bases(), vector(bases(), 1, select_head=True, named=False), vector(bases(), 2, named=False)
+        bases(), vector(bases(), 1, with_head=True, named=False), vector(bases(), 2, named=False)
     )
     assert backbone(model)
 

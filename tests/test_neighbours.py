@@ -31,7 +31,7 @@ def extra(name):
 def test_the_onnx_export_of_a_composed_model_gives_its_logits(tmp_path, bases):
     extra("onnx"), extra("onnxscript")
     runtime = extra("onnxruntime")
-    model = compose(bases(), vector_of(bases(), select_head=True), vector_of(bases(), seed=7))
+    model = compose(bases(), vector_of(bases(), with_head=True), vector_of(bases(), seed=7))
     inputs = dict(load_tokenizer(bases())(TEXTS, padding=True, return_tensors="pt"))
     names, file = list(inputs), str(tmp_path / "model.onnx")
     axes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
@@ -58,9 +58,9 @@ def test_the_onnx_export_of_a_composed_model_gives_its_logits(tmp_path, bases):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("with_head", [True, False])
-def test_sentence_transformers_encodes_with_a_composed_model_as_we_do(tmp_path, bases, select_head):
+def test_sentence_transformers_encodes_with_a_composed_model_as_we_do(tmp_path, bases, with_head):
     sentence_transformers = extra("sentence_transformers")
-    vector = vector_of(bases(), select_head=select_head)
+    vector = vector_of(bases(), with_head=with_head)
     deftx.save(vector, tmp_path / "vector")
     convert(tmp_path / "vector", tmp_path / "model", "model")
     found = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(
@@ -110,7 +110,7 @@ def test_where_logs_go_is_in_no_vector_and_decides_nothing():
 
 
 def test_the_same_language_vector_twice_is_refused(tmp_path, bases):
-    task, language = vector_of(bases(), select_head=True), vector_of(bases(), seed=7)
+    task, language = vector_of(bases(), with_head=True), vector_of(bases(), seed=7)
     deftx.save(language, tmp_path / "one")
     for again in (language, deftx.load(tmp_path / "one")):
         with pytest.raises(DeftxError, match="vectors 2 and 3 of 3 are the same: give each once"):
@@ -153,7 +153,7 @@ def test_a_vector_notes_its_tokenizer_and_another_one_is_refused(tmp_path, bases
 def test_commands_that_compose_check_the_tokenizer(tmp_path, bases):
     shutil.copytree(bases(), tmp_path / "base")
     noted = {"tokenizer": tokenizer_record(load_tokenizer(bases()))}
-    task = vector_of(bases(), select_head=True)
+    task = vector_of(bases(), with_head=True)
     task = replace(task, info={**task.info, **noted})
     other_tokenizer(bases(), tmp_path / "base")
     base, out = str(tmp_path / "base"), tmp_path / "out"
@@ -175,7 +175,7 @@ def test_commands_that_compose_check_the_tokenizer(tmp_path, bases):
 
 
 def test_test_data_with_labels_that_the_head_lacks_are_refused(bases):
-    task = vector_of(bases(), select_head=True)
+    task = vector_of(bases(), with_head=True)
     examples = deftx.Examples(TEXTS, labels=["good"] * 5 + ["so-so"])
     with pytest.raises(
         DeftxError, match="label 'so-so' is not among the labels of the training data: bad, good"

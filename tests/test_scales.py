@@ -20,7 +20,7 @@ VALID = Examples(TEXTS, None, [LABELS[len(text) % len(LABELS)] for text in TEXTS
 
 @pytest.mark.parametrize("rule", ["scaled", "ties:density=0.9"])
 def test_the_best_pair_scores_as_its_composed_model_does_and_as_no_other_exceeds(bases, rule):
-    task, source = vector(bases(), 1, select_head=True), vector(bases(), 2)
+    task, source = vector(bases(), 1, with_head=True), vector(bases(), 2)
     found = tune_scales(bases(), task, source, VALID, [0.5, 2.0], rule=rule)
     assert {scale for pair in found.scores for scale in pair} == {0.5, 1.0, 2.0}
     assert len(found.scores) == 9
@@ -50,7 +50,7 @@ def test_the_best_pair_scores_as_its_composed_model_does_and_as_no_other_exceeds
 def test_of_equal_scores_the_pair_nearest_to_one_counts_and_then_the_smaller(
     bases, monkeypatch, score, best
 ):
-    task, source = vector(bases(), 1, select_head=True), vector(bases(), 2)
+    task, source = vector(bases(), 1, with_head=True), vector(bases(), 2)
     tried = iter(
         [(language, task) for language in (0.8, 1.0, 1.2, 1.4) for task in (0.8, 1.0, 1.2, 1.4)]
     )
@@ -62,7 +62,7 @@ def test_of_equal_scores_the_pair_nearest_to_one_counts_and_then_the_smaller(
 
 
 def test_what_cannot_be_tuned_is_said(bases):
-    task, source = vector(bases(), 1, select_head=True), vector(bases(), 2)
+    task, source = vector(bases(), 1, with_head=True), vector(bases(), 2)
     with pytest.raises(DeftxError, match="unknown option of sum 'language_scale'"):
         tune_scales(bases(), task, source, VALID, rule="sum")
     with pytest.raises(DeftxError, match="unknown metric 'f1'"):

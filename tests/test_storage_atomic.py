@@ -301,10 +301,10 @@ import sys, time
 from contextlib import suppress
 from pathlib import Path
 from deftx.errors import Locked
-from deftx.storage.atomic_files import claimed, new_file
+from deftx.storage.atomic_files import lock_directory, new_file
 end = time.monotonic() + 2
 while time.monotonic() < end:
-    with suppress(Locked), claimed(Path(sys.argv[1], "work")):
+    with suppress(Locked), lock_directory(Path(sys.argv[1], "work")):
         pass
     with new_file(Path(sys.argv[1], "file")) as half:
         half.write_text("x")

@@ -85,10 +85,10 @@ def made():
     return model
 
 
-def state_of(model, select_head=True):
+def state_of(model, with_head=True):
     body = list(backbone(model).values())
     anchors = [weight.detach().clone() for weight in body]
-    return TrainableState(body, anchors, list(head(model).values()) if select_head else [])
+    return TrainableState(body, anchors, list(head(model).values()) if with_head else [])
 
 
 def copies(model):
@@ -435,7 +435,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(b
     for seed in (1, 1, 2):
         torch.manual_seed(len(results))  # what happened before does not matter
         model, objective = language(bases)
-        train(model, objective, QUICK, state_of(model, select_head=False), seed=seed)
+        train(model, objective, QUICK, state_of(model, with_head=False), seed=seed)
         results.append(copies(model))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])

@@ -139,7 +139,7 @@ def fit_language(
         text: Lines of a language's plain text.
         settings: Of the vector and its training; None: the defaults, which are the paper's
             training.
-        work: Folder for checkpoints, from which a fit that was stopped resumes.
+        checkpoint_dir: Folder for checkpoints, from which a fit that was stopped resumes.
         title: What the progress bar calls it.
 
     Raises:
@@ -188,7 +188,7 @@ def fit_task(
             higher, the more often those of languages with few, up to as many as the largest has.
         ignore_base_mismatch: Warn, instead of raising, where a source was made on other weights
             than the base's.
-        work: Folder for checkpoints, from which a fit that was stopped resumes.
+        checkpoint_dir: Folder for checkpoints, from which a fit that was stopped resumes.
         title: What the progress bar calls it.
 
     Raises:
@@ -272,7 +272,7 @@ def transfer(
     train_set     labelled data of the source
     valid_set     more of them, to choose the best step on; None: a tenth of `train_set`
     language, task  settings of all language vectors, and of the task vector; None: the paper's
-    work          folder for what is learnt on the way, from which a call that was stopped resumes
+    checkpoint_dir  folder for what is learnt on the way, from which a call that was stopped resumes
 
     Raises DeftxError as `fit_language`, `fit_task` and `compose` do.
     """
@@ -286,7 +286,10 @@ def transfer(
 
     def fit_of(name: str) -> dict[str, Any]:
         """How a fit is called, and its folder of work."""
-        return {"title": name, "work": Path(checkpoint_dir) / name if checkpoint_dir else None}
+        return {
+            "title": name,
+            "checkpoint_dir": Path(checkpoint_dir) / name if checkpoint_dir else None,
+        }
 
     phi_source = fit_language(base, source_text, language, **fit_of("source language"))
     phi_task = fit_task(base, train_set, valid_set, task, source=phi_source, **fit_of("task"))
