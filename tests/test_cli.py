@@ -211,17 +211,24 @@ def test_texts_with_capitals_are_told_of_where_the_task_saw_none(here, run):
         "warning: the task was learnt from texts without",
     )
     rows = [line.split("\t") for line in Path("home/test.tsv").read_text().splitlines()[1:]]
-    Path("big.tsv").write_text(
-        "\n".join(["text\tlabel", *(f"{text.title()}\t{label}" for text, label in rows)])
-    )
-    model = ["predict", "--model", "home/model", "big.tsv"]
+    titles = [f"{text.title()}\t{label}" for text, label in rows]
+    Path("big.tsv").write_text("\n".join(["text\tlabel", *titles]))
     for command in (
         ["predict", *vectors, "big.tsv"],
-        ["evaluate", *vectors, "--test", "big.tsv"],
-        model,
+        ["predict", "--model", "home/model", "big.tsv"],
     ):
         done = run(*command)
         assert (done.code, done.err.count(warning)) == (0, 1)
+
+    # The base's tokenizer knows lower case alone, so that there is nothing to score in capitals
+    done = run("evaluate", *vectors, "--test", "big.tsv")
+    assert (done.code, done.err.count(warning)) == (2, 1)
+    assert "it knows lower case: write the texts so" in done.err
+    firsts = [f"{text.capitalize()}\t{label}" for text, label in rows]
+    Path("first.tsv").write_text("\n".join(["text\tlabel", *firsts]))
+    done = run("evaluate", *vectors, "--test", "first.tsv")
+    assert (done.code, done.err.count(warning)) == (0, 1)
+
     respell = [
         "data",
         "respell",

@@ -21,7 +21,8 @@ import deftx
 from deftx.cli import main
 from deftx.cli.actions import switcher_for
 from deftx.errors import DeftxError
-from deftx.models.loading import load_task_model, switcher
+from deftx.models import switcher
+from deftx.models.loading import load_task_model
 from deftx.serving import Access, Limits
 from deftx.tasks.classification import probabilities
 from deftx.tasks.registry import TASKS
@@ -594,6 +595,14 @@ def test_texts_are_read_in_the_spelling_that_is_named(command, parts, monkeypatc
         others = {text: ask(port, [text], "ace")[1]["predictions"] for text in ("BA be", "be be")}
     assert shares["BA be"] == shares["be be"]
     assert others["BA be"] != others["be be"]
+
+
+def test_text_that_the_tokenizer_does_not_know_is_answered_and_not_logged(bases, parts, capfd):
+    base, task, languages = parts
+    with serving(deftx.Switcher(base, task, languages)) as port:
+        status, said = ask(port, ["ξένο κείμενο"], "min")
+    assert (status, len(said["predictions"])) == (200, 1)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_every_kind_of_task_may_be_served(bases, monkeypatch, tmp_path):

@@ -356,6 +356,18 @@ def test_plain_text_is_read_where_no_labels_are_wanted(tmp_path):
         read_examples(file, Columns("forms", None, "tags"), task="tagging", labelled=False)
 
 
+def test_words_with_tags_that_are_read_as_plain_text_are_warned_of(tmp_path):
+    file = written(tmp_path, "a.txt", "ba X\nbe Y\n\nbi X\n")
+    with pytest.warns(UserWarning, match="looks like words with tags: if so, call it .conll"):
+        found = read_examples(file, task="tagging", labelled=False)
+    assert found.texts == ["ba X", "be Y", "", "bi X"]
+
+
+def test_a_no_break_space_is_part_of_a_word(tmp_path):
+    found = read_examples(written(tmp_path, "a.txt", "10\u00a0000 X\nba Y\n"), task="tagging")
+    assert found.parts == [["10\u00a0000", "ba"]]
+
+
 def test_words_without_tags_are_read_where_no_labels_are_wanted(tmp_path):
     found = read_examples(
         written(tmp_path, "a.tsv", "ba\nbe\n\nbi\n"), task="tagging", labelled=False
@@ -371,7 +383,7 @@ def test_words_without_tags_are_read_where_no_labels_are_wanted(tmp_path):
         (
             "a.tsv",
             "ba\nbe\n",
-            "has no column 'tags', only 'words': part each word from its tag by a tab",
+            "has no column 'tags', only 'words': separate each word from its tag by a tab",
         ),
         ("a.tsv", "Word\tTag\nba\tX\n", r"line 1: 'Word\\tTag' names columns: remove it"),
         ("a.conllu", "1\tba\tX\n", "line 1: .* is no word and tag"),
@@ -382,7 +394,7 @@ def test_words_without_tags_are_read_where_no_labels_are_wanted(tmp_path):
         ),
         ("a.jsonl", '{"words": "ba be", "tags": ["X"]}', "line 1: 'words' is 'ba be', not a list"),
         ("a.jsonl", '{"words": [], "tags": []}', "line 1: 'words' is .., not a list"),
-        ("a.txt", "ba be", "has no column 'words', only 'text'"),
+        ("a.txt", "ba be bi\n\nbo bu\n", "line 3: 2 columns, and line 1 has 3: is it plain text"),
     ],
 )
 def test_what_is_wrong_with_words_and_tags_is_named(tmp_path, name, content, said):

@@ -7,7 +7,7 @@ from test_fit import TASK, VALID
 
 import deftx
 from deftx.data.examples import Examples
-from deftx.data.unknown_text import SEEN, check_known, unknown_share
+from deftx.data.unknown_text import TEXTS_SAMPLED, check_known, unknown_share
 from deftx.errors import DeftxError
 from deftx.models.loading import load_task_model, load_tokenizer, longest_input
 from deftx.tasks.base import evaluate, predict
@@ -56,6 +56,16 @@ def test_unknown_text_is_answered_with_a_warning(reading):
         assert len(predict(kind, model, tokenizer, Examples(FOREIGN), length)) == 12
 
 
+def test_capitals_that_a_tokenizer_of_lower_case_does_not_know_are_told_of_as_such(reading):
+    kind, model, tokenizer, length = reading
+    with pytest.raises(DeftxError, match="such as BA: it knows lower case: write the texts so"):
+        evaluate(kind, model, tokenizer, Examples(["BA BE"] * 12, labels=LABELS), length)
+    with pytest.warns(UserWarning, match="50% of the text .* it knows lower case"):
+        evaluate(kind, model, tokenizer, Examples(["BA be"] * 12, labels=LABELS), length)
+    with pytest.raises(DeftxError, match="is it in a script that the base knows"):
+        evaluate(kind, model, tokenizer, Examples(["ΞΈΝΟ"] * 12, labels=LABELS), length)
+
+
 def test_second_texts_and_words_are_looked_at_too(reading):
     kind, model, tokenizer, length = reading
     pairs = Examples(["ba"] * 12, pairs=FOREIGN)
@@ -65,9 +75,11 @@ def test_second_texts_and_words_are_looked_at_too(reading):
 
 def test_of_many_texts_some_from_all_over_are_looked_at():
     with pytest.warns(UserWarning, match="50% of the text"):
-        check_known(["babe"] * 0 + ["ba ξέ"] * 3 * SEEN, TOKENIZER, refused_from=None)
+        check_known(["babe"] * 0 + ["ba ξέ"] * 3 * TEXTS_SAMPLED, TOKENIZER, refused_from=None)
     with pytest.warns(UserWarning, match="33% of the text"):
-        check_known(["ba"] * 2 * SEEN + ["ξέ"] * SEEN, TOKENIZER, refused_from=0.5)
+        check_known(
+            ["ba"] * 2 * TEXTS_SAMPLED + ["ξέ"] * TEXTS_SAMPLED, TOKENIZER, refused_from=0.5
+        )
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["ba be"]])

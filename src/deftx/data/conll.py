@@ -1,14 +1,14 @@
-"""Files with a word on each line and a blank line after each sentence, as tables: a row a sentence.
+"""Files with one word a line and a blank line after each sentence, as tables with a row a sentence.
 
-.tsv      the word, then its tag in the last of the columns, which tabs part; no header. One column:
-          words alone. Without a tab in the file, spaces part the columns, as in CoNLL-2003 and
-          MasakhaNER
-.txt, .conll, .bio, .iob, .iob2  the same
-.conllu   Universal Dependencies' CoNLL-U: FORM and UPOS; comments, multiword tokens and empty nodes
-          are left out
+.tsv      Columns separated by tabs, without a header: the word first, its tag last. With a single
+          column there are words only. Without any tab in the file, spaces separate the columns,
+          as in CoNLL-2003 and MasakhaNER.
+.txt, .conll, .bio, .iob, .iob2  The same.
+.conllu   Universal Dependencies' CoNLL-U: FORM and UPOS. Comments, multiword tokens and empty nodes
+          are left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,79 +16,144 @@ from deftx.data.tables import Reader, Table, lines_of
 from deftx.errors import DeftxError
 
 CONLLU_FIELDS = 10
-DOCUMENT = "-DOCSTART-"  # between the documents of CoNLL-2003
-HINT = "part each word from its tag by a tab, without a header"
-HEADERS = (
-    {"word", "words", "token", "tokens", "text", "form"},
-    {"tag", "tags", "label", "labels", "pos", "upos", "ner"},
-)
+DOCUMENT_START = "-DOCSTART-"  # between the documents of CoNLL-2003
+COLUMNS_HINT = "separate each word from its tag by a tab, without a header"
+WORD_HEADERS = {"word", "words", "token", "tokens", "text", "form"}
+TAG_HEADERS = {"tag", "tags", "label", "labels", "pos", "upos", "ner"}
+
+# The word and the tag in a line's fields, as far as it has them; None for a line that has neither
+FieldPicker = Callable[[list[str]], list[str] | None]
 
 
-def _columns(fields: list[str]) -> list[str] | None:
-    return fields if len(fields) == 1 else [fields[0], fields[-1]]
+def read_sentences(pick: FieldPicker, columns: int | None, path: Path) -> Table:
+    """Read a file with a word on each line.
 
+    Args:
+        pick: Takes the word and the tag from a line's fields.
+        columns: How many of these two each line has. None: as many as the first line.
+        path: The file.
 
-def _conllu(fields: list[str]) -> list[str] | None:
-    """The word and its tag; nothing for a line that has none, and all fields of one that is no line
-    of CoNLL-U."""
-    if fields[0].startswith("#") or (len(fields) == CONLLU_FIELDS and not fields[0].isdigit()):
-        return None
-    return [fields[1], fields[3]] if len(fields) == CONLLU_FIELDS else fields
+    Returns:
+        A table with the column `words`, lists of words, and `tags`, lists of tags, if the file has
+        them.
 
-
-def _sentences(
-    pick: Callable[[list[str]], list[str] | None], width: int | None, path: Path
-) -> Table:
-    """A file as lists of words, and of tags where there are any.
-
-    pick   the word and the tag of a line's fields; None for a line that holds neither
-    width  how many of these there are on every line; None: as many as on the first one
+    Raises:
+        DeftxError: The file is not text, has a header, or has lines that differ in form.
     """
-    sentences: list[list[list[str]]] = []
-    lines: list[int] = []
-    inside = False
     file_lines = lines_of(path)
-    separator = "\t" if any("\t" in line for line in file_lines) else None  # None: any white space
+    separate = _separate_at_tabs
+    if not any("\t" in line for line in file_lines):
+        separate = _separate_at_spaces
+        _check_same_width(path, file_lines)
+
+    sentences: list[list[list[str]]] = []
+    first_lines: list[int] = []  # of each sentence, in the file
+    inside_sentence = False
     for number, line in enumerate(file_lines, 1):
-        if line.startswith(DOCUMENT):
-            inside = False
+        if not line.strip() or line.startswith(DOCUMENT_START):
+            inside_sentence = False
             continue
-        picked = pick(line.split(separator)) if line.strip() else None
-        inside = inside and bool(line.strip())
+        picked = pick(separate(line))
         if picked is None:
             continue
-        if (
-            not sentences
-            and len(picked) == 2
-            and picked[0].lower() in HEADERS[0]
-            and picked[1].lower() in HEADERS[1]
-        ):
+        if not sentences and _is_header(picked):
             raise DeftxError(
-                f"{path}, line {number}: {line!r:.40} names columns: remove it, sentences have no header"
+                f"{path}, line {number}: {line!r:.40} names columns: remove it, "
+                "sentences have no header"
             )
-        width = width or len(picked)
-        if len(picked) != width or not all(map(str.strip, picked)):
+        columns = columns or len(picked)
+        has_empty_field = any(not field.strip() for field in picked)
+        if len(picked) != columns or has_empty_field:
             raise DeftxError(
-                f"{path}, line {number}: {line!r:.40} is no word and tag as on the other lines: correct it"
+                f"{path}, line {number}: {line!r:.40} is no word and tag as on the other lines: "
+                "correct it"
             )
-        if not inside:
-            inside = True
+        if not inside_sentence:
+            inside_sentence = True
             sentences.append([])
-            lines.append(number)
+            first_lines.append(number)
         sentences[-1].append(picked)
-    names = ["words", "tags"][: width or 1]
+
+    names = ["words", "tags"][: columns or 1]
 
     def column(name: str) -> list[list[str]]:
-        return [[row[names.index(name)] for row in rows] for rows in sentences]
+        index = names.index(name)
+        return [[fields[index] for fields in sentence] for sentence in sentences]
 
-    return Table(str(path), names, lines, column, hint=HINT)
+    return Table(str(path), names, first_lines, column, hint=COLUMNS_HINT)
 
 
-_WORD_AND_TAG: Reader = partial(_sentences, _columns, None)
+def looks_tagged(lines: Sequence[str]) -> bool:
+    """Whether lines look like words with tags.
+
+    There are blank lines between sentences, all other lines have the same number of columns, two or
+    more, and the last column is in capitals throughout, as tags are (NOUN, O, B-PER).
+    """
+    rows = [_separate_at_spaces(line) for line in lines]
+    widths = {len(fields) for fields in rows}
+    if len(widths) != 2 or 0 not in widths or max(widths) < 2:
+        return False
+    return all(fields[-1].isupper() for fields in rows if fields)
+
+
+def _separate_at_tabs(line: str) -> list[str]:
+    return line.split("\t")
+
+
+def _separate_at_spaces(line: str) -> list[str]:
+    """The fields of a line. A no-break space is part of a word, such as the number 10 000."""
+    return [field for field in line.split(" ") if field.strip()]
+
+
+def _check_same_width(path: Path, lines: Sequence[str]) -> None:
+    """Raise DeftxError where lines have different numbers of columns: they are running text."""
+    first_width, first_number = 0, 0
+    for number, line in enumerate(lines, 1):
+        # CoNLL-U's lines are separated by tabs, so that only its comments can come here
+        width = len(_separate_at_spaces(line))
+        if not width or line.startswith((DOCUMENT_START, "#")):
+            continue
+        if not first_width:
+            first_width, first_number = width, number
+        if width != first_width:
+            raise DeftxError(
+                f"{path}, line {number}: {width} columns, and line {first_number} has "
+                f"{first_width}: is it plain text? words need their tags, one word a line"
+            )
+
+
+def _is_header(picked: Sequence[str]) -> bool:
+    if len(picked) != 2:
+        return False
+    word, tag = picked
+    return word.lower() in WORD_HEADERS and tag.lower() in TAG_HEADERS
+
+
+def _pick_first_and_last(fields: list[str]) -> list[str] | None:
+    if len(fields) == 1:
+        return fields
+    return [fields[0], fields[-1]]
+
+
+def _pick_conllu(fields: list[str]) -> list[str] | None:
+    """FORM and UPOS. Of a line that is not CoNLL-U all fields, which will be found to be wrong."""
+    if fields[0].startswith("#"):
+        return None
+    if len(fields) != CONLLU_FIELDS:
+        return fields
+    if not fields[0].isdigit():  # a multiword token (1-2) or an empty node (1.1)
+        return None
+    return [fields[1], fields[3]]
+
+
+_read_tagged_words: Reader = partial(read_sentences, _pick_first_and_last, None)
 SENTENCES: dict[str, Reader] = {
-    **dict.fromkeys((".tsv", ".conll", ".bio", ".iob", ".iob2"), _WORD_AND_TAG),
-    ".conllu": partial(_sentences, _conllu, 2),
+    ".tsv": _read_tagged_words,
+    ".conll": _read_tagged_words,
+    ".bio": _read_tagged_words,
+    ".iob": _read_tagged_words,
+    ".iob2": _read_tagged_words,
+    ".conllu": partial(read_sentences, _pick_conllu, 2),
 }
-LABELLED_TEXT: dict[str, Reader] = {
-    ".txt": _WORD_AND_TAG
-}  # where tags are looked for; else a text is on each line
+# A .txt file is read so where labels are wanted; otherwise each of its lines is a text
+LABELLED_TEXT: dict[str, Reader] = {".txt": _read_tagged_words}

@@ -1,5 +1,5 @@
-"""Text that a tokenizer does not know: its pieces all become one, of which nothing can be learnt or
-told."""
+"""Text that a tokenizer does not know: all of its pieces become the one unknown token, from which
+nothing can be learnt or predicted."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,16 +8,17 @@ from transformers import PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 
-# Shares of the characters of a text that its tokenizer does not know.
-WARNED_OF = 0.05
+# Shares of the characters of a text that its tokenizer does not know
+WARN_FROM = 0.05
 REFUSED_TO_LEARN = 0.5
 REFUSED_TO_SCORE = 0.9
 
-SEEN = 1000  # texts that are looked at
-EXAMPLE = 20  # characters of an example
-SCRIPT = (
+TEXTS_SAMPLED = 1000
+EXAMPLE_CHARACTERS = 20
+CHECK_SCRIPT = (
     "is it in a script that the base knows? give another base, or write it in the base's script"
 )
+LOWER_CASE = "it knows lower case: write the texts so (deftx data respell --case-only)"
 
 
 def check_known(
@@ -26,45 +27,64 @@ def check_known(
     """Warn where a tokenizer does not know much of the texts.
 
     Args:
-        texts: What is to be read; of many, SEEN from all over are looked at.
-        tokenizer: The base's.
-        refused_from: The share of unknown characters from which on there is no sense in reading
-            them; None: none.
+        texts: What is to be read. Of many texts, a sample is checked, spread over all of them.
+        tokenizer: The base's tokenizer.
+        refused_from: The share of unknown characters from which the texts are refused. None: they
+            are never refused.
 
     Raises:
-        DeftxError: Where so much of the texts is unknown.
+        DeftxError: The share of unknown characters is `refused_from` or more.
     """
-    step = max(1, len(texts) // SEEN)
-    share, example = unknown_share(texts[::step][:SEEN], tokenizer)
-    what = f"{share:.0%} of the text is unknown to the base's tokenizer, such as {example}"
+    step = max(1, len(texts) // TEXTS_SAMPLED)
+    sample = texts[::step][:TEXTS_SAMPLED]
+    share, example = unknown_share(sample, tokenizer)
+    if share < WARN_FROM:
+        return
+    problem = f"{share:.0%} of the text is unknown to the base's tokenizer, such as {example}"
+
+    # A tokenizer of lower-case text knows nothing of a text in capitals: another base is no remedy
+    lower_case_share, _ = unknown_share([text.lower() for text in sample], tokenizer)
+    only_capitals_unknown = lower_case_share < WARN_FROM
     if refused_from is not None and share >= refused_from:
-        raise DeftxError(f"{what}: {SCRIPT}")
-    if share >= WARNED_OF:
-        warnings.warn(f"{what}: another base may know its script better", stacklevel=2)
+        remedy = LOWER_CASE if only_capitals_unknown else CHECK_SCRIPT
+        raise DeftxError(f"{problem}: {remedy}")
+    remedy = LOWER_CASE if only_capitals_unknown else "another base may know its script better"
+    warnings.warn(f"{problem}: {remedy}", stacklevel=2)
 
 
-def unknown_share(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[float, str]:
-    """The share of the characters of texts, without spaces, that are unknown to a tokenizer, and an
-    example of such.
+def unknown_share(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[float, str]:
+    """How much of the texts a tokenizer does not know.
 
-    Tokenizers that know all bytes, and those that do not tell where their tokens stand, give 0.
+    Args:
+        texts: The texts to be tokenised.
+        tokenizer: The base's tokenizer.
+
+    Returns:
+        The share of unknown characters, white space aside (0 to 1), and an example of them. The
+        share is 0 for byte-level tokenizers, which know everything, and for slow tokenizers, which
+        have no offsets.
     """
-    unknown, edges = (
-        tokenizer.unk_token_id,
-        (tokenizer.eos_token_id, tokenizer.bos_token_id),
-    )  # one for all in GPT-2
-    if not lines or unknown is None or unknown in edges or not tokenizer.is_fast:
+    unknown_id = tokenizer.unk_token_id
+    # GPT-2 has one special token for the start, the end and the unknown: it does not mark unknown
+    # text
+    shared_id = unknown_id in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    if not texts or unknown_id is None or shared_id or not tokenizer.is_fast:
         return 0.0, ""
-    found = tokenizer(
-        list(lines), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    tokens = tokenizer(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    strange = [
-        "".join(line[start:stop].split())
-        for line, ids, places in zip(
-            lines, found["input_ids"], found["offset_mapping"], strict=True
-        )
-        for token, (start, stop) in zip(ids, places, strict=True)
-        if token == unknown
-    ]
-    size = sum(len("".join(line.split())) for line in lines)
-    return sum(map(len, strange)) / max(size, 1), next(filter(None, strange), "")[:EXAMPLE]
+    unknown_pieces = []
+    for text, ids, offsets in zip(
+        texts, tokens["input_ids"], tokens["offset_mapping"], strict=True
+    ):
+        for token, (start, end) in zip(ids, offsets, strict=True):
+            if token == unknown_id:
+                unknown_pieces.append(_without_space(text[start:end]))
+    total = sum(len(_without_space(text)) for text in texts)
+    unknown = sum(len(piece) for piece in unknown_pieces)
+    example = next(filter(None, unknown_pieces), "")
+    return unknown / max(total, 1), example[:EXAMPLE_CHARACTERS]
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())

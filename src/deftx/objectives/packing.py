@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from deftx.config import LanguageTrainingConfig
-from deftx.data.unknown_text import REFUSED_TO_LEARN, SCRIPT, SEEN, check_known
+from deftx.data.unknown_text import CHECK_SCRIPT, REFUSED_TO_LEARN, TEXTS_SAMPLED, check_known
 from deftx.errors import DeftxError
 
 AT_ONCE = 1000  # lines that are tokenised at once
@@ -65,10 +65,10 @@ def _check_known(
     lines: Sequence[str], parts: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Raise DeftxError, or warn, where the tokenizer does not know much of the text."""
-    check_known(lines[:SEEN], tokenizer, refused_from=REFUSED_TO_LEARN)
+    check_known(lines[:TEXTS_SAMPLED], tokenizer, refused_from=REFUSED_TO_LEARN)
     special = torch.tensor(sorted(tokenizer.all_special_ids))
     if any(torch.isin(part, special).all() for part in parts):
-        raise DeftxError(f"the text has no token: {SCRIPT}")
+        raise DeftxError(f"the text has no token: {CHECK_SCRIPT}")
 
 
 def _enough(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> int:

@@ -4,6 +4,7 @@ it."""
 import asyncio
 import hmac
 import socket
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -90,10 +91,14 @@ def make_app(
     """The web application. One thread has the model; an end of the application ends it when all
     have been answered."""
     limits, access, answers = limits or Limits(), access or Access(), ANSWERS[switcher.kind]
-    batches: Batches[Said] = Batches(
-        lambda some, language: answers.say(switcher, some, [language] * len(some)),
-        waiting=limits.waiting,
-    )
+
+    def answer_batch(examples: Examples, language: str | None) -> list[Said]:
+        # Warnings quote texts, and nothing of what clients send may be logged
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return answers.say(switcher, examples, [language] * len(examples))
+
+    batches: Batches[Said] = Batches(answer_batch, waiting=limits.waiting)
 
     @asynccontextmanager
     async def until_answered(_: FastAPI) -> AsyncIterator[None]:

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from deftx.data import examples as data
-from deftx.data.conll import LABELLED_TEXT, SENTENCES
+from deftx.data.conll import LABELLED_TEXT, SENTENCES, looks_tagged
 from deftx.data.examples import Columns, Examples, cells
 from deftx.data.tables import READERS, open_source
 from deftx.errors import DeftxError
@@ -47,7 +47,14 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     readers = {**READERS, **SENTENCES, **(LABELLED_TEXT if labelled else {})}
     table = open_source(source, readers)
     if table.plain and not labelled:
-        return Examples(cells(table, "text" if columns.text == WORDS else columns.text, data.text))
+        texts = cells(table, "text" if columns.text == WORDS else columns.text, data.text)
+        if looks_tagged(texts):
+            warnings.warn(
+                f"{source} is read as plain text, a text on each line, but looks like words with "
+                "tags: if so, call it .conll",
+                stacklevel=2,
+            )
+        return Examples(texts)
     words = cells(table, columns.text, data.names)
     tags = cells(table, columns.label, data.names) if labelled else None
     for (place, _), each, some in zip(
