@@ -265,8 +265,8 @@ def test_tensors_of_an_older_version_have_no_checksum_and_are_read(tmp_path):
 def test_a_claim_on_a_folder_ends_with_its_process(tmp_path):
     folder = tmp_path / "a" / "b"
     code = (
-        "import pathlib, sys, time; from deftx.storage.atomic_files import claimed\n"
-        "with claimed(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+        "import pathlib, sys, time; from deftx.storage.atomic_files import lock_directory\n"
+        "with lock_directory(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
     with other:

@@ -7,9 +7,9 @@ set. At 5% density nearly every gap is below 128, so an entry takes little more 
 place of eight.
 
 Values are differences of weights that are larger than the difference: their lowest bits are mostly
-zero, and few exponents occur among the largest of them. So their bytes are stored by place, first
-the lowest byte of every value, then the second of every value and so on, as one Zstandard frame. A
-float32 takes about 2.6 bytes in place of four.
+zero, and few exponents occur among the largest of them. So the lowest byte of every value is stored
+first, then the second byte of every value and so on, as one Zstandard frame. A float32 takes about
+2.6 bytes in place of four.
 """
 
 import numpy as np
@@ -20,21 +20,32 @@ from torch import Tensor
 
 from deftx.errors import DeftxError
 
-_LONGEST = 9  # bytes: 63 bits, all that an index can have
-_LIMITS = np.array(
-    [1 << 7 * size for size in range(1, _LONGEST)]
-)  # the least gap of 2, 3, ... bytes
+_BITS = 7  # of a gap, in each byte
+_CONTINUES = 1 << _BITS  # the high bit: more bytes of the same gap follow
+_PAYLOAD = _CONTINUES - 1  # the other bits
+_MAX_GAP_BYTES = 9  # 63 bits, all that an index can have
+# the smallest gap that takes 2 bytes, 3 bytes, ...
+_SMALLEST_GAPS = np.array([1 << _BITS * size for size in range(1, _MAX_GAP_BYTES)])
 
-# What makes values smaller is the code for single bytes. Repeated strings are chance: look for long
-# ones only.
-_LEVEL, _MATCHES = 1, {"min_match": 7, "hash_log": 6}
-_WINDOW = 1 << 20  # bytes that a damaged frame may have set aside beside those it decodes to
+# What makes values smaller is the entropy coding of single bytes. Repeated strings are chance, so
+# only long ones are looked for.
+_LEVEL = 1
+_MATCHES = {"min_match": 7, "hash_log": 6}
+_WINDOW = 1 << 20  # bytes that a damaged frame may allocate besides those that it decodes to
 
 
 def encode_indices(indices: NDArray[np.int64], numel: int) -> NDArray[np.uint8]:
-    """Flat indices [n] of a tensor with `numel` entries -> bytes [>= n].
+    """Encode the positions of a vector's entries in one tensor.
 
-    Raises DeftxError unless the indices ascend strictly and lie within 0 .. numel - 1.
+    Args:
+        indices: Flat indices [n], ascending.
+        numel: How many entries the tensor has.
+
+    Returns:
+        Bytes [>= n].
+
+    Raises:
+        DeftxError: The indices do not ascend strictly, or leave 0 .. numel - 1.
     """
     if not len(indices):
         return np.empty(0, np.uint8)
@@ -44,54 +55,80 @@ def encode_indices(indices: NDArray[np.int64], numel: int) -> NDArray[np.uint8]:
     gaps[1:] -= 1
     if gaps.min() < 0 or indices[-1] >= numel:
         raise DeftxError(f"indices must ascend strictly from 0 or more to at most {numel - 1}")
-    leading = gaps.astype(np.uint8)
-    wide = np.flatnonzero(gaps > 127)
-    leading[wide] |= 128
-    rest = gaps[wide]
-    extra = np.searchsorted(_LIMITS, rest, side="right")
-    data = np.empty(len(gaps) + int(extra.sum()), np.uint8)
-    is_leading = np.ones(len(data), bool)
-    at = wide + np.cumsum(extra) - extra
-    while len(at):
-        at, rest = at + 1, rest >> 7
-        more = rest > 127
-        data[at] = rest & 127 | more * 128
-        is_leading[at] = False
-        at, rest = at[more], rest[more]
-    data[is_leading] = leading
+
+    # The first byte of every gap: its lowest seven bits, and whether more follow.
+    first_bytes = gaps.astype(np.uint8)
+    wide = np.flatnonzero(gaps > _PAYLOAD)
+    first_bytes[wide] |= _CONTINUES
+
+    # Where the second byte of each wide gap goes: behind its first byte and all bytes before that.
+    remaining = gaps[wide]
+    extra_bytes = np.searchsorted(_SMALLEST_GAPS, remaining, side="right")
+    positions = wide + np.cumsum(extra_bytes) - extra_bytes
+    data = np.empty(len(gaps) + int(extra_bytes.sum()), np.uint8)
+    is_first = np.ones(len(data), bool)
+
+    # The further bytes of all wide gaps at once: their second bytes, then their third, ...
+    while len(positions):
+        positions = positions + 1
+        remaining = remaining >> _BITS
+        continues = remaining > _PAYLOAD
+        data[positions] = remaining & _PAYLOAD | continues * _CONTINUES
+        is_first[positions] = False
+        positions = positions[continues]
+        remaining = remaining[continues]
+
+    data[is_first] = first_bytes
     return data
 
 
 def decode_indices(data: NDArray[np.uint8], count: int, numel: int) -> NDArray[np.int64]:
-    """The `count` flat indices of a tensor with `numel` entries that `encode_indices` turned into
-    `data`.
+    """Decode what `encode_indices` wrote. Memory is bounded by the size of `data`.
 
-    Raises DeftxError for bytes that are not such indices. Memory is bounded by the size of `data`,
-    whatever `count` and `numel` claim.
+    Args:
+        data: The bytes, which may be damaged.
+        count: How many indices the manifest announces.
+        numel: How many entries the tensor has, by the manifest.
+
+    Returns:
+        Flat indices [count], strictly ascending.
+
+    Raises:
+        DeftxError: The bytes are not `count` such indices.
     """
-    found = np.count_nonzero(data < 128)
-    if found != count or (len(data) and data[-1] > 127):
+    # A gap ends with each byte that has no high bit.
+    gap_count = np.count_nonzero(data < _CONTINUES)
+    if gap_count != count or (len(data) and data[-1] > _PAYLOAD):
         raise DeftxError(
-            f"the indices are cut off or damaged: {count} are announced, {found} are there"
+            f"the indices are cut off or damaged: {count} are announced, {gap_count} are there"
         )
-    is_leading = np.ones(len(data), bool)
-    np.less(data[:-1], 128, out=is_leading[1:])
-    leading = data[is_leading]
-    owner = np.flatnonzero(leading > 127)
-    leading &= 127
-    leading += 1
-    steps = leading.astype(np.int64)
-    at = np.flatnonzero(is_leading & (data > 127))
-    shift = 7
-    while len(at):
-        if shift == 7 * _LONGEST:
-            raise DeftxError(f"the indices are damaged: one takes more than {_LONGEST} bytes")
-        at = at + 1
-        part = data[at]
-        steps[owner] += (part & 127).astype(np.int64) << shift
-        more = part > 127
-        at, owner, shift = at[more], owner[more], shift + 7
-    steps[:1] -= 1
+    is_first = np.ones(len(data), bool)
+    np.less(data[:-1], _CONTINUES, out=is_first[1:])
+
+    # The lowest seven bits of every gap. A step from one index to the next is a gap plus one.
+    first_bytes = data[is_first]
+    wide = np.flatnonzero(first_bytes > _PAYLOAD)
+    first_bytes &= _PAYLOAD
+    first_bytes += 1
+    steps = first_bytes.astype(np.int64)
+
+    # The further bytes of all wide gaps at once: their second bytes, then their third, ...
+    positions = np.flatnonzero(is_first & (data > _PAYLOAD))
+    shift = _BITS
+    while len(positions):
+        if shift == _BITS * _MAX_GAP_BYTES:
+            raise DeftxError(
+                f"the indices are damaged: one takes more than {_MAX_GAP_BYTES} bytes"
+            )
+        positions = positions + 1
+        further_bytes = data[positions]
+        steps[wide] += (further_bytes & _PAYLOAD).astype(np.int64) << shift
+        continues = further_bytes > _PAYLOAD
+        positions = positions[continues]
+        wide = wide[continues]
+        shift += _BITS
+
+    steps[:1] -= 1  # the first index is a gap itself
     indices: NDArray[np.int64] = np.cumsum(steps, out=steps)
     # Steps are positive, so the sum can only leave the range upwards: past `numel` or past 63 bits,
     # to below zero.
@@ -101,40 +138,58 @@ def decode_indices(data: NDArray[np.uint8], count: int, numel: int) -> NDArray[n
 
 
 def encode_values(values: Tensor) -> NDArray[np.uint8]:
-    """Values [n] of a type of any width, on the CPU -> bytes."""
+    """Encode the values of a vector's entries in one tensor.
+
+    Args:
+        values: Values [n] on the CPU, of a type of any width.
+
+    Returns:
+        One Zstandard frame.
+    """
     width = values.itemsize
-    places = values.detach().contiguous().view(torch.uint8).numpy().reshape(-1, width)
+    value_bytes = values.detach().contiguous().view(torch.uint8).numpy().reshape(-1, width)
     settings = zstandard.ZstdCompressionParameters.from_level(_LEVEL, **_MATCHES)
-    coder = zstandard.ZstdCompressor(compression_params=settings).compressobj(size=places.size)
+    compressor = zstandard.ZstdCompressor(compression_params=settings)
+    frame = compressor.compressobj(size=value_bytes.size)
     data = bytearray()
-    for place in range(width):
-        data += coder.compress(places[:, place].tobytes())
-        data += coder.flush(
-            zstandard.COMPRESSOBJ_FLUSH_BLOCK
-        )  # places differ: none shares its code with the next
-    data += coder.flush()
+    for byte_number in range(width):
+        data += frame.compress(value_bytes[:, byte_number].tobytes())
+        # a block ends here: the next bytes are distributed differently, and need a code of their own
+        data += frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    data += frame.flush()
     return np.frombuffer(data, np.uint8)
 
 
 def decode_values(data: NDArray[np.uint8], count: int, dtype: torch.dtype) -> Tensor:
-    """The `count` values that `encode_values` turned into `data`, bit for bit.
+    """Decode what `encode_values` wrote, bit for bit. Memory is bounded by `count`.
 
-    Raises DeftxError for bytes that are not such values. Memory is bounded by `count`, whatever
-    `data` claims.
+    Args:
+        data: The bytes, which may be damaged.
+        count: How many values there must be.
+        dtype: Their type.
+
+    Returns:
+        Values [count].
+
+    Raises:
+        DeftxError: The bytes are not `count` such values.
     """
-    size = count * dtype.itemsize
+    width = dtype.itemsize
+    size = count * width
     try:
         if zstandard.get_frame_parameters(data.data).content_size != size:
             raise DeftxError(f"the values are damaged: their frame does not announce {size} bytes")
-        decoder = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
-        planes = decoder.decompress(data.data, allow_extra_data=False)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+        content = decompressor.decompress(data.data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise DeftxError(f"the values are cut off or damaged: {error}") from error
-    if len(planes) != size:  # a frame that is to be skipped announces its size and holds nothing
+    if len(content) != size:  # a skippable frame announces its size and holds nothing
         raise DeftxError(f"the values are damaged: their frame does not hold {size} bytes")
-    places = np.empty(
-        (count, dtype.itemsize), np.uint8
-    )  # NumPy's comes in large pages: half the time of torch's
-    for place, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, count)):
-        places[:, place] = plane
-    return torch.from_numpy(places.reshape(-1)).view(dtype)
+
+    # All first bytes, all second bytes, ... -> the bytes of each value side by side.
+    by_byte_number = np.frombuffer(content, np.uint8).reshape(width, count)
+    # NumPy allocates it in large pages, which takes half the time of torch's allocation
+    value_bytes = np.empty((count, width), np.uint8)
+    for byte_number in range(width):
+        value_bytes[:, byte_number] = by_byte_number[byte_number]
+    return torch.from_numpy(value_bytes.reshape(-1)).view(dtype)
