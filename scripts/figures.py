@@ -56,8 +56,8 @@ def matrix(delta: Mapping[str, Tensor], chosen: Mapping[str, SparseVector]) -> F
     panels = {
         "difference": delta[MATRIX],
         "denoised (rank 64)": denoised,
-        "selected by LT-SFT": chosen["LT-SFT"].tensors[MATRIX].dense(),
-        "selected by DeFT-X": chosen["DeFT-X, rank 64"].tensors[MATRIX].dense(),
+        "selected by LT-SFT": chosen["LT-SFT"].tensors[MATRIX].to_dense(),
+        "selected by DeFT-X": chosen["DeFT-X, rank 64"].tensors[MATRIX].to_dense(),
     }
     figure = Figure(figsize=(9, 2.7), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, 4), panels.items(), strict=True):

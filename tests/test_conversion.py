@@ -107,7 +107,7 @@ def test_a_tensor_of_lt_sft_is_read_as_it_was_meant(tmp_path, shape, form):
     dense = sparse(shape, share=0.5)
     write_sft(tmp_path / "sft", {"roberta.x.weight": dense}, form=form)
     found, _ = lt_sft.read(tmp_path / "sft" / lt_sft.FILE)
-    assert found["roberta.x.weight"].dense().equal(dense)
+    assert found["roberta.x.weight"].to_dense().equal(dense)
     assert (found["roberta.x.weight"].indices.diff() > 0).all()
 
 
@@ -302,7 +302,7 @@ def test_what_lt_sft_wrote_and_what_we_write_come_back_bit_for_bit(tmp_path, bas
     content = torch.load(tmp_path / "sft" / lt_sft.FILE, weights_only=True)
     assert content["diffs"].keys() == {f"roberta.{name}" for name in vector.tensors}
     name = "roberta.embeddings.word_embeddings.weight"
-    reference = coded(vector.tensors[name.removeprefix("roberta.")].dense())
+    reference = coded(vector.tensors[name.removeprefix("roberta.")].to_dense())
     assert content["diffs"][name]["index_steps"] == reference["index_steps"]
     assert content["diffs"][name]["values"].equal(reference["values"])
 
@@ -470,7 +470,7 @@ def test_a_file_whose_steps_are_all_numbers_of_numpy_is_read(tmp_path):
     plain["index_steps"] = [np.int64(step) for step in plain["index_steps"]]
     torch.save({"diffs": {"roberta.x": plain}}, tmp_path / lt_sft.FILE)
     entries, _ = lt_sft.read(tmp_path / lt_sft.FILE)
-    assert entries["roberta.x"].dense().equal(dense)
+    assert entries["roberta.x"].to_dense().equal(dense)
 
 
 @both_forms

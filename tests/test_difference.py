@@ -44,7 +44,7 @@ def tuned(bases, tmp_path_factory):
 
 def assert_is(vector, delta):
     for name, dense in delta.items():
-        found = vector.tensors[name].dense() if name in vector.tensors else torch.zeros_like(dense)
+        found = vector.tensors[name].to_dense() if name in vector.tensors else torch.zeros_like(dense)
         assert found.equal(dense), name
     assert vector.tensors.keys() <= delta.keys()
 

@@ -173,7 +173,7 @@ def test_fit_is_algorithm_1_as_it_is_written(case):
         fit(made(change), Fixed(), settings(precision)),
         by_the_book(made(change), settings(precision)),
     )
-    ours = torch.cat([vector.tensors[name].dense().flatten() for name in dense])
+    ours = torch.cat([vector.tensors[name].to_dense().flatten() for name in dense])
     expected = torch.cat([tensor.flatten() for tensor in dense.values()])
     assert (expected != 0).sum() > 0.09 * len(expected)
     common = (ours != 0) & (expected != 0)

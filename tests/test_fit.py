@@ -248,7 +248,7 @@ def test_the_model_is_left_at_theta_2(bases):
     theta0 = {name: weight.detach().clone() for name, weight in backbone(model).items()}
     vector = fit(model, objective, LANGUAGE)
     for name, weight in backbone(model).items():
-        phi = vector.tensors[name].dense() if name in vector.tensors else torch.zeros(weight.shape)
+        phi = vector.tensors[name].to_dense() if name in vector.tensors else torch.zeros(weight.shape)
         assert torch.equal(weight.detach() - theta0[name], phi)
     assert not any(name == "sparse_values" for name, _ in model.named_parameters())
 
@@ -282,8 +282,8 @@ def test_a_task_vector_is_measured_from_the_base_plus_its_source(bases):
     theta0 = backbone(AutoModel.from_pretrained(bases()))
     for name, theta2 in backbone(model).items():
         zero = torch.zeros(theta2.shape)
-        from_source = source.tensors[name].dense() if name in source.tensors else zero
-        from_task = phi.tensors[name].dense() if name in phi.tensors else zero
+        from_source = source.tensors[name].to_dense() if name in source.tensors else zero
+        from_task = phi.tensors[name].to_dense() if name in phi.tensors else zero
         torch.testing.assert_close(theta2.detach(), theta0[name].detach() + from_source + from_task)
         untouched = from_task == 0
         assert torch.equal(theta2[untouched], start[name][untouched])

@@ -104,7 +104,7 @@ def same(one: SparseVector, other: SparseVector) -> bool:
         if len(entries.indices)
     }
     return all(
-        torch.equal(one.tensors[name].dense(), other.tensors[name].dense()) for name in names
+        torch.equal(one.tensors[name].to_dense(), other.tensors[name].to_dense()) for name in names
     )
 
 
@@ -139,7 +139,7 @@ def test_rows_apart_and_layer_norms_left_alone_are_the_same_in_every_kind(
     assert deftx.overlap(language, whole) > 0.99
     for name, entries in whole.tensors.items():
         torch.testing.assert_close(
-            language.tensors[name].dense(), entries.dense(), rtol=0, atol=1e-6
+            language.tensors[name].to_dense(), entries.to_dense(), rtol=0, atol=1e-6
         )
 
 

@@ -44,7 +44,7 @@ def vectors(draw, values=FLOATS, dtypes=(torch.float32,)):
 def dense(vector):
     """All of SHAPES, zeros where the vector has nothing, in float64."""
     empty = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
-    return empty | {name: entries.dense().double() for name, entries in vector.tensors.items()}
+    return empty | {name: entries.to_dense().double() for name, entries in vector.tensors.items()}
 
 
 def flat(vector):

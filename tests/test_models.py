@@ -592,7 +592,7 @@ def test_a_composed_model_is_the_base_plus_both_vectors_with_the_tasks_head(base
     assert not model.training
     start = backbone(AutoModel.from_pretrained(bases(shape)))
     for name, weight in backbone(model).items():
-        added = [v.tensors[name].dense() for v in (task, language) if name in v.tensors]
+        added = [v.tensors[name].to_dense() for v in (task, language) if name in v.tensors]
         torch.testing.assert_close(
             weight.detach(), start[name].detach() + sum(added, torch.zeros(()))
         )

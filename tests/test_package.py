@@ -39,7 +39,7 @@ def test_a_training_loop_of_ones_own_makes_a_vector(home):
     assert vector.k == round(0.028 * 5552)
     moved = deftx.delta(model, start)
     assert all(
-        torch.allclose(moved[name], entries.dense()) for name, entries in vector.tensors.items()
+        torch.allclose(moved[name], entries.to_dense()) for name, entries in vector.tensors.items()
     )
     assert any(tensor.any() for tensor in moved.values())
 

@@ -108,10 +108,10 @@ def learn_what_one_does(kind):
     head = sum(tensor.numel() for tensor in one.head.tensors.values()) if one.head else 0
     assert Path("exchanged0").read_text() == Path("exchanged1").read_text() == str(one.k + head)
     for name in one.tensors.keys() | two[0].tensors.keys():
-        a, b = one.tensors[name].dense(), two[0].tensors[name].dense()
+        a, b = one.tensors[name].to_dense(), two[0].tensors[name].to_dense()
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # of changes up to 3e-3
     assert overlap(one, two[0]) > 0.98
-    assert max(float(entries.dense().abs().max()) for entries in one.tensors.values()) > 1e-3
+    assert max(float(entries.to_dense().abs().max()) for entries in one.tensors.values()) > 1e-3
 
 
 def go_on_after_a_loss():

@@ -120,7 +120,7 @@ def test_only_the_selection_moves_whatever_the_shape(shape):
     vector = tune(model, selection, OPTIMISERS["AdamW with a large weight decay"])
     for name, weight in backbone(model).items():
         entries = vector.tensors.get(name)
-        moved = torch.zeros(weight.shape) if entries is None else entries.dense()
+        moved = torch.zeros(weight.shape) if entries is None else entries.to_dense()
         assert torch.equal(weight.detach() - start[name], moved)
     inside = {id(weight) for weight in backbone(model).values()}
     assert all(
@@ -370,7 +370,7 @@ def test_half_precision_weights_are_tuned_in_their_own_precision(dtype):
         vector = tuning.vector()
     assert layer.weight.dtype == dtype
     assert (layer.weight != start).view(-1).nonzero().view(-1).tolist() == [0, 7, 29]
-    assert vector.tensors["weight"].dense().equal(layer.weight.detach().float() - start.float())
+    assert vector.tensors["weight"].to_dense().equal(layer.weight.detach().float() - start.float())
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_in_half_precision_the_vector_is_all_of_the_difference():
     vector = tune(model, selection, lambda p: torch.optim.SGD(p, 5.0))
     after = weights(model)
     moved = {name: after[name].float() - before[name].float() for name in selection}
-    assert all(vector.tensors[name].dense().equal(moved[name]) for name in selection)
+    assert all(vector.tensors[name].to_dense().equal(moved[name]) for name in selection)
     assert any(
         not moved[name].bfloat16().float().equal(moved[name]) for name in selection
     )  # some need float32

@@ -78,6 +78,18 @@ def test_a_vector_comes_back_as_it_was(tmp_path, head):
     assert_same(load(tmp_path / "deep" / "down" / "v"), example(head=head))
 
 
+def test_vectors_are_saved_and_loaded_under_the_names_of_transformers(tmp_path):
+    example().save_pretrained(tmp_path / "v")
+    for name in (tmp_path / "v", str(tmp_path / "v")):
+        found = SparseVector.from_pretrained(name)
+        assert_same(found, example())
+        assert found.equal(example())
+    with pytest.raises(DeftxError, match="v"):
+        example(1).save_pretrained(tmp_path / "v")
+    example(1).save_pretrained(tmp_path / "v", force=True)
+    assert SparseVector.from_pretrained(tmp_path / "v").equal(example(1))
+
+
 def test_an_empty_vector_comes_back(tmp_path):
     save(SparseVector({}), tmp_path / "v")
     assert_same(load(tmp_path / "v"), SparseVector({}))

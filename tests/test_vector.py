@@ -1,5 +1,6 @@
 """The algebra of vectors: what dense differences would do, on the union of the places."""
 
+from dataclasses import replace
 from operator import add, sub
 
 import numpy
@@ -40,7 +41,7 @@ def vector(seed, names=tuple(SHAPES), share=0.5, dtype=torch.float32, **rest):
 def dense(vector):
     """All tensors, those that the vector does not name as zeros."""
     zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    return {**zeros, **{name: entries.dense() for name, entries in vector.tensors.items()}}
+    return {**zeros, **{name: entries.to_dense() for name, entries in vector.tensors.items()}}
 
 
 def places(vector):
@@ -184,17 +185,132 @@ def test_a_computed_vector_knows_its_base_and_what_it_was_computed_from():
     assert "base" not in (2 * unnamed).info
 
 
-def test_one_head_at_most_survives_and_only_addition_keeps_it():
-    head = Head({"classifier.weight": torch.ones(2, 3)}, ("no", "yes"))
-    task, language = vector(1, head=head), vector(2)
-    assert (task + language).head is head
-    assert (language + task).head is head
-    assert (task - language).head is head
-    assert (language - task).head is None
-    assert (2 * task).head is None
-    assert (-task).head is None
-    with pytest.raises(DeftxError, match="both have a head"):
-        task + task
+def head(labels=("no", "yes"), value=1.0):
+    return Head({"classifier.weight": torch.full((len(labels), 3), value)}, labels)
+
+
+@pytest.mark.parametrize("scale", [2, -1, 0, 0.5])
+def test_scaling_keeps_the_head_as_it_is_and_how_it_is_fed(scale):
+    info = {"task": "tagging", "training": {"length": 7}, "data": {"lower_case": True, "train": 9}}
+    task = vector(1, head=head(), info=info)
+    for scaled in (scale * task, task * scale, -task, task / 2):
+        assert scaled.head is task.head
+        assert (scaled.task, scaled.info["training"]) == ("tagging", {"length": 7})
+        assert scaled.info["data"] == {"lower_case": True}
+
+
+def test_a_sum_has_the_head_of_its_first_term_that_has_one():
+    task, other, language = vector(1, head=head()), vector(3, head=head(value=2.0)), vector(2)
+    for total in (task + language, language + task, task - language, language - task):
+        assert total.head is task.head
+    assert (task + other).head is (task - other).head is task.head
+    assert (other + task).head is other.head
+    assert (sum([language, task, other]) / 3).head is task.head
+    assert (language + language).head is None
+
+
+def test_heads_for_other_labels_do_not_add():
+    one, other = vector(1, head=head()), vector(2, head=head(("no", "yes", "maybe")))
+    for combine in (add, sub):
+        with pytest.raises(
+            DeftxError, match=r"heads have different labels \(no, yes and no, yes, maybe\).*merge"
+        ):
+            combine(one, other)
+    reordered = vector(2, head=head(("yes", "no")))
+    with pytest.raises(DeftxError, match="different labels"):
+        one + reordered
+
+
+def test_a_vector_is_a_mapping_of_its_tensors():
+    one = vector(1, ("bias", "cube"))
+    assert (len(one), list(one), "bias" in one, "matrix" in one) == (
+        2,
+        ["bias", "cube"],
+        True,
+        False,
+    )
+    assert one["cube"] is one.tensors["cube"]
+    assert dict(one) == dict(one.items()) == one.tensors
+    assert list(one.keys()) == list(one)
+    assert list(one.values()) == list(one.tensors.values())
+    with pytest.raises(KeyError):
+        one["matrix"]
+    assert len(SparseVector({})) == 0
+    assert SparseVector({})  # still a vector
+
+
+def test_what_a_vector_is_can_be_asked():
+    info = {"base": "xlm-r", "task": "tagging", "sources": {"ace": {}, "min": {}}}
+    task, language = vector(1, head=head(), info=info), vector(2, info={"language": "ban"})
+    assert (task.base, task.task, task.labels) == ("xlm-r", "tagging", ("no", "yes"))
+    assert task.languages == ("ace", "min")
+    assert (language.base, language.task, language.labels) == (None, None, ())
+    assert language.languages == ("ban",)
+    assert (2 * (task + language)).languages == ("ace", "min", "ban")
+    nothing = SparseVector({}, info={"base": 3, "task": ["x"], "sources": None, "of": [7, {}]})
+    assert (nothing.base, nothing.task, nothing.languages) == (None, None, ())
+
+
+@given(VECTORS, VECTORS)
+def test_vectors_are_equal_where_all_entries_are(one, other):
+    assert one.equal(replace(one, tensors=dict(one), info={"seed": 1}))
+    same = [*one] == [*other] and all(
+        torch.equal(one[name].indices, other[name].indices)
+        and torch.equal(one[name].values, other[name].values)
+        for name in one
+    )
+    assert one.equal(other) is other.equal(one)
+    if [*one] == [*other]:
+        assert one.equal(other) is same
+
+
+def test_one_value_index_shape_or_head_more_makes_another_vector():
+    one = vector(1, ("matrix",))
+    entries = one["matrix"]
+    values = entries.values.clone()
+    values[0] += 1
+    others = [
+        replace(entries, values=values),
+        replace(entries, shape=(5, 4)),
+        replace(entries, indices=entries.indices[1:], values=entries.values[1:]),
+    ]
+    for other in others:
+        assert not one.equal(SparseVector({"matrix": other}))
+    assert not one.equal(SparseVector({"other": entries}))
+    assert not one.equal(SparseVector({}))
+    task = replace(one, head=head())
+    assert not one.equal(task)
+    assert not task.equal(one)
+    assert task.equal(replace(one, head=head()))
+    assert not task.equal(replace(one, head=head(value=2.0)))
+    assert not task.equal(replace(one, head=head(("no", "maybe"))))
+    with pytest.raises(DeftxError, match="a int is given where a vector is wanted"):
+        one.equal(3)
+
+
+@given(VECTORS)
+def test_a_dense_vector_is_that_of_its_tensors(one):
+    found = one.to_dense()
+    assert list(found) == list(one)
+    for name, entries in one.items():
+        assert found[name].shape == entries.shape
+        assert torch.equal(found[name].view(-1)[entries.indices], entries.values)
+        assert found[name].count_nonzero() == entries.values.count_nonzero()
+
+
+def test_a_repr_is_one_short_line():
+    labels = tuple(f"label {number}\n" for number in range(500))
+    info = {"base": "xlm-r\nlarge", "task": "tagging", "language": "min"}
+    one = vector(1, share=1.0, head=head(labels), info=info)
+    assert repr(one).startswith(
+        "SparseVector(k=39 in 4 tensors, base='xlm-r\\nlarge', task='tagging', "
+        "languages=('min',), labels=('label 0"
+    )
+    assert repr(one["matrix"]) == "SparseTensor(20 of 20 entries, shape=(4, 5), float32)"
+    assert repr(head()) == "Head(1 tensors, labels=('no', 'yes'))"
+    for value in (one, one["matrix"], one.head, SparseVector({})):
+        assert "\n" not in repr(value)
+        assert len(repr(value)) < 400
 
 
 def test_overlap_is_the_share_of_the_smaller_vectors_places():
@@ -240,7 +356,9 @@ def test_entries_give_their_dense_tensor_back():
     entries = SparseTensor(
         torch.tensor([1, 5]), torch.tensor([2.0, -3.0], dtype=torch.float16), (2, 3)
     )
-    assert torch.equal(entries.dense(), torch.tensor([[0, 2, 0], [0, 0, -3]], dtype=torch.float16))
+    assert torch.equal(
+        entries.to_dense(), torch.tensor([[0, 2, 0], [0, 0, -3]], dtype=torch.float16)
+    )
     assert entries.numel == 6
 
 
@@ -272,4 +390,4 @@ def test_vectors_elsewhere_are_added_and_made_dense_there():
         .to("meta")
         .tensors["w"]
     )
-    assert there.dense().device.type == "meta"
+    assert there.to_dense().device.type == "meta"

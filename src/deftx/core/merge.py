@@ -23,11 +23,11 @@ from deftx.core.select import select
 from deftx.core.vector import (
     SparseTensor,
     SparseVector,
+    as_list,
     check_distinct,
     check_same_base,
     check_same_tokenizer,
     derived,
-    listed,
 )
 from deftx.errors import DeftxError, unknown
 
@@ -97,8 +97,8 @@ def merge(
     option, a value that is out of range, two heads without a choice, no vector or the same one
     twice, and vectors that do not fit together.
     """
-    check_same_tokenizer(*listed(task), *languages)
-    return _merged(rule, listed(task), languages, head, options)
+    check_same_tokenizer(*as_list(task), *languages)
+    return _merged(rule, as_list(task), languages, head, options)
 
 
 def _merged(
@@ -140,8 +140,8 @@ def resolve_terms(
     """What `apply` is to add to a model: the vectors themselves, one after the other, where the
     rule is the sum (each addition rounds), else what `merge` makes of them."""
     if rule_of(rule)[0] is not RULES["sum"]:
-        return [_merged(rule, listed(task), languages, head, {})]
-    tasks = listed(task)
+        return [_merged(rule, as_list(task), languages, head, {})]
+    tasks = as_list(task)
     top = select_head(tasks, head)
     return [
         *languages,

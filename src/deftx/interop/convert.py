@@ -346,7 +346,7 @@ def _weight(name: str, model: nn.Module | None, prefix: str, shape: tuple[int, .
 
 
 def _added(name: str, change: SparseTensor, model: nn.Module | None, prefix: str) -> Tensor:
-    return _weight(name, model, prefix, change.shape) + change.dense()
+    return _weight(name, model, prefix, change.shape) + change.to_dense()
 
 
 def _difference(name: str, whole: Tensor, model: nn.Module | None, prefix: str) -> SparseTensor:

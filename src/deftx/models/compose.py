@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.core.apply import apply
 from deftx.core.merge import NO_HEAD, resolve_terms, rule_of, select_head
-from deftx.core.vector import SparseVector, check_distinct, check_language, check_same_base, listed
+from deftx.core.vector import SparseVector, as_list, check_distinct, check_language, check_same_base
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base
 from deftx.models.loading import (
@@ -63,8 +63,8 @@ def compose(
     Raises DeftxError where the base cannot be loaded, vectors do not fit it or each other, one is
     given twice, or no task vector has a head, and for an unknown rule.
     """
-    tasks = listed(task)
-    languages = [] if language is None else listed(language)
+    tasks = as_list(task)
+    languages = [] if language is None else as_list(language)
     rule_of(rule)
     check_language(*languages)
     check_distinct(*tasks, *languages)
@@ -121,7 +121,7 @@ def load_base_with_head(
     `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one
     loaded base.
     """
-    tasks = listed(task)
+    tasks = as_list(task)
     top = select_head(tasks, head)
     if top is None or top.head is None:
         raise DeftxError(NO_HEAD)

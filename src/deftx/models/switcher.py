@@ -16,7 +16,7 @@ from deftx.core.apply import apply, apply_temporarily, check_fit
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.merge import resolve_terms, rule_of, select_head
 from deftx.core.parameters import backbone
-from deftx.core.vector import SparseVector, check_distinct, listed
+from deftx.core.vector import SparseVector, as_list, check_distinct
 from deftx.data.examples import Examples, check_examples, check_pairs, check_read
 from deftx.errors import DeftxError, unknown
 from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
@@ -84,7 +84,7 @@ class Switcher:
         self._spellings = dict(spellings or {})
         for name in self._spellings.keys() - languages.keys():
             raise unknown("language", name, languages)
-        tasks, named = listed(task), {name: listed(some) for name, some in languages.items()}
+        tasks, named = as_list(task), {name: as_list(some) for name, some in languages.items()}
         every = [vector for some in named.values() for vector in some]
         for some in [[], *named.values()]:
             check_distinct(*tasks, *some)

@@ -208,7 +208,7 @@ def selected_tuning(
     with sparse_tuning(model, selection) as tuning:
 
         def difference() -> Delta:
-            return {name: entries.dense() for name, entries in tuning.vector().tensors.items()}
+            return {name: entries.to_dense() for name, entries in tuning.vector().tensors.items()}
 
         state = TrainableState(
             [tuning.values], [tuning.start], trained_head, on_restore=tuning.write
