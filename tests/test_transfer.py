@@ -18,9 +18,11 @@ import deftx
 from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, changed
 from deftx.errors import DeftxError
 from deftx.experiments import estimate, steps
+from deftx.experiments.benefit import Benefit
 from deftx.experiments.recipe import load_recipe
+from deftx.experiments.report.statistics import Difference
 from deftx.experiments.run import run_recipe
-from deftx.experiments.transfer import Request, recipe_data
+from deftx.experiments.transfer import Outcome, Request, TargetScore, recipe_data
 
 SHORT = ["contamination=ignore", "language.k=20%"]
 SHORT += [
@@ -231,8 +233,32 @@ def test_several_seeds_are_learnt_and_their_mean_is_scored(
     scores = [row["macro_f1"] for row in rows if row["variant"] == "with its vector"]
     assert len(scores) == 2
     assert facts[0].startswith(f"macro-F1 {50 * sum(scores):.1f} with the vector, ")
-    assert facts[0].endswith("; 40 texts, 2 seeds")
+    assert facts[0].endswith("; 40 texts; 2 seeds: too few to say")
     assert same(Path("out/vectors/min"), done / "out" / "vectors" / "min")  # of the first seed
+
+
+@pytest.mark.parametrize(
+    ("seeds", "value", "certainty", "advice"),
+    [
+        (1, -0.2, "one seed: interval over texts only", []),
+        (2, -0.2, "2 seeds: too few to say", []),
+        (3, -0.2, "3 seeds", ["its vector costs 20.0 points"]),
+        (3, 0.2, "3 seeds", []),
+        (3, -0.001, "3 seeds: may be chance", []),
+        (1, -0.001, "one seed: interval over texts only", []),
+    ],
+)
+def test_nothing_is_concluded_from_one_seed_or_two(
+    seeds: int, value: float, certainty: str, advice: list[str]
+) -> None:
+    difference = Difference(value, error=0.01, freedom=100.0, seeds=seeds)
+    score = TargetScore("min", 40, "macro_f1", 0.5 + value, 0.5, difference)
+    benefit = Benefit("min", None, None, 0.1, None, 1.0)
+    outcome = Outcome(Path("out"), None, [benefit], [score])
+    about = outcome.about()[1]
+    assert about["advice"] == advice
+    assert about["facts"][0].endswith(f"; 40 texts; {certainty}")
+    assert f"| 40 | {certainty} |" in outcome.markdown()
 
 
 @pytest.mark.usefixtures("no_report")
@@ -344,7 +370,9 @@ def test_finished_vectors_take_the_place_of_texts(
     assert same(Path("other/vectors/task"), Path("out/vectors/task"))
     rows = {row["name"]: row for row in json.loads(found.out)}
     assert rows.keys() == {"task", "ind", "min"}
-    assert any("40 texts, one seed" in fact for fact in rows["min"]["facts"])
+    assert any(
+        "40 texts; one seed: interval over texts only" in fact for fact in rows["min"]["facts"]
+    )
     assert not any(
         "unknown to the tokenizer" in fact for fact in rows["min"]["facts"]
     )  # there is no text

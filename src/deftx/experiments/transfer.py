@@ -34,7 +34,7 @@ from deftx.experiments.plain_yaml import parse_yaml
 from deftx.experiments.recipe import TASK, Recipe, recipe_from
 from deftx.experiments.report.benefit import FILE as BENEFIT
 from deftx.experiments.report.page import lacking, write_report
-from deftx.experiments.report.statistics import compare, score_run
+from deftx.experiments.report.statistics import Difference, compare, score_run
 from deftx.experiments.run import Prepared, prepare, run_recipe, vectors_of
 from deftx.experiments.run_folder import read_run
 from deftx.models.compose import compose_to
@@ -79,32 +79,46 @@ class Request:
 
 @dataclass(frozen=True)
 class TargetScore:
-    """A target's mean scores on its test data, 0 to 1, and the 95% interval of what its vector
-    adds.
+    """The scores of a target on its test data, with its language vector and without.
 
-    With one seed the interval is over the texts alone: another seed may give another difference.
+    Attributes:
+        language: The target.
+        examples: How many labelled examples there are.
+        metric: Name of the score.
+        with_vector: Mean score over the seeds with the language vector, 0 to 1.
+        without: Mean score over the seeds without it, 0 to 1.
+        difference: What the vector adds, with its 95% interval. With one seed the interval is over
+            the texts only: another seed may give another difference.
     """
 
     language: str
     examples: int
-    seeds: int
     metric: str
     with_vector: float
     without: float
-    low: float
-    high: float
+    difference: Difference
+
+    @property
+    def interval(self) -> str:
+        """Both ends of the 95% interval, in points."""
+        return f"{100 * self.difference.low:+.1f} to {100 * self.difference.high:+.1f}"
+
+    @property
+    def certainty(self) -> str:
+        """With how many seeds it was measured, and what that allows to say."""
+        if self.difference.too_few_seeds is not None:
+            return self.difference.too_few_seeds
+        seeds = f"{self.difference.seeds} seeds"
+        if self.difference.conclusive:
+            return seeds
+        return f"{seeds}: may be chance"
 
     def __str__(self) -> str:
-        gain = self.with_vector - self.without
-        interval = f"{100 * gain:+.1f} points (95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
-        scores = f"{100 * self.with_vector:.1f} with the vector, {100 * self.without:.1f} without"
-        seeds = (
-            f"{self.seeds} seeds"
-            if self.seeds > 1
-            else "one seed, and other seeds may differ by more"
-        )
-        verdict = "" if self.low > 0 or self.high < 0 else ", which may be chance"
-        return f"{metric_name(self.metric)} {scores}: {interval}{verdict}; {self.examples} texts, {seeds}"
+        with_vector = f"{100 * self.with_vector:.1f} with the vector"
+        without = f"{100 * self.without:.1f} without"
+        points = f"{100 * (self.with_vector - self.without):+.1f} points"
+        scores = f"{metric_name(self.metric)} {with_vector}, {without}: {points}"
+        return f"{scores} (95% interval {self.interval}); {self.examples} texts; {self.certainty}"
 
 
 @dataclass(frozen=True)
@@ -129,11 +143,10 @@ class Outcome:
             scores = [score for score in self.scores if score.language == benefit.language]
             facts = [*map(str, scores), *benefit.facts()]
             advice = list(benefit.advice())
-            advice += [
-                f"its vector costs {-100 * (s.with_vector - s.without):.1f} points"
-                for s in scores
-                if s.high < 0
-            ]
+            for score in scores:
+                if score.difference.conclusive and score.difference.high < 0:
+                    loss = 100 * (score.without - score.with_vector)
+                    advice.append(f"its vector costs {loss:.1f} points")
             rows.append({"name": benefit.language, "facts": facts, "advice": advice})
         return rows
 
@@ -141,21 +154,21 @@ class Outcome:
         """What is known, as a page of Markdown."""
         lines = ["# What came of it", ""]
         if self.scores:
-            lines += [
-                "| language | without its vector | with it | difference | 95% interval | texts | seeds |"
-            ]
-            lines += ["| --- | ---: | ---: | ---: | --- | ---: | ---: |"]
+            heading = ["language", "without its vector", "with it", "difference"]
+            heading += ["95% interval", "texts", "seeds"]
+            lines.append(f"| {' | '.join(heading)} |")
+            lines.append("| --- | ---: | ---: | ---: | --- | ---: | --- |")
             for score in self.scores:
-                points = [score.without, score.with_vector, score.with_vector - score.without]
                 cells = [
-                    f"{100 * points[0]:.1f}",
-                    f"{100 * points[1]:.1f}",
-                    f"{100 * points[2]:+.1f}",
+                    score.language,
+                    f"{100 * score.without:.1f}",
+                    f"{100 * score.with_vector:.1f}",
+                    f"{100 * (score.with_vector - score.without):+.1f}",
+                    score.interval,
+                    str(score.examples),
+                    score.certainty,
                 ]
-                interval = f"{100 * score.low:+.1f} to {100 * score.high:+.1f}"
-                lines.append(
-                    f"| {' | '.join([score.language, *cells, interval, str(score.examples), str(score.seeds)])} |"
-                )
+                lines.append(f"| {' | '.join(cells)} |")
             lines += ["", f"{metric_name(self.scores[0].metric)} in percent.", ""]
         for row in self.about():
             lines += [f"## {row['name']}", "", *(f"- {fact}" for fact in row["facts"])]
@@ -264,9 +277,8 @@ def check_out(out: Path, data: Mapping[str, Any], *, force: bool) -> None:
     if before != data and not force:
         keys = [key for key in {**before, **data} if before.get(key) != data.get(key)]
         where = f"{out} holds another transfer ({', '.join(keys)} differ)"
-        raise DeftxError(
-            f"{where}: choose another folder, or replace it with --force, which keeps what can be used again"
-        )
+        fix = "choose another folder, or replace it with --force, which keeps what can be used again"
+        raise DeftxError(f"{where}: {fix}")
 
 
 def _not_begun(out: Path) -> bool:
@@ -366,12 +378,10 @@ def _scores(recipe: Recipe, out: Path) -> list[TargetScore]:
         TargetScore(
             language=name,
             examples=examples[name],
-            seeds=gap.seeds,
             metric=metric,
             with_vector=mean_score(WITH, name),
             without=mean_score(WITHOUT, name),
-            low=gap.low,
-            high=gap.high,
+            difference=gap,
         )
         for name, gap in compared.by_language.items()
     ]

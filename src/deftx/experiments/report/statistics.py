@@ -108,8 +108,18 @@ class Difference:
     @property
     def conclusive(self) -> bool:
         """Whether there are enough seeds for a conclusion and the interval leaves out 0."""
-        leaves_out_0 = self.low > 0 or self.high < 0
-        return leaves_out_0 and self.seeds >= SEEDS_FOR_A_CONCLUSION
+        if self.too_few_seeds is not None:
+            return False
+        return self.low > 0 or self.high < 0
+
+    @property
+    def too_few_seeds(self) -> str | None:
+        """What is said instead of a conclusion where the seeds are too few for one; else None."""
+        if self.seeds == 1:
+            return "one seed: interval over texts only"
+        if self.seeds < SEEDS_FOR_A_CONCLUSION:
+            return f"{self.seeds} seeds: too few to say"
+        return None
 
 
 @dataclass(frozen=True)

@@ -245,10 +245,8 @@ def is_proven(gap: Difference, corrected: float | None) -> bool:
 
 def verdict(pair: Comparison, gap: Difference, corrected: float | None) -> str:
     """What a difference allows to say; `corrected` is its p by Holm."""
-    if gap.seeds == 1:
-        return "one seed: interval over texts only"
-    if gap.seeds < SEEDS_FOR_A_CONCLUSION:
-        return f"{gap.seeds} seeds: too few to say"
+    if gap.too_few_seeds is not None:
+        return gap.too_few_seeds
     if not gap.conclusive:
         return "may be chance"
     better = pair.first if gap.value > 0 else pair.second
