@@ -187,10 +187,25 @@ def evaluate(
     length: int,
 ) -> dict[str, float]:
     """All metrics of a model on labelled examples; its outputs are named in its config."""
+    return scores(task, examples, answers_to_labelled(task, model, tokenizer, examples, length))
+
+
+def answers_to_labelled(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    length: int,
+) -> list[tuple[Any, ...]]:
+    """The answers that `evaluate` scores.
+
+    Raises:
+        DeftxError: The examples lack labels or a column, or the tokenizer knows hardly any of them.
+    """
     check_columns(task, examples)
     check_known(written(examples), tokenizer, refused_from=REFUSED_TO_SCORE)
     encoded = task.encode(examples, tokenizer, length, output_names(model), True)
-    return scores(task, examples, answers(task, model, encoded))
+    return answers(task, model, encoded)
 
 
 def predict(
@@ -201,11 +216,29 @@ def predict(
     length: int,
 ) -> list[tuple[Any, ...]]:
     """The answer to every example: its predicted label, and what else the task's `shown` names."""
+    chunks = predict_in_chunks(task, model, tokenizer, examples, length, max(len(examples), 1))
+    return [answer for chunk in chunks for answer in chunk]
+
+
+def predict_in_chunks(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    length: int,
+    chunk_size: int,
+) -> Iterator[list[tuple[Any, ...]]]:
+    """The answers of `predict`, `chunk_size` examples at a time and in their order.
+
+    The examples are checked, and warned of, once and as a whole.
+    """
     check_columns(task, examples)
     check_known(written(examples), tokenizer, refused_from=None)  # there is an answer to every text
-    return answers(
-        task, model, task.encode(examples, tokenizer, length, output_names(model), False)
-    )
+    names = output_names(model)
+    for start in range(0, max(len(examples), 1), chunk_size):
+        rows = range(start, min(start + chunk_size, len(examples)))
+        encoded = task.encode(examples.at(rows), tokenizer, length, names, False)
+        yield answers(task, model, encoded)
 
 
 def by_name(task: Task, found: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
