@@ -148,19 +148,40 @@ Scores = Mapping[tuple[str, int, str], Score]  # by variant, seed and language
 
 
 def macro_f1(confusion: Floats) -> Floats:
-    """Macro-F1 of confusion counts [..., true, predicted]: mean over the labels that occur in
-    either."""
+    """The mean of the labels' F1 scores, over the labels that occur as true or predicted ones.
+
+        F1(label) = 2 x hits / (times true + times predicted)
+
+    Args:
+        confusion: Counts of answers [..., true label, predicted label].
+
+    Returns:
+        Macro-F1 [...], 0 to 1.
+    """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    true_and_predicted = confusion.sum(-1) + confusion.sum(-2)
-    occurs = true_and_predicted > 0
-    f1 = 2 * hits / np.where(occurs, true_and_predicted, 1)
+    times_true = confusion.sum(-1)
+    times_predicted = confusion.sum(-2)
+    total = times_true + times_predicted
+
+    # labels that do not occur have no F1: they add 0 to the sum and nothing to the count
+    occurs = total > 0
+    denominator = np.where(occurs, total, 1)
+    f1 = 2 * hits / denominator
     return np.asarray(f1.sum(-1) / occurs.sum(-1))
 
 
 def accuracy(confusion: Floats) -> Floats:
-    """The share of hits in confusion counts [..., true, predicted]."""
+    """The share of texts whose predicted label is the true one.
+
+    Args:
+        confusion: Counts of answers [..., true label, predicted label].
+
+    Returns:
+        Accuracy [...], 0 to 1.
+    """
     hits = np.trace(confusion, axis1=-2, axis2=-1)
-    return np.asarray(hits / confusion.sum((-2, -1)))
+    texts = confusion.sum((-2, -1))
+    return np.asarray(hits / texts)
 
 
 METRICS: dict[str, Callable[[Floats], Floats]] = {"macro_f1": macro_f1, "accuracy": accuracy}
@@ -171,20 +192,37 @@ def jackknife(metric: Callable[[Floats], Floats], answers: Predictions) -> Score
 
     All texts with the same true and predicted label have the same effect, so the metric is computed
     once for each pair of labels that occurs.
+
+    Args:
+        metric: Turns confusion counts into a score: a value of METRICS.
+        answers: True and predicted labels of the texts.
+
+    Returns:
+        The score; its text effects are 0 where there is a single text.
     """
     labels = len(answers.labels)
     texts = len(answers.true)
-    cells = np.array(answers.true) * labels + np.array(answers.predicted)
-    counts = np.bincount(cells, minlength=labels * labels).astype(np.float64)
-    value = float(metric(counts.reshape(labels, labels)))
+
+    # the confusion matrix, flat: a text is in cell (true label x number of labels + predicted one)
+    true = np.array(answers.true)
+    predicted = np.array(answers.predicted)
+    cells = true * labels + predicted
+    counts = np.bincount(cells, minlength=labels * labels)
+    confusion = counts.astype(np.float64).reshape(labels, labels)
+    value = float(metric(confusion))
     if texts < 2:
         return Score(value, np.zeros(texts))
-    without = np.zeros(labels * labels)
+
+    # the score without one text of each cell that has any
+    flat = confusion.reshape(-1)  # shares its memory with `confusion`
+    score_without = np.zeros(labels * labels)
     for cell in np.unique(cells):
-        counts[cell] -= 1
-        without[cell] = metric(counts.reshape(labels, labels))
-        counts[cell] += 1
-    left_out = without[cells]
+        flat[cell] -= 1
+        score_without[cell] = metric(confusion)
+        flat[cell] += 1
+
+    # scaled so that the sum of squares is the jackknife variance
+    left_out = score_without[cells]
     scale = np.sqrt((texts - 1) / texts)
     return Score(value, scale * (left_out.mean() - left_out))
 
@@ -205,33 +243,43 @@ def score_run(run: RunData) -> Scores:
 
 def _answers(run: RunData, language: str) -> dict[tuple[str, int], Predictions]:
     """The predictions of a language's scores by variant and seed, all on one test set."""
+    # predictions that are kept, and all labels that occur in them
     kept: list[tuple[Row, Predictions]] = []
     names: set[str] = set()
     for row in run.rows:
-        answers = run.predictions(row) if row.language == language else None
-        if answers is not None:
-            kept.append((row, answers))
-            names.update(answers.labels)
-    numbered: dict[tuple[str, int], Predictions] = {}
+        if row.language != language:
+            continue
+        answers = run.predictions(row)
+        if answers is None:
+            continue
+        kept.append((row, answers))
+        names.update(answers.labels)
+    label_names = sorted(names)
+
+    # label numbers made comparable, and the true labels compared
+    by_variant_and_seed: dict[tuple[str, int], Predictions] = {}
     truth: tuple[int, ...] | None = None
     for row, answers in kept:
         if not _gives_its_score(run, row, answers):
             message = f"the predictions of step {row.step} do not give its score: not compared"
             warnings.warn(message, stacklevel=3)
             continue
-        answers = _numbered_by_name(answers, sorted(names))
-        truth = truth or answers.true
+        answers = _numbered_by_name(answers, label_names)
+        if truth is None:
+            truth = answers.true
         if answers.true != truth:
-            raise DeftxError(
-                f"the scores on {language} are not of one test set: step {row.step} has other true labels"
-            )
-        numbered[row.variant, row.seed] = answers
-    return numbered
+            problem = f"the scores on {language} are not of one test set"
+            raise DeftxError(f"{problem}: step {row.step} has other true labels")
+        by_variant_and_seed[row.variant, row.seed] = answers
+    return by_variant_and_seed
 
 
 def _gives_its_score(run: RunData, row: Row, answers: Predictions) -> bool:
-    score = jackknife(METRICS[run.recipe.metric], answers).value
-    return bool(abs(score - getattr(row, run.recipe.metric)) <= 1e-6)
+    """Whether predictions give the score that was recorded with them."""
+    metric = METRICS[run.recipe.metric]
+    recorded = getattr(row, run.recipe.metric)
+    value = jackknife(metric, answers).value
+    return bool(abs(value - recorded) <= 1e-6)
 
 
 def _numbered_by_name(answers: Predictions, names: Sequence[str]) -> Predictions:
@@ -246,35 +294,55 @@ def _numbered_by_name(answers: Predictions, names: Sequence[str]) -> Predictions
 
 
 def compare(run: RunData, scores: Scores, first: str, second: str) -> Comparison | None:
-    """Compare two variants; None where no seed and language has both."""
+    """Compare two variants on the seeds and languages that both have.
+
+    Args:
+        run: The run that the scores are of.
+        scores: What `score_run` gave for it.
+        first: The variant whose scores count positively.
+        second: The variant that is subtracted.
+
+    Returns:
+        The comparison; None where no seed and language has both.
+    """
+    # a paired difference for each seed and language
     first_scores = _by_seed(run, scores, first)
     second_scores = _by_seed(run, scores, second)
+    common_seeds = sorted(first_scores.keys() & second_scores.keys())
     gaps: dict[int, dict[str, Score]] = {}
-    for seed in sorted(first_scores.keys() & second_scores.keys()):
+    for seed in common_seeds:
         gaps[seed] = _paired(first_scores[seed], second_scores[seed])
+
+    # each language over its seeds
     by_language = {}
     for language in run.languages:
-        seeds = [seed for seed in gaps if language in gaps[seed]]
-        if seeds:
-            by_language[language] = estimate([gaps[seed][language] for seed in seeds])
+        of_language = [by_name[language] for by_name in gaps.values() if language in by_name]
+        if of_language:
+            by_language[language] = estimate(of_language)
     if not by_language:
         return None
-    complete = [seed for seed in gaps if run.targets and gaps[seed].keys() >= set(run.targets)]
-    average = None
-    if complete:
-        average = estimate([_mean_over(gaps[seed], run.targets) for seed in complete])
-    return Comparison(first, second, tuple(complete or gaps), by_language, average)
+
+    # the average over the targets, on the seeds that have all of them
+    targets = set(run.targets)
+    complete = []
+    if targets:
+        complete = [seed for seed, by_name in gaps.items() if by_name.keys() >= targets]
+    if not complete:
+        return Comparison(first, second, tuple(gaps), by_language, average=None)
+    means = [_mean_over(gaps[seed], run.targets) for seed in complete]
+    return Comparison(first, second, tuple(complete), by_language, estimate(means))
 
 
 def _by_seed(run: RunData, scores: Scores, variant: str) -> dict[int, dict[str, Score]]:
     """A variant's scores by seed; what is in no recipe has no seed, and counts for all of them."""
+    is_seeded = variant in run.recipe.variants
     by_seed: dict[int, dict[str, Score]] = {}
-    for (name, seed, language), score in scores.items():
+    for (name, own_seed, language), score in scores.items():
         if name != variant:
             continue
-        seeds = [seed] if variant in run.recipe.variants else run.seeds
-        for place in seeds:
-            by_seed.setdefault(place, {})[language] = score
+        seeds = [own_seed] if is_seeded else run.seeds
+        for seed in seeds:
+            by_seed.setdefault(seed, {})[language] = score
     return by_seed
 
 
@@ -282,9 +350,12 @@ def _paired(first: Mapping[str, Score], second: Mapping[str, Score]) -> dict[str
     """First minus second in each language that both have: same seed, same texts."""
     gaps = {}
     for language, score in first.items():
-        if other := second.get(language):
-            effects = score.text_effects - other.text_effects
-            gaps[language] = Score(score.value - other.value, effects)
+        other = second.get(language)
+        if other is None:
+            continue
+        value = score.value - other.value
+        effects = score.text_effects - other.text_effects
+        gaps[language] = Score(value, effects)
     return gaps
 
 
@@ -295,12 +366,15 @@ def _mean_over(gaps: Mapping[str, Score], languages: Sequence[str]) -> Score:
     same line are added before they are squared. Where the texts are in truth others, that adds
     covariances of mean 0 and does no harm.
     """
-    value = float(np.mean([gaps[language].value for language in languages]))
-    by_size: dict[int, Floats] = {}
+    values = [gaps[language].value for language in languages]
+    effects_by_size: dict[int, Floats] = {}
     for language in languages:
         effects = gaps[language].text_effects
-        by_size[len(effects)] = by_size.get(len(effects), 0.0) + effects / len(languages)
-    return Score(value, np.concatenate(list(by_size.values())))
+        size = len(effects)
+        sum_so_far = effects_by_size.get(size, 0.0)
+        effects_by_size[size] = sum_so_far + effects / len(languages)
+    effects = np.concatenate(list(effects_by_size.values()))
+    return Score(float(np.mean(values)), effects)
 
 
 def estimate(gaps: Sequence[Score]) -> Difference:
@@ -313,16 +387,24 @@ def estimate(gaps: Sequence[Score]) -> Difference:
         gaps: Differences by seed, all on the same texts. With one, the interval is over texts only.
     """
     values = np.array([gap.value for gap in gaps])
-    effects = np.stack([gap.text_effects for gap in gaps])
+    effects = np.stack([gap.text_effects for gap in gaps])  # [seeds, texts]
     seeds, texts = effects.shape
     if seeds == 1:
         text_variance = float(np.square(effects).sum())
-        return _difference(values, [(text_variance, texts - 1)], seeds)
+        only_texts = _VariancePart(text_variance, freedom=texts - 1)
+        return _difference(values, [only_texts], seeds)
+
+    # seed part: A/S + C/S
+    variance_of_seeds = float(values.var(ddof=1))
+    seed_part = _VariancePart(variance_of_seeds / seeds, freedom=seeds - 1)
+
+    # text part: B, the mean of the covariances of two seeds
     covariance = effects @ effects.T
-    between_seeds = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1))
-    seed_part = float(values.var(ddof=1)) / seeds
-    text_part = max(0.0, float(between_seeds))
-    return _difference(values, [(seed_part, seeds - 1), (text_part, texts - 1)], seeds)
+    of_two_seeds = covariance.sum() - np.trace(covariance)
+    pairs_of_seeds = seeds * (seeds - 1)
+    mean_covariance = float(of_two_seeds / pairs_of_seeds)
+    text_part = _VariancePart(max(0.0, mean_covariance), freedom=texts - 1)
+    return _difference(values, [seed_part, text_part], seeds)
 
 
 def estimate_crossed(values: Floats, text_effects: Floats | None = None) -> Difference:
@@ -347,88 +429,145 @@ def estimate_crossed(values: Floats, text_effects: Floats | None = None) -> Diff
     Returns:
         The difference; its `seeds` is the smaller of I and J.
     """
+    seeds = min(values.shape)
+    parts = [_crossed_seed_part(values)]
+    if text_effects is not None:
+        parts.append(_crossed_text_part(text_effects))
+    return _difference(values, parts, seeds)
+
+
+def _crossed_seed_part(values: Floats) -> "_VariancePart":
+    """The seeds' part of the variance of the mean of a two-way table [I, J]."""
     languages, tasks = values.shape
     cells = languages * tasks
+
+    # analysis of variance: effects of the rows, of the columns, and what both leave
     mean = values.mean()
     language_effects = values.mean(1) - mean
     task_effects = values.mean(0) - mean
     both = values - mean - language_effects[:, None] - task_effects[None]
+
     # each mean square divided by the number of cells: a part of the variance of the mean
     language_part = float(np.square(language_effects).sum()) / (languages - 1) / languages
     task_part = float(np.square(task_effects).sum()) / (tasks - 1) / tasks
-    both_part = float(np.square(both).sum()) / ((languages - 1) * (tasks - 1)) / cells
+    freedom_of_both = (languages - 1) * (tasks - 1)
+    both_part = float(np.square(both).sum()) / freedom_of_both / cells
     largest = max(language_part, task_part)
-    seed_variance = max(language_part + task_part - both_part, largest)
+    variance = max(language_part + task_part - both_part, largest)
+
     # Satterthwaite's degrees of freedom of the two seed parts together
-    freedom = float(min(languages, tasks) - 1)
-    if largest > 0:
-        squares = language_part**2 / (languages - 1) + task_part**2 / (tasks - 1)
-        freedom = (language_part + task_part) ** 2 / squares
-    parts = [(seed_variance, freedom)]
-    if text_effects is not None:
-        texts = text_effects.shape[-1]
-        total = np.square(text_effects.sum((0, 1))).sum()
-        same_language = np.square(text_effects.sum(1)).sum()
-        same_task = np.square(text_effects.sum(0)).sum()
-        itself = np.square(text_effects).sum()
-        pairs_apart = cells * (languages - 1) * (tasks - 1)
-        apart = (total - same_language - same_task + itself) / pairs_apart
-        parts.append((max(0.0, float(apart)), texts - 1))
-    return _difference(values, parts, min(languages, tasks))
+    if largest == 0:
+        return _VariancePart(variance, freedom=float(min(languages, tasks) - 1))
+    squares = language_part**2 / (languages - 1) + task_part**2 / (tasks - 1)
+    freedom = (language_part + task_part) ** 2 / squares
+    return _VariancePart(variance, freedom)
 
 
-def _difference(values: Floats, parts: Sequence[tuple[float, float]], seeds: int) -> Difference:
-    """The mean of some differences, with parts of its variance and their degrees of freedom."""
-    variance = sum(part for part, _ in parts)
+def _crossed_text_part(text_effects: Floats) -> "_VariancePart":
+    """The texts' part: the mean covariance of two combinations that share neither vector.
+
+    The sum over such pairs is that over all pairs, without those that share the language vector or
+    the task vector; a combination with itself shares both, and is subtracted twice.
+    """
+    languages, tasks, texts = text_effects.shape
+    all_pairs = np.square(text_effects.sum((0, 1))).sum()
+    same_language = np.square(text_effects.sum(1)).sum()
+    same_task = np.square(text_effects.sum(0)).sum()
+    itself = np.square(text_effects).sum()
+    sharing_neither = all_pairs - same_language - same_task + itself
+
+    number_of_pairs = languages * tasks * (languages - 1) * (tasks - 1)
+    mean_covariance = float(sharing_neither / number_of_pairs)
+    return _VariancePart(max(0.0, mean_covariance), freedom=texts - 1)
+
+
+@dataclass(frozen=True)
+class _VariancePart:
+    """A part of the variance of a mean, and the degrees of freedom that it is estimated with."""
+
+    variance: float
+    freedom: float
+
+
+def _difference(values: Floats, parts: Sequence[_VariancePart], seeds: int) -> Difference:
+    """The mean of some differences, with the parts of its variance."""
+    variance = sum(part.variance for part in parts)
     reciprocal = 0.0
-    for part, freedom in parts:
-        weight = part / variance if variance > 0 else 1 / len(parts)
-        reciprocal += weight / max(1, freedom)
-    return Difference(float(values.mean()), float(np.sqrt(variance)), 1 / reciprocal, seeds)
+    for part in parts:
+        weight = part.variance / variance if variance > 0 else 1 / len(parts)
+        reciprocal += weight / max(1, part.freedom)
+    return Difference(
+        value=float(values.mean()),
+        error=float(np.sqrt(variance)),
+        freedom=1 / reciprocal,
+        seeds=seeds,
+    )
 
 
 def detectable_ratio(freedom: float) -> float:
-    """The true difference, in standard errors, that a two-sided t test finds with a power of
-    80%."""
+    """The true difference, in standard errors, that a two-sided t test finds with a power of 80%.
+
+    The test finds a difference where
+
+        difference / error + noise > critical value x (estimated error / true error)
+
+    with noise from a normal distribution and the square of the ratio of errors from a chi-square
+    distribution. The mean over the latter is taken at 2,000 of its quantiles.
+    """
     critical = stats.t.ppf(1 - LEVEL / 2, freedom)
-    # the test finds it where difference / error + noise > critical x (estimated error / true error)
     probabilities = (np.arange(2000) + 0.5) / 2000
-    relative_errors = np.sqrt(stats.chi2.ppf(probabilities, freedom) / freedom)
-    thresholds = critical * relative_errors
+    relative_variances = stats.chi2.ppf(probabilities, freedom) / freedom
+    thresholds = critical * np.sqrt(relative_variances)
 
     def missing_power(ratio: float) -> float:
-        found = stats.norm.sf(thresholds - ratio) + stats.norm.cdf(-thresholds - ratio)
-        return float(found.mean() - POWER)
+        above = stats.norm.sf(thresholds - ratio)
+        below = stats.norm.cdf(-thresholds - ratio)
+        power = (above + below).mean()
+        return float(power - POWER)
 
-    return float(optimize.brentq(missing_power, 0, 2 * critical + 10))
+    highest = 2 * critical + 10
+    return float(optimize.brentq(missing_power, 0, highest))
 
 
 # Several comparisons
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Holm's correction (1979): p values of several comparisons, each raised so that all of them
-    together err as one would."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    adjusted = [0.0] * len(values)
+    """Holm's correction (1979) for several comparisons.
+
+    The smallest of n p values is multiplied by n, the next one by n - 1, and so on; none becomes
+    smaller than one before it.
+
+    Args:
+        values: p values.
+
+    Returns:
+        The corrected p values in the same order: all of them together err as often as one would.
+    """
+    ascending = sorted(range(len(values)), key=values.__getitem__)
+    corrected = [0.0] * len(values)
     largest = 0.0
-    for place, number in enumerate(order):
-        raised = (len(values) - place) * values[number]
+    for rank, index in enumerate(ascending):
+        raised = (len(values) - rank) * values[index]
         largest = max(largest, min(1.0, raised))
-        adjusted[number] = largest
-    return adjusted
+        corrected[index] = largest
+    return corrected
 
 
 def pairs(run: RunData, baseline: str | None) -> list[tuple[str, str]]:
     """The pairs to compare: every variant with the baseline, and every DeFT-X with every LT-SFT."""
     scored = [name for name in run.variants if run.scores(name)]
-    deftx = [name for name in scored if "deftx" in _letters(name)]
-    lt_sft = [name for name in scored if "ltsft" in _letters(name)]
     candidates = []
     if baseline in scored:
         candidates += [(name, baseline) for name in scored]
+
+    # variants are recognised by their names
+    deftx = [name for name in scored if "deftx" in _alphanumeric(name)]
+    lt_sft = [name for name in scored if "ltsft" in _alphanumeric(name)]
     for first in deftx:
         candidates += [(first, second) for second in lt_sft]
+
+    # each pair once, whichever comes first in it
     chosen: dict[frozenset[str], tuple[str, str]] = {}
     for first, second in candidates:
         if first != second:
@@ -436,5 +575,6 @@ def pairs(run: RunData, baseline: str | None) -> list[tuple[str, str]]:
     return list(chosen.values())
 
 
-def _letters(name: str) -> str:
+def _alphanumeric(name: str) -> str:
+    """A name without spaces and punctuation, in lower case."""
     return "".join(filter(str.isalnum, name)).casefold()
