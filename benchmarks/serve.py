@@ -201,7 +201,8 @@ def main() -> None:
         serve(options.serve, options.shape, options.languages)
         return
     print(
-        f"{machine()}; shape {options.shape}, {options.languages} languages, {options.clients} clients\n"
+        f"{machine()}; shape {options.shape}, {options.languages} languages,"
+        f" {options.clients} clients\n"
     )
     with running("ours", options) as ours, running("plain", options) as plain:
         servers, times = (

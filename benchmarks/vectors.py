@@ -220,7 +220,8 @@ def switching(shape: str, folder: Path) -> Step:
         return LANGUAGES * products / flops_per_second(torch.float32) + move
 
     def agree(ours: list[Tensor], plain: list[Tensor]) -> str:
-        return f"answers within {max(float((a - b).abs().max()) for a, b in zip(ours, plain, strict=True)):.0e}"
+        furthest = max(float((a - b).abs().max()) for a, b in zip(ours, plain, strict=True))
+        return f"answers within {furthest:.0e}"
 
     return Step(ours, plain, agree, floor)
 

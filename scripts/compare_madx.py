@@ -50,7 +50,8 @@ def our_names(theirs: str) -> str:
         parts[-2 if "adapter_up" in parts else -3],
         parts[-1],
     )
-    return f"{adapter}.layers.{parts[parts.index('layer') + 1]}.{which.removeprefix('adapter_')}.{kind}"
+    layer = parts[parts.index("layer") + 1]
+    return f"{adapter}.layers.{layer}.{which.removeprefix('adapter_')}.{kind}"
 
 
 def theirs(folder: Path) -> None:
@@ -138,7 +139,8 @@ def ours(python: str) -> None:
                 save_file(tensors, folder / f"{shape}-{number}-ours.safetensors")
         subprocess.run([python, __file__, "theirs", temporary], check=True)
         print(
-            f"ours with transformers {transformers.__version__}\nlargest difference of logits, ours - theirs:"
+            f"ours with transformers {transformers.__version__}\n"
+            "largest difference of logits, ours - theirs:"
         )
         equal = True
         for (shape, number), (model, own) in made.items():
@@ -152,7 +154,8 @@ def ours(python: str) -> None:
                 f"{difference.abs().max().item():.1e}" for difference in differences
             )
             print(
-                f"  {shape}, {list(CASES)[number]}: {numbers} (weights ours, theirs); largest logit {size:.2f}"
+                f"  {shape}, {list(CASES)[number]}: {numbers} (weights ours, theirs);"
+                f" largest logit {size:.2f}"
             )
             equal &= all(bool(difference.abs().max() < 1e-5 * size) for difference in differences)
     sys.exit(None if equal else "they are not equal")

@@ -132,7 +132,8 @@ def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
     rng = np.random.default_rng(0)
     print(
-        "| Gaussian: seeds | of text noise own to a seed | share 0 | 0.1 | 0.3 | 0.5 | 0.7 | 0.9 | 1 |"
+        "| Gaussian: seeds | of text noise own to a seed "
+        "| share 0 | 0.1 | 0.3 | 0.5 | 0.7 | 0.9 | 1 |"
     )
     for seeds in (2, 3, 4, 5, 10):
         for both in (0.0, 0.5):
@@ -140,7 +141,8 @@ def main() -> None:
             row = [gaussian(rng, repeats, seeds, share, both=both) for share in shares]
             print(f"| {seeds} | {both:.0%} | {cells(row)} |", flush=True)
     print(
-        "| crossed: shape | text noise | language only | task only | both alike | all three | interaction | none |"
+        "| crossed: shape | text noise "
+        "| language only | task only | both alike | all three | interaction | none |"
     )
     worlds = [(1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1), (0.1, 0.1, 1), (0, 0, 0)]
     for shape in [(2, 2), (3, 3), (5, 5), (3, 10), (10, 10)]:
@@ -148,7 +150,8 @@ def main() -> None:
             row = [crossed(rng, repeats, shape, noise, text_noise) for noise in worlds]
             print(f"| {shape} | {text_noise} | {cells(row)} |", flush=True)
     print(
-        "| answers: metric | seeds | seed noise 0, text noise 1 | 0.1, 1 | 0.3, 1 | 1, 1 | 0.3, 0 | 0, 0 |"
+        "| answers: metric | seeds "
+        "| seed noise 0, text noise 1 | 0.1, 1 | 0.3, 1 | 1, 1 | 0.3, 0 | 0, 0 |"
     )
     noises = [(0, 1), (0.1, 1), (0.3, 1), (1, 1), (0.3, 0), (0, 0)]
     for metric in METRICS:

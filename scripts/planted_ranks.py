@@ -94,9 +94,11 @@ def main() -> None:
     }
     print(f"| rule | {' | '.join(columns)} |\n{'| --- ' * (len(columns) + 1)}|")
     for rule in ["no denoising", *RULES, "the best"]:
-        print(
-            f"| {rule} | {' | '.join(f'{rank:.0f}: {far:.2f}' for rank, far in (c[rule] for c in columns.values()))} |"
-        )
+        cells = []
+        for column in columns.values():
+            rank, far = column[rule]
+            cells.append(f"{rank:.0f}: {far:.2f}")
+        print(f"| {rule} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def main() -> None:
         task, source = vectors[seed, TASK], vectors[seed, recipe.source]
         scales = tune_scales(recipe.base, task, source, valid, GRID)
         print(
-            f"seed {seed}: {scales.rule} ({100 * scales.score:.1f} on the source, {100 * scales.scores[1, 1]:.1f} at 1)"
+            f"seed {seed}: {scales.rule} ({100 * scales.score:.1f} on the source,"
+            f" {100 * scales.scores[1, 1]:.1f} at 1)"
         )
         model = load_base_with_head(recipe.base, task, [source], tokenizer=tokenizer)
         length = trained_length(model, tokenizer, task)
