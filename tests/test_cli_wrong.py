@@ -101,8 +101,8 @@ WRONG = {
     "k too large": (FIT_LANGUAGE, "--k 7.6M", r"k = 7\.6M is 7,600,000 entries; give 0 to 5,552"),
     "k of no kind": (
         FIT_LANGUAGE,
-        "--k 0.5",
-        r"k = 0\.5 is neither a count \(7600000, 7\.6M\) nor a share",
+        "--k 1.5",
+        r"k = 1\.5 is neither a count \(7600000, 7\.6M\) nor a share",
     ),
     "rank 0": (
         FIT_LANGUAGE,

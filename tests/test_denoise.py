@@ -370,6 +370,12 @@ def test_a_rank_out_of_range_is_an_error_that_says_what_is_allowed(rank):
     assert str(rank) in str(caught.value)
 
 
+def test_what_denoise_returns_has_a_repr_of_one_line():
+    delta = {"a": torch.eye(6), "b": torch.ones(5), "c": torch.eye(3)}
+    assert repr(denoise(delta, 2)) == "Denoised(3 tensors, 2 matrices of rank 2 to 2)"
+    assert repr(denoise({"b": torch.ones(5)}, 2)) == "Denoised(1 tensors)"
+
+
 @pytest.mark.parametrize("rank", ["abc", "", "x%", "1e2", "9O%", None])
 def test_a_rank_that_is_none_is_an_error_that_lists_what_is_known(rank):
     with pytest.raises(

@@ -2,12 +2,14 @@
 
 from math import prod
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.core import select as module
+from deftx.core.denoise import denoise
 from deftx.core.select import largest, parse_k, select, shares_of
 from deftx.errors import DeftxError
 
@@ -150,10 +152,10 @@ def test_a_sample_that_misses_the_large_entries_is_made_up_for(monkeypatch):
     """Every eleventh entry is sampled and large; of the others enough are needed that the bar must
     fall."""
     monkeypatch.setattr(module, "SAMPLE", 100)
-    bars, reaching = [], module._reaching
+    bars, reaching = [], module._candidates
     monkeypatch.setattr(
         module,
-        "_reaching",
+        "_candidates",
         lambda chunks, bar, room: bars.append(bar) or reaching(chunks, bar, room),
     )
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
@@ -243,6 +245,13 @@ def test_pieces_of_one_tensor_give_the_places_within_the_whole():
         ("100%", 10_000_000),
         ("33.33333%", 3_333_333),
         ("1e1%", 1_000_000),
+        (0.028, 280_000),
+        ("0.028", 280_000),
+        (numpy.float32(0.25), 2_500_000),
+        (0.0, 0),
+        (1.0, 10_000_000),
+        (1, 1),
+        (2.0, 2),
     ],
 )
 def test_k_is_a_count_or_a_share(text, count):
@@ -251,11 +260,27 @@ def test_k_is_a_count_or_a_share(text, count):
 
 @pytest.mark.parametrize(
     "k",
-    ["x", "", "%", "M", "5 percent", "1.5", "2,8%", "nan%", "inf%", "infM", "inf", None, 0.5, True],
+    [
+        "x",
+        "",
+        "%",
+        "M",
+        "5 percent",
+        "1.5",
+        "2,8%",
+        "nan%",
+        "inf%",
+        "infM",
+        "inf",
+        None,
+        1.5,
+        -0.5,
+        True,
+    ],
 )
 def test_a_k_that_is_no_number_is_an_error_that_shows_what_is_one(k):
     with pytest.raises(
-        DeftxError, match=r"neither a count \(7600000, 7\.6M\) nor a share \(2\.8%\)"
+        DeftxError, match=r"neither a count \(7600000, 7\.6M\) nor a share \(2\.8%, 0\.028\)"
     ) as caught:
         parse_k(k, 1000)
     assert repr(k) in str(caught.value)
@@ -263,9 +288,24 @@ def test_a_k_that_is_no_number_is_an_error_that_shows_what_is_one(k):
 
 @pytest.mark.parametrize("k", [-1, "-1", "-5%", 10_001, "1M", "120%", "101%", "100.01%"])
 def test_a_k_out_of_range_is_an_error_that_gives_the_range(k):
-    with pytest.raises(DeftxError, match=r"give 0 to 10,000, all that can be tuned") as caught:
+    with pytest.raises(DeftxError, match=r"give 0 to 10,000, all that can be trained") as caught:
         parse_k(k, 10_000)
     assert "\n" not in str(caught.value)
+
+
+def test_a_float_is_the_same_share_as_its_percentage_and_means_one_in_denoise_too():
+    delta = {"w": torch.randn(20, 30, generator=torch.Generator().manual_seed(0))}
+    assert as_lists(select(delta, 0.25)) == as_lists(select(delta, "25%"))
+    assert select(delta, 0.25).k == 150
+    assert denoise(delta, 0.9).ranks == denoise(delta, "90%").ranks == denoise(delta, "0.9").ranks
+
+
+def test_a_selection_is_a_mapping_with_a_repr_of_one_line():
+    selection = select({"a": torch.ones(3, 4), "b": torch.zeros(5)}, 7)
+    assert (len(selection), list(selection), selection.k) == (2, ["a", "b"], 7)
+    assert "c" not in selection
+    assert repr(selection) == "SparseMask(k=7 in 2 tensors)"
+    assert repr(selection["a"]) == "TensorMask(7 entries, shape=(3, 4))"
 
 
 def test_a_k_out_of_range_is_refused_by_select():

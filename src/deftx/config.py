@@ -171,18 +171,18 @@ class FitConfig(Config):
 
 
 class VectorConfig(FitConfig):
-    """One run of Algorithm 1. Shares in k are of the tunable entries; shares in rank are of the
+    """One run of Algorithm 1. Shares in k are of the trainable entries; shares in rank are of the
     variance."""
 
     method: str = "deftx"
     """What selects the entries: deftx, lt-sft (without denoising), or random (any k entries that
     phase 1 moved)."""
     k: int | float | str = "2.8%"
-    """Entries that the vector may change: a count (7.6M), or a share of the tunable weights
-    (2.8%)."""
+    """Entries that the vector may change: a count (7.6M), or a share of the trainable weights
+    (2.8% or 0.028)."""
     rank: int | float | str = "90%"
-    """What denoising keeps of each matrix: a share of the variance (90%), a rank (100; or 100/768,
-    relative to the base's width), or a rule by name."""
+    """What denoising keeps of each matrix: a share of the variance (90% or 0.9), a rank (100; or
+    100/768, relative to the base's width), or a rule by name."""
     keep: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of each matrix's entries that are added back after the low-rank approximation."""
     keep_of: Literal["matrix", "rows-in-use"] = "matrix"

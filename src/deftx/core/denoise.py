@@ -4,8 +4,7 @@ leftovers.
     U Σ Vᵀ = svd(W);  L = U_r Σ_r V_rᵀ;  S = the n_keep largest entries of W − L;  W ← L + S
 
 L is computed as W V_r V_rᵀ with V_r from the eigenvectors of the smaller Gram matrix (WᵀW or WWᵀ),
-in
-float64: equal to the SVD's up to rounding, and faster. Rows are taken in blocks, so that nothing
+in float64: equal to the SVD's up to rounding, and faster. Rows are taken in blocks, so that nothing
 of the size of W is needed beside W and the result. An eigen-decomposition keeps one core busy, so
 several matrices are worked on at once.
 """
@@ -23,17 +22,17 @@ from deftx.core.ranks import RankRule, is_matrix, rank_rule
 from deftx.core.select import Chunk, largest
 from deftx.errors import DeftxError, unknown
 
-BLOCK = (
-    1 << 20
-)  # entries worked on together: whole rows, few enough to stay in the processor's cache
+BLOCK = 1 << 20  # entries worked on together: whole rows, few enough for the processor's cache
 STRIP = 192  # columns of a Gram matrix computed together
-SAMPLED_ROWS, SAMPLE = (
-    1 << 13,
-    1 << 17,
-)  # rows and their entries that tell roughly how large the kept entries are
-# times as long as wide: most of the time goes into multiplications then, which share the cores
-# themselves
+
+# Rows, and entries of these, from which the size of the kept entries is guessed.
+SAMPLED_ROWS = 1 << 13
+SAMPLE = 1 << 17
+
+# A matrix at least so many times as long as wide spends most of its time in multiplications, which
+# use all cores by themselves.
 TALL = 64
+
 KEEP = 0.05  # share of a matrix's entries kept from the residual, as in the paper
 
 # What `keep` is a share of: from a matrix [m, n] and the number of its rows in use to a number of
@@ -46,8 +45,12 @@ KEEP_OF: dict[str, Callable[[Tensor, int], int]] = {
 
 @dataclass(frozen=True, eq=False)
 class Denoised(Mapping[str, Tensor]):
-    """A denoised delta: a mapping from names to tensors, with the `ranks` that its matrices
-    kept."""
+    """A denoised difference: a mapping from names to tensors.
+
+    Attributes:
+        tensors: Tensor name -> denoised difference.
+        ranks: Matrix name -> the rank that was kept.
+    """
 
     tensors: Mapping[str, Tensor]
     ranks: Mapping[str, int]
@@ -61,6 +64,13 @@ class Denoised(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def __repr__(self) -> str:
+        parts = [f"{len(self)} tensors"]
+        if self.ranks:
+            least, greatest = min(self.ranks.values()), max(self.ranks.values())
+            parts.append(f"{len(self.ranks)} matrices of rank {least} to {greatest}")
+        return f"Denoised({', '.join(parts)})"
+
 
 def denoise(
     delta: Mapping[str, Tensor],
@@ -68,18 +78,22 @@ def denoise(
     keep: float = KEEP,
     keep_of: str = "matrix",
 ) -> Denoised:
-    """Denoise every matrix of `delta`; biases and other vectors pass as they are (Algorithm 1).
+    """Denoise every matrix of `delta` (Algorithm 1): W ← L + S, with L the low-rank approximation
+    of W and S the largest entries of W − L.
+
+    Biases and other vectors stay as they are.
 
     Args:
         delta: Tensor name -> difference.
-        rank: See `rank_rule`, or the rank of every matrix by its name (0: nothing but what `keep`
+        rank: A rank (`100`), a share of the variance (`0.9` or `"90%"`), a rule by name (see
+            `rank_rule`), or the rank of every matrix by its name (0: nothing but what `keep`
             keeps). Ranks of at least min(m, n) leave a matrix as it is.
         keep: Share (0 to 1) of a matrix's entries that is kept from the residual; 0 is the paper's
             ablation "without higher-order components".
         keep_of: Which entries `keep` is a share of. `matrix`: all m·n, as in the paper.
             `rows-in-use`: those of rows that are not all zeros. In the difference of an embedding
-            most rows are zeros, those of pieces that the text lacks: where 5% of the rows or fewer
-            are in use, 5% of the matrix is all of them, and it passes undenoised.
+            most rows are zeros, those of tokens that the text lacks: where 5% of the rows or fewer
+            are in use, 5% of the matrix is all of them, and it is not denoised at all.
 
     Returns:
         The denoised tensors, and the rank that each matrix kept.
@@ -87,13 +101,19 @@ def denoise(
     Raises:
         DeftxError: A rank or keep out of range, an unknown `keep_of`, a rank that is missing, and a
             matrix with NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> from deftx import denoise
+        >>> denoised = denoise({"weight": torch.eye(4), "bias": torch.ones(4)}, rank=2, keep=0)
+        >>> denoised.ranks
+        {'weight': 2}
     """
     matrices = {name: tensor for name, tensor in delta.items() if is_matrix(tensor)}
     rules = _rules_by_name(matrices, rank)
     if not 0 <= keep <= 1:
-        raise DeftxError(
-            f"keep {keep} is no share; give a number from 0 to 1 (the paper keeps {KEEP})"
-        )
+        allowed = f"give a number from 0 to 1 (the paper keeps {KEEP})"
+        raise DeftxError(f"keep {keep} is no share; {allowed}")
     if keep_of not in KEEP_OF:
         raise unknown("keep_of", keep_of, KEEP_OF)
 
@@ -125,19 +145,32 @@ def denoise(
 def denoise_matrix(
     matrix: Tensor, rule: RankRule, keep: float = KEEP, keep_of: str = "matrix"
 ) -> tuple[Tensor, int]:
-    """One matrix [m, n] denoised, in its own dtype, and the rank that `rule` kept; `keep_of`: see
-    `denoise`.
+    """Denoise one matrix.
 
-    Rows of zeros (embeddings of unseen pieces) take no part: they change neither Σ nor V.
+    Rows of zeros (embeddings of unseen tokens) take no part: they change neither Σ nor V.
+
+    Args:
+        matrix: W [m, n].
+        rule: From the singular values to the rank that is kept.
+        keep: As in `denoise`.
+        keep_of: As in `denoise`.
+
+    Returns:
+        The denoised matrix [m, n], in W's dtype, and the rank that was kept.
     """
+    # Σ and V (or U) from the smaller Gram matrix
     rows = _rows_in_use(matrix)
     gram, is_right = _gram(matrix, rows)
-    values, vectors = torch.linalg.eigh(gram)  # of the lower triangle, ascending
-    singular = _singular(values, matrix)
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram)  # of the lower triangle, ascending
+
+    # The rank r
+    singular = _singular(eigenvalues, matrix)
     rank = rule(singular, (len(rows), matrix.shape[1]))
-    if rank >= len(values):
+    if rank >= len(eigenvalues):
         return matrix, min(rank, len(singular))
-    leading = vectors[:, len(values) - rank :]
+
+    # L + S
+    leading = eigenvectors[:, len(eigenvalues) - rank :]
     n_keep = round(keep * KEEP_OF[keep_of](matrix, len(rows)))
     return _low_rank_plus_largest(matrix, rows, leading, is_right, n_keep), rank
 
@@ -155,15 +188,17 @@ def _rules_by_name(
     """The rank rule of every matrix: one for all, or the rank that is given for it."""
     if not isinstance(rank, Mapping):
         return dict.fromkeys(matrices, rank_rule(rank))
+    rules: dict[str, RankRule] = {}
     for name in matrices:
         if rank.get(name, -1) < 0:
-            raise DeftxError(
-                f"there is no rank for the matrix {name!r}, or one below 0: give one for each"
-            )
-    return {name: _at_most(rank[name]) for name in matrices}
+            problem = f"there is no rank for the matrix {name!r}, or one below 0"
+            raise DeftxError(f"{problem}: give one for each")
+        rules[name] = _at_most(rank[name])
+    return rules
 
 
 def _at_most(rank: int) -> RankRule:
+    """As `ranks.uniform`, and also for rank 0."""
     return lambda singular, shape: min(rank, len(singular))
 
 
@@ -177,14 +212,15 @@ def _check_finite(name: str, matrix: Tensor) -> None:
 
 
 def _on_a_core_each(
-    checkpoint_dir: Callable[[str], tuple[Tensor, int]], names: Sequence[str]
+    denoise_one: Callable[[str], tuple[Tensor, int]], names: Sequence[str]
 ) -> dict[str, tuple[Tensor, int]]:
-    """What `work` makes of each name, several of them at a time, each on one core."""
+    """The results for all matrices, several computed at a time, each on one core."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)  # what the pool's threads begin with
     try:
         with ThreadPoolExecutor(cores) as pool:
-            return dict(zip(names, pool.map(checkpoint_dir, names), strict=True))
+            results = pool.map(denoise_one, names)
+            return dict(zip(names, results, strict=True))
     finally:
         torch.set_num_threads(cores)
 
@@ -207,14 +243,14 @@ def _gram(matrix: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
     """The smaller Gram matrix of the `rows` in use, on and below its diagonal; whether it is WᵀW
     (not WWᵀ)."""
     is_right = matrix.shape[1] <= len(rows)
+    blocks: Iterator[Tensor]
     if is_right:
         width = matrix.shape[1]
-        blocks = (
-            matrix.index_select(0, some_rows) for some_rows in rows.split(_rows_of_a_block(width))
-        )
+        numbers = rows.split(_rows_per_block(width))
+        blocks = (matrix.index_select(0, block_rows) for block_rows in numbers)
     else:
         width = len(rows)
-        blocks = iter(matrix.index_select(0, rows).mT.split(_rows_of_a_block(width)))
+        blocks = iter(matrix.index_select(0, rows).mT.split(_rows_per_block(width)))
 
     gram = torch.zeros(width, width, dtype=torch.float64, device=matrix.device)
     for block in blocks:
@@ -242,42 +278,43 @@ def _low_rank_plus_largest(
     dtype = torch.promote_types(matrix.dtype, torch.float32)
     width = matrix.shape[1]
     leading = leading.to(dtype)
-    # L = (W V_r) V_rᵀ, or U_r (U_rᵀ W): this is the second factor
-    other = leading.mT if is_right else leading.mT @ matrix.index_select(0, rows).to(dtype)
+    # L = (W V_r) V_rᵀ, or U_r (U_rᵀ W)
+    second_factor = leading.mT
+    if not is_right:
+        second_factor = second_factor @ matrix.index_select(0, rows).to(dtype)
     result = torch.zeros(matrix.shape, dtype=matrix.dtype, device=matrix.device)
 
     def split_rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
         """L and W − L, for some of the rows in use, by their numbers among these."""
         block = matrix.index_select(0, rows[numbers]).to(dtype)
-        coefficients = block @ leading if is_right else leading[numbers]
-        low = coefficients @ other
+        first_factor = block @ leading if is_right else leading[numbers]
+        low = first_factor @ second_factor
         return low, block.sub_(low)
 
     def leftovers() -> Iterator[Chunk]:
-        """W − L in blocks of rows; L is written to the result on the way, so that it is computed
+        """W − L in blocks of rows. L is written to the result on the way, so that it is computed
         once."""
-        for numbers in all_numbers.split(_rows_of_a_block(width)):
+        for numbers in all_numbers.split(_rows_per_block(width)):
             low, leftover = split_rows(numbers)
             result.index_copy_(0, rows[numbers], low.to(result.dtype))
             yield "", int(numbers[0]) * width, leftover.view(-1)
 
-    # A sample of the leftovers tells roughly how large those are that are kept
+    # A sample of the leftovers tells roughly how large the kept ones are
     all_numbers = torch.arange(len(rows), device=rows.device)
-    sampled_numbers = all_numbers[:: max(5, len(rows) // SAMPLED_ROWS)]
-    sample = split_rows(sampled_numbers)[1].view(-1)
+    row_step = max(5, len(rows) // SAMPLED_ROWS)
+    _, sampled_leftover = split_rows(all_numbers[::row_step])
+    sample = sampled_leftover.view(-1)
     sample = sample[:: len(sample) // SAMPLE | 1]
 
     # S: where the largest leftovers are, W itself, which is L + (W − L) without the rounding
     total = len(rows) * width
     kept = largest(leftovers, [sample], min(n_keep, total), total)[""]
-    if len(rows) < len(matrix):
-        kept = (
-            rows[kept // width] * width + kept % width
-        )  # flat indices among the rows in use -> in the matrix
+    if len(rows) < len(matrix):  # from indices among the rows in use to those in the matrix
+        kept = rows[kept // width] * width + kept % width
     write_entries(result, kept, read_entries(matrix, kept))
     return result
 
 
-def _rows_of_a_block(width: int) -> int:
+def _rows_per_block(width: int) -> int:
     """How many rows of `width` entries are worked on together."""
     return max(1, BLOCK // max(1, width))

@@ -4,9 +4,9 @@ rule.
     100      the same rank for every matrix
     100/768  the same, relative to the model's width: 100 of 768, so 50 in a model of width 384
              (`resolve_rank`)
-    90%      the fewest values whose squares reach that share of all squares
+    90%, 0.9 the fewest values whose squares reach that share of all squares
     a name   a rule that needs no number, see RANK_RULES; or `auto`, the one of these that did best
-    (docs/log.md)
+             (docs/log.md)
 
 The rules by name ask how much of a spectrum is more than noise would leave, or how many directions
 it amounts to. Those that know noise compare with a matrix [m, n] of independent entries of one
@@ -36,55 +36,57 @@ from deftx.errors import DeftxError, unknown
 RankRule = Callable[[Tensor, tuple[int, int]], int]
 Rank = int | float | str  # as it is set
 
-AUTO, SPLIT_HALF = "auto", "split-half"
+AUTO = "auto"
+SPLIT_HALF = "split-half"
 RECOMMENDED: Rank = "gavish-donoho"  # what `auto` stands for
-ROUNDING = 1e-10  # a share of the variance that is missed by less than this, relatively, is reached
-BLOCK = 1 << 20  # entries that are taken to float64 together
-# singular values this small beside the largest may be rounding: a Gram matrix halves the digits
-ROUNDED = 1e-6
+
+ROUNDING = 1e-10  # relative: a share of the variance that is missed by less counts as reached
+ROUNDED = 1e-6  # of the largest: singular values below may be rounding of the Gram matrix
+BLOCK = 1 << 20  # entries that are converted to float64 together
 
 
 def uniform(rank: int) -> RankRule:
     """The same rank for every matrix (paper: 100, 200, 300); smaller matrices keep their full
     rank."""
     if rank <= 0:
-        raise DeftxError(
-            f"rank {rank} is not positive; give an integer from 1 up, or a share such as 90%"
-        )
+        fix = "give an integer from 1 up, or a share such as 90%"
+        raise DeftxError(f"rank {rank} is not positive; {fix}")
     return lambda singular, shape: min(rank, len(singular))
 
 
 def variance(share: float) -> RankRule:
     """The fewest singular values whose squares reach `share` (0 to 1) of the sum of all squares."""
     if not 0 < share <= 1:
-        raise DeftxError(
-            f"rank {share:.6g} is no share of the variance; give more than 0% and at most 100%"
-        )
+        fix = "give more than 0% and at most 100%"
+        raise DeftxError(f"rank {share:.6g} is no share of the variance; {fix}")
 
     def rule(singular: Tensor, shape: tuple[int, int]) -> int:
         squares = singular.double().square()
         reached = squares.cumsum(0)
-        if not reached[-1] > 0:
+        total = reached[-1]
+        if not total > 0:
             return 0
         if share == 1:
             return len(singular)
-        return int((reached < share * (1 - ROUNDING) * reached[-1]).sum()) + 1
+        is_short = reached < share * (1 - ROUNDING) * total
+        return int(is_short.sum()) + 1
 
     return rule
 
 
 def gavish_donoho(singular: Tensor, shape: tuple[int, int]) -> int:
     """Values above the threshold that loses least, in the limit, when signal is to be told from
-    white noise of unknown strength (Gavish and Donoho 2014, "The optimal hard threshold for
-    singular values is 4/√3", section III.E): λ(β)/√μ(β) times the median, 2.858 times for square
-    matrices."""
-    return _above_noise(
-        singular,
-        shape,
-        lambda beta: sqrt(
-            2 * (beta + 1) + 8 * beta / (beta + 1 + sqrt(beta * beta + 14 * beta + 1))
-        ),
-    )
+    white noise of unknown strength: λ(β)/√μ(β) times the median, 2.858 times for square matrices.
+
+    Gavish and Donoho 2014, "The optimal hard threshold for singular values is 4/√3", section III.E.
+    """
+
+    def threshold(beta: float) -> float:
+        """λ(β)."""
+        root = sqrt(beta * beta + 14 * beta + 1)
+        return sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + root))
+
+    return _above_noise(singular, shape, threshold)
 
 
 def bulk_edge(singular: Tensor, shape: tuple[int, int]) -> int:
@@ -96,10 +98,11 @@ def bulk_edge(singular: Tensor, shape: tuple[int, int]) -> int:
 
 def effective_rank(singular: Tensor, shape: tuple[int, int]) -> int:
     """The exponential of the entropy of the singular values as shares of their sum (Roy and
-    Vetterli 2007), rounded
-    up: how many equal values would be as spread."""
+    Vetterli 2007), rounded up: how many equal values would be as spread."""
+    if not len(singular):
+        return 0
     values = singular.double()
-    values = values[values > ROUNDED * values.max()] if len(values) else values
+    values = values[values > ROUNDED * values.max()]
     if not len(values):
         return 0
     shares = values / values.sum()
@@ -109,9 +112,11 @@ def effective_rank(singular: Tensor, shape: tuple[int, int]) -> int:
 
 def stable_rank(singular: Tensor, shape: tuple[int, int]) -> int:
     """The sum of the squares over the largest of them (Rudelson and Vershynin 2007), rounded up."""
+    if not singular.any():
+        return 0
     squares = singular.double().square()
-    largest = float(squares.max()) if len(squares) else 0.0
-    return ceil(round(float(squares.sum()) / largest, 6)) if largest > 0 else 0
+    ratio = float(squares.sum()) / float(squares.max())
+    return ceil(round(ratio, 6))
 
 
 RANK_RULES: dict[str, RankRule] = {
@@ -150,9 +155,8 @@ def resolve_rank(rank: Rank, width: int) -> Rank:
         return rank
     numerator, denominator = (int(number) for number in str(rank).split("/"))
     if not 0 < numerator <= denominator:
-        raise DeftxError(
-            f"rank {rank} is out of range: give a part of the width, above 0 and at most 1, such as 100/768"
-        )
+        fix = "give a part of the width, above 0 and at most 1, such as 100/768"
+        raise DeftxError(f"rank {rank} is out of range: {fix}")
     share = Fraction(numerator, denominator)
     return max(1, round(share * width))
 
@@ -172,85 +176,119 @@ def recorded_rank(rank: Rank | None, resolved: Rank | None = None) -> dict[str, 
 
 
 def rank_rule(rank: Rank) -> RankRule:
-    """The rule meant by `100` or `"100"` (uniform), `"90%"` or `0.9` (share of variance), a name of
-    RANK_RULES, `auto`.
+    """The rule that a rank means.
 
-    Raises DeftxError for a rank out of range, an unknown name, and for what matrices alone do not
-    tell: `split-half`, and a rank relative to the width of a model.
+    Args:
+        rank: `100` or `"100"` (uniform), `"90%"`, `0.9` or `"0.9"` (share of variance), a name of
+            RANK_RULES, or `auto`.
+
+    Raises:
+        DeftxError: A rank out of range, an unknown name, and what matrices alone do not determine:
+            `split-half`, and a rank relative to the width of a model.
     """
-    rank = RECOMMENDED if is_auto(rank) else rank
+    if is_auto(rank):
+        rank = RECOMMENDED
     text = str(rank).strip()
     if is_split_half(rank):
-        raise DeftxError(
-            f"rank {SPLIT_HALF} takes two trainings on half of the data each: learn the vector by a fit, or give"
-            " denoise the ranks of deftx.split_half_ranks"
-        )
+        what = f"rank {SPLIT_HALF} takes two trainings on half of the data each"
+        fix = "learn the vector by a fit, or give denoise the ranks of deftx.split_half_ranks"
+        raise DeftxError(f"{what}: {fix}")
     if is_relative(rank):
-        raise DeftxError(
-            f"rank {text} is relative to a model's width, which matrices alone do not tell: give the number that it"
-            f" comes to, round({text} * width)"
-        )
+        what = f"rank {text} is relative to a model's width, which matrices alone do not tell"
+        fix = f"give the number that it comes to, round({text} * width)"
+        raise DeftxError(f"{what}: {fix}")
+    if text in RANK_RULES:
+        return RANK_RULES[text]
     try:
-        if text.endswith("%"):
-            return variance(float(text[:-1]) / 100)
-        if isinstance(rank, float):
-            return variance(rank)
-        return uniform(int(text))
+        return _rule_of_number(rank)
     except DeftxError:
-        raise DeftxError(
-            f"rank {text} is out of range: give an integer above 0 or a share up to 100%"
-        ) from None
+        fix = "give an integer above 0 or a share up to 100%"
+        raise DeftxError(f"rank {text} is out of range: {fix}") from None
     except ValueError:
-        if text in RANK_RULES:
-            return RANK_RULES[text]
-        forms = ["an integer such as 100 (100/768: relative to the width)", "a share such as 90%"]
-        raise unknown("rank", text, [*forms, *RANK_RULES, SPLIT_HALF, AUTO]) from None
+        integers = "an integer such as 100 (100/768: relative to the width)"
+        forms = [integers, "a share such as 90%", *RANK_RULES, SPLIT_HALF, AUTO]
+        raise unknown("rank", text, forms) from None
+
+
+def _rule_of_number(rank: Rank) -> RankRule:
+    """The rule that `100`, `90%` or `0.9` means.
+
+    Raises:
+        DeftxError: A number out of range.
+        ValueError: No number.
+    """
+    text = str(rank).strip()
+    if text.endswith("%"):
+        return variance(float(text[:-1]) / 100)
+    if isinstance(rank, float) or re.fullmatch(r"[01]?\.\d+", text):
+        return variance(float(text))
+    return uniform(int(text))
 
 
 def split_half_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, int]:
-    """The rank of every matrix by `split_half`, from two differences (name -> tensor) with the same
-    names and shapes: θ1 − θ0 of two trainings from one θ0, each on its half of the data. What
-    `denoise` takes as its ranks.
+    """The rank of every matrix by `split_half`: what `denoise` takes as its ranks.
 
-    The difference that all of the data makes has less noise than either: its best rank is this or
-    somewhat more. Raises DeftxError where names or shapes differ.
+    The difference that all of the data makes has less noise than either half's: its best rank is
+    this or somewhat more.
+
+    Args:
+        first: θ1 − θ0 by tensor name, of a training from θ0 on one half of the data.
+        second: The same, of a training from the same θ0 on the other half.
+
+    Raises:
+        DeftxError: Names or shapes differ.
     """
-    if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in second.items()}:
+    shapes = {name: tensor.shape for name, tensor in first.items()}
+    if shapes != {name: tensor.shape for name, tensor in second.items()}:
         raise DeftxError("the two differences have other names or shapes: take both from one base")
-    matrices = {name: tensor for name, tensor in first.items() if is_matrix(tensor)}
-    return {
-        name: split_half(tensor, second[name].to(tensor.device))
-        for name, tensor in matrices.items()
-    }
+    ranks: dict[str, int] = {}
+    for name, tensor in first.items():
+        if is_matrix(tensor):
+            ranks[name] = split_half(tensor, second[name].to(tensor.device))
+    return ranks
 
 
 def split_half(first: Tensor, second: Tensor) -> int:
-    """The rank at which each of two matrices [m, n], cut to it, is nearest to the other: A and B,
-    signal S plus noises that have nothing to do with each other.
+    """The rank at which each of two matrices, cut to it, is nearest to the other.
+
+    Both are signal S plus noise, and their noises are independent: A = S + N_a, B = S + N_b.
 
     Direction i of A, σ_i·u_i·v_iᵀ, brings A nearer to S where u_iᵀ S v_i > σ_i / 2, and u_iᵀ B v_i
-    tells u_iᵀ S v_i without bias, since B's noise knows nothing of A's directions. So the first r
-    directions change the squared distance to B by Σ σ_i² − 2·σ_i·u_iᵀ B v_i; the r with the least
-    sum of this and the same with A and B exchanged is taken. That is cross-validation of the cut
-    (compare Owen and Perry 2009, "Bi-cross-validation of the SVD"), and holds for noise of any
+    estimates u_iᵀ S v_i without bias, since B's noise is independent of A's directions. So the
+    first r directions change the squared distance to B by Σ σ_i² − 2·σ_i·u_iᵀ B v_i; the r with the
+    least sum of this and the same with A and B exchanged is taken. That is cross-validation of the
+    cut (compare Owen and Perry 2009, "Bi-cross-validation of the SVD"), and holds for noise of any
     shape: rows of unequal strength, say, as those of frequent and rare words in embeddings.
+
+    Args:
+        first: A [m, n].
+        second: B [m, n].
     """
     if first.shape[0] < first.shape[1]:
         first, second = first.mT, second.mT
+
+    # AᵀA, BᵀB and AᵀB, by blocks of rows
     width = first.shape[1]
-    zeros = torch.zeros(width, width, dtype=torch.float64, device=first.device)
-    gram_a, gram_b, cross = zeros, zeros.clone(), zeros.clone()
-    for rows in torch.arange(len(first), device=first.device).split(max(1, BLOCK // width)):
-        a, b = first[rows].double(), second[rows].double()
+    gram_a = torch.zeros(width, width, dtype=torch.float64, device=first.device)
+    gram_b = torch.zeros_like(gram_a)
+    cross = torch.zeros_like(gram_a)
+    numbers = torch.arange(len(first), device=first.device)
+    for rows in numbers.split(max(1, BLOCK // width)):
+        a = first[rows].double()
+        b = second[rows].double()
         gram_a.addmm_(a.mT, a)
         gram_b.addmm_(b.mT, b)
         cross.addmm_(a.mT, b)
-    change = zeros.new_zeros(width)
+
+    # By how much each direction changes the squared distances: σ_i·u_iᵀ B v_i = v_iᵀ Aᵀ B v_i, and
+    # the same with A and B exchanged
+    change = gram_a.new_zeros(width)
     for gram in (gram_a, gram_b):
-        squares, vectors = torch.linalg.eigh(
-            gram
-        )  # σ_i·u_iᵀ B v_i = v_iᵀ Aᵀ B v_i, and so the other way round
-        change += (squares - 2 * (vectors * (cross @ vectors)).sum(0)).flip(0)
+        squares, vectors = torch.linalg.eigh(gram)
+        alignment = (vectors * (cross @ vectors)).sum(0)
+        change += (squares - 2 * alignment).flip(0)
+
+    # The fewest directions that come within rounding of the least distance
     distances = torch.cat([change.new_zeros(1), change.cumsum(0)])
     least = distances.min() + ROUNDING * float(gram_a.trace() + gram_b.trace())
     return int((distances <= least).nonzero()[0])
@@ -268,26 +306,38 @@ def noise_median(beta: float) -> float:
     from scipy.integrate import quad  # here, since few fits ask for it and it takes long to import
     from scipy.optimize import brentq
 
-    low, high = (1 - sqrt(beta)) ** 2, (1 + sqrt(beta)) ** 2
+    low = (1 - sqrt(beta)) ** 2
+    high = (1 + sqrt(beta)) ** 2
+
+    def density(x: float) -> float:
+        # √((high − t)(t − low)) / (2πβt) dt, with t = low + (high − low)·sin²x, which makes the
+        # ends smooth
+        numerator = ((high - low) * sin(x) * cos(x)) ** 2
+        return numerator / (pi * beta * (low + (high - low) * sin(x) ** 2))
 
     def above(start: float) -> float:
-        # ∫ √((high − t)(t − low)) / (2πβt) dt from `start` on; t = low + (high − low)·sin²x makes
-        # the ends smooth
-        def density(x: float) -> float:
-            return ((high - low) * sin(x) * cos(x)) ** 2 / (
-                pi * beta * (low + (high - low) * sin(x) ** 2)
-            )
-
-        return float(quad(density, asin(sqrt((start - low) / (high - low))), pi / 2)[0])
+        """The probability of more than `start`."""
+        x = asin(sqrt((start - low) / (high - low)))
+        return float(quad(density, x, pi / 2)[0])
 
     return float(brentq(lambda start: above(start) - 0.5, low, high))
 
 
-def _above_noise(singular: Tensor, shape: tuple[int, int], bar: Callable[[float], float]) -> int:
-    """How many values are above `bar(β)` in units of s·√n, with s·√n as the median tells it."""
+def _above_noise(
+    singular: Tensor, shape: tuple[int, int], threshold: Callable[[float], float]
+) -> int:
+    """How many values are above a threshold, the strength of the noise being read off the median.
+
+    Args:
+        singular: The singular values, descending.
+        shape: The shape (m, n) of the matrix.
+        threshold: From β = narrow / wide to the threshold in units of s·√n.
+    """
     narrow, wide = sorted(shape)
     if not narrow:
         return 0
+    beta = narrow / wide
     values = singular[:narrow].double()
-    unit = float(values.quantile(0.5)) / sqrt(noise_median(narrow / wide))
-    return int((values > max(bar(narrow / wide) * unit, ROUNDED * float(values.max()))).sum())
+    unit = float(values.quantile(0.5)) / sqrt(noise_median(beta))
+    least = max(threshold(beta) * unit, ROUNDED * float(values.max()))
+    return int((values > least).sum())

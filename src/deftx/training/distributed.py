@@ -137,15 +137,16 @@ def broadcast_selection(selection: SparseMask) -> SparseMask:
     """The main process's selection: on other processors rounding may choose otherwise."""
     if world_size() == 1:
         return selection
-    counts = torch.tensor([len(places.indices) for places in selection.values()])
-    indices = torch.cat([places.indices.cpu() for places in selection.values()])
+    counts = torch.tensor([len(mask.indices) for mask in selection.values()])
+    indices = torch.cat([mask.indices.cpu() for mask in selection.values()])
     with _lost_process_is_an_error():
         for tensor in (counts, indices):
             dist.broadcast(tensor, 0)
     shared = {}
-    for (name, places), part in zip(selection.items(), indices.split(counts.tolist()), strict=True):
-        shared[name] = replace(places, indices=part.to(places.indices.device))
-    return shared
+    parts = indices.split(counts.tolist())
+    for (name, mask), part in zip(selection.items(), parts, strict=True):
+        shared[name] = replace(mask, indices=part.to(mask.indices.device))
+    return SparseMask(shared)
 
 
 def refuse_several_processes(what: str) -> None:
