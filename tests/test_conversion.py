@@ -595,6 +595,46 @@ def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, 
     assert not torch.allclose(after, before, atol=1e-3)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:the adapter leaves out", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
+@pytest.mark.parametrize("shape", ["xlmr", "qwen", "t5"])
+def test_a_language_vectors_adapter_names_its_model_for_peft(tmp_path, bases, shape):
+    """`AutoPeftModel` needs nothing besides the folder, from wherever it is called."""
+    peft = pytest.importorskip("peft", reason="the extra `neighbours` is not installed")
+    deftx.save(vector := vector_of(bases(shape)), tmp_path / "vector")
+    base = os.path.relpath(bases(shape))
+    convert(tmp_path / "vector", tmp_path / "adapter", "peft", base=base)
+    theirs = peft.AutoPeftModel.from_pretrained(tmp_path / "adapter")
+    ours = load_language_model(bases(shape))
+    apply(ours, linear_only(vector, ours))
+    inputs = {"input_ids": torch.tensor([[5, 6, 9, 2]])}
+    if shape == "t5":
+        inputs["labels"] = inputs["input_ids"]
+    with torch.no_grad():
+        wanted = ours.eval()(**inputs).logits
+        found = theirs.eval()(**inputs).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:the adapter leaves out", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
+def test_a_task_vectors_adapter_is_loaded_by_pefts_class_for_classifiers(tmp_path, bases):
+    peft = pytest.importorskip("peft", reason="the extra `neighbours` is not installed")
+    deftx.save(vector := vector_of(bases(), with_head=True), tmp_path / "vector")
+    convert(tmp_path / "vector", tmp_path / "adapter", "peft")
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(
+        tmp_path / "adapter", num_labels=len(LABELS)
+    )
+    ours = load_task_model(bases(), LABELS)
+    apply(ours, linear_only(vector, ours))
+    tokenizer = load_tokenizer(bases())
+    torch.testing.assert_close(
+        logits(theirs, tokenizer), logits(ours, tokenizer), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("shape", ["distilbert", "modernbert", "deberta"])
 def test_an_adapter_with_a_head_of_several_matrices_comes_back(tmp_path, bases, shape):
     vector = linear_only(

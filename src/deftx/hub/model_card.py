@@ -56,21 +56,25 @@ class About:
     def __post_init__(self) -> None:
         if self.base is not None and not is_model_id(self.base):
             raise DeftxError(
-                f"{self.base!r} is no model on the hub: write its id, such as FacebookAI/xlm-roberta-base"
+                f"{self.base!r} is no model on the hub: write its id, such as "
+                "FacebookAI/xlm-roberta-base"
             )
         for language in self.languages:
             if not re.fullmatch(r"[a-z]{2,3}", language):
                 raise DeftxError(
-                    f"{language!r} is no ISO 639 code: write two or three small letters, such as min"
+                    f"{language!r} is no ISO 639 code: write two or three small letters, such as "
+                    "min"
                 )
         for dataset in self.datasets:
             if not is_model_id(dataset) or "@" in dataset:
                 raise DeftxError(
-                    f"{dataset!r} is no dataset on the hub: write its id, such as indonlp/NusaX-senti"
+                    f"{dataset!r} is no dataset on the hub: write its id, such as "
+                    "indonlp/NusaX-senti"
                 )
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise DeftxError(
-                f"{self.license!r} is no licence that the hub knows: write its name, such as apache-2.0"
+                f"{self.license!r} is no licence that the hub knows: write its name, such as "
+                "apache-2.0"
             )
 
 
@@ -175,8 +179,10 @@ def _summary(vector: SparseVector, repo: str, about: About) -> str:
     languages = f" Languages: {', '.join(about.languages)}." if about.languages else ""
     share = f", {vector.k / size:.2%} of the weights of the tensors that it changes" if size else ""
     return (
-        f"A sparse {kind} for {base}, made with `deftx`: {vector.k:,} numbers to be added to its weights{share}."
-        " Vectors of one base add up: base + task vector + language vector is a model for a task in a language"
+        f"A sparse {kind} for {base}, made with `deftx`: {vector.k:,} numbers to be added to its "
+        f"weights{share}."
+        " Vectors of one base add up: base + task vector + language vector is a model for a task "
+        "in a language"
         f" without labelled data.{languages}"
     )
 
@@ -196,7 +202,8 @@ def _usage(vector: SparseVector, repo: str, about: About) -> str:
         f'task, language = deftx.load("{task}"), deftx.load("{language}")',
         f'model = deftx.compose("{base}", task=task, language=language)',
         "```",
-        f"`{repo}@COMMIT` pins a commit of this repository. Words in capitals stand for what you choose.",
+        f"`{repo}@COMMIT` pins a commit of this repository. Words in capitals stand for what you "
+        "choose.",
     ]
     return "\n".join(lines)
 
@@ -241,7 +248,10 @@ def _results(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _citation(vector: SparseVector, repo: str, about: About) -> str:
-    return f"## Citation\n\nThe method is DeFT-X (https://arxiv.org/abs/2505.15090):\n\n```bibtex\n{CITATION}\n```"
+    return (
+        "## Citation\n\nThe method is DeFT-X "
+        f"(https://arxiv.org/abs/2505.15090):\n\n```bibtex\n{CITATION}\n```"
+    )
 
 
 SECTIONS: list[Callable[[SparseVector, str, About], str]] = [

@@ -86,7 +86,8 @@ def _own_card(folder: Path, about: About) -> str | None:
         return None
     if about != About(about.base):
         raise DeftxError(
-            f"{folder / CARD} is pushed as it is: say languages, datasets and licence there, or remove it"
+            f"{folder / CARD} is pushed as it is: say languages, datasets and licence there, or "
+            "remove it"
         )
     try:
         return (folder / CARD).read_text(encoding="utf-8")
@@ -102,7 +103,8 @@ def _commit(folder: Path, repo: str, private: bool, revision: str | None, messag
     api.create_repo(repo, private=private or None, exist_ok=True)
     if private and not api.model_info(repo).private:
         raise DeftxError(
-            f"{repo} is there already and public: make it private on the hub, or choose another name"
+            f"{repo} is there already and public: make it private on the hub, or choose another "
+            "name"
         )
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)

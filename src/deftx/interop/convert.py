@@ -42,10 +42,12 @@ _BARE = {"embeddings", "encoder"}  # the first parts of names in a model without
 
 @dataclass(frozen=True)
 class Format:
-    """How vectors are read from a format (path, base, labels), and written to it (vector, folder,
-    base, force).
+    """A format of vectors.
 
-    mark  the file by which a folder of this format is known
+    Attributes:
+        mark: The file by which a folder of this format is known.
+        read: (folder, base, labels) -> vector; None for formats that are only written.
+        write: (vector, folder, base, force) writes the folder.
     """
 
     mark: str
@@ -63,23 +65,31 @@ def convert(
     kind: str | None = None,
     force: bool = False,
 ) -> SparseVector:
-    """Write the vector `old`, of any format that can be read, as `new` in the format `to`, and
-    return it.
+    """Read a vector of any format that can be read, and write it in another one.
 
-    old     a folder, LT-SFT's file, or the hub id of one
-    base    the model that the vector belongs to: it is checked, and its fingerprint noted where
-            there is none. What needs a base and gets none takes the one that the vector names
-    labels  the names of a head's outputs, for formats that do not have them
-    kind    the kind of task that a head is of, for formats that do not tell: without it
-            classification
-    force   replace what is at `new`
+    Args:
+        old: A folder, LT-SFT's file, or the hub id of a vector.
+        new: The folder to write.
+        to: The format to write, a name in `FORMATS`.
+        base: The model that the vector belongs to. It is checked, and its fingerprint recorded
+            where the vector has none. Formats that need a base take the one that the vector names
+            where none is given.
+        labels: The names of a head's outputs, for formats that do not have them.
+        kind: The kind of task of a head, for formats that do not tell; classification by default.
+        force: Replace what is at `new`.
 
-    Raises DeftxError where a format or kind is unknown, a format cannot be read or written, or the
-    base does not fit.
+    Returns:
+        The vector that was written.
+
+    Raises:
+        DeftxError: A format or kind is unknown, a format cannot be read or written, or the base
+            does not fit.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
-    vector = _of_kind(kind, read(old, base, labels)) if kind else read(old, base, labels)
+    vector = read(old, base, labels)
+    if kind:
+        vector = _of_kind(kind, vector)
     FORMATS[to].write(vector, Path(new), base, force)
     return vector
 
@@ -87,26 +97,22 @@ def convert(
 def read(
     old: str | os.PathLike[str], base: Base | None = None, labels: Sequence[str] = ()
 ) -> SparseVector:
-    """The vector `old`, of any format that can be read; see `convert`."""
-    given = local(
-        old,
-        [form.mark for form in FORMATS.values()]
-        + ["vector.*", "head.*", "adapter_model.safetensors"],
-    )
-    folder = given if given.is_dir() else given.parent
-    known = [
-        form
-        for form in FORMATS.values()
-        if (folder / form.mark).is_file() and given in (folder, folder / form.mark)
-    ]
-    if not known:
-        marks = ", ".join(dict.fromkeys(form.mark for form in FORMATS.values() if form.read))
-        raise DeftxError(f"{old} is no vector of a known format: it has none of {marks}")
-    if known[0].read is None:
-        raise DeftxError(
-            f"{old} is a whole model: deftx extract makes a vector of its difference from its base"
-        )
-    return known[0].read(folder, base, labels)
+    """The vector `old`, of any format that can be read; the parameters are those of `convert`."""
+    marks = [form.mark for form in FORMATS.values()]
+    path = local(old, [*marks, "vector.*", "head.*", "adapter_model.safetensors"])
+    folder = path if path.is_dir() else path.parent
+    for form in FORMATS.values():
+        mark = folder / form.mark
+        if not mark.is_file() or path not in (folder, mark):
+            continue
+        if form.read is None:
+            raise DeftxError(
+                f"{old} is a whole model: deftx extract makes a vector of its difference from its "
+                "base"
+            )
+        return form.read(folder, base, labels)
+    readable = dict.fromkeys(form.mark for form in FORMATS.values() if form.read)
+    raise DeftxError(f"{old} is no vector of a known format: it has none of {', '.join(readable)}")
 
 
 def _read_own(folder: Path, base: Base | None, labels: Sequence[str]) -> SparseVector:
@@ -121,24 +127,33 @@ def _read_own(folder: Path, base: Base | None, labels: Sequence[str]) -> SparseV
 
 def _read_lt_sft(folder: Path, base: Base | None, labels: Sequence[str]) -> SparseVector:
     diffs, dense = lt_sft.read(folder / lt_sft.FILE)
-    dense = {name: tensor for name, tensor in dense.items() if not name.startswith(_LANGUAGE_HEADS)}
     model = load_encoder(base) if base else None
     prefix = f"{model.base_model_prefix}." if model else _shared_prefix(diffs)
+
     tensors = {name.removeprefix(prefix): entries for name, entries in diffs.items()}
-    pooler = f"{prefix}pooler."
-    for name in [
-        n for n in dense if prefix and n.startswith(prefix) and not n.startswith(pooler)
-    ]:  # of the backbone
-        tensors[name.removeprefix(prefix)] = _difference(name, dense.pop(name), model, prefix)
-    for name in [
-        name for name in tensors if name.startswith("pooler.")
-    ]:  # it counts as part of a head
-        dense[prefix + name] = _added(prefix + name, tensors.pop(name), model, prefix)
-    top = _head(dense, labels) if dense else None
-    converted = {"from": "lt-sft", "prefix": prefix.rstrip(".")}
-    kind = "task" if top else "language"
-    vector = SparseVector(tensors, top, {"kind": kind, "method": "lt-sft", "converted": converted})
-    return _of_base(vector, base, model) if base and model else vector
+    head = {}
+    for name, tensor in dense.items():
+        in_backbone = prefix and name.startswith(prefix)
+        if name.startswith(_LANGUAGE_HEADS):
+            continue
+        if in_backbone and not name.startswith(f"{prefix}pooler."):
+            tensors[name.removeprefix(prefix)] = _difference(name, tensor, model, prefix)
+        else:
+            head[name] = tensor
+    # The pooler counts as part of a head, whose tensors are kept whole
+    for name in list(tensors):
+        if name.startswith("pooler."):
+            head[prefix + name] = _added(prefix + name, tensors.pop(name), model, prefix)
+
+    info = {
+        "kind": "task" if head else "language",
+        "method": "lt-sft",
+        "converted": {"from": "lt-sft", "prefix": prefix.rstrip(".")},
+    }
+    vector = SparseVector(tensors, _head(head, labels) if head else None, info)
+    if base is None or model is None:
+        return vector
+    return _of_base(vector, base, model)
 
 
 def _read_shira(folder: Path, base: Base | None, labels: Sequence[str]) -> SparseVector:
@@ -148,14 +163,17 @@ def _read_shira(folder: Path, base: Base | None, labels: Sequence[str]) -> Spars
         )
     model = load_encoder(base)
     prefix = f"{model.base_model_prefix}."
-    shapes = {name: tuple(module.weight.shape) for name, module in _linear(model).items()}
-    layers, dense = shira.read(
-        folder, shapes | {prefix + name: shape for name, shape in shapes.items()}
-    )
+
+    # An adapter names its layers by the whole model, or by the backbone alone
+    shapes = {}
+    for name, layer in _linear(model).items():
+        shapes[name] = shapes[prefix + name] = tuple(layer.weight.shape)
+    layers, dense = shira.read(folder, shapes)
     tensors = {f"{name.removeprefix(prefix)}.weight": entries for name, entries in layers.items()}
-    top = _head(dense, labels) if dense else None
-    origin = {"kind": "task" if top else "language", "converted": {"from": "peft"}}
-    return _of_base(SparseVector(tensors, top, origin), base, model)
+
+    info = {"kind": "task" if dense else "language", "converted": {"from": "peft"}}
+    vector = SparseVector(tensors, _head(dense, labels) if dense else None, info)
+    return _of_base(vector, base, model)
 
 
 def _write_own(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
@@ -164,14 +182,14 @@ def _write_own(vector: SparseVector, out: Path, base: Base | None, force: bool) 
 
 def _write_lt_sft(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     target = check_target(out, SFT, force=force)
-    converted = vector.info.get("converted")
-    known = converted.get("prefix") if isinstance(converted, Mapping) and base is None else None
-    prefix = known if isinstance(known, str) else _prefix(_base_of(vector, base), vector)
-    diffs = {
-        f"{prefix}.{name}" if prefix else name: entries for name, entries in vector.tensors.items()
-    }
+    prefix = _recorded_prefix(vector) if base is None else None
+    if prefix is None:
+        prefix = _prefix(_base_of(vector, base), vector)
+    begin = f"{prefix}." if prefix else ""
+    diffs = {begin + name: entries for name, entries in vector.tensors.items()}
+    dense = vector.head.tensors if vector.head else {}
     with new_folder(target, force=force) as new:
-        lt_sft.write(new / lt_sft.FILE, diffs, vector.head.tensors if vector.head else {})
+        lt_sft.write(new / lt_sft.FILE, diffs, dense)
 
 
 def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
@@ -181,50 +199,66 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
         raise DeftxError(
             f"an adapter of type SHiRA is written for classifiers, not for {vector.info['task']}"
         )
-    language = language_of(skeleton(base).config).auto
-    model = skeleton(base, AutoModelForSequenceClassification if vector.head else language)
+    model_class: Any = AutoModelForSequenceClassification
+    if not vector.head:
+        model_class = language_of(skeleton(base).config).auto
+    model = skeleton(base, model_class)
     check_fit(model, replace(vector, head=None))
-    linear = {f"{name}.weight": name for name in _linear(model.base_model)}
-    kept = {
-        name: entries
-        for name, entries in vector.tensors.items()
-        if name in linear and len(entries.indices)
-    }
-    lost = vector.k - sum(len(entries.indices) for entries in kept.values())
-    what = f"{lost:,} of {vector.k:,} entries ({lost / max(1, vector.k):.1%}), those of embeddings, biases and the like"
-    if not kept:
-        raise DeftxError(
-            f"an adapter would leave out {what}: SHiRA has linear layers only, and nothing would be left"
-        )
-    if lost:
-        warnings.warn(f"the adapter leaves out {what}: SHiRA has linear layers only", stacklevel=2)
-    prefix = f"{found}." if (found := _prefix(base, vector)) else ""
-    layers = {prefix + linear[name]: entries for name, entries in kept.items()}
+
+    # What SHiRA can hold: entries in the weights of linear layers
+    prefix = _prefix(base, vector)
+    begin = f"{prefix}." if prefix else ""
+    layers = {}
+    for name in _linear(model.base_model):
+        entries = vector.tensors.get(f"{name}.weight")
+        if entries is not None and len(entries.indices):
+            layers[begin + name] = entries
+    _warn_of_lost(vector, layers)
+
     dense = vector.head.tensors if vector.head else {}
-    about = {
-        "base_model_name_or_path": os.fspath(base),
+    modules = sorted({name.removeprefix(begin).split(".")[0] for name in dense})
+    about: dict[str, Any] = {
+        "base_model_name_or_path": _absolute(base),
         "task_type": "SEQ_CLS" if vector.head else None,
-        "modules_to_save": sorted({name.removeprefix(prefix).split(".")[0] for name in dense})
-        or None,
+        "modules_to_save": modules or None,
     }
+    if not vector.head:  # where there is no task_type, PEFT's AutoPeftModel loads this class
+        about["auto_mapping"] = {
+            "base_model_class": type(model).__name__,
+            "parent_library": type(model).__module__,
+        }
     with new_folder(target, force=force) as new:
         shira.write(new, layers, dense, about)
+
+
+def _warn_of_lost(vector: SparseVector, layers: Mapping[str, SparseTensor]) -> None:
+    """Warn of the entries that are not in the linear `layers`. Raises DeftxError if it is all."""
+    kept = sum(len(entries.indices) for entries in layers.values())
+    lost = vector.k - kept
+    share = f"{lost:,} of {vector.k:,} entries ({lost / max(1, vector.k):.1%})"
+    what = f"{share}, those of embeddings, biases and the like"
+    if not layers:
+        raise DeftxError(
+            f"an adapter would leave out {what}: SHiRA has linear layers only, and nothing would "
+            "be left"
+        )
+    if lost:
+        warnings.warn(f"the adapter leaves out {what}: SHiRA has linear layers only", stacklevel=3)
 
 
 def _write_model(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     base = _base_of(vector, base)
     check_target(out, MODEL, force=force)
-    model = (
-        compose(base, vector, ignore_base_mismatch=None)
-        if vector.head
-        else _with_vector(base, vector, tied=False)
-    )
+    if vector.head:
+        model = compose(base, vector, ignore_base_mismatch=None)
+    else:
+        model = _with_vector(base, vector, tied=False)
     save_model(model, load_tokenizer(base), out, force=force)
 
 
 def _write_mergekit(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
-    """The base with the vector, of the base's own architecture, and what to give mergekit to have
-    the difference."""
+    """Write the base with the vector, of the base's own architecture, and the configuration with
+    which mergekit takes their difference."""
     base = _base_of(vector, base)
     target = check_target(out, MODEL, force=force)
     if vector.head:
@@ -232,21 +266,16 @@ def _write_mergekit(vector: SparseVector, out: Path, base: Base | None, force: b
             "the head is left out: mergekit merges models of the base's own architecture",
             stacklevel=2,
         )
-    model, tokenizer = _with_vector(base, vector, tied=True), load_tokenizer(base)
-    named = os.path.abspath(base) if os.path.exists(base) else os.fspath(base)
+    model = _with_vector(base, vector, tied=True)
+    tokenizer = load_tokenizer(base)
     merge = {
         "merge_method": "task_arithmetic",
-        "base_model": named,
+        "base_model": _absolute(base),
         "models": [{"model": str(target), "parameters": {"weight": 1.0}}],
         "dtype": "float32",
     }
-    save_model(
-        model,
-        tokenizer,
-        out,
-        force=force,
-        beside={"mergekit.yml": yaml.safe_dump(merge, sort_keys=False)},
-    )
+    configuration = yaml.safe_dump(merge, sort_keys=False)
+    save_model(model, tokenizer, out, force=force, beside={"mergekit.yml": configuration})
 
 
 FORMATS = {
@@ -258,12 +287,19 @@ FORMATS = {
 }
 
 
-def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedModel:
-    """The base with a vector, as the masked language model that it is, or the encoder where it has
-    no such head.
+def _absolute(base: Base) -> str:
+    """A base as others find it from any folder: its whole path, or its hub id."""
+    return os.path.abspath(base) if os.path.exists(base) else os.fspath(base)
 
-    tied  its decoder is the changed embeddings, as in the base; else the base's, as in the training
-          of the vector
+
+def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedModel:
+    """The base's language model with a vector; the encoder where the base has no such head.
+
+    Args:
+        base: The base.
+        vector: A vector; its head is left out.
+        tied: The decoder is the changed embeddings, as in the base. Otherwise the decoder stays the
+            base's, as in the training of the vector.
     """
     try:
         model: Any = load_language_model(base)
@@ -274,7 +310,9 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     apply(model, replace(vector, head=None))
     if tied:
         model.tie_weights()
-    elif (decoder := model.get_output_embeddings()) is not None:
+        return cast(PreTrainedModel, model)
+    decoder = model.get_output_embeddings()
+    if decoder is not None:
         save_untied(model)
         if decoder.bias is not None:  # it is tied as well, and would not be saved
             decoder.bias = nn.Parameter(decoder.bias.detach().clone())
@@ -282,45 +320,55 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
 
 
 def _of_kind(kind: str, vector: SparseVector) -> SparseVector:
-    """The task vector, noted to be of a kind of task."""
-    task_of(kind)
+    """The task vector, recorded to be of a kind of task."""
+    task = task_of(kind)
     if not vector.head:
         raise DeftxError(
             f"kind {kind}: the vector has no head, so it is of no kind of task: leave the kind out"
         )
-    top = vector.head if task_of(kind).names else replace(vector.head, labels=())
-    return replace(vector, head=top, info={**vector.info, "task": kind})
+    head = vector.head if task.names else replace(vector.head, labels=())
+    return replace(vector, head=head, info={**vector.info, "task": kind})
 
 
 def _base_of(vector: SparseVector, base: Base | None) -> Base:
-    found: Base | None = base or vector.info.get("base")
-    if found is None:
+    """`base`, or the one that the vector names. Raises DeftxError where there is neither."""
+    named: Base | None = base or vector.info.get("base")
+    if named is None:
         raise DeftxError("the vector does not name its base: give --base")
-    return found
+    return named
 
 
 def _of_base(vector: SparseVector, base: Base, model: nn.Module) -> SparseVector:
-    """The vector with the base's name and fingerprint, once it fits."""
+    """The vector with the base's name and fingerprint. Raises DeftxError where it does not fit."""
     check_fit(model, replace(vector, head=None))
     named = {"base": recorded_name(base), "base_fingerprint": fingerprint(model)}
     return replace(vector, info={**vector.info, **named, "k": vector.k})
 
 
 def _prefix(base: Base, vector: SparseVector) -> str:
-    """What stands before the backbone's names in the model that a vector was learnt in: nothing in
+    """What the backbone's names begin with in the model that a vector was trained in; nothing in
     T5's language model, which is its own backbone."""
-    body = skeleton(base)
+    backbone = skeleton(base)
     if vector.head:
-        return body.base_model_prefix
-    model = skeleton(base, language_of(body.config).auto)
+        return backbone.base_model_prefix
+    model = skeleton(base, language_of(backbone.config).auto)
     return "" if model.base_model is model else model.base_model_prefix
 
 
+def _recorded_prefix(vector: SparseVector) -> str | None:
+    """The same, as a vector that came from LT-SFT records it."""
+    converted = vector.info.get("converted")
+    prefix = converted.get("prefix") if isinstance(converted, Mapping) else None
+    return prefix if isinstance(prefix, str) else None
+
+
 def _shared_prefix(names: Iterable[str]) -> str:
-    """What stands before the backbone's names in a task model, with its dot: `roberta.`; nothing in
-    a bare encoder."""
-    first = {name.split(".")[0] for name in names}
-    return f"{first.pop()}." if len(first) == 1 and not first <= _BARE else ""
+    """What the backbone's names begin with in a task model, with its dot: `roberta.`; nothing in a
+    bare encoder."""
+    first_parts = {name.split(".")[0] for name in names}
+    if len(first_parts) != 1 or first_parts <= _BARE:
+        return ""
+    return f"{first_parts.pop()}."
 
 
 def _linear(model: nn.Module) -> dict[str, nn.Linear]:
@@ -340,7 +388,8 @@ def _weight(name: str, model: nn.Module | None, prefix: str, shape: tuple[int, .
     weight = weights[name.removeprefix(prefix)].detach()
     if weight.shape != shape:
         raise DeftxError(
-            f"{name!r} is {shape} in the file, {tuple(weight.shape)} in the base: give the vector's base"
+            f"{name!r} is {shape} in the file, {tuple(weight.shape)} in the base: give the "
+            "vector's base"
         )
     return weight
 
@@ -357,13 +406,17 @@ def _difference(name: str, whole: Tensor, model: nn.Module | None, prefix: str) 
 
 
 def _head(dense: Mapping[str, Tensor], labels: Sequence[str]) -> Head:
-    """A head of dense tensors. Its outputs are the rows of its matrix that is not square, as those
-    between the base and it are, or of the smallest; without `labels` they get numbers."""
+    """A head of dense tensors. Without `labels`, its outputs get numbers.
+
+    How many outputs it has are the rows of its last matrix: the one that is not square, as those
+    between the base and it are, or the smallest one.
+    """
     matrices = [tensor for tensor in dense.values() if tensor.dim() == 2]
-    last = [tensor for tensor in matrices if tensor.shape[0] != tensor.shape[1]] or matrices
-    outputs = min(map(len, last), default=0)
+    not_square = [tensor for tensor in matrices if tensor.shape[0] != tensor.shape[1]]
+    outputs = min(map(len, not_square or matrices), default=0)
     if labels and len(labels) != outputs:
         raise DeftxError(
             f"{len(labels)} labels are given for a head of {outputs} outputs: give one for each"
         )
-    return Head(dict(dense), tuple(labels) or tuple(f"LABEL_{number}" for number in range(outputs)))
+    names = tuple(labels) or tuple(f"LABEL_{number}" for number in range(outputs))
+    return Head(dict(dense), names)

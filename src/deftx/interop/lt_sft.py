@@ -1,8 +1,8 @@
 """LT-SFT's vectors (composable-sft, Ansell et al. 2022): `pytorch_diff.bin`, a file of torch.save.
 
-diffs   name in the task model -> {size, index_steps, values}: entry i stands at the sum of the
-        first i + 1 of the steps, in a flattening whose FIRST dimension runs fastest
-abs     name in the task model -> dense tensor: what is tuned fully, such as a head
+diffs   name in the task model -> {size, index_steps, values}: the index of entry i is the sum of
+        the first i + 1 steps, in a flattening whose FIRST dimension varies fastest
+abs     name in the task model -> dense tensor: what is trained fully, such as a head
 """
 
 from collections.abc import Mapping
@@ -19,45 +19,64 @@ from deftx.errors import DeftxError
 from deftx.interop.safe_unpickling import DIMENSIONS, LARGEST, Stored, load_plain, whole
 
 FILE = "pytorch_diff.bin"
+_KEYS = {"size", "index_steps", "values"}  # of a coded tensor
 
 
 def read(path: Path) -> tuple[dict[str, SparseTensor], dict[str, Tensor]]:
-    """The differences and the dense tensors in a file, by their names in the task model.
+    """Read a vector of LT-SFT. Memory is bounded by the file's size.
 
-    Raises DeftxError, which names the file, for a file of another form. Memory is bounded by the
-    file's size.
+    Args:
+        path: The file, which may come from anybody.
+
+    Returns:
+        The differences, and the dense tensors, by their names in the task model.
+
+    Raises:
+        DeftxError: The file has another form; the message names it.
     """
     content = load_plain(path)
-    if (
-        not isinstance(content, dict)
-        or not content.keys() <= {"diffs", "abs"}
-        or "diffs" not in content
-    ):
-        raise DeftxError(
-            f"{path} is not a vector of LT-SFT: it needs `diffs`, and may have `abs`, and nothing else"
-        )
-    parts = [content["diffs"], content.get("abs", {})]
-    if not all(
-        isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in parts
-    ):
-        raise DeftxError(
-            f"{path} is not a vector of LT-SFT: `diffs` and `abs` map names to tensors"
-        )
-    diffs, dense = parts
-    entries = {name: _decoded(name, coded, path) for name, coded in diffs.items()}
-    return entries, {name: _tensor(name, tensor, path) for name, tensor in dense.items()}
+    diffs, dense = _check_content(content, path)
+    sparse_tensors = {name: _decode(name, coded, path) for name, coded in diffs.items()}
+    dense_tensors = {name: _tensor(name, stored, path) for name, stored in dense.items()}
+    return sparse_tensors, dense_tensors
 
 
 def write(path: Path, diffs: Mapping[str, SparseTensor], dense: Mapping[str, Tensor]) -> None:
-    """Write such a file, of tensors and Python's integers only, so that torch's restricted loader
-    takes it too."""
-    plain = {name: tensor.detach().cpu().clone() for name, tensor in dense.items()}
-    torch.save(
-        {"diffs": {name: _coded(entries) for name, entries in diffs.items()}, "abs": plain}, path
-    )
+    """Write a vector of LT-SFT, which torch's restricted loader (`weights_only`) reads, too.
+
+    Args:
+        path: The file.
+        diffs: Name in the task model -> difference.
+        dense: Name in the task model -> tensor that was trained fully.
+    """
+    coded = {name: _encode(entries) for name, entries in diffs.items()}
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in dense.items()}
+    torch.save({"diffs": coded, "abs": copies}, path)
+
+
+def _check_content(content: object, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`diffs` and `abs` of a file. Raises DeftxError unless both map names to something."""
+    if (
+        not isinstance(content, dict)
+        or "diffs" not in content
+        or not content.keys() <= {"diffs", "abs"}
+    ):
+        raise DeftxError(
+            f"{path} is not a vector of LT-SFT: it needs `diffs`, and may have `abs`, and nothing "
+            "else"
+        )
+    diffs = content["diffs"]
+    dense = content.get("abs", {})
+    for part in (diffs, dense):
+        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+            raise DeftxError(
+                f"{path} is not a vector of LT-SFT: `diffs` and `abs` map names to tensors"
+            )
+    return diffs, dense
 
 
 def _tensor(name: str, stored: object, path: Path) -> Tensor:
+    """The tensor that a file stores under `name`."""
     if not isinstance(stored, Stored):
         raise _refused(name, path, "is no tensor of floating point numbers")
     try:
@@ -70,15 +89,20 @@ def _refused(name: str, path: Path, why: str) -> DeftxError:
     return DeftxError(f"{path}: tensor {name!r} {why}")
 
 
-def _decoded(name: str, coded: Any, path: Path) -> SparseTensor:
-    if not isinstance(coded, dict) or coded.keys() != {"size", "index_steps", "values"}:
+def _decode(name: str, coded: Any, path: Path) -> SparseTensor:
+    """The entries that are coded as `size`, `index_steps` and `values`, with row-major indices."""
+    if not isinstance(coded, dict) or coded.keys() != _KEYS:
         raise _refused(name, path, "is not coded as size, index_steps and values")
-    size, steps = coded["size"], coded["index_steps"]
+
+    size = coded["size"]
     if not isinstance(size, tuple | list) or len(size) > DIMENSIONS or not whole(size):
         raise _refused(name, path, "has no such size as a tensor can have")
-    numel = prod(size)
-    if max([*size, numel]) > LARGEST:
+    shape = tuple(size)
+    numel = prod(shape)
+    if max([*shape, numel]) > LARGEST:
         raise _refused(name, path, "has no such size as a tensor can have")
+
+    steps = coded["index_steps"]
     if not isinstance(steps, list) or not whole(steps):
         raise _refused(name, path, "has steps that are not whole numbers, 0 or more")
     values = _tensor(name, coded["values"], path)
@@ -88,22 +112,29 @@ def _decoded(name: str, coded: Any, path: Path) -> SparseTensor:
         )
     if steps and (sum(steps) >= numel or 0 in steps[1:]):
         raise _refused(name, path, f"has indices that leave its {numel} entries, or come twice")
-    shape = tuple(size)
+
+    # From their column-major order to ours
     indices = np.cumsum(np.array(steps, np.int64))
     if len(shape) > 1 and steps:
-        indices = np.ravel_multi_index(np.unravel_index(indices, shape, order="F"), shape)
+        coordinates = np.unravel_index(indices, shape, order="F")
+        indices = np.ravel_multi_index(coordinates, shape)
     order = np.argsort(indices, kind="stable")
-    return SparseTensor(torch.from_numpy(indices[order]), values[torch.from_numpy(order)], shape)
+    sorted_indices = torch.from_numpy(indices[order])
+    sorted_values = values[torch.from_numpy(order)]
+    return SparseTensor(sorted_indices, sorted_values, shape)
 
 
-def _coded(entries: SparseTensor) -> dict[str, Any]:
-    indices, shape = entries.indices.cpu().numpy(), entries.shape
+def _encode(entries: SparseTensor) -> dict[str, Any]:
+    """The inverse of `_decode`: tensors and Python's integers only."""
+    shape = entries.shape
+    indices = entries.indices.cpu().numpy()
     if len(shape) > 1 and len(indices):
-        indices = np.ravel_multi_index(np.unravel_index(indices, shape), shape, order="F")
+        coordinates = np.unravel_index(indices, shape)
+        indices = np.ravel_multi_index(coordinates, shape, order="F")
     order = np.argsort(indices, kind="stable")
-    steps = np.diff(indices[order], prepend=0).tolist()
+    steps = np.diff(indices[order], prepend=0)
     return {
         "size": torch.Size(shape),
-        "index_steps": steps,
+        "index_steps": steps.tolist(),
         "values": entries.values.cpu()[torch.from_numpy(order)],
     }

@@ -263,7 +263,8 @@ class _Machine:
         while (operation := self.take(1)) != b".":
             if operation not in _OPERATIONS:
                 raise ValueError(
-                    f"its pickle does what pickles of tensors and plain containers do not ({operation!r})"
+                    "its pickle does what pickles of tensors and plain containers do not "
+                    f"({operation!r})"
                 )
             _OPERATIONS[operation](self)
         (value,) = self.stack

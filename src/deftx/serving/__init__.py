@@ -28,7 +28,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.texts > self.waiting:
-            both = f"{self.texts} texts in a request (--max-texts), but {self.waiting} may wait (--max-waiting)"
+            both = (
+                f"{self.texts} texts in a request (--max-texts), but {self.waiting} may wait "
+                "(--max-waiting)"
+            )
             raise DeftxError(f"{both}: let at least as many wait")
 
 

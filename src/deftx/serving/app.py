@@ -33,7 +33,10 @@ from deftx.tasks.registry import TASKS
 
 PAGE = Path(__file__).with_name("page.html")
 # the page needs nothing from anywhere else, and may have nothing
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src "
+    "'self'; img-src data:"
+)
 STOPPING = 60  # seconds that a stop waits for answers
 KEPT_ALIVE = 5  # seconds that a connection stays open after an answer
 LONGEST_HEAD = 16_384  # bytes of a request before its body
@@ -333,7 +336,10 @@ class _BodyLimit:
                     if size <= self.most:
                         body += part
         except TimeoutError:
-            too_slow = f"the request has taken longer than {self.seconds:g} seconds to come: send it at once"
+            too_slow = (
+                f"the request has taken longer than {self.seconds:g} seconds to come: send it at "
+                "once"
+            )
             answer = JSONResponse({"detail": too_slow}, 408, {"Connection": "close"})
             await answer(scope, receive, send)
             return

@@ -45,7 +45,8 @@ def check_target(
         os.listdir(standing) and not os.path.isfile(standing / MARKS[kind])
     ):
         raise DeftxError(
-            f"{target} exists and is not a {kind}, so --force does not replace it: choose another folder"
+            f"{target} exists and is not a {kind}, so --force does not replace it: choose another "
+            "folder"
         )
     return target
 
@@ -63,7 +64,8 @@ def lock_directory(folder: Path) -> Iterator[None]:
     with _opened(lock) as file:
         if not _locked(file.fileno(), lock):
             raise Locked(
-                f"{folder} is in use by another deftx: wait until it is done, or choose another folder"
+                f"{folder} is in use by another deftx: wait until it is done, or choose another "
+                "folder"
             )
         try:
             yield
@@ -195,7 +197,8 @@ def _held_anew(target: Path) -> tuple[Path, int]:
         if held is not None:
             return new, held
     raise DeftxError(
-        f"{target.parent}: what is written there is removed by another program: choose another folder"
+        f"{target.parent}: what is written there is removed by another program: choose another "
+        "folder"
     )
 
 

@@ -117,9 +117,7 @@ def decode_indices(data: NDArray[np.uint8], count: int, numel: int) -> NDArray[n
     shift = _BITS
     while len(positions):
         if shift == _BITS * _MAX_GAP_BYTES:
-            raise DeftxError(
-                f"the indices are damaged: one takes more than {_MAX_GAP_BYTES} bytes"
-            )
+            raise DeftxError(f"the indices are damaged: one takes more than {_MAX_GAP_BYTES} bytes")
         positions = positions + 1
         further_bytes = data[positions]
         steps[wide] += (further_bytes & _PAYLOAD).astype(np.int64) << shift
@@ -154,7 +152,7 @@ def encode_values(values: Tensor) -> NDArray[np.uint8]:
     data = bytearray()
     for byte_number in range(width):
         data += frame.compress(value_bytes[:, byte_number].tobytes())
-        # a block ends here: the next bytes are distributed differently, and need a code of their own
+        # a block ends here: other bytes are distributed differently, and need their own code
         data += frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
     data += frame.flush()
     return np.frombuffer(data, np.uint8)

@@ -99,9 +99,15 @@ def _reason(error: BaseException | None, repo: str, revision: str | None) -> str
     if isinstance(error, RuntimeError) and error.__cause__:  # which says no more than at which file
         return _reason(error.__cause__, repo, revision)
     reasons: dict[type[BaseException], str] = {  # the first that fits
-        errors.GatedRepoError: f"its owner decides who may have it: ask for access at {place}, then {_LOGIN}",
-        errors.RevisionNotFoundError: f"it has no branch, tag or commit {revision!r}: see {place}/commits/main",
-        errors.RepositoryNotFoundError: f"there is no such repository, or it is private: check the name, or {_LOGIN}",
+        errors.GatedRepoError: (
+            f"its owner decides who may have it: ask for access at {place}, then {_LOGIN}"
+        ),
+        errors.RevisionNotFoundError: (
+            f"it has no branch, tag or commit {revision!r}: see {place}/commits/main"
+        ),
+        errors.RepositoryNotFoundError: (
+            f"there is no such repository, or it is private: check the name, or {_LOGIN}"
+        ),
         errors.OfflineModeIsEnabled: "offline mode is on: unset HF_HUB_OFFLINE to reach the hub",
         errors.HFValidationError: f"that is not a name that the hub allows: write {FORM}",
     }
@@ -111,10 +117,16 @@ def _reason(error: BaseException | None, repo: str, revision: str | None) -> str
     if isinstance(error, errors.HfHubHTTPError):
         return _status(error.response.status_code, _line(error.server_message or error))
     if isinstance(error, OSError) and error.errno:
-        return f"{_line(error)}: check the disk, its free space and the permissions of {constants.HF_HUB_CACHE}"
+        return (
+            f"{_line(error)}: check the disk, its free space and the permissions of "
+            f"{constants.HF_HUB_CACHE}"
+        )
     if isinstance(error, ValueError | RuntimeError):
         return _line(error)
-    return f"{_line(error) or type(error).__name__}: check the connection to {constants.ENDPOINT}, and try again"
+    return (
+        f"{_line(error) or type(error).__name__}: check the connection to {constants.ENDPOINT}, "
+        "and try again"
+    )
 
 
 def _status(code: int, message: str) -> str:
@@ -122,7 +134,10 @@ def _status(code: int, message: str) -> str:
     if code == 401:
         return f"the hub does not know who you are, or your token is no longer valid: {_LOGIN}"
     if code == 403:
-        return "your token does not allow it: check the user's name, and that the token may write there"
+        return (
+            "your token does not allow it: check the user's name, and that the token may write "
+            "there"
+        )
     later = "try again later" if code >= 500 or code == 429 else "see https://status.huggingface.co"
     return f"the hub answered {code} ({message}): {later}"
 
