@@ -30,26 +30,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+LINE_OF_PART = {LANGUAGE: "-", TASK: "--"}
+LINE_OF_PHASE = {1: "--", 2: "-"}
+
 
 def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Look]) -> "Figure":
-    """Means of `scores`, variant -> column -> percent by seed, their standard deviation, and a dot
-    for each seed."""
+    """Mean scores as bars, with the standard deviation and a dot for each seed.
+
+    Args:
+        scores: Variant -> column -> scores in percent, one for each seed.
+        look: How each variant is drawn.
+    """
     columns = list(next(iter(scores.values())))
-    width = 0.84 / len(scores)
-    figure = new_figure(max(WIDTH, 1.2 + 0.24 * len(scores) * len(columns)), 3.6)
+    places = range(len(columns))
+    figure_width = max(WIDTH, 1.2 + 0.24 * len(scores) * len(columns))
+    figure = new_figure(figure_width, 3.6)
     axes = figure.subplots()
+
+    # the bars of a column stand side by side around its place
+    bar_width = 0.84 / len(scores)
+    middle = (len(scores) - 1) / 2
     for number, (variant, by_column) in enumerate(scores.items()):
-        shift = width * (number - (len(scores) - 1) / 2)
-        centres = [column + shift for column in range(len(columns))]
-        _draw_bars(
-            axes,
-            variant,
-            [by_column[column] for column in columns],
-            centres,
-            0.92 * width,
-            look[variant],
-        )
-    axes.set_xticks(range(len(columns)), columns)
+        shift = bar_width * (number - middle)
+        centres = [place + shift for place in places]
+        values = [by_column[column] for column in columns]
+        _draw_bars(axes, variant, values, centres, 0.92 * bar_width, look[variant])
+
+    axes.set_xticks(places, columns)
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel="score (%)", ylim=(0, None), xlim=(-0.5, len(columns) - 0.5))
     legend(figure, axes, across=min(4, len(scores)))
@@ -65,10 +72,13 @@ def _draw_bars(
     look: Look,
 ) -> None:
     """The bars of one variant; deviations and dots where a column has several seeds."""
-    heights = [mean(of_column) if of_column else 0.0 for of_column in values]
+    heights = []
+    deviations = []
+    for of_column in values:
+        heights.append(mean(of_column) if of_column else 0.0)
+        deviations.append(stdev(of_column) if len(of_column) > 1 else 0.0)
     bar = axes.bar(centres, heights, width, color=look.colour, hatch=look.hatch)
     bar.set_label(f" {variant}")
-    deviations = [stdev(of_column) if len(of_column) > 1 else 0.0 for of_column in values]
     if not any(deviations):
         return
     axes.errorbar(centres, heights, deviations, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
@@ -79,20 +89,26 @@ def _draw_bars(
 
 
 def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "Figure":
-    """A panel for each pair: the difference and its interval by language and on average; hollow if
-    inconclusive."""
+    """Differences with their intervals by language and on average, a panel for each comparison.
+
+    Dots are hollow where a difference is inconclusive.
+    """
+    names = [*columns, AVERAGE]
     across = min(3, len(comparisons))
     down = ceil(len(comparisons) / across)
-    names = [*columns, AVERAGE]
-    figure = new_figure(WIDTH if across > 1 else 4.6, down * (0.9 + 0.24 * len(names)))
+    width = WIDTH if across > 1 else 4.6
+    height = down * (0.9 + 0.24 * len(names))
+    figure = new_figure(width, height)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
-    for axes, pair in zip(grid, comparisons, strict=False):
+    for axes, comparison in zip(grid, comparisons, strict=False):
         axes.axvline(0, color=MUTED, linewidth=1)
-        for place, name in enumerate(names):
-            gap = pair.average if name == AVERAGE else pair.by_language.get(name)
-            if gap:
-                _draw_interval(axes, place, gap)
-        axes.set_title(f"{pair.first}\nagainst {pair.second}", fontsize=9)
+        by_name = dict(comparison.by_language)
+        if comparison.average is not None:
+            by_name[AVERAGE] = comparison.average
+        for line, name in enumerate(names):
+            if name in by_name:
+                _draw_interval(axes, line, by_name[name])
+        axes.set_title(f"{comparison.first}\nagainst {comparison.second}", fontsize=9)
         axes.tick_params(labelbottom=True)  # also above a place that stays empty
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x")
@@ -103,204 +119,278 @@ def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "F
     return figure
 
 
-def _draw_interval(axes: "Axes", place: int, gap: Difference) -> None:
+def _draw_interval(axes: "Axes", line: int, gap: Difference) -> None:
     """One difference as a dot on its interval."""
     colour = COLOURS[0] if gap.value >= 0 else COLOURS[1]
     fill = "full" if gap.conclusive else "none"
-    axes.plot([100 * gap.low, 100 * gap.high], [place, place], color=colour, linewidth=2)
-    axes.plot(100 * gap.value, place, "o", color=colour, markersize=6, fillstyle=fill)
+    axes.plot([100 * gap.low, 100 * gap.high], [line, line], color=colour, linewidth=2)
+    axes.plot(100 * gap.value, line, "o", color=colour, markersize=6, fillstyle=fill)
 
 
 def overlap_with_task(shares: Mapping[tuple[str, str], list[float]]) -> "Figure":
-    """Variants by languages: the share of places that the vectors of a language and of the task
-    have in common."""
-    rows, columns = (
-        _ordered(variant for variant, _ in shares),
-        _ordered(language for _, language in shares),
-    )
-    values = [
-        [mean(shares[row, column]) if (row, column) in shares else None for column in columns]
-        for row in rows
-    ]
-    figure = new_figure(2.6 + 0.75 * len(columns), 0.9 + 0.42 * len(rows))
-    heat(figure.subplots(), rows, columns, values, _top(values))
+    """How much of each language vector overlaps with the task vector: variants by languages.
+
+    Args:
+        shares: Variant and language -> share of common indices, one for each seed.
+    """
+    variants = _distinct(variant for variant, _ in shares)
+    languages = _distinct(language for _, language in shares)
+    values = []
+    for variant in variants:
+        row: list[float | None] = []
+        for language in languages:
+            if (variant, language) in shares:
+                row.append(mean(shares[variant, language]))
+            else:
+                row.append(None)
+        values.append(row)
+    figure = new_figure(2.6 + 0.75 * len(languages), 0.9 + 0.42 * len(variants))
+    heat(figure.subplots(), variants, languages, values, _largest(values))
     return figure
 
 
 def overlap_of_languages(shares: Mapping[str, Mapping[tuple[str, str], float]]) -> "Figure":
-    """A panel for each variant: the share of places that two languages' vectors have in common."""
-    size = max(len(_ordered(one for one, _ in found)) for found in shares.values())
+    """How much the vectors of two languages overlap, a panel for each variant.
+
+    Args:
+        shares: Variant -> two languages -> share of common indices. A language is also paired with
+            itself, which is not shown.
+    """
+    languages_of = {}
+    top = 0.0
+    for variant, of_variant in shares.items():
+        languages_of[variant] = _distinct(first for first, _ in of_variant)
+        for (first, second), share in of_variant.items():
+            if first != second:
+                top = max(top, share)
+    size = max(map(len, languages_of.values()))
+
     across = min(3, len(shares))
     down = ceil(len(shares) / across)
     figure = new_figure(0.6 + across * (0.7 + 0.5 * size), down * (0.7 + 0.42 * size))
     grid = figure.subplots(down, across, squeeze=False).flatten()
-    top = max(
-        (v for found in shares.values() for (a, b), v in found.items() if a != b), default=1.0
-    )
-    for axes, (variant, found) in zip(grid, shares.items(), strict=False):
-        names = _ordered(one for one, _ in found)
-        values = [
-            [found.get((row, column)) if row != column else None for column in names]
-            for row in names
-        ]
-        heat(axes, names[1:], names[:-1], [row[:-1] for row in values[1:]], top)
+    for axes, (variant, of_variant) in zip(grid, shares.items(), strict=False):
+        # each pair once: the triangle below the diagonal, without the latter
+        names = languages_of[variant]
+        rows, columns = names[1:], names[:-1]
+        values = []
+        for row in rows:
+            below_diagonal = dict(of_variant)
+            below_diagonal.pop((row, row), None)
+            values.append([below_diagonal.get((row, column)) for column in columns])
+        heat(axes, rows, columns, values, top)
         axes.set_title(variant)
     hide_rest(grid, len(shares))
     return figure
 
 
 def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure":
-    """A panel for each variant and part: layers by kinds of tensor, the share of entries that
-    vectors hold."""
+    """Where the entries of vectors lie: layers by kinds of tensor, a panel for each variant and
+    part.
+
+    Args:
+        places: Variant and part (LANGUAGE or TASK) -> layer and kind of tensor -> the share of the
+            entries there that vectors hold. What is outside of the layers is not drawn.
+    """
     from matplotlib.ticker import PercentFormatter
 
-    inner = {
-        key: {p: share for p, share in found.items() if p[0] is not None}
-        for key, found in places.items()
-    }
-    inner = {key: found for key, found in inner.items() if found}
-    parts = [part for part in (LANGUAGE, TASK) if any(of == part for _, of in inner)]
-    variants = _ordered(variant for variant, _ in inner)
-    layers = sorted({layer for found in inner.values() for layer, _ in found if layer is not None})
-    kinds = sorted(
-        _ordered(kind for found in inner.values() for _, kind in found),
-        key=lambda kind: kind == BIASES,
-    )
-    figure = new_figure(1.0 + 2.3 * len(variants), len(parts) * (0.7 + 0.2 * len(layers)) + 0.9)
+    # what lies in layers, and the panels' rows and columns
+    in_layers: dict[tuple[str, str], dict[Place, float]] = {}
+    layers: set[int] = set()
+    kinds: list[str] = []
+    for variant_and_part, shares in places.items():
+        for (layer, kind), share in shares.items():
+            if layer is None:
+                continue
+            in_layers.setdefault(variant_and_part, {})[layer, kind] = share
+            layers.add(layer)
+            kinds.append(kind)
+    ordered_layers = sorted(layers)
+    ordered_kinds = sorted(_distinct(kinds), key=lambda kind: kind == BIASES)  # biases last
+    variants = _distinct(variant for variant, _ in in_layers)
+    with_shares = {part for _, part in in_layers}
+    parts = [part for part in (LANGUAGE, TASK) if part in with_shares]
+
+    width = 1.0 + 2.3 * len(variants)
+    height = len(parts) * (0.7 + 0.2 * len(ordered_layers)) + 0.9
+    figure = new_figure(width, height)
     grid = figure.subplots(len(parts), len(variants), squeeze=False, sharex=True, sharey=True)
     for part, line in zip(parts, grid, strict=True):
-        top = max(
-            share for (_, of), found in inner.items() if of == part for share in found.values()
-        )
+        top = 0.0
+        for (_, of_part), shares in in_layers.items():
+            if of_part == part:
+                top = max(top, *shares.values())
         for variant, axes in zip(variants, line, strict=True):
-            found = inner.get((variant, part), {})
-            values = [[found.get((layer, kind)) for kind in kinds] for layer in layers]
+            shares = in_layers.get((variant, part), {})
+            values = []
+            for layer in ordered_layers:
+                values.append([shares.get((layer, kind)) for kind in ordered_kinds])
             image = coloured(axes, values, top)
-            if not found:
-                axes.text(
-                    0.5,
-                    0.5,
-                    "none",
-                    color=MUTED,
-                    ha="center",
-                    va="center",
-                    transform=axes.transAxes,
-                )
+            if not shares:
+                centred = {"ha": "center", "va": "center", "transform": axes.transAxes}
+                axes.text(0.5, 0.5, "none", color=MUTED, **centred)
             axes.set_title(variant if part == parts[0] else "")
             axes.tick_params(length=0)
-            axes.set_xticks(range(len(kinds)), kinds, rotation=90)
-            axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-        line[0].set_ylabel(f"{part} vector{'s' if part == LANGUAGE else ''}\nlayer")
+            axes.set_xticks(range(len(ordered_kinds)), ordered_kinds, rotation=90)
+            axes.set_yticks(range(len(ordered_layers)), [str(layer) for layer in ordered_layers])
+        vectors = "language vectors" if part == LANGUAGE else f"{part} vector"
+        line[0].set_ylabel(f"{vectors}\nlayer")
         figure.colorbar(image, ax=list(line), format=PercentFormatter(1.0), pad=0.01, fraction=0.03)
     return figure
 
 
 def ranks(
-    found: Mapping[tuple[str, str], Mapping[Place, list[int]]], look: Mapping[str, Look]
+    kept: Mapping[tuple[str, str], Mapping[Place, list[int]]], look: Mapping[str, Look]
 ) -> "Figure":
-    """A panel for each kind of matrix: the rank kept by layer; task vectors dashed, a band from
-    least to most."""
+    """The ranks that denoising kept by layer, a panel for each kind of matrix.
 
-    def draw(axes: "Axes", kind: str) -> None:
-        for (variant, part), places in found.items():
-            points = sorted(
-                (at, kept) for (at, of), kept in places.items() if at is not None and of == kind
-            )
-            if points:
-                layers, dashes = [layer for layer, _ in points], "--" if part == TASK else "-"
-                label, colour, marker = (
-                    f" {variant}, {part}",
-                    look[variant].colour,
-                    look[variant].marker,
-                )
-                axes.plot(
-                    layers,
-                    [mean(kept) for _, kept in points],
-                    dashes,
-                    color=colour,
-                    label=label,
-                    marker=marker,
-                )
-                bounds = [min(kept) for _, kept in points], [max(kept) for _, kept in points]
-                axes.fill_between(layers, *bounds, color=colour, alpha=0.15, linewidth=0)
-        axes.set(title=kind, xlabel="layer", ylim=(0, None))
+    Lines are means, in a band from the least to the most; task vectors are dashed.
+
+    Args:
+        kept: Variant and part (LANGUAGE or TASK) -> layer and kind of matrix -> ranks kept.
+        look: How each variant is drawn.
+    """
+    kinds = []
+    for places in kept.values():
+        kinds += [kind for layer, kind in places if layer is not None]
+
+    def draw(axes: "Axes", panel: str) -> None:
+        for (variant, part), places in kept.items():
+            by_layer = {}
+            for (layer, kind), of_place in places.items():
+                if layer is not None and kind == panel:
+                    by_layer[layer] = of_place
+            if by_layer:
+                style = {
+                    "color": look[variant].colour,
+                    "marker": look[variant].marker,
+                    "linestyle": LINE_OF_PART[part],
+                    "label": f" {variant}, {part}",
+                }
+                _draw_mean_and_band(axes, by_layer, style)
+        axes.set(title=panel, xlabel="layer", ylim=(0, None))
         axes.locator_params(integer=True)
 
-    kinds = _ordered(
-        kind for places in found.values() for layer, kind in places if layer is not None
-    )
-    return panels(kinds, draw, "rank kept")
+    return panels(_distinct(kinds), draw, "rank kept")
 
 
-def spectra(found: Mapping[str, Mapping[Place, "Tensor"]]) -> "Figure":
-    """A panel for each kind of matrix and of vector: the share of the squares that the first r
-    singular values hold."""
+def spectra(singular_values: Mapping[str, Mapping[Place, "Tensor"]]) -> "Figure":
+    """The share of the squares that the first r singular values hold, a curve for each layer and a
+    panel for each kind of matrix and of vector.
+
+    Args:
+        singular_values: Name of the vector -> layer and kind of matrix -> singular values, the
+            largest first.
+    """
     from matplotlib import colormaps
 
-    pairs = _ordered((name, kind) for name, places in found.items() for _, kind in places)
-    layers = sorted(
-        {layer for places in found.values() for layer, _ in places if layer is not None}
-    )
-    shade = {
-        layer: colormaps[SHADES](0.1 + 0.8 * n / max(1, len(layers) - 1))
-        for n, layer in enumerate(layers)
-    }
+    # a panel for each vector and kind, a shade for each layer
+    names_and_kinds = []
+    layers = set()
+    for name, places in singular_values.items():
+        for layer, kind in places:
+            names_and_kinds.append((name, kind))
+            if layer is not None:
+                layers.add(layer)
+    last = max(1, len(layers) - 1)
+    shades = {}
+    for number, layer in enumerate(sorted(layers)):
+        shades[layer] = colormaps[SHADES](0.1 + 0.8 * number / last)
 
     def draw(axes: "Axes", panel: tuple[str, str]) -> None:
-        for (layer, kind), singular in found[panel[0]].items():
-            squares = singular.square()
-            if kind == panel[1] and layer is not None and squares.sum() > 0:
-                held = (100 * squares.cumsum(0) / squares.sum()).tolist()
-                axes.plot(
-                    range(1, len(held) + 1),
-                    held,
-                    color=shade[layer],
-                    linewidth=1.2,
-                    label=f" layer {layer}",
-                )
+        name, kind_of_panel = panel
+        for (layer, kind), of_matrix in singular_values[name].items():
+            if kind != kind_of_panel or layer is None:
+                continue
+            squares = of_matrix.square()
+            total = squares.sum()
+            if total == 0:
+                continue
+            held = (100 * squares.cumsum(0) / total).tolist()
+            numbers = range(1, len(held) + 1)
+            label = f" layer {layer}"
+            axes.plot(numbers, held, color=shades[layer], linewidth=1.2, label=label)
         axes.axhline(90, color=MUTED, linestyle=":", linewidth=1)
-        axes.set(title=f"{panel[0]}: {panel[1]}", xlabel="rank r", ylim=(0, 102))
+        axes.set(title=f"{name}: {kind_of_panel}", xlabel="rank r", ylim=(0, 102))
 
-    return panels(pairs, draw, "share of the squares (%)")
+    return panels(_distinct(names_and_kinds), draw, "share of the squares (%)")
 
 
 def curves(
-    found: Mapping[tuple[str, int], Mapping[str, list[Curve]]],
+    histories: Mapping[tuple[str, int], Mapping[str, list[Curve]]],
     look: Mapping[str, Look],
     held_out: bool,
 ) -> "Figure":
-    """A panel for each language and the task: means over the seeds by step, a band around them;
-    phase 1 dashed."""
+    """How training went, a panel for each language and the task.
 
-    def draw(axes: "Axes", name: str) -> None:
+    Lines are means over the seeds by step, in a band from the least to the most; phase 1 is dashed.
+
+    Args:
+        histories: Language or TASK, and phase -> variant -> a curve for each seed.
+        look: How each variant is drawn.
+        held_out: Whether values on held-out data are drawn, or training losses.
+    """
+
+    def draw(axes: "Axes", panel: str) -> None:
         metric = "loss"
-        for (of, phase), variants in found.items():
-            for variant, some in variants.items() if of == name else ():
-                metric = some[0].metric if held_out else "loss"
-                by_step: dict[float, list[float]] = {}
-                for step, value in (
-                    p for one in some for p in (one.held_out if held_out else one.training)
-                ):
-                    by_step.setdefault(step, []).append(value)
-                steps, colour = sorted(by_step), look[variant].colour
-                options: dict[str, Any] = {"color": colour, "label": f" {variant}, phase {phase}"}
-                options |= {"marker": look[variant].marker, "markevery": max(1, len(steps) // 20)}
-                axes.plot(
-                    steps, [mean(by_step[s]) for s in steps], "--" if phase == 1 else "-", **options
-                )
-                bounds = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
-                axes.fill_between(steps, *bounds, color=colour, alpha=0.15, linewidth=0)
-        axes.set(title=f"{name}: {metric_name(metric)}", xlabel="step")
+        for (name, phase), by_variant in histories.items():
+            if name != panel:
+                continue
+            for variant, of_seeds in by_variant.items():
+                if held_out:
+                    metric = of_seeds[0].metric
+                by_step = _values_by_step(of_seeds, held_out)
+                style = {
+                    "color": look[variant].colour,
+                    "marker": look[variant].marker,
+                    "markevery": max(1, len(by_step) // 20),
+                    "linestyle": LINE_OF_PHASE[phase],
+                    "label": f" {variant}, phase {phase}",
+                }
+                _draw_mean_and_band(axes, by_step, style)
+        axes.set(title=f"{panel}: {metric_name(metric)}", xlabel="step")
 
-    return panels(
-        _ordered(name for name, _ in found), draw, "held-out" if held_out else "training loss"
-    )
+    names = _distinct(name for name, _ in histories)
+    label = "held-out" if held_out else "training loss"
+    return panels(names, draw, label)
 
 
-def _ordered(things: Iterable[Any]) -> list[Any]:
-    """Each once, in the order in which it first came."""
+def _values_by_step(of_seeds: Iterable[Curve], held_out: bool) -> dict[float, list[float]]:
+    """Values of all seeds by training step."""
+    by_step: dict[float, list[float]] = {}
+    for curve in of_seeds:
+        points = curve.held_out if held_out else curve.training
+        for step, value in points:
+            by_step.setdefault(step, []).append(value)
+    return by_step
+
+
+def _draw_mean_and_band(
+    axes: "Axes", values: Mapping[Any, Sequence[float]], style: Mapping[str, Any]
+) -> None:
+    """A line through the means of some values, in a band from the least to the most.
+
+    Args:
+        axes: Where to draw.
+        values: Place on the x axis -> values there.
+        style: Colour, marker, dashes and label of the line.
+    """
+    places = sorted(values)
+    means = [mean(values[place]) for place in places]
+    least = [min(values[place]) for place in places]
+    most = [max(values[place]) for place in places]
+    axes.plot(places, means, **style)
+    axes.fill_between(places, least, most, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _distinct(things: Iterable[Any]) -> list[Any]:
+    """Each thing once, in the order in which it first came."""
     return list(dict.fromkeys(things))
 
 
-def _top(values: Values) -> float:
-    return max((value for row in values for value in row if value is not None), default=1.0)
+def _largest(values: Values) -> float:
+    """The largest of some cells; 1 where all are empty."""
+    cells = []
+    for row in values:
+        cells += [value for value in row if value is not None]
+    return max(cells, default=1.0)
