@@ -179,7 +179,7 @@ def test_a_recipe_has_the_rows_and_ranks_of_its_table(name):
         variant = found.variants[row]
         assert variant.source is (source == "with φ_src" or (source == "both" and "w/o" not in row))
         assert variant.target
-        language, task = found.language_fit(row, 0), found.task_fit(row, 0)
+        language, task = found.language_config(row, 0), found.task_config(row, 0)
         if row == "MAD-X":
             assert (variant.family, language.reduction, task.reduction) == ("madx", 2, 1)
         elif ranks is None:
@@ -217,7 +217,7 @@ def test_on_a_small_base_a_recipe_has_the_same_rows_and_the_same_share_of_the_wi
     found, ((width, _, _), _) = recipe(f"{name}-{base}"), TABLES[name]
     assert found.paper == recipe(name).paper
     for row, (ranks, _) in table(name).items():
-        language, task = found.language_fit(row, 0), found.task_fit(row, 0)
+        language, task = found.language_config(row, 0), found.task_config(row, 0)
         if row == "MAD-X":
             assert (language.reduction, task.reduction) == (None, None)  # by k, as all others
             assert (language.k, task.k) == (found.language.k, found.task.k)

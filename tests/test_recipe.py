@@ -73,8 +73,8 @@ def test_a_lora_does_not_take_over_the_rank_of_denoising(folder: Path) -> None:
         "variants": {"L": {"family": "lora"}, "M": {"family": "lora"}},
     }
     found = recipe(folder, merged(changes, {"variants": {"M": {"language": {"rank": 3}}}}))
-    assert [found.language_fit(name, 0).rank for name in "LM"] == [None, 3]
-    assert found.language_fit("L", 0).training.max_steps == found.language.training.max_steps
+    assert [found.language_config(name, 0).rank for name in "LM"] == [None, 3]
+    assert found.language_config("L", 0).training.max_steps == found.language.training.max_steps
 
 
 def test_settings_start_from_a_preset_in_a_recipe_and_in_a_variant(folder: Path) -> None:
@@ -90,13 +90,13 @@ def test_settings_start_from_a_preset_in_a_recipe_and_in_a_variant(folder: Path)
     quick = LANGUAGE_PRESETS["quick"]
     assert found.language == changed(quick, {"k": "7%", "training": {"max_steps": 9}})
     assert found.task.training.max_steps == TASK_PRESETS["standard"].training.max_steps
-    variant = found.task_fit("V", 0)
+    variant = found.task_config("V", 0)
     assert (variant.k, variant.training.batch_size, variant.training.metric) == (
         14_155_776,
         32,
         "accuracy",
     )
-    assert found.task_fit("V", 3).seed == 3
+    assert found.task_config("V", 3).seed == 3
     set_on_top = load_recipe(folder / "preset.yaml", {"language": {"preset": "paper-sentiment"}})
     assert (set_on_top.language.training.max_steps, set_on_top.language.k) == (9, "7%")
 
@@ -147,7 +147,7 @@ def test_the_model_whose_head_stands_in_is_looked_for_beside_the_recipe(folder: 
     )
     assert (
         found.language.training.head
-        == found.language_fit("DeFT-X", 0).training.head
+        == found.language_config("DeFT-X", 0).training.head
         == str(folder.resolve() / place)
     )
     elsewhere = {"training": {"head": "FacebookAI/xlm-roberta-base"}}
@@ -314,7 +314,7 @@ def test_a_finished_vector_needs_no_text_and_targets_need_no_test(folder: Path) 
         load_recipe(folder / "finished.yaml")
     found = load_recipe(folder / "finished.yaml", {"languages": {"more": "tar.txt"}})
     assert found.needed_languages("DeFT-X") == ["src", "tar", "more"]
-    assert found.texts_of("DeFT-X") == ["tar", "more"]
+    assert found.needed_texts("DeFT-X") == ["tar", "more"]
     with pytest.raises(DeftxError, match="has no text for 'src'"):
         load_recipe(
             folder / "finished.yaml",

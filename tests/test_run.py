@@ -206,9 +206,9 @@ def test_vectors_whose_ranks_two_halves_tell_are_those_of_the_functions(
     run_recipe(checked, tmp_path / "out")
     mine = vectors_of(tmp_path / "out", "split-half", 0)
     text, examples = deftx.read_text(folder / "src.txt"), deftx.read_examples(folder / "src.tsv")
-    source = deftx.fit_language(folder / "base", text, checked.language_fit("split-half", 0))
+    source = deftx.fit_language(folder / "base", text, checked.language_config("split-half", 0))
     task = deftx.fit_task(
-        folder / "base", examples, examples, checked.task_fit("split-half", 0), source=source
+        folder / "base", examples, examples, checked.task_config("split-half", 0), source=source
     )
     for name, vector in {"src": source, "task": task}.items():
         deftx.save(vector, tmp_path / name)
@@ -221,9 +221,9 @@ def test_vectors_whose_ranks_two_halves_tell_are_those_of_the_functions(
 def test_the_vectors_are_those_of_the_functions(found: list[Score], folder: Path) -> None:
     mine, checked = vectors_of(folder / "out", "DeFT-X", 0), recipe(folder)
     text, examples = deftx.read_text(folder / "src.txt"), deftx.read_examples(folder / "src.tsv")
-    source = deftx.fit_language(folder / "base", text, checked.language_fit("DeFT-X", 0))
+    source = deftx.fit_language(folder / "base", text, checked.language_config("DeFT-X", 0))
     task = deftx.fit_task(
-        folder / "base", examples, examples, checked.task_fit("DeFT-X", 0), source=source
+        folder / "base", examples, examples, checked.task_config("DeFT-X", 0), source=source
     )
     deftx.save(source, folder / "by-hand" / "src")
     deftx.save(task, folder / "by-hand" / "task")

@@ -101,7 +101,7 @@ def test_several_sources_are_learnt_as_the_function_does(
     mine = vectors_of(folder / "several", "two, even", 0)
     sets = {name: deftx.read_examples(folder / f"{name}.tsv") for name in ("far", "src")}
     sources = {name: deftx.load(mine[name]) for name in sets}
-    settings = several.task_fit("two, even", 0)
+    settings = several.task_config("two, even", 0)
     deftx.save(
         deftx.fit_task(folder / "base", sets, sets, settings, source=sources, temperature=5),
         folder / "by-hand" / "two",

@@ -71,7 +71,7 @@ def read(recipe: Recipe) -> Data:
     wrong with it, the variants' settings too."""
     model = load_language_model(recipe.base, recipe.language.training.head)
     for variant in recipe.variants:
-        language, fitted_task = recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
+        language, fitted_task = recipe.language_config(variant, 0), recipe.task_config(variant, 0)
         if isinstance(language, VectorConfig):
             check_settings(language, model, head=False)
         if isinstance(fitted_task, VectorConfig):

@@ -186,14 +186,14 @@ class _Planner:
                 )
                 continue
             about = {**shared, "what": "language", "text": self.texts[name]}
-            vectors[name] = self._fit(plan, about, recipe.language_fit(variant, seed), {}, use)
+            vectors[name] = self._fit(plan, about, recipe.language_config(variant, seed), {}, use)
         if not recipe.needs_task:
             return
         labelled, roles = self._labelled(variant)
         above = {role: vectors[name] for role, name in roles.items()} if chosen.source else {}
         about = {**shared, "what": TASK, "version": VERSIONS[TASK], **labelled}
         task = self._fit(
-            plan, about, recipe.task_fit(variant, seed), above, Use(variant, seed, TASK)
+            plan, about, recipe.task_config(variant, seed), above, Use(variant, seed, TASK)
         )
         for name, test in (self._respelt(variant) if chosen.respell else self.test).items():
             own = {"language": name} if chosen.target else {}

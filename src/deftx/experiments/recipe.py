@@ -1,10 +1,10 @@
-"""A recipe: one comparison as one YAML file. What to train on, what to vary, what to test on."""
+"""A recipe: one comparison as one YAML file, with what to train on, vary and test on."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -36,40 +36,56 @@ from deftx.experiments.inheritance import read
 from deftx.tasks.registry import settled, task_of
 
 METRICS = {"macro_f1", "accuracy"}  # what a table can show of a task
-L = TypeVar("L", bound=FitConfig)
-TASK = "task"  # stands beside the languages where vectors are named
+TASK = "task"  # the name of the task vector, among the names of languages
+HUB = "hub:"  # what the name of a data set on the hub begins with
+LANGUAGE_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # folders are named after languages
+
+FitConfigT = TypeVar("FitConfigT", bound=FitConfig)
+Value = TypeVar("Value")
 
 
-# What variants learn, and the settings of it, for languages and for the task.
+class Family(NamedTuple):
+    """The settings of what variants of one family learn: of languages, and of the task."""
+
+    language: type[FitConfig]
+    task: type[FitConfig]
+
+
 VECTORS = "vectors"
-FAMILIES: dict[str, tuple[type[FitConfig], type[FitConfig]]] = {
-    VECTORS: (LanguageVectorConfig, TaskVectorConfig),
-    "madx": (MadxLanguageConfig, MadxTaskConfig),
-    "lora": (LoraLanguageConfig, LoraTaskConfig),
+FAMILIES = {
+    VECTORS: Family(LanguageVectorConfig, TaskVectorConfig),
+    "madx": Family(MadxLanguageConfig, MadxTaskConfig),
+    "lora": Family(LoraLanguageConfig, LoraTaskConfig),
 }
 
 
 class Labelled(Config):
-    """Labelled data of one language; `valid` is for choosing the best step, without it a tenth of
-    `train`."""
+    """Files of labelled data in one language.
+
+    Attributes:
+        train: Labelled data to train on.
+        valid: Labelled data to choose the best step on; "": a tenth of `train` is held out.
+    """
 
     train: str
     valid: str = ""
 
 
 class Variant(Config):
-    """One row of the table: how its fits differ from the recipe's, and where language vectors are
-    applied.
+    """One row of the table: how its fits differ from the recipe's, and which vectors it adds.
 
-    family   vectors, or a baseline that learns something else: madx or lora, see `FAMILIES`
-    source   the task is learnt on θ0 + φ_source (False: on θ0)
-    sources  the languages of whose labelled data the task is learnt; None: all that the recipe has
-    temperature  how even several sources are made: see `deftx.fit_task`
-    target   the target's language vector is applied (False: the task vector alone)
-    keep_source  those of the sources are applied too
-    respell  test texts are put into the spelling of the task's sources, by these languages'
-             labelled texts (`case`), or plain text too (`words`): see `deftx.respelt`
-    rule     how vectors are combined, such as `ties:density=0.8` (see `deftx.merge`)
+    Attributes:
+        family: `vectors`, or a baseline that learns something else (see `FAMILIES`).
+        source: Whether the task is learnt on θ0 + φ_source, or on θ0 alone.
+        sources: The languages whose labelled data the task is learnt from; None: all.
+        temperature: How evenly several sources are sampled (see `deftx.fit_task`).
+        target: Whether the target's language vector is added, or the task vector alone.
+        keep_source: Whether the language vectors of the sources are added too.
+        respell: Whether test texts are normalised to the spelling of the sources' labelled texts
+            (`case`), or of their plain text too (`words`); see `deftx.respelt`.
+        rule: How vectors are combined, such as `ties:density=0.8` (see `deftx.merge`).
+        language: Settings of the language fits that differ from the recipe's.
+        task: Settings of the task fits that differ from the recipe's.
     """
 
     family: str = VECTORS
@@ -91,10 +107,13 @@ class Variant(Config):
 
 
 class Published(Config):
-    """Published numbers, in percent, to stand beside ours: row -> language -> number.
+    """Published numbers in percent, for comparison with ours.
 
-    table  where they stand, and of which base, such as `Table 2 of the paper, XLM-R base`
-    rows   a row may have `average` in place of languages, where nothing else is published
+    Attributes:
+        table: Where they were published and for which base: `Table 2 of the paper, XLM-R base`.
+        url: Address of the publication.
+        rows: row -> language -> number. A row with nothing but an average has `average` in place
+            of languages.
     """
 
     table: str
@@ -103,10 +122,12 @@ class Published(Config):
 
 
 def _as_tables(value: Any) -> Any:
-    """Published tables as a list: one alone, and none, may stand without."""
+    """Published tables as a list; a recipe may give none, or one without a list around it."""
     if value is None:
         return []
-    return [value] if isinstance(value, Mapping | Published) else value
+    if isinstance(value, Mapping | Published):
+        return [value]
+    return value
 
 
 PublishedTables = Annotated[tuple[Published, ...], BeforeValidator(_as_tables)]
@@ -115,27 +136,32 @@ PublishedTables = Annotated[tuple[Published, ...], BeforeValidator(_as_tables)]
 class Recipe(Config):
     """A whole comparison. Files are given relative to the recipe's own folder.
 
-    title      what is compared, in a line
-    base       folder or hub id
-    languages  name -> plain text (one file or several) from which its language vector is learnt
-    source     the language of the labelled data
-    train      labelled data; valid: the same, for choosing the best step; without it a tenth of
-               `train` is held out
-    sources    in place of these three, where several languages have labelled data: language ->
-               train and valid
-    vectors    language -> finished language vector (folder or hub id), which is taken instead of
-               learning one
-    test       language -> labelled data to score on; without any the vectors alone are learnt
-    targets    languages whose vectors are learnt too, although there is no test data of them
-    language   settings of the language fits; task: of the task fits
-    ngrams     also score character n-grams and logistic regression trained on all labelled data
-    baseline   the variant that the others are held against
-    overlap    which vectors' overlaps are wanted: each language's with the task's, or the
-               languages' with each other
-    paper      what others published: a table of it, or several
-    contamination    what to do where text to train on holds text of `test` (see
-                     `deftx.data.contamination`): stop, trim
-               it, or ignore it
+    Attributes:
+        title: What is compared, in a line.
+        base: Folder or hub id of the pretrained model.
+        seeds: Every fit is repeated with each of these.
+        languages: language -> plain text (one file or several) to learn its language vector from.
+        source: The language of the labelled data.
+        train: Labelled data of the source.
+        valid: Labelled data of the source to choose the best step on; "": a tenth of `train` is
+            held out.
+        sources: In place of `source`, `train` and `valid` where several languages have labelled
+            data: language -> its `train` and `valid`.
+        vectors: language -> finished language vector (folder or hub id), used instead of learning
+            one.
+        targets: Languages without test data whose vectors are learnt too.
+        test: language -> labelled data to score on; without any, only vectors are learnt.
+        columns: Names of the columns of the labelled data.
+        language: Settings of the language fits.
+        task: Settings of the task fits.
+        variants: name -> how a row of the table differs from these settings.
+        ngrams: Whether logistic regression on character n-grams is scored too.
+        baseline: The variant that the others are compared with.
+        overlap: Which overlaps the report shows: of each language vector with the task vector, or
+            of the language vectors with each other.
+        paper: Published numbers: one table, or several.
+        contamination: What happens to training text that also occurs in `test` (see
+            `deftx.data.contamination`): the run stops, the text is left out (trim), or nothing.
     """
 
     title: str = ""
@@ -161,37 +187,43 @@ class Recipe(Config):
 
     @field_validator("languages", "sources", "vectors", "targets", "test", "source", mode="before")
     @classmethod
-    def _called_by_text(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict | list | tuple) else [value]:
+    def _names_are_text(cls, value: Any) -> Any:
+        """Refuse the language code `no` (Norwegian) without quotes, which YAML reads as False."""
+        names = value
+        if not isinstance(value, dict | list | tuple):
+            names = [value]
+        for name in names:
             if isinstance(name, bool):
-                raise ValueError(
-                    f"a language is called {name}: YAML reads no, yes, on and off so; put it in quotes"
-                )
+                why = "YAML reads no, yes, on and off so; put it in quotes"
+                raise ValueError(f"a language is called {name}: {why}")
         return value
 
     @field_validator("languages", "vectors")
     @classmethod
     def _names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Refuse names of languages that cannot be names of folders."""
         for name in value:
-            if name == TASK or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-                raise ValueError(
-                    f"a language cannot be called {name!r}: use letters, digits, - and _ (not {TASK!r})"
-                )
+            if name == TASK or not LANGUAGE_NAME.fullmatch(name):
+                fix = f"use letters, digits, - and _ (not {TASK!r})"
+                raise ValueError(f"a language cannot be called {name!r}: {fix}")
         return value
 
-    def language_fit(self, variant: str, seed: int) -> FitConfig:
-        """The settings of what a variant learns of languages."""
-        chosen, (kind, _) = self.variants[variant], self.family(variant)
-        return _of_kind(kind, self.language, {**chosen.language, "seed": seed})
+    def language_config(self, variant: str, seed: int) -> FitConfig:
+        """The settings of a variant's language fits."""
+        changes = {**self.variants[variant].language, "seed": seed}
+        return _converted(self.language, self.family(variant).language, changes)
 
-    def task_fit(self, variant: str, seed: int) -> FitConfig:
-        """The settings of what a variant learns of the task."""
-        chosen, (_, kind) = self.variants[variant], self.family(variant)
-        return _of_kind(kind, self.task, {**chosen.task, "seed": seed})
+    def task_config(self, variant: str, seed: int) -> FitConfig:
+        """The settings of a variant's task fit."""
+        changes = {**self.variants[variant].task, "seed": seed}
+        return _converted(self.task, self.family(variant).task, changes)
 
-    def family(self, variant: str) -> tuple[type[FitConfig], type[FitConfig]]:
-        """The kinds of settings of a variant's family. Raises DeftxError for a family that there is
-        not."""
+    def family(self, variant: str) -> Family:
+        """The kinds of settings of a variant's family.
+
+        Raises:
+            DeftxError: The family is unknown.
+        """
         name = self.variants[variant].family
         if name not in FAMILIES:
             raise unknown("family", name, FAMILIES)
@@ -200,203 +232,256 @@ class Recipe(Config):
     @property
     def labelled(self) -> dict[str, Labelled]:
         """The labelled data, by language."""
-        return self.sources or {self.source: Labelled(train=self.train, valid=self.valid)}
+        if self.sources:
+            return self.sources
+        return {self.source: Labelled(train=self.train, valid=self.valid)}
+
+    @property
+    def needs_task(self) -> bool:
+        """Whether task vectors are learnt."""
+        return bool(self.test) or self.overlap != "languages"
 
     def sources_of(self, variant: str) -> list[str]:
         """The languages whose labelled data a variant learns the task from."""
         chosen = self.variants[variant].sources
-        return [name for name in self.labelled if chosen is None or name in chosen]
-
-    @property
-    def needs_task(self) -> bool:
-        """Whether task vectors are to be learnt."""
-        return bool(self.test) or self.overlap != "languages"
+        if chosen is None:
+            return list(self.labelled)
+        return [name for name in self.labelled if name in chosen]
 
     def needed_languages(self, variant: str) -> list[str]:
         """The languages whose vectors a variant uses, its sources first."""
-        chosen, sources = self.variants[variant], self.sources_of(variant)
+        settings = self.variants[variant]
+        sources = self.sources_of(variant)
         if not self.test:
-            return list(dict.fromkeys([*sources, *self.languages, *self.vectors, *self.targets]))
-        targets = [*self.test, *self.targets] if chosen.target else []
-        below = [name for name in sources if chosen.source or chosen.keep_source or name in targets]
-        return list(dict.fromkeys([*below, *targets]))
+            return _unique(sources, self.languages, self.vectors, self.targets)
+        targets: list[str] = []
+        if settings.target:
+            targets = [*self.test, *self.targets]
+        # a source's vector is needed below the task's, or because the source is a target too
+        if not (settings.source or settings.keep_source):
+            sources = [name for name in sources if name in targets]
+        return _unique(sources, targets)
 
-    def texts_of(self, variant: str) -> list[str]:
+    def needed_texts(self, variant: str) -> list[str]:
         """The languages whose plain text a variant uses."""
-        chosen = self.variants[variant]
-        finished = self.vectors if chosen.family == VECTORS else {}
-        learnt = [name for name in self.needed_languages(variant) if name not in finished]
-        read = self.sources_of(variant) if chosen.respell == "words" else []
-        return list(dict.fromkeys([*learnt, *read]))
+        settings = self.variants[variant]
+        names = self.needed_languages(variant)
+        if settings.family == VECTORS:
+            names = [name for name in names if name not in self.vectors]
+        if settings.respell == "words":
+            names += self.sources_of(variant)
+        return _unique(names)
+
+
+def _unique(*names: Iterable[str]) -> list[str]:
+    """All names in order, each once."""
+    return list(dict.fromkeys(name for part in names for name in part))
+
+
+def _converted(
+    settings: FitConfig, kind: type[FitConfigT], changes: Mapping[str, Any]
+) -> FitConfigT:
+    """Settings of another kind: `settings` as far as the kind has them too, with changes."""
+    shared = set(kind.model_fields)
+    if not issubclass(kind, VectorConfig):
+        shared.discard("rank")  # the rank of a LoRA is not the rank of denoising
+    values = settings.model_dump(exclude_unset=True)
+    kept = {name: value for name, value in values.items() if name in shared}
+    return parse(kind, merged(kept, changes))
 
 
 def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a YAML file, with nested `changes` made to it; everything in it is checked.
+    """The recipe in a YAML file, completely checked.
 
-    A recipe that `extends` others, files of the same folder and later ones above earlier ones, says
-    only what is different; null takes away what they say. Settings may start from a `preset`, in
-    the recipe and in a variant.
+    A recipe that `extends` other recipes of its folder says only what is different. Later ones in
+    the list override earlier ones, and null removes what they say. Settings may start from a
+    `preset`, in the recipe and in a variant.
+
+    Args:
+        path: The YAML file.
+        changes: Nested values that replace those of the file.
+
+    Raises:
+        DeftxError: The file cannot be read, or something in the recipe is wrong.
     """
     return recipe_from(merged(read(path), changes or {}), path)
 
 
 def recipe_from(data: Mapping[str, Any], path: Path) -> Recipe:
-    """The recipe that the file `path` would hold with these data, there or not; everything in it is
-    checked."""
+    """The recipe that a file holds, completely checked.
+
+    Args:
+        data: The content of the file.
+        path: The file, which need not exist. Its folder is what files are relative to.
+
+    Raises:
+        DeftxError: Something in the recipe is wrong.
+    """
     recipe = parse(Recipe, _with_presets(data))
     recipe = recipe.model_copy(update={"task": settled(recipe.task)})
     _check_sources(recipe)
     _check_task(recipe)
     for variant in recipe.variants:
-        recipe.language_fit(variant, 0), recipe.task_fit(variant, 0)
-        chosen = recipe.variants[variant]
-        if chosen.family != VECTORS and (chosen.rule != "sum" or chosen.keep_source):
-            raise DeftxError(
-                f"the variant {variant!r} has no vectors to compose: leave rule and keep_source out"
-            )
-        missing = [name for name in recipe.texts_of(variant) if name not in recipe.languages]
-        if missing:
-            where = "give it under `languages`, or a finished vector under `vectors`"
-            raise DeftxError(f"the recipe {path} has no text for {missing[0]!r}; {where}")
+        _check_variant(recipe, variant, path)
     if recipe.baseline is not None and recipe.baseline not in recipe.variants:
         raise unknown("variant (baseline)", recipe.baseline, recipe.variants)
-    return _rooted(recipe, path.parent)
+    return _with_full_paths(recipe, path.parent)
 
 
 def _with_presets(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's data with presets as the settings that they stand for."""
-    whole: dict[str, Any] = _settings_spelled_out(data)
+    """A recipe's data, with the settings that presets stand for."""
+    resolved: dict[str, Any] = _without_presets(data)
     variants = data.get("variants")
     if isinstance(variants, Mapping):
-        whole["variants"] = {
-            name: _settings_spelled_out(variant, str(name)) for name, variant in variants.items()
+        resolved["variants"] = {
+            name: _without_presets(variant, str(name)) for name, variant in variants.items()
         }
-    return whole
+    return resolved
 
 
-def _settings_spelled_out(data: Any, variant: str | None = None) -> Any:
-    """The recipe, or a variant of it, with the settings of its languages and its task spelled
-    out."""
+def _without_presets(data: Any, variant: str | None = None) -> Any:
+    """The data of a recipe, or of a `variant`, with presets replaced by their settings.
+
+    Raises:
+        DeftxError: A preset is unknown, or in a variant that learns no vectors.
+    """
     if not isinstance(data, Mapping):
-        return data
-    language, task = data.get("language"), data.get("task")
+        return data  # which `parse` refuses
     family = data.get("family", VECTORS)
-    for settings in (language, task):
+    resolved = dict(data)
+    for key, presets in (("language", LANGUAGE_PRESETS), ("task", TASK_PRESETS)):
+        settings = data.get(key)
         if family != VECTORS and isinstance(settings, Mapping) and PRESET in settings:
-            raise DeftxError(
-                f"the variant {variant!r} ({family}) has no presets, which are for vectors: say its settings"
-            )
-    spelled_out = {
-        "language": with_preset(language, LANGUAGE_PRESETS),
-        "task": with_preset(task, TASK_PRESETS),
-    }
-    return {**data, **{name: settings for name, settings in spelled_out.items() if name in data}}
+            why = "has no presets, which are for vectors: say its settings"
+            raise DeftxError(f"the variant {variant!r} ({family}) {why}")
+        if key in data:
+            resolved[key] = with_preset(settings, presets)
+    return resolved
 
 
-def _of_kind(kind: type[L], settings: FitConfig, changes: Mapping[str, Any]) -> L:
-    """`settings`, as far as a kind of settings knows them too, with changes."""
-    given = settings.model_dump(exclude_unset=True)
-    shared = kind.model_fields.keys() - (
-        set() if issubclass(kind, VectorConfig) else {"rank"}
-    )  # of a LoRA it is another thing
-    return parse(kind, merged({name: given[name] for name in given.keys() & shared}, changes))
+def _check_variant(recipe: Recipe, name: str, path: Path) -> None:
+    """Raise DeftxError for wrong settings of a variant, and for text that it lacks."""
+    # settings are checked as they are made
+    recipe.language_config(name, 0)
+    recipe.task_config(name, 0)
+    variant = recipe.variants[name]
+    if variant.family != VECTORS and (variant.rule != "sum" or variant.keep_source):
+        why = "has no vectors to compose: leave rule and keep_source out"
+        raise DeftxError(f"the variant {name!r} {why}")
+    for language in recipe.needed_texts(name):
+        if language not in recipe.languages:
+            fix = "give it under `languages`, or a finished vector under `vectors`"
+            raise DeftxError(f"the recipe {path} has no text for {language!r}; {fix}")
 
 
 def _check_sources(recipe: Recipe) -> None:
-    """Raise DeftxError for labelled data that are given in no way or in two, and for variants that
-    cannot use them."""
-    needed = recipe.source and recipe.train
-    superfluous = recipe.source or recipe.train or recipe.valid
-    if superfluous if recipe.sources else not needed:
+    """Raise DeftxError for labelled data that are missing or given twice, or that a variant cannot
+    use."""
+    if recipe.sources:
+        given_once = not (recipe.source or recipe.train or recipe.valid)
+    else:
+        given_once = bool(recipe.source and recipe.train)
+    if not given_once:
         several = "sources: {LANGUAGE: {train: FILE, valid: FILE}}"
         raise DeftxError(
-            f"a recipe has its labelled data either as source and train (and valid), or as {several}"
+            "a recipe has its labelled data either as source and train (and valid), "
+            f"or as {several}"
         )
     for name, variant in recipe.variants.items():
         for source in variant.sources or ():
             if source not in recipe.labelled:
                 raise unknown(f"source of the variant {name!r}", source, recipe.labelled)
         if variant.family != VECTORS and len(recipe.sources_of(name)) > 1:
-            raise DeftxError(
-                f"the variant {name!r} ({variant.family}) is learnt on one source: say sources: [LANGUAGE]"
-            )
+            what = f"the variant {name!r} ({variant.family})"
+            raise DeftxError(f"{what} is learnt on one source: say sources: [LANGUAGE]")
 
 
 def _check_task(recipe: Recipe) -> None:
-    """Raise DeftxError for a task that a recipe cannot compare, and for a variant with another
-    task."""
-    name, metric = recipe.task.task, recipe.task.training.metric
+    """Raise DeftxError for a task that cannot be compared, and for variants with another task."""
+    name = recipe.task.task
+    metric = recipe.task.training.metric
     if not task_of(name).metrics.keys() >= METRICS:
         raise DeftxError(
-            f"a recipe compares macro_f1 and accuracy, which {name} does not have: use `deftx evaluate`"
+            f"a recipe compares macro_f1 and accuracy, which {name} does not have: "
+            "use `deftx evaluate`"
         )
     if metric not in METRICS:
-        raise DeftxError(
-            f"a recipe compares macro_f1 or accuracy, not {metric}: set task.training.metric to one"
-        )
+        fix = "set task.training.metric to one"
+        raise DeftxError(f"a recipe compares macro_f1 or accuracy, not {metric}: {fix}")
     if recipe.ngrams and name != "classification":
-        raise DeftxError(
-            f"ngrams are a baseline for classification, not for {name}: set ngrams to false"
-        )
-    for variant, about in recipe.variants.items():
-        if about.family != VECTORS and name != "classification":
-            what = f"({about.family}) is for classification, not for {name}"
+        fix = "set ngrams to false"
+        raise DeftxError(f"ngrams are a baseline for classification, not for {name}: {fix}")
+    for variant, settings in recipe.variants.items():
+        if settings.family != VECTORS and name != "classification":
+            what = f"({settings.family}) is for classification, not for {name}"
             raise DeftxError(f"the variant {variant!r} {what}: leave it out")
-        fitted = recipe.task_fit(variant, 0)
-        if isinstance(fitted, TaskVectorConfig) and (other := settled(fitted).task) != name:
-            raise DeftxError(
-                f"the variant {variant!r} has the task {other}, the recipe {name}: make a recipe for each"
-            )
+        task_config = recipe.task_config(variant, 0)
+        if isinstance(task_config, TaskVectorConfig):
+            other = settled(task_config).task
+            if other != name:
+                what = f"has the task {other}, the recipe {name}: make a recipe for each"
+                raise DeftxError(f"the variant {variant!r} {what}")
 
 
-def _rooted(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its files as paths from here instead of from the recipe's folder; models as
-    full paths."""
+def _with_full_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with files that can be found from the working directory.
 
-    def from_here(source: str) -> str:
-        """Its path, without the recipe's folder in it where it leads out of that, which may not be
-        there yet."""
-        path = folder / os.path.expanduser(source)
-        return (
-            os.path.join(os.path.realpath(path.parent), path.name)
-            if ".." in path.parts
-            else str(path)
-        )
+    Files become paths that begin with the recipe's folder, and models absolute paths. Names on the
+    hub stay as they are.
+    """
 
-    def root(source: str) -> str:
-        return source if source.startswith("hub:") else from_here(source)
+    def path_of(name: str) -> str:
+        path = folder / os.path.expanduser(name)
+        if ".." not in path.parts:
+            return str(path)
+        # the recipe's folder may not exist yet, and then the system cannot follow `..` out of it
+        return os.path.join(os.path.realpath(path.parent), path.name)
 
-    def model(name: str) -> str:
-        local = from_here(name)
-        return os.path.abspath(local) if os.path.isdir(local) else name
+    def data_of(name: str) -> str:
+        if not name or name.startswith(HUB):
+            return name
+        return path_of(name)
 
-    def select_head(language: Mapping[str, Any]) -> dict[str, Any]:
-        head = language.get("training", {}).get("head")
-        return merged(language, {"training": {"head": model(head)}} if head else {})
+    def model_of(name: str) -> str:
+        path = path_of(name)
+        if os.path.isdir(path):
+            return os.path.abspath(path)
+        return name
 
-    variants = {
-        name: each.model_copy(update={"language": select_head(each.language)})
-        for name, each in recipe.variants.items()
-    }
-    texts = {
-        name: tuple(map(root, [t] if isinstance(t, str) else t))
-        for name, t in recipe.languages.items()
-    }
+    def texts_of(names: str | tuple[str, ...]) -> tuple[str, ...]:
+        if isinstance(names, str):
+            names = (names,)
+        return tuple(data_of(name) for name in names)
+
+    def labelled_of(source: Labelled) -> Labelled:
+        return Labelled(train=data_of(source.train), valid=data_of(source.valid))
+
+    def language_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The model that the settings take a language modelling head from is a path, too."""
+        head = settings.get("training", {}).get("head")
+        if not head:
+            return merged(settings, {})
+        return merged(settings, {"training": {"head": model_of(head)}})
+
+    def variant_of(variant: Variant) -> Variant:
+        return variant.model_copy(update={"language": language_of(variant.language)})
+
+    language = recipe.language.model_dump(exclude_unset=True)
     return recipe.model_copy(
         update={
-            "base": model(recipe.base),
-            "languages": texts,
-            "language": changed(
-                recipe.language, select_head(recipe.language.model_dump(exclude_unset=True))
-            ),
-            "variants": variants,
-            "train": recipe.train and root(recipe.train),
-            "valid": recipe.valid and root(recipe.valid),
-            "vectors": {name: model(vector) for name, vector in recipe.vectors.items()},
-            "sources": {
-                name: Labelled(train=root(source.train), valid=source.valid and root(source.valid))
-                for name, source in recipe.sources.items()
-            },
-            "test": {name: root(source) for name, source in recipe.test.items()},
+            "base": model_of(recipe.base),
+            "languages": _each(recipe.languages, texts_of),
+            "language": changed(recipe.language, language_of(language)),
+            "variants": _each(recipe.variants, variant_of),
+            "train": data_of(recipe.train),
+            "valid": data_of(recipe.valid),
+            "vectors": _each(recipe.vectors, model_of),
+            "sources": _each(recipe.sources, labelled_of),
+            "test": _each(recipe.test, data_of),
         }
     )
+
+
+def _each(values: Mapping[str, Any], function: Callable[[Any], Value]) -> dict[str, Value]:
+    """A mapping with a function applied to each value."""
+    return {name: function(value) for name, value in values.items()}
