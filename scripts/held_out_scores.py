@@ -24,7 +24,7 @@ def main() -> None:
     file, store, *changes = sys.argv[1:]
     run = prepare(load_recipe(Path(file), assigned(changes)), Path(store))
     found: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
-    for use, step in run.plan.of("vector"):
+    for use, step in run.plan.uses_of("vector"):
         if run.store.done(step):
             log = load(run.store.folder(step) / VECTOR).info["log"]
             found[use.variant, use.seed][use.name] = log["phase2"]["best_score"]

@@ -45,7 +45,7 @@ def main() -> None:
     run = prepare(load_recipe(Path(file), {"seeds": list(map(int, seeds))}), Path(store))
     recipe, variant = run.recipe, str(run.recipe.baseline)
     vectors: dict[tuple[int, str], SparseVector] = {}
-    for use, step in run.plan.of("vector"):
+    for use, step in run.plan.uses_of("vector"):
         if use.variant == variant:
             vectors[use.seed, use.name] = load(run.store.folder(step) / VECTOR)
     like, valid = read_examples(recipe.train).texts, read_examples(recipe.valid)

@@ -131,17 +131,17 @@ def test_steps_of_a_run_that_are_alike_are_timed_once_and_disk_is_what_stays(
     folder: Path, tmp_path: Path, timed: list[str]
 ) -> None:
     run = prepare(recipe(folder), tmp_path / "store")
-    found = estimate_steps(run.left(), run.store)
+    found = estimate_steps(run.remaining(), run.store)
     assert sorted(timed) == ["language", "task"]
-    kinds = [step.kind for step in run.left()]
-    vectors = sum(step.settings.k == "5%" for step in run.left() if step.kind == "vector")
+    kinds = [step.kind for step in run.remaining()]
+    vectors = sum(step.settings.k == "5%" for step in run.remaining() if step.kind == "vector")
     assert vectors == kinds.count("vector")
     assert found.disk == kinds.count("delta") * 4 * 100 + vectors * int(4.2 * 5)
     assert found.disk_state == 4 * 4 * 100
-    trainings = [step for step in run.left() if step.kind in ("delta", "vector")]
+    trainings = [step for step in run.remaining() if step.kind in ("delta", "vector")]
     assert found.seconds > sum(ceil(step.settings.training.max_steps * 2.0) for step in trainings)
     half = prepare(recipe(folder, {"variants": {"LT-SFT": {"target": False}}}), tmp_path / "store")
-    assert estimate_steps(half.left(), half.store).seconds < found.seconds
+    assert estimate_steps(half.remaining(), half.store).seconds < found.seconds
 
 
 def test_what_the_store_has_seen_goes_by_what_it_took_and_what_is_done_takes_nothing(
@@ -150,11 +150,13 @@ def test_what_the_store_has_seen_goes_by_what_it_took_and_what_is_done_takes_not
     run_recipe(recipe(folder), tmp_path / "out")
     run = prepare(recipe(folder, {"seeds": [0, 1]}), tmp_path / "store")
     rates = seconds_by_cost(run.store)
-    expected = sum(step.cost * rates[estimate.alike(step.kind, step.about)] for step in run.left())
-    assert estimate_steps(run.left(), run.store).seconds == pytest.approx(expected)
+    expected = sum(
+        step.cost * rates[estimate.alike(step.kind, step.spec)] for step in run.remaining()
+    )
+    assert estimate_steps(run.remaining(), run.store).seconds == pytest.approx(expected)
     done = prepare(recipe(folder), tmp_path / "store")
-    assert done.left() == []
-    assert estimate_steps(done.left(), done.store) == estimate.Estimate(0, 0, 0, 0)
+    assert done.remaining() == []
+    assert estimate_steps(done.remaining(), done.store) == estimate.Estimate(0, 0, 0, 0)
 
 
 def test_baselines_and_halves_are_estimated_too(
@@ -166,10 +168,10 @@ def test_baselines_and_halves_are_estimated_too(
         "DeFT-X": {"language": {"rank": "split-half"}},
     }
     run = prepare(recipe(folder, {"variants": variants}), tmp_path / "store")
-    kinds = {step.kind for step in run.left()}
+    kinds = {step.kind for step in run.remaining()}
     assert {"adapter", "delta"} < kinds
-    assert any(step.about.get("half") for step in run.left())
-    assert estimate_steps(run.left(), run.store).seconds > 0
+    assert any(step.spec.get("half") for step in run.remaining())
+    assert estimate_steps(run.remaining(), run.store).seconds > 0
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_a_variant_is_scored_on_texts_in_another_spelling_and_shares_the_rest(fo
             == steps["words", name, "vector"]
         )
     tests = {
-        key[:2]: ready.plan.steps[step].about["test"]
+        key[:2]: ready.plan.steps[step].spec["test"]
         for key, step in steps.items()
         if key[2] == "score"
     }

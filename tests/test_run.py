@@ -81,7 +81,7 @@ def test_a_finished_vector_is_taken_as_it_is_and_gives_the_same_scores(
     assert deftx.load(taken["tar"]).info == deftx.load(finished["tar"]).info
     other = {"vectors": {"tar": str(finished["src"])}}
     run = prepare(load_recipe(folder / "given.yaml", other), tmp_path / "store")
-    assert [step.kind for step in run.left()] == [
+    assert [step.kind for step in run.remaining()] == [
         "score"
     ]  # src's in the place of tar's: other content, another step
     with pytest.raises(DeftxError, match="is a task vector"):
@@ -153,31 +153,31 @@ def halves_recipe(folder: Path) -> Recipe:
 def test_halves_are_steps_that_variants_share_and_change_no_other(folder: Path) -> None:
     run = prepare(halves_recipe(folder), folder / "elsewhere")
     deltas = [step for step in run.plan.steps.values() if step.kind == "delta"]
-    halves = [step for step in deltas if "half" in step.about]
-    languages = [step for step in halves if step.about["what"] == "language"]
+    halves = [step for step in deltas if "half" in step.spec]
+    languages = [step for step in halves if step.spec["what"] == "language"]
     # two of each language; and of the task above either source vector, since these differ in what
     # denoising keeps
-    assert [step.about["half"] for step in languages] == [1, 2, 1, 2]
-    assert [step.about["half"] for step in halves if step not in languages] == [1, 2, 1, 2]
+    assert [step.spec["half"] for step in languages] == [1, 2, 1, 2]
+    assert [step.spec["half"] for step in halves if step not in languages] == [1, 2, 1, 2]
     assert len(deltas) - len(halves) == 2 + 4
     assert {use.variant for use in run.plan.uses[languages[0].id]} == {
         "split-half",
         "split-half, nothing besides",
     }
-    wholes = {json.dumps(step.about, sort_keys=True) for step in deltas if step not in halves}
+    wholes = {json.dumps(step.spec, sort_keys=True) for step in deltas if step not in halves}
     assert all(
-        json.dumps({k: v for k, v in s.about.items() if k != "half"}, sort_keys=True) in wholes
+        json.dumps({k: v for k, v in s.spec.items() if k != "half"}, sort_keys=True) in wholes
         for s in halves
     )
     assert {step.cost for step in halves} == {2}
     for step in run.plan.steps.values():
         if step.kind == "vector":
             measured = (
-                step.about["settings"]["rank"] == "split-half"
-                and step.about["settings"]["method"] == "deftx"
+                step.spec["settings"]["rank"] == "split-half"
+                and step.spec["settings"]["method"] == "deftx"
             )
             assert ({"half1", "half2"} <= step.inputs.keys()) == measured
-            assert "rank_rule" not in step.about["settings"]
+            assert "rank_rule" not in step.spec["settings"]
     assert prepare(recipe(folder), folder / "ids").plan.steps.keys() >= {
         step_id
         for step_id, uses in run.plan.uses.items()
@@ -247,7 +247,7 @@ def test_a_changed_setting_computes_only_what_depends_on_it(found, folder, compu
     )
     # other language vectors, so another θ0 + φ_source for the task's phase 1; the languages' phase
     # 1 is there
-    assert [(step.kind, step.about.get("what")) for step in computed] == [
+    assert [(step.kind, step.spec.get("what")) for step in computed] == [
         ("vector", "language"),
         ("vector", "language"),
         ("delta", "task"),
@@ -290,11 +290,11 @@ def test_vectors_alone_are_learnt_where_nothing_is_tested(folder: Path) -> None:
     languages = prepare(
         load_recipe(folder / "overlap.yaml", {"overlap": "languages"}), folder / "ids"
     ).plan
-    assert {step.about["what"] for step in languages.steps.values()} == {"language"}
+    assert {step.spec["what"] for step in languages.steps.values()} == {"language"}
     both = prepare(
         load_recipe(folder / "overlap.yaml", {"overlap": "language-task"}), folder / "ids"
     ).plan
-    assert {step.about["what"] for step in both.steps.values()} == {"language", "task"}
+    assert {step.spec["what"] for step in both.steps.values()} == {"language", "task"}
 
 
 def test_another_rule_of_composition_trains_nothing_and_is_used(

@@ -173,7 +173,7 @@ def test_a_step_that_fails_stops_only_what_needs_it(folder, tmp_path, monkeypatc
         raise DeftxError("no luck")
 
     def vector(store, step, checkpoint_dir, folder, make=steps.KINDS["vector"]):
-        (broken if "LT-SFT" in step.title and step.about["what"] == "task" else make)(
+        (broken if "LT-SFT" in step.title and step.spec["what"] == "task" else make)(
             store, step, checkpoint_dir, folder
         )
 

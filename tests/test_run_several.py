@@ -51,17 +51,19 @@ def test_a_variant_is_learnt_on_the_sources_it_names_each_above_its_vector(
     made = prepare(several, folder / "ids").plan
     vectors = {
         use.name: step_id
-        for use, step_id in made.of("vector")
+        for use, step_id in made.uses_of("vector")
         if use.variant == "two" and use.name != "task"
     }
     tasks = {
-        use.variant: made.steps[step_id] for use, step_id in made.of("delta") if use.name == "task"
+        use.variant: made.steps[step_id]
+        for use, step_id in made.uses_of("delta")
+        if use.name == "task"
     }
     above = {"source/src": vectors["src"], "source/far": vectors["far"]}
     assert tasks["one"].inputs == {"source": vectors["src"]}
     assert tasks["two"].inputs == tasks["two, even"].inputs == above
     assert tasks["two, on the base"].inputs == {}
-    assert {variant: step.about.get("temperature") for variant, step in tasks.items()} == {
+    assert {variant: step.spec.get("temperature") for variant, step in tasks.items()} == {
         "one": None,
         "two": 1.0,
         "two, even": 5.0,
@@ -79,11 +81,13 @@ def test_one_of_several_sources_is_the_same_step_as_the_only_one(
     alone = prepare(recipe(folder, {"variants": {"DeFT-X": {}}}), folder / "ids").plan
     of_several = prepare(several, folder / "ids").plan
     mine = {
-        use.name: step_id for use, step_id in alone.of("vector", "score") if use.variant == "DeFT-X"
+        use.name: step_id
+        for use, step_id in alone.uses_of("vector", "score")
+        if use.variant == "DeFT-X"
     }
     theirs = {
         use.name: step_id
-        for use, step_id in of_several.of("vector", "score")
+        for use, step_id in of_several.uses_of("vector", "score")
         if use.variant == "one"
     }
     assert mine == {name: theirs[name] for name in mine}

@@ -62,9 +62,9 @@ def test_pruning_keeps_what_runs_need(folder, tmp_path, run) -> None:
     assert "5 folders" in run("prune", store, "--deltas").out
     assert size(store) < before / 2
     rest = prepare(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 3}}}}), store)
-    assert not rest.left()  # what phase 1 learnt is needed only for vectors that are not there
+    assert not rest.remaining()  # what phase 1 learnt is needed only for vectors that are not there
     other = prepare(recipe(folder, {"variants": {"DeFT-X": {"task": {"rank": 4}}}}), store)
-    assert [step.kind for step in other.left()] == ["delta", "vector", "score", "score"]
+    assert [step.kind for step in other.remaining()] == ["delta", "vector", "score", "score"]
 
 
 def test_pruning_knows_the_runs_of_a_store_that_is_elsewhere_or_linked(
@@ -104,7 +104,7 @@ def test_a_damaged_file_of_the_store_is_named_with_what_to_do(folder, tmp_path) 
     found = run_recipe(one(folder), tmp_path / "run")
     uses = {
         "scores.json": lambda: run_recipe(one(folder), tmp_path / "run"),
-        "step.json": lambda: seconds_left(ready.left(), ready.store),
+        "step.json": lambda: seconds_left(ready.remaining(), ready.store),
     }
     for file, use in uses.items():
         damaged = sorted((tmp_path / "store" / "steps").glob(f"score-*/{file}"))[0]
@@ -243,9 +243,9 @@ def test_a_vector_that_is_not_finished_keeps_its_delta(folder, tmp_path) -> None
 
 def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
     run = prepare(recipe(folder), tmp_path / "store")
-    assert seconds_left(run.left(), run.store) is None
+    assert seconds_left(run.remaining(), run.store) is None
     for number, step in enumerate(run.plan.steps.values()):
-        with run.store.making(step.id, {"kind": step.kind, "cost": step.cost, **step.about}) as (
+        with run.store.making(step.id, {"kind": step.kind, "cost": step.cost, **step.spec}) as (
             _,
             made,
         ):
@@ -255,9 +255,11 @@ def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
             json.dumps({**record, "seconds": 2.0 * step.cost})
         )
         if number == 0:
-            assert seconds_left(run.left(), run.store) is None
+            assert seconds_left(run.remaining(), run.store) is None
     more = prepare(recipe(folder, {"seeds": [0, 1]}), tmp_path / "store")
-    assert seconds_left(more.left(), more.store) == sum(2.0 * step.cost for step in more.left())
+    assert seconds_left(more.remaining(), more.store) == sum(
+        2.0 * step.cost for step in more.remaining()
+    )
 
 
 @pytest.mark.parametrize(

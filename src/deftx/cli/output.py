@@ -88,7 +88,7 @@ def print_plan(run: "Prepared", *, as_json: bool) -> None:
 
     from deftx.experiments.estimate import estimate_steps
 
-    steps, unfinished = run.plan.steps, run.left()
+    steps, unfinished = run.plan.steps, run.remaining()
     left = {step.id for step in unfinished}
     needed = estimate_steps(unfinished, run.store)
     if as_json:

@@ -140,7 +140,7 @@ def estimate_steps(steps: Sequence[Step], store: Store) -> Estimate:
     rates, speeds = seconds_by_cost(store), dict[tuple[Any, ...], Speed]()
     seconds, disk, memory, state = 0.0, 0.0, 0, 0
     for step in steps:
-        rate = rates.get(alike(step.kind, step.about))
+        rate = rates.get(alike(step.kind, step.spec))
         if step.kind not in TRAINED:
             seconds += step.cost * rate if rate is not None else _scoring_seconds(step, speeds)
             continue
@@ -166,7 +166,7 @@ def seconds_left(steps: Sequence[Step], store: Store) -> float | None:
     rates = seconds_by_cost(store)
     total = 0.0
     for step in steps:
-        rate = rates.get(alike(step.kind, step.about))
+        rate = rates.get(alike(step.kind, step.spec))
         if rate is None:
             return None
         total += step.cost * rate
@@ -201,7 +201,7 @@ def _alike_in_speed(step: Step, settings: FitConfig) -> tuple[Any, ...]:
     training = settings.training
     head, task = getattr(training, "head", None), getattr(settings, "task", None)
     shapes = training.batch_size, training.accumulate, training.length, training.precision
-    return step.about.get("what"), step.base, *shapes, head, task
+    return step.spec.get("what"), step.base, *shapes, head, task
 
 
 def _training_seconds(step: Step, settings: FitConfig, speed: Speed, store: Store) -> float:
@@ -209,15 +209,15 @@ def _training_seconds(step: Step, settings: FitConfig, speed: Speed, store: Stor
     steps."""
     if step.kind == "vector" and not getattr(settings, "phase2", True):
         return 0.0
-    if step.about.get("what") == TASK:
+    if step.spec.get("what") == TASK:
         train, valid = _labelled(step, store)
         sizes = len(train), len(valid)
     else:
-        lines, training = store.texts(step.about["text"]), settings.training
+        lines, training = store.texts(step.spec["text"]), settings.training
         assert isinstance(training, LanguageTrainingConfig)
         sizes = blocks_of(load_tokenizer(step.base), lines, training, speed.length)
     seconds = speed.seconds(*sizes, settings.training)
-    return seconds / 2 if step.about.get("half") else seconds
+    return seconds / 2 if step.spec.get("half") else seconds
 
 
 def _scoring_seconds(step: Step, speeds: Mapping[tuple[Any, ...], Speed]) -> float:
@@ -230,7 +230,7 @@ def _speed_of(step: Step, settings: FitConfig, store: Store) -> Speed:
     """The speed of a step's training; a baseline's is taken to be that of a vector's, which is no
     faster."""
     shared = {"seed": settings.seed, "training": settings.training}
-    if step.about.get("what") == TASK:
+    if step.spec.get("what") == TASK:
         train, _ = _labelled(step, store)
         task = (
             settings
@@ -243,14 +243,14 @@ def _speed_of(step: Step, settings: FitConfig, store: Store) -> Speed:
         if isinstance(settings, LanguageVectorConfig)
         else LanguageVectorConfig.model_validate(shared)
     )
-    return language_speed(step.base, store.texts(step.about["text"]), language)
+    return language_speed(step.base, store.texts(step.spec["text"]), language)
 
 
 def _labelled(step: Step, store: Store) -> tuple[Examples, Examples]:
     """The training and validation data of a task's step, those of several languages together."""
     parts = []
     for name in ("train", "valid"):
-        digests = step.about[name]
+        digests = step.spec[name]
         several = digests.values() if isinstance(digests, Mapping) else [digests]
         parts.append(joined([store.examples(digest) for digest in several]))
     return parts[0], parts[1]

@@ -41,7 +41,7 @@ def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report
     A step that another process is at is tried again every PAUSE seconds, after all others. One that
     fails stops only those that need it. Raises DeftxError at the end that names the first one.
     """
-    left = {step.id: step for step in plan.left(store.done)}
+    left = {step.id: step for step in plan.remaining(store.done)}
     running: dict[Future[Outcome], Step] = {}
     failed: list[tuple[Step, str]] = []
     busy: dict[str, float] = {}  # steps that another process is at, and when to try them again

@@ -1,16 +1,17 @@
-"""What a recipe comes to: steps, each named by all that determines its result, those that variants
-share once.
+"""The plan of a recipe: its steps, each named by a hash of everything that determines its result.
 
-    delta    phase 1 of a fit: θ1 − θ0, shared by all methods, ranks and k; also that of a half of
-             the data, shared by all that take their ranks from two halves
+Steps with the same name are computed once, however many variants need them. Kinds of steps:
+
+    delta    phase 1 of a fit: θ1 − θ0, shared by all methods, ranks and k. Also of each half of
+             the data, for rank rules that compare two halves
     vector   the rest of a fit: denoise, select, phase 2
-    given    a finished vector that the recipe takes as it is
+    given    a finished vector that the recipe names
     adapter  a fit of a baseline that learns something else than vectors
     score    a composed model on a language's test data
-    ngrams   the baseline of character n-grams, on a language's test data
+    ngrams   the baseline of character n-grams on a language's test data
 
-A language's fit is delta -> vector (several deltas, where halves tell its ranks); a task's fit too,
-above the vectors of its sources; a score is above the task's vector and the language's.
+A language vector is delta -> vector. So is a task vector, whose inputs are the vectors of its
+sources too. The inputs of a score are the task vector and the language vectors that are added.
 """
 
 import hashlib
@@ -29,8 +30,8 @@ from deftx.tasks.normalization import respelt
 from deftx.training.halves import HALVES
 from deftx.training.preparation import takes_halves
 
-# Versions of the code of each kind of step, of what all fits of a task share, and those of several
-# sources. Raise one when a change alters what the step gives: results of the old code are not taken
+# Versions of the code of each kind of step, of what all task fits share, and of fits with several
+# sources. Raise one when a change alters the results: stored results of older code are not used
 # then.
 VERSIONS = {
     "delta": 3,
@@ -50,17 +51,19 @@ NGRAMS = "character n-grams"
 class Step:
     """One thing to compute.
 
-    kind    of VERSIONS
-    about   JSON-like data: with the inputs, all that determines the result
-    inputs  role -> id of the step whose result is needed
-    base    where the base is: `about` names it by its content
-    settings  of a fit; `about` has those that decide something
-    title   for people
-    cost    what its time goes with, among steps of its kind: optimiser steps, or examples
+    Attributes:
+        kind: A key of VERSIONS that is a kind of step.
+        spec: JSON-like data that determine the result, together with the inputs.
+        inputs: role -> id of the step whose result is needed.
+        base: Folder or hub id of the base, which `spec` names by its content.
+        settings: The settings of a fit; `spec` has those that affect the result.
+        title: What is computed, for people.
+        cost: What the duration is proportional to among steps of a kind: optimiser steps, or
+            examples.
     """
 
     kind: str
-    about: Mapping[str, Any]
+    spec: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
     base: str = ""
     settings: FitConfig | None = None
@@ -69,28 +72,35 @@ class Step:
 
     @cached_property
     def id(self) -> str:
-        """A name of the result: other settings, data, base or code, another name."""
-        parts = [self.kind, VERSIONS[self.kind], dict(self.about), dict(self.inputs)]
-        return f"{self.kind}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
+        """The name of the result: different settings, data, base or code give different names."""
+        parts = [self.kind, VERSIONS[self.kind], dict(self.spec), dict(self.inputs)]
+        content = json.dumps(parts, sort_keys=True).encode()
+        return f"{self.kind}-{hashlib.sha256(content).hexdigest()[:16]}"
 
     def to_json(self) -> str:
         """The step as text, for another process."""
-        return json.dumps(
-            {**asdict(self), "settings": self.settings and self.settings.model_dump(mode="json")}
-        )
+        data = asdict(self)
+        if self.settings is not None:
+            data["settings"] = self.settings.model_dump(mode="json")
+        return json.dumps(data)
 
     @classmethod
     def from_json(cls, text: str) -> "Step":
         """The step that `to_json` wrote."""
         data = json.loads(text)
-        kinds = FAMILIES[data["about"].get("family", VECTORS)]
-        kind = kinds[data["about"].get("what") == TASK]
-        return cls(**{**data, "settings": data["settings"] and parse(kind, data["settings"])})
+        if data["settings"] is not None:
+            spec = data["spec"]
+            family = FAMILIES[spec.get("family", VECTORS)]
+            kind = family.language
+            if spec.get("what") == TASK:
+                kind = family.task
+            data["settings"] = parse(kind, data["settings"])
+        return cls(**data)
 
 
 @dataclass(frozen=True)
 class Use:
-    """Which variant needs a step, for which seed, and for which language or "task"."""
+    """What needs a step: a variant with a seed, for a language or the task (`name`)."""
 
     variant: str
     seed: int
@@ -99,179 +109,274 @@ class Use:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a recipe by id, inputs before what needs them, and what uses each of them."""
+    """The steps of a recipe.
+
+    Attributes:
+        steps: By id, each after its inputs.
+        uses: What needs each step, by the step's id.
+    """
 
     steps: dict[str, Step] = field(default_factory=dict)
     uses: dict[str, list[Use]] = field(default_factory=dict)
 
     def add(self, step: Step, use: Use) -> str:
-        """The id of a step that is wanted for a use, among the others from now on."""
+        """Add a step, unless it is there, and what needs it.
+
+        Returns:
+            The step's id.
+        """
         self.steps.setdefault(step.id, step)
         users = self.uses.setdefault(step.id, [])
         if use not in users:
             users.append(use)
         return step.id
 
-    def left(self, done: Callable[[str], bool]) -> list[Step]:
-        """The steps that are still to be carried out, in order: those that nothing else needs, and
-        what is missing for them. What was needed only for steps that are done is not among them,
-        though it may be gone."""
-        ends = self.steps.keys() - {
-            needed for step in self.steps.values() for needed in step.inputs.values()
-        }
+    def remaining(self, done: Callable[[str], bool]) -> list[Step]:
+        """The steps that still have to be carried out, in order.
+
+        These are the unfinished steps that nothing else needs, and their unfinished inputs. The
+        inputs of a finished step need not exist any more, and are not computed again.
+
+        Args:
+            done: Whether the step of an id is finished.
+        """
+        inputs = set[str]()
+        for step in self.steps.values():
+            inputs.update(step.inputs.values())
+        waiting = [step_id for step_id in self.steps if step_id not in inputs]
         wanted = set[str]()
-        rest = [end for end in ends if not done(end)]
-        while rest:
-            wanted.add(step_id := rest.pop())
-            rest += [
-                i for i in self.steps[step_id].inputs.values() if i not in wanted and not done(i)
-            ]
+        while waiting:
+            step_id = waiting.pop()
+            if step_id not in wanted and not done(step_id):
+                wanted.add(step_id)
+                waiting.extend(self.steps[step_id].inputs.values())
         return [step for step_id, step in self.steps.items() if step_id in wanted]
 
-    def of(self, *kinds: str) -> Iterator[tuple[Use, str]]:
-        """The uses of the steps of some kinds, and the steps' ids."""
+    def uses_of(self, *kinds: str) -> Iterator[tuple[Use, str]]:
+        """What needs the steps of some kinds, each with the step's id."""
         for step_id, step in self.steps.items():
             if step.kind in kinds:
-                yield from ((use, step_id) for use in self.uses[step_id])
+                for use in self.uses[step_id]:
+                    yield use, step_id
 
 
 def make_plan(recipe: Recipe, data: Data, store: Store) -> Plan:
-    """The plan of a recipe; its data are put into the store, where the steps find them."""
-    planner, plan = _Planner(recipe, data, store), Plan()
+    """The plan of a recipe.
+
+    Args:
+        recipe: What to compare.
+        data: Everything that the recipe reads. It is put into the store, where steps find it.
+        store: Where finished steps are kept.
+    """
+    planner = _Planner(recipe, data, store)
     for seed in recipe.seeds:
         for variant in recipe.variants:
-            planner.add_variant(plan, variant, seed)
+            planner.add_variant(variant, seed)
     if recipe.ngrams:
-        for name in data.test:
-            about, cost = (
-                {"train": planner.pooled, "test": planner.test[name]},
-                len(data.test[name]),
-            )
-            plan.add(
-                Step("ngrams", about, title=f"{NGRAMS}: {name}", cost=cost), Use(NGRAMS, 0, name)
-            )
-    return plan
+        planner.add_ngrams()
+    return planner.plan
+
+
+@dataclass(frozen=True)
+class _TrainingData:
+    """What a variant learns the task from.
+
+    Attributes:
+        spec: The part of a step's `spec` that names the labelled data.
+        sources: role among a step's inputs -> language; the role of a single source is `source`,
+            of several `source/LANGUAGE`.
+    """
+
+    spec: dict[str, Any]
+    sources: dict[str, str]
 
 
 class _Planner:
-    """A recipe's data by name of content, and the steps that its variants need."""
+    """A plan in the making.
+
+    Attributes:
+        texts, vectors, train, valid, test: language -> name of its data in the store.
+        pooled: Name of the labelled data of all languages together.
+        normalized: `test`, normalised to the spelling of a variant's sources, by these sources and
+            the kind of normalisation.
+    """
 
     def __init__(self, recipe: Recipe, data: Data, store: Store) -> None:
-        self.recipe, self.data, self.store = recipe, data, store
+        self.recipe = recipe
+        self.data = data
+        self.store = store
+        self.plan = Plan()
         self.texts = {name: store.put(texts) for name, texts in data.texts.items()}
         self.vectors = {name: store.put_vector(vector) for name, vector in data.vectors.items()}
         self.train = {name: store.put(examples) for name, examples in data.train.items()}
         self.valid = {name: store.put(examples) for name, examples in data.valid.items()}
-        self.pooled = store.put(joined([data.train[name] for name in sorted(data.train)]))
         self.test = {name: store.put(examples) for name, examples in data.test.items()}
-        self.spelt: dict[
-            tuple[str, ...], dict[str, str]
-        ] = {}  # by sources, and how: `test` in their spelling
+        self.pooled = store.put(joined([data.train[name] for name in sorted(data.train)]))
+        self.normalized: dict[tuple[str, ...], dict[str, str]] = {}
 
-    def add_variant(self, plan: Plan, variant: str, seed: int) -> None:
-        """All steps of a variant with a seed."""
-        recipe, chosen = self.recipe, self.recipe.variants[variant]
-        about: dict[str, Any]
-        shared = {
-            "base": self.data.base,
-            **({} if chosen.family == VECTORS else {"family": chosen.family}),
+    def add_ngrams(self) -> None:
+        """Add the baseline of character n-grams on all test data."""
+        for name, test in self.test.items():
+            spec = {"train": self.pooled, "test": test}
+            cost = len(self.data.test[name])
+            step = Step("ngrams", spec, title=f"{NGRAMS}: {name}", cost=cost)
+            self.plan.add(step, Use(NGRAMS, 0, name))
+
+    def add_variant(self, variant: str, seed: int) -> None:
+        """Add all steps of a variant with a seed."""
+        vectors = {
+            name: self._add_language(variant, seed, name)
+            for name in self.recipe.needed_languages(variant)
         }
-        vectors = {}
-        for name in recipe.needed_languages(variant):
-            use = Use(variant, seed, name)
-            if name in self.vectors and chosen.family == VECTORS:
-                about = {**shared, "what": "language", "vector": self.vectors[name]}
-                vectors[name] = plan.add(
-                    Step("given", about, title=f"{name}, as it was given"), use
-                )
-                continue
-            about = {**shared, "what": "language", "text": self.texts[name]}
-            vectors[name] = self._fit(plan, about, recipe.language_config(variant, seed), {}, use)
-        if not recipe.needs_task:
+        if not self.recipe.needs_task:
             return
-        labelled, roles = self._labelled(variant)
-        above = {role: vectors[name] for role, name in roles.items()} if chosen.source else {}
-        about = {**shared, "what": TASK, "version": VERSIONS[TASK], **labelled}
-        task = self._fit(
-            plan, about, recipe.task_config(variant, seed), above, Use(variant, seed, TASK)
-        )
-        for name, test in (self._respelt(variant) if chosen.respell else self.test).items():
-            own = {"language": name} if chosen.target else {}
-            kept = {
-                role: other
-                for role, other in roles.items()
-                if chosen.keep_source and other not in own.values()
-            }
-            inputs = {"task": task} | {
-                role: vectors[language] for role, language in (own | kept).items()
-            }
-            about = {**shared, "test": test, "rule": chosen.rule}
-            title, cost = f"{variant}, seed {seed}: {name}", len(self.data.test[name])
-            plan.add(
-                Step("score", about, inputs, recipe.base, None, title, cost),
-                Use(variant, seed, name),
-            )
+        task = self._add_task(variant, seed, vectors)
+        test = self.test
+        if self.recipe.variants[variant].respell:
+            test = self._normalized_test(variant)
+        for name, digest in test.items():
+            self._add_score(variant, seed, name, digest, task, vectors)
 
-    def _labelled(self, variant: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """The labelled data of a variant, and the languages of its source vectors by their role as
-        inputs: `source`, of several `source/LANGUAGE`."""
+    def _shared_spec(self, variant: str) -> dict[str, Any]:
+        """What the `spec` of all steps of a variant begins with."""
+        family = self.recipe.variants[variant].family
+        spec = {"base": self.data.base}
+        if family != VECTORS:
+            spec["family"] = family
+        return spec
+
+    def _add_language(self, variant: str, seed: int, name: str) -> str:
+        """Add a language vector; returns the id of its step."""
+        use = Use(variant, seed, name)
+        spec = {**self._shared_spec(variant), "what": "language"}
+        if name in self.vectors and self.recipe.variants[variant].family == VECTORS:
+            spec["vector"] = self.vectors[name]
+            return self.plan.add(Step("given", spec, title=f"{name}, as it was given"), use)
+        spec["text"] = self.texts[name]
+        return self._add_fit(spec, self.recipe.language_config(variant, seed), {}, use)
+
+    def _add_task(self, variant: str, seed: int, vectors: Mapping[str, str]) -> str:
+        """Add a task vector; returns the id of its step."""
+        data = self._training_data(variant)
+        spec = {
+            **self._shared_spec(variant),
+            "what": TASK,
+            "version": VERSIONS[TASK],
+            **data.spec,
+        }
+        inputs = {}
+        if self.recipe.variants[variant].source:
+            inputs = {role: vectors[name] for role, name in data.sources.items()}
+        settings = self.recipe.task_config(variant, seed)
+        return self._add_fit(spec, settings, inputs, Use(variant, seed, TASK))
+
+    def _add_score(
+        self,
+        variant: str,
+        seed: int,
+        name: str,
+        test: str,
+        task: str,
+        vectors: Mapping[str, str],
+    ) -> None:
+        """Add the scores of a variant on a language's test data.
+
+        Args:
+            variant: The variant.
+            seed: Its seed.
+            name: The language.
+            test: Name of the test data in the store.
+            task: Id of the step that learns the task vector.
+            vectors: language -> id of the step that learns its vector.
+        """
+        settings = self.recipe.variants[variant]
+        inputs = {"task": task}
+        if settings.target:
+            inputs["language"] = vectors[name]
+        if settings.keep_source:
+            for role, source in self._training_data(variant).sources.items():
+                is_target = settings.target and source == name
+                if not is_target:
+                    inputs[role] = vectors[source]
+        spec = {**self._shared_spec(variant), "test": test, "rule": settings.rule}
+        title = f"{variant}, seed {seed}: {name}"
+        cost = len(self.data.test[name])
+        step = Step("score", spec, inputs, self.recipe.base, None, title, cost)
+        self.plan.add(step, Use(variant, seed, name))
+
+    def _training_data(self, variant: str) -> _TrainingData:
+        """What a variant learns the task from."""
         names = self.recipe.sources_of(variant)
         if len(names) == 1:
-            return {"train": self.train[names[0]], "valid": self.valid[names[0]]}, {
-                "source": names[0]
-            }
-        by_language = {
-            "train": {n: self.train[n] for n in names},
-            "valid": {n: self.valid[n] for n in names},
+            (name,) = names
+            spec: dict[str, Any] = {"train": self.train[name], "valid": self.valid[name]}
+            return _TrainingData(spec, {"source": name})
+        spec = {
+            "train": {name: self.train[name] for name in names},
+            "valid": {name: self.valid[name] for name in names},
+            "temperature": self.recipe.variants[variant].temperature,
+            "several": VERSIONS["several"],
         }
-        temperature = self.recipe.variants[variant].temperature
-        about = {**by_language, "temperature": temperature, "several": VERSIONS["several"]}
-        return about, {f"source/{name}": name for name in names}
+        return _TrainingData(spec, {f"source/{name}": name for name in names})
 
-    def _respelt(self, variant: str) -> dict[str, str]:
-        """The names of the test data in the spelling of a variant's sources; of a source, as they
-        are."""
-        sources, chosen = self.recipe.sources_of(variant), self.recipe.variants[variant]
-        if (key := (str(chosen.respell), *sources)) not in self.spelt:
-            like = [line for name in sources for line in written(self.data.train[name])]
-            words = chosen.respell == "words"
-            text = [line for name in sources for line in self.data.texts[name]] if words else []
-            others = {n: examples for n, examples in self.data.test.items() if n not in sources}
-            spelt = {
-                n: respelt(e, like, text, words=words, task=self.recipe.task.task)
-                for n, e in others.items()
-            }
-            self.spelt[key] = {
-                **self.test,
-                **{name: self.store.put(examples) for name, examples in spelt.items()},
-            }
-        return self.spelt[key]
+    def _normalized_test(self, variant: str) -> dict[str, str]:
+        """language -> name of its test data, normalised to the spelling of a variant's sources.
 
-    def _fit(
-        self,
-        plan: Plan,
-        about: dict[str, Any],
-        settings: FitConfig,
-        inputs: dict[str, str],
-        use: Use,
+        The test data of the sources themselves stay as they are.
+        """
+        kind = str(self.recipe.variants[variant].respell)
+        sources = self.recipe.sources_of(variant)
+        key = (kind, *sources)
+        if key in self.normalized:
+            return self.normalized[key]
+
+        # what shows how the sources are spelt
+        labelled: list[str] = []
+        plain_text: list[str] = []
+        for name in sources:
+            labelled += written(self.data.train[name])
+            if kind == "words":
+                plain_text += self.data.texts[name]
+
+        test = dict(self.test)
+        for name, examples in self.data.test.items():
+            if name not in sources:
+                normalized = respelt(
+                    examples,
+                    labelled,
+                    plain_text,
+                    words=kind == "words",
+                    task=self.recipe.task.task,
+                )
+                test[name] = self.store.put(normalized)
+        self.normalized[key] = test
+        return test
+
+    def _add_fit(
+        self, spec: dict[str, Any], settings: FitConfig, inputs: dict[str, str], use: Use
     ) -> str:
-        """The id of the vector, or the adapter, that a fit ends with."""
-        base, title = self.recipe.base, f"{use.variant}, seed {use.seed}: {use.name}"
-        deciding, cost = settings.deciding(), settings.training.max_steps or 1
-        if "family" in about:
-            adapter = Step(
-                "adapter", {**about, "settings": deciding}, inputs, base, settings, title, cost
-            )
-            return plan.add(adapter, use)
-        about_delta = {**about, "settings": settings.deciding_phase1()}
-        deltas = {
-            "delta": plan.add(Step("delta", about_delta, inputs, base, settings, title, cost), use)
-        }
-        for role, half in (
-            HALVES.items() if isinstance(settings, VectorConfig) and takes_halves(settings) else ()
-        ):
-            named, part = f"{title}, half {half}", {**about_delta, "half": half}
-            step = Step("delta", part, inputs, base, settings, named, max(1, cost // 2))
-            deltas[role] = plan.add(step, use)
-        about, inputs = {**about, "settings": deciding}, {**inputs, **deltas}
-        return plan.add(Step("vector", about, inputs, base, settings, title, cost), use)
+        """Add a fit; returns the id of the step whose result is the vector, or the adapter."""
+        base = self.recipe.base
+        title = f"{use.variant}, seed {use.seed}: {use.name}"
+        cost = settings.training.max_steps or 1
+        whole_spec = {**spec, "settings": settings.deciding()}
+        if "family" in spec:
+            adapter = Step("adapter", whole_spec, inputs, base, settings, title, cost)
+            return self.plan.add(adapter, use)
+
+        # phase 1 on all data
+        delta_spec = {**spec, "settings": settings.deciding_phase1()}
+        delta = Step("delta", delta_spec, inputs, base, settings, title, cost)
+        deltas = {"delta": self.plan.add(delta, use)}
+
+        # phase 1 on each half of the data, where these decide the ranks
+        if isinstance(settings, VectorConfig) and takes_halves(settings):
+            for role, half in HALVES.items():
+                half_spec = {**delta_spec, "half": half}
+                half_title = f"{title}, half {half}"
+                half_cost = max(1, cost // 2)
+                delta = Step("delta", half_spec, inputs, base, settings, half_title, half_cost)
+                deltas[role] = self.plan.add(delta, use)
+
+        vector = Step("vector", whole_spec, {**inputs, **deltas}, base, settings, title, cost)
+        return self.plan.add(vector, use)

@@ -66,9 +66,9 @@ class Prepared:
     store: Store
     trimmed: dict[str, str]
 
-    def left(self) -> list[Step]:
-        """The steps that are to be carried out."""
-        return self.plan.left(self.store.done)
+    def remaining(self) -> list[Step]:
+        """The steps that still have to be carried out."""
+        return self.plan.remaining(self.store.done)
 
 
 def prepare(recipe: Recipe, store: Path) -> Prepared:
@@ -107,7 +107,7 @@ def run_recipe(
 
         def report(step: Step, became: str) -> None:
             total = len(run.plan.steps)
-            said(_line(run, step, became), total - len(run.left()), total)
+            said(_line(run, step, became), total - len(run.remaining()), total)
             if became == "done" and step.kind in SCORING:
                 _write_scores(run, out)
 
@@ -126,7 +126,7 @@ SCORING = ("score", "ngrams")  # kinds of steps that give scores
 def scores_of(run: Prepared) -> list[Score]:
     """The scores that are there."""
     found = []
-    for use, step_id in run.plan.of(*SCORING):
+    for use, step_id in run.plan.uses_of(*SCORING):
         if run.store.done(step_id):
             scores = run.store.result(step_id, SCORES)
             _check_scores(scores, run.store.folder(step_id))
@@ -159,7 +159,7 @@ def vectors_of(out: Path, variant: str, seed: int) -> dict[str, Path]:
 
 def _line(run: Prepared, step: Step, became: str) -> str:
     """What became of a step, how many are done, and about how long the others take."""
-    left = run.left()
+    left = run.remaining()
     seconds = seconds_left(left, run.store) if became == "done" and left else None
     rest = f", about {duration(seconds)} left" if seconds else ""
     return f"[{len(run.plan.steps) - len(left)}/{len(run.plan.steps)}{rest}] {became}: {step.kind}, {step.title}"

@@ -43,7 +43,7 @@ def carry_out(store: Store, step: Step) -> None:
         "kind": step.kind,
         "title": step.title,
         "cost": step.cost,
-        **step.about,
+        **step.spec,
         "inputs": dict(step.inputs),
     }
     with store.making(step.id, about) as (checkpoint_dir, folder):
@@ -68,13 +68,13 @@ def attempt(store: Store, step: Step) -> Outcome:
 def _delta(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
     """Phase 1 of a fit: phase1.safetensors, or of one half of the data, such as
     phase1-half1.safetensors."""
-    settings, half = step.settings, step.about.get("half")
+    settings, half = step.settings, step.spec.get("half")
     if isinstance(settings, TaskVectorConfig):
         train, valid, above = _of_sources(store, step)
         prepared = prepare_task(step.base, train, valid, settings, **above)
     else:
         assert isinstance(settings, LanguageVectorConfig)
-        prepared = prepare_language(step.base, store.texts(step.about["text"]), settings)
+        prepared = prepare_language(step.base, store.texts(step.spec["text"]), settings)
     full_tuning(
         prepared.model,
         prepared.objective,
@@ -112,7 +112,7 @@ def _vector(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> Non
         assert isinstance(settings, LanguageVectorConfig)
         vector = fit_language(
             step.base,
-            store.texts(step.about["text"]),
+            store.texts(step.spec["text"]),
             settings,
             checkpoint_dir=checkpoint_dir,
             title=title,
@@ -122,13 +122,13 @@ def _vector(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> Non
 
 def _given(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
     """A vector that the recipe takes as it is: the folder `vector`."""
-    shutil.copytree(store.given_vector(step.about["vector"]), folder / VECTOR)
+    shutil.copytree(store.given_vector(step.spec["vector"]), folder / VECTOR)
 
 
 def _adapter(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
     """A fit of a baseline: the folder `adapter`."""
     module, settings, title = _baseline(step), step.settings, step.title
-    if step.about["what"] == TASK:
+    if step.spec["what"] == TASK:
         labelled, source = _labelled(store, step), _learnt(store, step, "source")
         learnt = module.fit_task(
             step.base,
@@ -141,7 +141,7 @@ def _adapter(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> No
     else:
         learnt = module.fit_language(
             step.base,
-            store.texts(step.about["text"]),
+            store.texts(step.spec["text"]),
             settings,
             checkpoint_dir=checkpoint_dir,
             title=title,
@@ -151,13 +151,13 @@ def _adapter(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> No
 
 def _score(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
     """A composed model on test data: scores.json, and predictions.json with numbers of labels."""
-    examples, tokenizer = store.examples(step.about["test"]), load_tokenizer(step.base)
+    examples, tokenizer = store.examples(step.spec["test"]), load_tokenizer(step.base)
     learnt: dict[str, Any] = {role: _learnt(store, step, role) for role in step.inputs}
-    if "family" in step.about:
+    if "family" in step.spec:
         model = _baseline(step).compose(step.base, learnt["task"], learnt.get("language"))
     else:
         languages = [vector for role, vector in learnt.items() if role != "task"]
-        model = compose(step.base, learnt["task"], languages, rule=step.about["rule"])
+        model = compose(step.base, learnt["task"], languages, rule=step.spec["rule"])
     place(model)
     kind, length = task_type(learnt["task"]), trained_length(model, tokenizer, learnt["task"])
     encoded = kind.encode(examples, tokenizer, length, names := output_names(model), True)
@@ -166,7 +166,7 @@ def _score(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None
 
 def _ngrams(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
     """Character n-grams on test data: the same files."""
-    train, examples = store.examples(step.about["train"]), store.examples(step.about["test"])
+    train, examples = store.examples(step.spec["train"]), store.examples(step.spec["test"])
     found = [(label,) for label in predict_ngrams(train_ngrams(train), examples)]
     _write_answers(folder, CLASSIFICATION, examples, found, names_of(CLASSIFICATION, train))
 
@@ -183,11 +183,11 @@ KINDS: Mapping[str, Callable[[Store, Step, Path, Path], None]] = {
 
 def _baseline(step: Step) -> Any:
     """The module of a baseline's family."""
-    return import_module(f"deftx.experiments.baselines.{step.about['family']}")
+    return import_module(f"deftx.experiments.baselines.{step.spec['family']}")
 
 
 def _labelled(store: Store, step: Step) -> tuple[Examples, Examples]:
-    return store.examples(step.about["train"]), store.examples(step.about["valid"])
+    return store.examples(step.spec["train"]), store.examples(step.spec["valid"])
 
 
 def _of_sources(
@@ -195,7 +195,7 @@ def _of_sources(
 ) -> tuple[dict[str, Examples], dict[str, Examples], dict[str, Any]]:
     """What a task is learnt from: training and validation data by language, where a single one has
     no name; and above which vectors, and how even the languages are made."""
-    parts = [step.about[part] for part in ("train", "valid")]
+    parts = [step.spec[part] for part in ("train", "valid")]
     digests = [part if isinstance(part, Mapping) else {"": part} for part in parts]
     train, valid = (
         {name: store.examples(digest) for name, digest in part.items()} for part in digests
@@ -205,7 +205,7 @@ def _of_sources(
     return (
         train,
         valid,
-        {"sources": sources or None, "temperature": step.about.get("temperature", 1.0)},
+        {"sources": sources or None, "temperature": step.spec.get("temperature", 1.0)},
     )
 
 
@@ -214,7 +214,7 @@ def _learnt(store: Store, step: Step, role: str) -> Any:
     if role not in step.inputs:
         return None
     folder = store.folder(step.inputs[role])
-    return load_adapter(folder / ADAPTER) if "family" in step.about else load(folder / VECTOR)
+    return load_adapter(folder / ADAPTER) if "family" in step.spec else load(folder / VECTOR)
 
 
 def _write_answers(
