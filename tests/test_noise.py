@@ -8,12 +8,12 @@ import regex
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from test_fit import TASK, TRAIN, VALID, same
 from test_tasks import EXAMPLES
 
 from deftx.config import LATER, TaskTrainingConfig, changed
 from deftx.data.misspelling import misspeller
+from deftx.errors import DeftxError
 from deftx.experiments.baselines import madx
 from deftx.experiments.baselines.config import MadxTaskConfig
 from deftx.fit import fit_task
@@ -119,7 +119,7 @@ def test_training_texts_have_the_noise_and_validation_texts_have_not(task):
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_that_is_none_is_an_error(share):
-    with pytest.raises(ValidationError, match="noise"):
+    with pytest.raises(DeftxError, match="noise"):
         TaskTrainingConfig(noise=share)
 
 

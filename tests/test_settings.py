@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from deftx.cli.arguments import assigned
 from deftx.cli.output import settings_table
@@ -12,7 +11,9 @@ from deftx.config import (
     LANGUAGE_PRESETS,
     TABLES,
     TASK_PRESETS,
+    LanguageTrainingConfig,
     LanguageVectorConfig,
+    TaskTrainingConfig,
     TaskVectorConfig,
     changed,
     described,
@@ -199,10 +200,56 @@ def test_changes_are_checked():
 
 
 def test_settings_do_not_change():
-    with pytest.raises(ValidationError, match="frozen"):
-        LanguageVectorConfig().k = 5
-    with pytest.raises(ValidationError, match="frozen"):
-        LanguageVectorConfig().training.epochs = 5
+    settings = LanguageVectorConfig()
+    with pytest.raises(
+        DeftxError, match=r"settings do not change: make others, LanguageVectorConfig\(k=5\)"
+    ):
+        settings.k = 5
+    with pytest.raises(DeftxError, match=r"LanguageTrainingConfig\(epochs=5\)"):
+        settings.training.epochs = 5
+    assert settings == LanguageVectorConfig()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: TaskVectorConfig(learning_rate=1e-4),
+            "unknown setting 'learning_rate' (did you mean 'training.learning_rate'?); known: k, ",
+        ),
+        (lambda: TaskVectorConfig(keep=2), "setting keep = 2: input should be less than or equal"),
+        (
+            lambda: TaskTrainingConfig(batch_size=0),
+            "setting batch_size = 0: input should be greater than 0",
+        ),
+        (
+            lambda: TaskVectorConfig(training={"batchsize": 4}),
+            "unknown setting 'training.batchsize' (did you mean 'training.batch_size'?)",
+        ),
+        (
+            lambda: LanguageVectorConfig(training=TaskTrainingConfig()),
+            "setting training is a TaskTrainingConfig: give a LanguageTrainingConfig",
+        ),
+        (
+            lambda: LanguageTrainingConfig(max_steps=10, min_steps=20),
+            "setting min_steps = 20: is more than max_steps = 10",
+        ),
+    ],
+)
+def test_wrong_settings_in_python_are_one_line_too(make, message):
+    with pytest.raises(DeftxError) as caught:
+        make()
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_settings_are_made_of_keywords_alone():
+    with pytest.raises(TypeError, match="positional argument"):
+        TaskVectorConfig(5)
+    settings = TaskVectorConfig(k=7, training={"batch_size": 4})
+    assert settings == parse(TaskVectorConfig, {"k": 7, "training": {"batch_size": 4}})
+    assert isinstance(settings.training, TaskTrainingConfig)
 
 
 def test_what_is_set_to_null_is_null():

@@ -35,6 +35,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 class Config(BaseModel):
     """Base of all settings: frozen, and strict about names; numbers are finite.
 
+    A wrong name or value raises DeftxError, with one line.
+
     The text below a field says what it means; `described` reads it, for `deftx settings` and
     docs/settings.md.
     """
@@ -42,6 +44,20 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise _in_one_line(type(self), error) from None
+
+    # As BaseModel's own: settings within settings are made without it, and their errors have the
+    # name of the outer setting too.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kind = type(self).__name__
+        raise DeftxError(f"settings do not change: make others, {kind}({name}={value!r})")
 
 
 class TrainingConfig(Config):
@@ -348,16 +364,26 @@ def parse(kind: type[S], data: Mapping[str, Any]) -> S:
     try:
         return kind.model_validate(dict(data))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = _known(kind, first["loc"])
-            raise unknown(
-                "setting", key, known, _within(kind) if len(first["loc"]) == 1 else ()
-            ) from None
-        value = "" if first["type"] == "missing" else f" = {reprlib.repr(first['input'])}"
-        message = FORMS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-        raise DeftxError(f"setting {key}{value}: {message[:1].lower()}{message[1:]}") from None
+        raise _in_one_line(kind, error) from None
+
+
+def _in_one_line(kind: type[Config], error: ValidationError) -> DeftxError:
+    """The first fault of settings: the key, its value and what it allows; of an unknown key the
+    known ones."""
+    first = error.errors()[0]
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        nested_keys = _within(kind) if len(location) == 1 else []
+        return unknown("setting", key, _known(kind, location), nested_keys)
+    if isinstance(first["input"], Config):
+        what = f"setting {key} is a {type(first['input']).__name__}"
+        return DeftxError(f"{what}: give a {first['ctx']['class_name']}")
+    value = ""
+    if first["type"] != "missing":
+        value = f" = {reprlib.repr(first['input'])}"
+    message = FORMS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return DeftxError(f"setting {key}{value}: {message[:1].lower()}{message[1:]}")
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     `torch.compile`."""
     inner: nn.Module = model
     while True:
-        wrapped = inner._modules.get("_orig_mod")
+        children = dict(inner.named_children())
+        wrapped = children.get("_orig_mod")
         if wrapped is None and not hasattr(inner, "base_model"):  # no model of transformers itself
-            wrapped = inner._modules.get("module")
+            wrapped = children.get("module")
         if wrapped is None:
             return inner
         inner = wrapped
