@@ -15,7 +15,13 @@ from deftx.errors import DeftxError
 from deftx.experiments.baselines import lora
 from deftx.experiments.baselines.adapters import load_adapter, save_adapter
 from deftx.experiments.baselines.config import LoraLanguageConfig, LoraTaskConfig
-from deftx.models.loading import load_encoder, load_language_model, load_task_model, load_tokenizer
+from deftx.models.loading import (
+    load_composed,
+    load_encoder,
+    load_language_model,
+    load_task_model,
+    load_tokenizer,
+)
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
 
@@ -94,7 +100,7 @@ def test_what_a_composed_model_scores_is_what_its_training_noted(bases, language
 def test_a_composed_model_is_an_ordinary_one(bases, language, task, tmp_path):
     model = lora.compose(bases(), task, language)
     model.save_pretrained(tmp_path)
-    again = load_task_model(tmp_path, task.head.labels)
+    again = load_composed(tmp_path)
     with torch.no_grad():
         assert again(IDS).logits.equal(model(IDS).logits)
 

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 import deftx
+from deftx.config import changed
 from deftx.core.apply import apply_temporarily
 from deftx.core.merge import merge
 from deftx.core.parameters import backbone, head, tunable
@@ -44,8 +45,8 @@ from deftx.models.loading import (
     skeleton,
     tokenizer_record,
 )
-from deftx.tasks.base import output_names, predict
-from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.base import evaluate, output_names, predict
+from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.registry import task_of
 
 LABELS = ("bad", "fair", "good")
@@ -277,18 +278,60 @@ def test_a_base_without_the_files_of_its_tokenizer_is_one_line(bases, tmp_path, 
     assert "tokenizer" in error(load_tokenizer, folder)
 
 
-def test_a_tokenizer_with_more_tokens_than_the_base_has_embeddings_is_one_line(bases, tmp_path):
-    folder = shutil.copytree(bases(), tmp_path / "base")
+def base_with_more_tokens(bases, folder, **special):
+    """A base whose tokenizer has one token more than the model has embeddings, which are 75."""
+    shutil.copytree(bases(), folder)
     tokenizer = load_tokenizer(bases())
-    tokenizer.add_tokens(["ŋgoro"])
+    tokenizer.add_special_tokens(special) if special else tokenizer.add_tokens(["ŋgoro"])
     tokenizer.save_pretrained(folder)
-    said = error(load_tokenizer, folder)
-    assert "'ŋgoro'" in said
-    assert "75 rows" in said
-    model = AutoModelForMaskedLM.from_pretrained(folder)
+    return str(folder)
+
+
+def test_a_token_without_an_embedding_does_no_harm_in_texts_that_lack_it(bases, tmp_path):
+    base = base_with_more_tokens(bases, tmp_path / "base")
+    settings = deftx.LanguageVectorConfig(k="5%", training={"max_steps": 1, "length": 16})
+    more, usual = (deftx.fit_language(b, tiny.sentences(20), settings) for b in (base, bases()))
+    for name, tensor in usual.tensors.items():
+        assert torch.equal(more.tensors[name].indices, tensor.indices)
+        assert torch.equal(more.tensors[name].values, tensor.values)
+    tokenizer, model = load_tokenizer(base), load_task_model(base, LABELS)
+    assert len(tokenizer) == 76
+    answers = predict(CLASSIFICATION, model, tokenizer, Examples(TEXTS), 32)
+    assert answers == predict(CLASSIFICATION, model, load_tokenizer(bases()), Examples(TEXTS), 32)
+
+
+def test_a_text_with_a_token_without_an_embedding_is_one_line_wherever_it_is_read(bases, tmp_path):
+    base = base_with_more_tokens(bases, tmp_path / "base")
+    tokenizer, model = load_tokenizer(base), load_task_model(base, LABELS)
+    texts = [*tiny.sentences(20), "ŋgoro"]
+    labelled = Examples(texts, labels=[*LABELS, *LABELS[:1] * 19])
+    settings = deftx.LanguageVectorConfig()
+    everywhere = changed(settings, {"training": {"replacements": "vocabulary"}})
+    for wrong in (
+        lambda: deftx.fit_language(base, texts, settings),
+        lambda: deftx.fit_task(base, labelled, labelled),
+        lambda: predict(CLASSIFICATION, model, tokenizer, labelled, 32),
+        lambda: evaluate(CLASSIFICATION, model, tokenizer, labelled, 32),
+        lambda: probabilities(model, tokenizer, labelled, 32),
+    ):
+        said = error(wrong)
+        assert "the text has the token 'ŋgoro', for which the base has no embedding" in said
+        assert "it has 75" in said
+    assert "replacements = corpus" in error(
+        lambda: deftx.fit_language(base, tiny.sentences(20), everywhere)
+    )
     model.resize_token_embeddings(76)
-    model.save_pretrained(folder)
-    assert len(load_tokenizer(folder)) == 76
+    predict(CLASSIFICATION, model, tokenizer, labelled, 32)
+
+
+def test_a_special_token_without_an_embedding_is_one_line(bases, tmp_path):
+    base = base_with_more_tokens(bases, tmp_path / "base", pad_token="[fill]")
+    said = error(load_tokenizer, base)
+    assert "the pad_token of its tokenizer is '[fill]', for which the base has no embedding" in said
+    model = AutoModelForMaskedLM.from_pretrained(base)
+    model.resize_token_embeddings(76)
+    model.save_pretrained(base)
+    assert len(load_tokenizer(base)) == 76
 
 
 @pytest.mark.parametrize("shape", ["xlmr", "bert", "distilbert", "modernbert", "qwen", "mt5"])

@@ -286,8 +286,10 @@ def test_what_a_crash_left_in_a_folder_of_work_goes_with_it(tmp_path) -> None:
     left = store.checkpoint_dir("vector-1") / ".phase2.state.safetensors.0123abcd.tmp"
     left.mkdir(parents=True)
     (left / "half").write_text("x")
-    with store.making("vector-1", {}):
-        pass
+    with store.making("vector-1", {}) as (_, folder):
+        (folder / "vector").mkdir()
+        for name in ("vector.json", "vector.safetensors"):
+            (folder / "vector" / name).touch()
     assert store.done("vector-1")
     assert not store.checkpoint_dir("vector-1").exists()
 

@@ -4,7 +4,7 @@ nothing can be learnt or predicted."""
 import warnings
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from deftx.errors import DeftxError
 
@@ -50,6 +50,45 @@ def check_known(
         raise DeftxError(f"{problem}: {remedy}")
     remedy = LOWER_CASE if only_capitals_unknown else "another base may know its script better"
     warnings.warn(f"{problem}: {remedy}", stacklevel=2)
+
+
+def check_embedded(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> None:
+    """Check that a model has an embedding for every token of the texts.
+
+    A tokenizer may have more tokens than the model has embeddings (tokens that were added to it, or
+    the tokenizer of another model). That does no harm as long as the texts have none of them.
+
+    Args:
+        texts: What is to be read.
+        tokenizer: The base's.
+        config: The model's, which says how many embeddings it has.
+
+    Raises:
+        DeftxError: A text has a token without an embedding.
+    """
+    vocab_size = getattr(config, "vocab_size", None)
+    if vocab_size is None:  # models that read characters, as CANINE does
+        return
+    largest_id = max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder, 0)
+    if largest_id < vocab_size:
+        return
+    for start in range(0, len(texts), TEXTS_SAMPLED):
+        lines = list(texts[start : start + TEXTS_SAMPLED])
+        for ids in tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]:
+            largest = max(ids, default=0)
+            if largest >= vocab_size:
+                token = tokenizer.convert_ids_to_tokens(largest)
+                raise DeftxError(f"the text has the token {token!r:.40}, {no_embedding(vocab_size)}")
+
+
+def no_embedding(vocab_size: int) -> str:
+    """The end of an error about a token without an embedding: how many there are, and a remedy."""
+    return (
+        f"for which the base has no embedding (it has {vocab_size:,}): resize them"
+        " (model.resize_token_embeddings) and save both, or give the tokenizer that the base came with"
+    )
 
 
 def unknown_share(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[float, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deftx.config import LanguageVectorConfig, TaskVectorConfig
-from deftx.data.examples import Examples
+from deftx.data.examples import Examples, written
+from deftx.data.unknown_text import check_embedded
 from deftx.errors import Locked
 from deftx.experiments.baselines.adapters import load_adapter, save_adapter
 from deftx.experiments.baselines.ngrams import predict_ngrams, train_ngrams
@@ -160,6 +161,7 @@ def _score(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None
         model = compose(step.base, learnt["task"], languages, rule=step.spec["rule"])
     place(model)
     kind, length = task_type(learnt["task"]), trained_length(model, tokenizer, learnt["task"])
+    check_embedded(written(examples), tokenizer, model.config)
     encoded = kind.encode(examples, tokenizer, length, names := output_names(model), True)
     _write_answers(folder, kind, examples, answers(kind, model, encoded), names)
 

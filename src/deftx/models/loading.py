@@ -26,6 +26,7 @@ from transformers.utils import logging
 from deftx.core.parameters import backbone, head
 from deftx.core.ranks import Rank, is_relative, resolve_rank
 from deftx.core.vector import SparseVector
+from deftx.data.unknown_text import no_embedding
 from deftx.errors import DeftxError, check_downloaded
 from deftx.models.fingerprint import IGNORE_BASE_MISMATCH
 from deftx.objectives.registry import language_of
@@ -38,6 +39,9 @@ from deftx.tasks.registry import task_of
 Base = str | os.PathLike[str]  # a folder or hub id, `ID@REVISION` to pin one
 
 SPACE = "▁"  # SentencePiece's
+
+# Tokens that are put into texts or between them, whatever the texts are
+SPECIAL_TOKENS = ("cls_token", "bos_token", "sep_token", "eos_token", "pad_token", "mask_token")
 
 TASK, DEFAULT_TASK = (
     "deftx_task",
@@ -57,8 +61,8 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """The tokenizer of `base`; one that knows no padding, as some decoders', pads with the token
     that ends texts.
 
-    Raises DeftxError where its files are missing, and where it has tokens for which the base has no
-    embeddings.
+    Raises DeftxError where its files are missing, and where the base has no embedding for one of
+    its special tokens.
     """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, base)
     _check_pieces(base, tokenizer)
@@ -68,8 +72,8 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 
 def _check_pieces(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise DeftxError for a tokenizer that knows no words, and for one that knows more than the
-    base does."""
+    """Raise DeftxError for a tokenizer that knows no words, and for special tokens without an
+    embedding."""
     pieces = tokenizer.get_vocab()
     if not pieces:  # it reads characters by their numbers, as CANINE's does
         return
@@ -84,17 +88,17 @@ def _check_pieces(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
         fix = "copy tokenizer.json, or sentencepiece.bpe.model or vocab.txt, into its folder (save_pretrained of both)"
         raise DeftxError(f"the tokenizer of {base} knows no word: its files are missing: {fix}")
 
-    # Tokens that were added to the tokenizer, and not to the embeddings
-    rows = getattr(_load(AutoConfig, base), "vocab_size", None)
-    if not isinstance(rows, int):
+    # Special tokens are put into every text. Others without an embedding do no harm unless a text
+    # has one of them: see `check_embedded`
+    vocab_size = getattr(_load(AutoConfig, base), "vocab_size", None)
+    if vocab_size is None:
         return
-    beyond = sorted((number, piece) for piece, number in pieces.items() if number >= rows)
-    if beyond:
-        what = (
-            f"{len(beyond)} token(s) for which it has no embeddings, such as {beyond[0][1]!r:.40}"
-        )
-        fix = "resize them (model.resize_token_embeddings) and save both, or give the tokenizer that the base came with"
-        raise DeftxError(f"the tokenizer of {base} has {what} ({rows:,} rows): {fix}")
+    for role in SPECIAL_TOKENS:
+        number = getattr(tokenizer, f"{role}_id")
+        if number is not None and number >= vocab_size:
+            token = getattr(tokenizer, role)
+            problem = f"the {role} of its tokenizer is {token!r:.40}, {no_embedding(vocab_size)}"
+            raise DeftxError(f"cannot use the base {base}: {problem}")
 
 
 def recorded_name(base: Base) -> str:

@@ -40,33 +40,54 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 def load_tensors(
     path: Path, key: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors at `path` and what they are about; None where there are none, or none that can be
-    read.
+    """The tensors at `path` and what they are about, where they can be used.
 
-    With a `key`, None too where it is not the one in what they are about. Warns of a file that is
-    there, but damaged; files of older versions have no checksum.
+    Args:
+        path: The file. Files of older versions have no checksum.
+        key: What `about["key"]` has to be; None: anything.
+
+    Returns:
+        None where there is no file, where it has another key, and, with a warning, where it is
+        damaged.
     """
+    if not path.exists():
+        return None
+    try:
+        return _read(path, key)
+    except DeftxError:
+        warnings.warn(f"{path} is damaged, so it is not used", stacklevel=2)
+        return None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors at `path` and what they are about.
+
+    Raises:
+        DeftxError: The file is missing or damaged.
+    """
+    contents = _read(path, key=None)
+    assert contents is not None  # only with a key
+    return contents
+
+
+def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What a file holds; None where it has another key. Raises DeftxError for a damaged one."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             about = json.loads(metadata["about"])
-            if not isinstance(about, dict) or (key is not None and about.get("key") != key):
+            if not isinstance(about, dict):
+                raise DeftxError(f"{path} is damaged: its metadata are no JSON object")
+            if key is not None and about.get("key") != key:
                 return None
-            # no mapping
+            # the file is no mapping, so that it cannot be iterated over
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
-        _warn_of_damage(path)
-        return None
-    if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata["about"]):
-        _warn_of_damage(path)
-        return None
+    except (OSError, SafetensorError, KeyError, RecursionError, json.JSONDecodeError):
+        raise DeftxError(f"{path} is missing or damaged") from None
+    has_checksum = "sha256" in metadata
+    if has_checksum and metadata["sha256"] != _checksum(tensors, metadata["about"]):
+        raise DeftxError(f"{path} is damaged: its checksum is another one")
     return tensors, about
-
-
-def _warn_of_damage(path: Path) -> None:
-    warnings.warn(f"{path} is damaged, so it is not used", stacklevel=3)
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: str) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.data.examples import Columns, Examples, written
 from deftx.data.misspelling import misspeller
-from deftx.data.unknown_text import REFUSED_TO_LEARN, REFUSED_TO_SCORE, check_known
+from deftx.data.unknown_text import REFUSED_TO_LEARN, REFUSED_TO_SCORE, check_embedded, check_known
 from deftx.errors import DeftxError
 from deftx.objectives.base import Batch
 from deftx.tasks.encoding import Encoded
@@ -204,6 +204,7 @@ def answers_to_labelled(
     """
     check_columns(task, examples)
     check_known(written(examples), tokenizer, refused_from=REFUSED_TO_SCORE)
+    check_embedded(written(examples), tokenizer, model.config)
     encoded = task.encode(examples, tokenizer, length, output_names(model), True)
     return answers(task, model, encoded)
 
@@ -234,6 +235,7 @@ def predict_in_chunks(
     """
     check_columns(task, examples)
     check_known(written(examples), tokenizer, refused_from=None)  # there is an answer to every text
+    check_embedded(written(examples), tokenizer, model.config)
     names = output_names(model)
     for start in range(0, max(len(examples), 1), chunk_size):
         rows = range(start, min(start + chunk_size, len(examples)))

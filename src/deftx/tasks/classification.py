@@ -16,7 +16,7 @@ from transformers import (
 
 from deftx.data import examples as data
 from deftx.data.examples import Columns, Examples, read_pairs, written
-from deftx.data.unknown_text import check_known
+from deftx.data.unknown_text import check_embedded, check_known
 from deftx.objectives.base import Batch
 from deftx.tasks.base import Task
 from deftx.tasks.encoding import (
@@ -82,6 +82,7 @@ def probabilities(
     """How probable each label is for every example [examples, labels] float32, on the CPU; rows sum
     to 1."""
     check_known(written(examples), tokenizer, refused_from=None)
+    check_embedded(written(examples), tokenizer, model.config)
     nn.Module.eval(model)
     return _probabilities(model, encode(examples, tokenizer, length, labelled=False), 32)
 

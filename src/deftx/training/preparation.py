@@ -21,7 +21,9 @@ from deftx.data.examples import (
     check_pairs,
     check_read,
     joined,
+    written,
 )
+from deftx.data.unknown_text import check_embedded, no_embedding
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base, fingerprint
 from deftx.models.loading import (
@@ -81,9 +83,21 @@ def prepare_language(
     origin = _origin("language", base, fingerprint(model), tokenizer_record(tokenizer))
     length = min(training.length, longest_input(model, tokenizer))
     build_objective = language_of(model.config).objective
+    check_embedded(text, tokenizer, model.config)
     objective = build_objective(text, tokenizer, training, length, settings.seed)
+    _check_replacements(objective, model)
     data = {"lines": len(text), "digest": objective.digest}
     return PreparedTraining(model, objective, {**origin, "data": data}, settings)
+
+
+def _check_replacements(objective: Objective, model: PreTrainedModel) -> None:
+    """Raise DeftxError where tokens without an embedding are drawn as random replacements."""
+    vocab_size = getattr(model.config, "vocab_size", None)
+    if vocab_size is not None and int(objective.vocabulary_used.max()) >= vocab_size:
+        raise DeftxError(
+            "training.replacements = vocabulary: the tokenizer has a token"
+            f" {no_embedding(vocab_size)}; or set training.replacements = corpus"
+        )
 
 
 def prepare_task(
@@ -228,6 +242,11 @@ def _task_model(
     def objective_of(train: Examples, valid: Examples) -> Supervised:
         check_examples(valid)
         check_pairs(train.pairs is not None, valid)
+        for examples in (train, valid):
+            check_embedded(written(examples), tokenizer, model.config)
+            if task.auto is None:  # labels are texts to be written
+                labels_as_texts = [str(label) for label in examples.labels or []]
+                check_embedded(labels_as_texts, tokenizer, model.config)
         return supervised(
             task,
             train,

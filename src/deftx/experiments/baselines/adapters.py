@@ -26,7 +26,7 @@ from deftx.experiments.baselines.config import LoraArithmeticConfig, MadxConfig
 from deftx.models.fingerprint import fingerprint, fingerprint_of
 from deftx.models.loading import Base, load_task_model
 from deftx.storage.manifest import Form
-from deftx.storage.tensors import load_tensors, save_tensors
+from deftx.storage.tensors import read_tensors, save_tensors
 from deftx.training.loop import LOOP_VERSION, TrainableState, train
 from deftx.training.preparation import PreparedTraining
 from deftx.training.random_streams import derived_seed
@@ -178,37 +178,28 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """The adapter that `save_adapter` wrote to `folder`, bit for bit. Raises DeftxError where it is
     no such thing."""
     path = Path(folder) / FILE
-    found = load_tensors(path)
-    if found is None:
-        raise DeftxError(f"{path} is missing or damaged: give a folder that `save_adapter` wrote")
     try:
-        about = _About.model_validate(found[1])
+        tensors, metadata = read_tensors(path)
+    except DeftxError as error:
+        raise DeftxError(f"{error}: give a folder that `save_adapter` wrote") from error
+    try:
+        about = _About.model_validate(metadata)
     except ValidationError as error:
         place, fault = first_fault(error)
         raise DeftxError(f"{path} is damaged: {place!r}: {fault}") from error
-    for name, tensor in found[0].items():
-        if (
-            not name.startswith((_BODY, _HEAD))
-            or tensor.dtype != float32
-            or not tensor.isfinite().all()
-        ):
+    body, top = {}, {}
+    for name, tensor in tensors.items():
+        is_known = name.startswith((_BODY, _HEAD))
+        if not is_known or tensor.dtype != float32 or not tensor.isfinite().all():
             raise DeftxError(
                 f"{path} is damaged: {name!r} is not a finite float32 tensor of an adapter"
             )
-    body, top = (
-        {
-            name.removeprefix(part): tensor
-            for name, tensor in found[0].items()
-            if name.startswith(part)
-        }
-        for part in (_BODY, _HEAD)
-    )
-    return Adapter(
-        about.method,
-        body,
-        None if about.labels is None else Head(top, tuple(about.labels)),
-        about.info,
-    )
+        if name.startswith(_BODY):
+            body[name.removeprefix(_BODY)] = tensor
+        else:
+            top[name.removeprefix(_HEAD)] = tensor
+    head = None if about.labels is None else Head(top, tuple(about.labels))
+    return Adapter(about.method, body, head, about.info)
 
 
 class _About(Form):
