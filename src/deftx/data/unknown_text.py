@@ -80,14 +80,16 @@ def check_embedded(
             largest = max(ids, default=0)
             if largest >= vocab_size:
                 token = tokenizer.convert_ids_to_tokens(largest)
-                raise DeftxError(f"the text has the token {token!r:.40}, {no_embedding(vocab_size)}")
+                problem = no_embedding(vocab_size)
+                raise DeftxError(f"the text has the token {token!r:.40}, {problem}")
 
 
 def no_embedding(vocab_size: int) -> str:
     """The end of an error about a token without an embedding: how many there are, and a remedy."""
     return (
-        f"for which the base has no embedding (it has {vocab_size:,}): resize them"
-        " (model.resize_token_embeddings) and save both, or give the tokenizer that the base came with"
+        f"for which the base has no embedding (it has {vocab_size:,}):"
+        " resize them (model.resize_token_embeddings) and save both,"
+        " or give the tokenizer that the base came with"
     )
 
 

@@ -90,7 +90,10 @@ def _check_pieces(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
 
     # Special tokens are put into every text. Others without an embedding do no harm unless a text
     # has one of them: see `check_embedded`
-    vocab_size = getattr(_load(AutoConfig, base), "vocab_size", None)
+    try:
+        vocab_size = getattr(_load(AutoConfig, base), "vocab_size", None)
+    except DeftxError:  # a tokenizer alone; what is wrong with a base, loading its model tells
+        return
     if vocab_size is None:
         return
     for role in SPECIAL_TOKENS:
@@ -298,11 +301,14 @@ def with_new_head(
     """`load_task_model`, and the names of what is random in its head."""
     if task.auto is None:
         return _load_writer(base, dropout), []
-    options = {**_head_options(labels, task), **_padding(base)}
+    options = _with_dropout(base, dropout, **_head_options(labels, task), **_padding(base))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = _load_checked(task.auto, base, **_with_dropout(base, dropout, **options))
-        missing = sorted({*missing, *_forget_head(model, missing)})
+        model, missing = _load_checked(task.auto, base, **options)
+
+        trained = trained_head(model, missing)
+        if trained:
+            model, missing = _with_head_drawn_again(model, {*trained, *missing})
     if lost := sorted(set(missing) - head(model).keys()):
         raise DeftxError(
             f"{base} lacks {lost[0]}, which {type(model).__name__} needs: give another base for this task"
@@ -335,25 +341,32 @@ def _head_options(labels: Sequence[str], task: Task) -> dict[str, Any]:
     return {**(named if labels else {}), **task.config}
 
 
-@torch.no_grad()
-def _forget_head(model: Any, missing: Collection[str]) -> list[str]:
-    """Draw those weights of a task's head anew that the checkpoint brought, having learnt them of
-    another task.
+def trained_head(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
+    """The names of a head's weights that the checkpoint brought.
 
-    A pooler within the backbone stays: it was trained with the base. The names of what was drawn.
+    A pooler within the backbone is none of them: it was trained with the base.
     """
-    own = set(model.state_dict().keys()) - {
-        f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()
-    }
-    learnt = sorted(name for name in head(model) if name in own and name not in missing)
-    modules = dict(model.named_modules())
-    for name in dict.fromkeys(name.rpartition(".")[0] for name in learnt):
-        module = modules[name]
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # else it counts as loaded, and is left as it is
-        module._is_hf_initialized = False
-        model._init_weights(module)
-    return learnt
+    prefix = model.base_model_prefix
+    in_backbone = {f"{prefix}.{name}" for name in model.base_model.state_dict()}
+    own = model.state_dict().keys() - in_backbone
+    return sorted(name for name in head(model) if name in own and name not in missing)
+
+
+def _with_head_drawn_again(
+    model: PreTrainedModel, left_out: Collection[str]
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model with the same weights but those `left_out`, which are drawn at random; their names.
+
+    The weights are shared with `model`, which takes no more memory.
+    """
+    kept = {name: weight for name, weight in model.state_dict().items() if name not in left_out}
+    kind: Any = type(model)
+    with _quiet():
+        renewed, loading = kind.from_pretrained(
+            None, config=model.config, state_dict=kept, output_loading_info=True
+        )
+    renewed.name_or_path = model.name_or_path
+    return renewed, sorted(loading["missing_keys"])
 
 
 def _padding(base: Base) -> dict[str, Any]:
