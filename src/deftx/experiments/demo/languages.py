@@ -9,17 +9,16 @@ neither.
 
 import random
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 SEED = 7  # of the words; the shipped base was trained on this family
-REPLACED = 0.25  # of a language's content words
+REPLACED = 0.25  # share of a language's content words that are its own
 SOUND_CHANGES = {"p": "f", "t": "c", "k": "h", "b": "v", "d": "z", "g": "j", "s": "x"}
-SOURCE, OTHERS, TARGETS = (
-    "ovani",
-    ("tesha", "murek", "dolin", "pareg", "sibat"),
-    ("fenor", "sunat", "gwelo"),
-)
+
+SOURCE = "ovani"
+OTHERS = ("tesha", "murek", "dolin", "pareg", "sibat")
+TARGETS = ("fenor", "sunat", "gwelo")
 
 LABELS = ("negative", "neutral", "positive")
 OPPOSITE = {"positive": "negative", "negative": "positive", "neutral": "neutral"}
@@ -38,127 +37,182 @@ FEELINGS = {
     "neutral": "walks waits sits stands speaks".split(),
 }
 DEGREES = ("very", "so")
-MOODS = [word for table in (QUALITIES, FEELINGS) for words in table.values() for word in words]
 NOUNS = [*THINGS, *PEOPLE]
-CONTENT, FUNCTION = [*NOUNS, *MOODS], ["is", "not", *DEGREES, "and", "but", "the"]
+CONTENT = list(NOUNS)
+for _by_mood in (QUALITIES, FEELINGS):
+    for _words in _by_mood.values():
+        CONTENT += _words
+FUNCTION = ["is", "not", *DEGREES, "and", "but", "the"]
 MEANINGS = [*CONTENT, *FUNCTION]
+
+PARTS = ("test", "valid", *["train"] * 8)  # a tenth each: see `part_of`
 
 
 @cache
 def words(language: str) -> Mapping[str, str]:
-    """The word of every meaning in a language; no two alike."""
-    own = random.Random(f"{SEED}/{language}")
-    changes = str.maketrans(
-        {sound: SOUND_CHANGES[sound] for sound in own.sample(list(SOUND_CHANGES), 2)}
-    )
-    affix = own.choice("ptkbdg") + own.choice("aeiou")
+    """The word of every meaning in a language; no two are alike."""
+    rng = random.Random(f"{SEED}/{language}")
+    changed_sounds = rng.sample(list(SOUND_CHANGES), 2)
+    sound_changes = str.maketrans({sound: SOUND_CHANGES[sound] for sound in changed_sounds})
+    consonant = rng.choice("ptkbdg")
+    affix = consonant + rng.choice("aeiou")
+
+    # some content words are replaced, before sounds change
     forms = dict(inherited())
-    for meaning in own.sample(CONTENT, round(REPLACED * len(CONTENT))):
-        forms[meaning] = _new_word(own, {*forms.values(), *inherited().values()})
-    return {
-        meaning: form.translate(changes) + (affix if meaning in NOUNS else "")
-        for meaning, form in forms.items()
-    }
+    family = set(forms.values())
+    for meaning in rng.sample(CONTENT, round(REPLACED * len(CONTENT))):
+        forms[meaning] = _new_word(rng, family.union(forms.values()))
+
+    # sounds change everywhere, nouns get the affix
+    spoken = {}
+    for meaning, form in forms.items():
+        spoken[meaning] = form.translate(sound_changes)
+        if meaning in NOUNS:
+            spoken[meaning] += affix
+    return spoken
 
 
 @cache
 def inherited() -> Mapping[str, str]:
-    """The family's word of every meaning. Those of grammar have only sounds that no language
+    """The family's word of every meaning. Function words have only sounds that no language
     changes."""
-    family, forms = random.Random(f"{SEED}/family"), dict[str, str]()
+    rng = random.Random(f"{SEED}/family")
+    forms: dict[str, str] = {}
     for meaning in CONTENT:
-        forms[meaning] = _new_word(family, {*forms.values()})
+        forms[meaning] = _new_word(rng, set(forms.values()))
     for meaning in FUNCTION:
-        forms[meaning] = _new_word(family, {*forms.values()}, "mnlr", ("",))
+        forms[meaning] = _new_word(rng, set(forms.values()), consonants="mnlr", ends=("",))
     return forms
 
 
 def _new_word(
     rng: random.Random,
-    known: set[str],
-    sounds: str = "ptkbdgmnslr",
+    known: Collection[str],
+    consonants: str = "ptkbdgmnslr",
     ends: Sequence[str] = ("", "", "n", "r", "s"),
 ) -> str:
     """Two syllables, perhaps a last consonant, unlike all `known` words."""
     while True:
-        word = "".join(rng.choice(sounds) + rng.choice("aeiou") for _ in range(2)) + rng.choice(
-            ends
-        )
+        word = ""
+        for _ in range(2):
+            word += rng.choice(consonants)
+            word += rng.choice("aeiou")
+        word += rng.choice(ends)
         if word not in known:
             return word
 
 
 def review(rng: random.Random, part: str) -> tuple[list[str], str]:
-    """The meanings of a labelled text, and its label: "not" turns a clause around, what follows
-    "but" counts."""
+    """A labelled text: "not" turns a clause around, and what follows "but" counts.
+
+    Args:
+        rng: Where the text is drawn from.
+        part: "train", "valid" or "test".
+
+    Returns:
+        The meanings of the text, and its label.
+    """
     label = rng.choice(LABELS)
-    said = _clause(rng, label, part, negated=0.4)
+    meanings = _clause(rng, label, part, negated=0.4)
     if rng.random() < 0.5:
-        other = rng.choice([mood for mood in LABELS if mood != label])
-        said = [*_clause(rng, other, part, negated=0.4), "but", *said]
-    return said, label
+        other_moods = [mood for mood in LABELS if mood != label]
+        contrast = _clause(rng, rng.choice(other_moods), part, negated=0.4)
+        meanings = [*contrast, "but", *meanings]
+    return meanings, label
 
 
 def note(rng: random.Random) -> list[str]:
     """The meanings of an unlabelled line: clauses of one mood, perhaps a contrast, often an
     emoticon at the end."""
     mood = rng.choice(LABELS)
-    said = _clause(rng, mood, "train", negated=0.25)
+    meanings = _clause(rng, mood, "train", negated=0.25)
     if rng.random() < 0.5:
-        said += ["and", *_clause(rng, mood, "train", negated=0.25)]
+        meanings += ["and", *_clause(rng, mood, "train", negated=0.25)]
     if rng.random() < 0.3:
         mood = OPPOSITE[mood]
-        said += ["but", *_clause(rng, mood, "train", negated=0.25)]
-    return [*said, FACES[mood]] if rng.random() < 0.6 else said
+        meanings += ["but", *_clause(rng, mood, "train", negated=0.25)]
+    if rng.random() < 0.6:
+        meanings.append(FACES[mood])
+    return meanings
 
 
 def _clause(rng: random.Random, mood: str, part: str, negated: float) -> list[str]:
-    """A random clause of a mood and a part: no clause of evaluation text is in any text that is
-    learnt from."""
+    """A random clause of a mood and of a part of the data.
+
+    No clause of evaluation text is in any text that is trained on.
+
+    Args:
+        rng: Where the clause is drawn from.
+        mood: What the clause as a whole says.
+        part: "train", "valid" or "test".
+        negated: Probability that it says so by "not" and the opposite mood.
+    """
     while True:
-        no = ["not"] if rng.random() < negated else []
-        inner = OPPOSITE[mood] if no else mood
+        negation = []
+        mood_of_word = mood
+        if rng.random() < negated:
+            negation = ["not"]
+            mood_of_word = OPPOSITE[mood]
         if rng.random() < 0.6:
-            degree = [rng.choice(DEGREES)] if rng.random() < 0.3 else []
-            said = ["the", rng.choice(NOUNS), "is", *no, *degree, rng.choice(QUALITIES[inner])]
+            degree = []
+            if rng.random() < 0.3:
+                degree = [rng.choice(DEGREES)]
+            noun = rng.choice(NOUNS)
+            quality = rng.choice(QUALITIES[mood_of_word])
+            clause = ["the", noun, "is", *negation, *degree, quality]
         else:
-            said = ["the", rng.choice(PEOPLE), *no, rng.choice(FEELINGS[inner])]
-        if part_of(said) == part:
-            return said
+            person = rng.choice(PEOPLE)
+            feeling = rng.choice(FEELINGS[mood_of_word])
+            clause = ["the", person, *negation, feeling]
+        if part_of(clause) == part:
+            return clause
 
 
-def part_of(clause: list[str]) -> str:
+def part_of(clause: Sequence[str]) -> str:
     """The part of the data (train, valid or test) that a clause belongs to, by its meanings
     alone."""
-    return ("test", "valid", *["train"] * 8)[zlib.crc32(" ".join(clause).encode()) % 10]
+    checksum = zlib.crc32(" ".join(clause).encode())
+    return PARTS[checksum % len(PARTS)]
 
 
-def say(meanings: list[str], language: str) -> str:
+def say(meanings: Sequence[str], language: str) -> str:
     """A text in a language; an emoticon is the same in all."""
-    return " ".join(words(language).get(meaning, meaning) for meaning in meanings)
+    vocabulary = words(language)
+    return " ".join(vocabulary.get(meaning, meaning) for meaning in meanings)
 
 
 def plain_text(language: str, count: int, seed: int | str) -> list[str]:
     """Unlabelled lines; in half of them words of the source are mixed in, as speakers of small
     languages do."""
-    rng, lines = random.Random(f"text/{language}/{seed}"), []
+    rng = random.Random(f"text/{language}/{seed}")
+    lines = []
     for _ in range(count):
-        meanings, mixing = note(rng), rng.choice((0.0, 0.5))
-        spoken = [SOURCE if rng.random() < mixing else language for _ in meanings]
-        lines.append(
-            " ".join(
-                say([meaning], tongue) for meaning, tongue in zip(meanings, spoken, strict=True)
-            )
-        )
+        meanings = note(rng)
+        share_of_source = rng.choice((0.0, 0.5))
+        spoken = []
+        for meaning in meanings:
+            word_language = SOURCE if rng.random() < share_of_source else language
+            spoken.append(say([meaning], word_language))
+        lines.append(" ".join(spoken))
     return lines
 
 
 def labelled(part: str, count: int, seed: int) -> list[tuple[list[str], str]]:
-    """Distinct labelled meanings of one part (train, valid, test), equally many of each label as
-    far as they go."""
-    rng, found = random.Random(f"labels/{part}/{seed}"), dict[str, tuple[list[str], str]]()
-    while len(found) < count:
+    """Distinct labelled texts of one part of the data, equally many of each label.
+
+    Args:
+        part: "train", "valid" or "test".
+        count: How many; where it is no multiple of the labels, the first labels have one more.
+        seed: Of the texts.
+
+    Returns:
+        For each text its meanings and its label; labels take turns.
+    """
+    rng = random.Random(f"labels/{part}/{seed}")
+    examples: dict[str, tuple[list[str], str]] = {}
+    while len(examples) < count:
         meanings, label = review(rng, part)
-        if label == LABELS[len(found) % len(LABELS)]:
-            found.setdefault(" ".join(meanings), (meanings, label))
-    return list(found.values())
+        next_label = LABELS[len(examples) % len(LABELS)]
+        if label == next_label:
+            examples.setdefault(" ".join(meanings), (meanings, label))
+    return list(examples.values())
