@@ -91,7 +91,7 @@ They were set in seconds of one machine; the Xeon is the nearest to it that we h
   entries once and writes them twice. torch's reading alone takes 0.04 to 0.05 s for two thirds of
   them, and its writing as long each time.
 - **Loading** takes 0.14 s on the Xeon and 0.29 s on the EPYC, for 0.15 s.
-- **A step of phase 1 and 2 in fp32** takes a third of the plain way, not a quarter: see above. 
+- **A step of phase 1 and 2 in fp32** takes a third of the plain way, not a quarter: see above.
 """
 
 
