@@ -49,15 +49,27 @@ from deftx.training.phases import (
 )
 from deftx.training.preparation import learned_head, prepare_language, prepare_task, takes_halves
 
-# What happens to θ1 − θ0 before the selection: the methods differ in nothing else.
+
+def _denoised(delta: Delta, rank: Rank | Mapping[str, int], settings: VectorConfig) -> Denoised:
+    """DeFT-X (Simon and Jyothi 2025): every matrix of δ without its noise."""
+    return denoise(delta, rank, settings.keep, settings.keep_of)
+
+
+def _as_it_is(delta: Delta, rank: Rank | Mapping[str, int], settings: VectorConfig) -> Denoised:
+    """LT-SFT (Ansell et al. 2022): δ itself."""
+    return Denoised(delta, {})
+
+
+def _at_random(delta: Delta, rank: Rank | Mapping[str, int], settings: VectorConfig) -> Denoised:
+    """Any k of the entries that phase 1 moved: what a selection has to beat."""
+    return Denoised(_random_strengths(delta, settings), {})
+
+
+# What happens to δ = θ1 − θ0 before the selection: the methods differ in nothing else.
 METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], VectorConfig], Denoised]] = {
-    "deftx": lambda delta, rank, settings: denoise(
-        delta, rank, settings.keep, settings.keep_of
-    ),  # Simon and Jyothi 2025
-    "lt-sft": lambda delta, rank, settings: Denoised(delta, {}),  # Ansell et al. 2022
-    "random": lambda delta, rank, settings: Denoised(
-        _random_strengths(delta, settings), {}
-    ),  # the floor
+    "deftx": _denoised,
+    "lt-sft": _as_it_is,
+    "random": _at_random,
 }
 
 
@@ -69,55 +81,65 @@ def fit(
     checkpoint_dir: Path | None = None,
     title: str = "",
 ) -> SparseVector:
-    """Learn a sparse vector (Algorithm 1). Leaves the model's head trained, its backbone not to be
-    relied on.
+    """Learn a sparse vector (Simon and Jyothi 2025, Algorithm 1).
 
-    model  at θ0. Its layer norms stay as they are; what lies outside the backbone is tuned fully
-           where it requires a gradient (a task's head), from the same start in both phases
-    work   folder for what phase 1 learnt and for the state of a phase that is under way, so that
-           nothing is learnt again by a run that was stopped or one of another method, rank or k;
-           without it nothing is kept
+    Args:
+        model: At θ0. Its layer norms stay as they are. What lies outside the backbone and requires
+            a gradient, such as a task's head, is trained fully, from the same start in both phases.
+            At the end the head is trained, and the backbone is not to be relied on.
+        objective: Data, loss and held-out scores.
+        settings: Of the vector and its training.
+        checkpoint_dir: Folder for the result of phase 1 and the state of a phase that is under
+            way: a fit that was stopped resumes, and one with another method, rank or k takes over
+            phase 1. None: nothing is kept.
+        title: What progress bars call it.
 
-    Raises DeftxError before any training where a setting is out of range, and Diverged, the last
-    good state being kept in `work`, where a loss is not finite.
+    Returns:
+        φ = θ2 − θ0 at exactly k entries, on the CPU, with its settings, ranks and log.
+
+    Raises:
+        DeftxError: A setting is out of range; raised before any training.
+        Diverged: A loss is not finite; the last good state is in `checkpoint_dir`.
     """
     learns_a_head = isinstance(settings, TaskVectorConfig) and bool(trained_head_parameters(model))
     check_settings(settings, model, head=learns_a_head)
 
     # Ranks: as they are set, or measured by two trainings, which come first so that δ need not be
     # held meanwhile
-    resolved = rank_on(model, settings.rank)
-    rank: Rank | Mapping[str, int] = resolved
+    rank_setting = rank_on(model, settings.rank)
+    rank: Rank | Mapping[str, int] = rank_setting
     logs: dict[str, Any] = {}
     if takes_halves(settings):
         rank, logs = _measured_ranks(model, objective, settings, checkpoint_dir, title)
 
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
-    learnt = full_tuning(model, objective, settings, checkpoint_dir=checkpoint_dir, title=title)
+    phase1 = full_tuning(model, objective, settings, checkpoint_dir=checkpoint_dir, title=title)
+    logs["phase1"] = phase1.log
 
-    # Denoise:  δ ← L + S, matrix by matrix;  select:  μ = the k largest entries of δ
-    delta = METHODS[settings.method](learnt.delta, rank, settings)
-    selection = distributed.broadcast_selection(select(delta, settings.k, settings.split))
+    # Denoise:  δ ← L + S, matrix by matrix (Equations 2 to 5)
+    delta = METHODS[settings.method](phase1.delta, rank, settings)
+    ranks = dict(delta.ranks)
+
+    # Select:  μ = the k largest entries of δ
+    mask = distributed.broadcast_selection(select(delta, settings.k, settings.split))
 
     # Phase 2: θ2 = fine-tuning of θ0, only the entries in μ moving;  φ = θ2 − θ0
-    ranks = dict(delta.ranks)
-    logs["phase1"] = learnt.log
     if settings.phase2:
-        phase1_key = learnt.key
-        del learnt, delta  # each as large as the model
+        phase1_key = phase1.key
+        del phase1, delta  # each as large as the model
         phi, logs["phase2"] = selected_tuning(
             model,
             objective,
             settings,
-            selection,
+            mask,
             phase1_key,
             checkpoint_dir=checkpoint_dir,
             title=title,
         )
     else:  # the paper's ablation: φ is δ at μ
-        phi = entries_at(delta, selection)
-        set_parameters(trained_head_parameters(model), learnt.head)
-    recorded = {**settings.deciding(), **recorded_rank(settings.rank, resolved)}
+        phi = entries_at(delta, mask)
+        set_parameters(trained_head_parameters(model), phase1.head)
+    recorded = {**settings.deciding(), **recorded_rank(settings.rank, rank_setting)}
     return replace(phi, info={**recorded, "k": phi.k, "ranks": ranks, "log": logs})
 
 
@@ -265,39 +287,67 @@ def transfer(
     *,
     checkpoint_dir: str | Path | None = None,
 ) -> PreTrainedModel | dict[str, PreTrainedModel]:
-    """The whole method: a model for the target language, from labelled data of the source language.
+    """The whole method: a model for each target language, from labelled data of a source language.
 
-    source_text   lines of plain text
-    target_text   the same; of several targets by language, for each of which there is a model then
-    train_set     labelled data of the source
-    valid_set     more of them, to choose the best step on; None: a tenth of `train_set`
-    language, task  settings of all language vectors, and of the task vector; None: the paper's
-    checkpoint_dir  folder for what is learnt on the way, from which a call that was stopped resumes
+    Args:
+        base: Folder or hub id.
+        source_text: Lines of plain text in the source language.
+        target_text: The same in the target language; for several targets, by language.
+        train_set: Labelled data of the source language.
+        valid_set: More of them, to choose the best step on; None: a tenth of `train_set`.
+        language: Settings of all language vectors; None: the defaults.
+        task: Settings of the task vector; None: the defaults.
+        checkpoint_dir: Folder for what is learnt on the way, from which a call that was stopped
+            resumes.
 
-    Raises DeftxError as `fit_language`, `fit_task` and `compose` do.
+    Returns:
+        An ordinary transformers model; for several targets, models by language.
+
+    Raises:
+        DeftxError: As `fit_language`, `fit_task` and `compose` do.
     """
+    several_targets = isinstance(target_text, Mapping)
     targets = target_text if isinstance(target_text, Mapping) else {"target": target_text}
     for text in targets.values():
-        check_read(text, "read_text")  # the others when they are used first
-    language, task = language or LanguageVectorConfig(), settled(task or TaskVectorConfig())
+        check_read(text, "read_text")  # the other data when they are used first
+    language = language or LanguageVectorConfig()
+    task = settled(task or TaskVectorConfig())
     if valid_set is None:
-        named = task_of(task.task).names is not None
-        train_set, valid_set = held_out(train_set, HELD_OUT_SHARE, task.seed, named=named)
+        has_named_labels = task_of(task.task).names is not None
+        train_set, valid_set = held_out(
+            train_set, HELD_OUT_SHARE, task.seed, named=has_named_labels
+        )
 
-    def fit_of(name: str) -> dict[str, Any]:
-        """How a fit is called, and its folder of work."""
-        return {
-            "title": name,
-            "checkpoint_dir": Path(checkpoint_dir) / name if checkpoint_dir else None,
-        }
+    def folder_of(name: str) -> Path | None:
+        return Path(checkpoint_dir) / name if checkpoint_dir else None
 
-    phi_source = fit_language(base, source_text, language, **fit_of("source language"))
-    phi_task = fit_task(base, train_set, valid_set, task, source=phi_source, **fit_of("task"))
+    # φ_src, and φ_task on top of it
+    phi_source = fit_language(
+        base,
+        source_text,
+        language,
+        checkpoint_dir=folder_of("source language"),
+        title="source language",
+    )
+    phi_task = fit_task(
+        base,
+        train_set,
+        valid_set,
+        task,
+        source=phi_source,
+        checkpoint_dir=folder_of("task"),
+        title="task",
+    )
+
+    # φ_tar of every target;  θ0 + φ_task + φ_tar
     models = {}
     for name, text in targets.items():
-        phi_target = fit_language(base, text, language, **fit_of(f"{name} language"))
+        title = f"{name} language"
+        phi_target = fit_language(
+            base, text, language, checkpoint_dir=folder_of(title), title=title
+        )
         models[name] = compose(base, phi_task, phi_target)
-    return models if isinstance(target_text, Mapping) else models["target"]
+    return models if several_targets else models["target"]
 
 
 def check_settings(settings: VectorConfig, model: PreTrainedModel, *, head: bool) -> None:
@@ -351,7 +401,8 @@ def _random_strengths(delta: Delta, settings: VectorConfig) -> dict[str, Tensor]
     moved = sum(int(tensor.count_nonzero()) for tensor in delta.values())
     if moved < k:
         warnings.warn(
-            f"phase 1 moved {moved:,} entries, fewer than k = {k:,}: random takes all of them, and others besides",
+            f"phase 1 moved {moved:,} entries, fewer than k = {k:,}: random takes all of them, and"
+            " others besides",
             stacklevel=2,
         )
 
