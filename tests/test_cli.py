@@ -174,7 +174,7 @@ def test_a_task_of_pairs_wants_pairs_wherever_it_is_used(here, home, run):
     assert run("predict", "--model", "model", "pairs.tsv").code == 0
     mixed = ["--base", "home/base", "--train", "pairs.tsv", "--valid", "home/valid.tsv"]
     assert "learnt from pairs" in run("fit", "task", *mixed, *QUICK, "--out", "mixed").complaint
-    both = deftx.merge(task=deftx.load("pairs"), languages=[deftx.load("home/min")])
+    both = deftx.merge(task=deftx.load("pairs"), language=[deftx.load("home/min")])
     with pytest.raises(DeftxError, match="learnt from pairs"):
         deftx.tune_scales(
             "home/base", both, deftx.load("home/ind"), deftx.read_examples("home/valid.tsv")

@@ -159,11 +159,20 @@ def test_dare_drops_entries_and_makes_up_for_it_with_the_others(language, task, 
     assert torch.equal(flat(both), flat(again))
 
 
+def test_one_vector_is_given_as_it_is_and_several_as_a_list():
+    task, language = made(1, head=True), made(2)
+    expected = merge("ties", task=[task], language=[language])
+    assert merge("ties", task=task, language=language).equal(expected)
+    assert merge(task=task, language=None).equal(merge(task=task, language=[]))
+    with pytest.raises(DeftxError, match=r"vectors by name are given .* use deftx\.Switcher"):
+        merge(task=task, language={"min": language})
+
+
 def merge_some(rule, task, languages, **options):
     """`merge`, of vectors that may be equal: hypothesis likes them so."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deftx.core.merge.check_distinct", lambda *vectors: None)
-        return merge(rule, task=task, languages=languages, **options)
+        return merge(rule, task=task, language=languages, **options)
 
 
 # --- laws ---
@@ -183,7 +192,7 @@ def test_the_sum_is_that_of_the_dense_vectors_in_any_order(some):
 )
 @given(vector=vectors())
 def test_one_vector_comes_out_as_it_is(rule, vector):
-    for merged in (merge(rule, task=vector), merge(rule, languages=[vector])):
+    for merged in (merge(rule, task=vector), merge(rule, language=[vector])):
         assert torch.equal(flat(merged), flat(vector))
 
 
@@ -196,13 +205,13 @@ def test_dare_without_dropping_is_the_sum(language, task, seed):
 def test_dares_expectation_is_the_sum_and_vectors_are_not_dropped_alike():
     language, task = made(1, share=0.9), made(2, share=0.9)
     drawn = torch.stack(
-        [flat(merge("dare", task=task, languages=[language], seed=seed)) for seed in range(400)]
+        [flat(merge("dare", task=task, language=[language], seed=seed)) for seed in range(400)]
     )
     sizes = flat(language).square() + flat(task).square()  # the variance of an entry, at drop = 0.5
     assert (
         (drawn.mean(0) - flat(language) - flat(task)).abs() <= 5 * (sizes / 400).sqrt() + 1e-6
     ).all()
-    both = flat(merge("dare", task=2.0 * language, languages=[language])) / flat(language)
+    both = flat(merge("dare", task=2.0 * language, language=[language])) / flat(language)
     assert {round(ratio) for ratio in both[flat(language) != 0].tolist()} == {
         0,
         2,
@@ -236,7 +245,7 @@ def test_a_result_is_a_vector_without_zeros_that_costs_no_more_than_its_terms(ru
 def test_vectors_are_not_changed(rule):
     language, task = made(1), made(2)
     before = flat(language), flat(task)
-    merge(rule, task=task, languages=[language])
+    merge(rule, task=task, language=[language])
     assert torch.equal(flat(language), before[0])
     assert torch.equal(flat(task), before[1])
 
@@ -244,10 +253,8 @@ def test_vectors_are_not_changed(rule):
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "sum"])
 def test_scales_weigh_a_vector_before_it_meets_the_others(rule):
     language, task = made(1), made(2)
-    merged = merge(rule, task=task, languages=[language], language_scale=2, task_scale=-0.5)
-    assert torch.equal(
-        flat(merged), flat(merge(rule, task=-0.5 * task, languages=[2.0 * language]))
-    )
+    merged = merge(rule, task=task, language=[language], language_scale=2, task_scale=-0.5)
+    assert torch.equal(flat(merged), flat(merge(rule, task=-0.5 * task, language=[2.0 * language])))
 
 
 # --- what is added to a model ---
@@ -286,7 +293,7 @@ def test_a_merged_vector_is_added_as_any_other(rule):
     language, task, model = made(1), made(2), Named()
     before = weights(model)
     apply(model, *resolve_terms(rule, task, [language]))
-    close((weights(model) - before).double(), flat(merge(rule, task=task, languages=[language])))
+    close((weights(model) - before).double(), flat(merge(rule, task=task, language=[language])))
 
 
 def test_where_layers_are_cut_does_not_hang_on_whether_lower_ones_have_entries():
@@ -295,7 +302,7 @@ def test_where_layers_are_cut_does_not_hang_on_whether_lower_ones_have_entries()
         for number in range(6, 12)
     }
     merged = merge(
-        "layers:cut=0.75", task=SparseVector(upper), languages=[2.0 * SparseVector(upper)]
+        "layers:cut=0.75", task=SparseVector(upper), language=[2.0 * SparseVector(upper)]
     )
     assert [float(entries.values) for entries in merged.tensors.values()] == [2.0] * 3 + [1.0] * 3
 
@@ -313,13 +320,13 @@ def test_of_several_tasks_the_result_is_for_that_of_the_head():
 
 def test_what_is_noted_of_options_gives_the_same_again():
     task, language = made(1), made(2)
-    merged = merge("dare", task=task, languages=[language], seed=123456789, drop=0.123456789)
+    merged = merge("dare", task=task, language=[language], seed=123456789, drop=0.123456789)
     assert (
         merged.info["operation"]
         == "dare:drop=0.123456789,seed=123456789,language_scale=1,task_scale=1"
     )
     assert torch.equal(
-        flat(merge(merged.info["operation"], task=task, languages=[language])), flat(merged)
+        flat(merge(merged.info["operation"], task=task, language=[language])), flat(merged)
     )
 
 
@@ -328,13 +335,13 @@ def test_the_result_knows_its_base_its_head_and_how_to_feed_the_model():
     task = SparseVector(
         task.tensors, task.head, {**task.info, "training": {"length": 7}, "labels": ["a", "b"]}
     )
-    merged = merge("ties:density=1", task=task, languages=[made(2)], language_scale=2)
+    merged = merge("ties:density=1", task=task, language=[made(2)], language_scale=2)
     assert merged.head is task.head
     assert merged.info["base_fingerprint"] == "f"
     assert merged.info["training"] == {"length": 7}
     assert merged.info["operation"] == "ties:density=1,language_scale=2,task_scale=1"
     assert [of.get("kind") for of in merged.info["of"]] == [None, "task"]
-    assert merge("sum", languages=[made(2)]).head is None
+    assert merge("sum", language=[made(2)]).head is None
 
 
 def test_of_two_heads_one_must_be_chosen():
@@ -395,14 +402,14 @@ def test_vectors_that_do_not_belong_together_are_refused():
     name = "embeddings.word.weight"
     other = SparseVector({name: SparseTensor(torch.tensor([0]), torch.ones(1), (3, 4))})
     with pytest.raises(DeftxError, match=rf"'{name}' has the shapes \(3, 4\) and \(4, 3\)"):
-        merge("ties", task=made(1), languages=[other])
+        merge("ties", task=made(1), language=[other])
     with pytest.raises(DeftxError, match="vectors 1 and 2 of 2 are the same"):
-        merge("ties", task=made(1), languages=[made(1)])
+        merge("ties", task=made(1), language=[made(1)])
     with pytest.raises(DeftxError, match="there is nothing to combine"):
         merge("ties")
     foreign = SparseVector(made(2).tensors, None, {"base": "c", "base_fingerprint": "g"})
     with pytest.raises(DeftxError, match="vectors of different bases do not combine"):
-        merge("ties", task=made(1, head=True), languages=[foreign])
+        merge("ties", task=made(1, head=True), language=[foreign])
 
 
 def test_every_rule_says_where_it_is_described():

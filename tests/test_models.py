@@ -689,7 +689,7 @@ def test_a_rule_composes_the_merged_vector(bases, rule):
     task, language = vector(bases(), 1, with_head=True), vector(bases(), 2)
     model = compose(bases(), task, language, rule=rule)
     assert same(
-        backbone(model), backbone(compose(bases(), merge(rule, task=task, languages=[language])))
+        backbone(model), backbone(compose(bases(), merge(rule, task=task, language=[language])))
     )
     assert not same(backbone(model), backbone(compose(bases(), task, language)))
 
@@ -740,7 +740,7 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
     language = vector(bases(), 2)
     language = replace(language, info={**language.info, "tokenizer": {**read, "digest": "0" * 64}})
     with pytest.raises(DeftxError, match="vectors made with different tokenizers do not combine"):
-        deftx.merge(task=task, languages=[language])
+        deftx.merge(task=task, language=[language])
     for rule in ("sum", "ties"):
         with pytest.raises(DeftxError, match="the vector was made with the tokenizer"):
             compose(bases(), task, language, rule=rule)

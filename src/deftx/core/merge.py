@@ -11,7 +11,6 @@ are multiplied with before anything else. Entries that come to zero are left out
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from math import isfinite
 from typing import Any
 
@@ -31,7 +30,8 @@ from deftx.core.vector import (
 )
 from deftx.errors import DeftxError, unknown
 
-LANGUAGE, TASK = "language", "task"
+LANGUAGE = "language"
+TASK = "task"
 NO_HEAD = "the task vector has no head: give the vector that `deftx fit task` made"
 
 Options = Mapping[str, float]
@@ -39,22 +39,31 @@ Options = Mapping[str, float]
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One of the vectors that are combined: what it is of (LANGUAGE or TASK), and its entries by
-    tensor."""
+    """One of the vectors that are combined.
+
+    Attributes:
+        kind: LANGUAGE or TASK.
+        tensors: Tensor name -> entries.
+    """
 
     kind: str
     tensors: Mapping[str, SparseTensor]
 
     def map(self, change: Callable[[SparseTensor], SparseTensor]) -> "Term":
-        """The same with `change` made to the entries of every tensor, in their order."""
-        return replace(
-            self, tensors={name: change(entries) for name, entries in self.tensors.items()}
-        )
+        """The same with `change` applied to the entries of every tensor, in their order."""
+        tensors = {name: change(entries) for name, entries in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
 
 @dataclass(frozen=True)
 class Option:
-    """A number that can be set: its default, which values are allowed, and that in words."""
+    """A number that can be set.
+
+    Attributes:
+        default: What it is where it is not set.
+        allowed: Whether a value is allowed.
+        words: The allowed values in words.
+    """
 
     default: float
     allowed: Callable[[float], bool]
@@ -65,10 +74,12 @@ class Option:
 class Rule:
     """A way to combine vectors.
 
-    each    what becomes of the vectors before they meet
-    join    from the values of each vector [vectors, n], 0 where it has no entry, to those of the
-            result [n]
-    source  where it is described
+    Attributes:
+        each: What becomes of the vectors before they are joined.
+        join: From the values of each vector [vectors, n], 0 where it has no entry, to those of the
+            result [n].
+        options: What can be set.
+        source: Where it is described.
     """
 
     each: Callable[[list[Term], Options], list[Term]]
@@ -80,55 +91,86 @@ class Rule:
 def merge(
     rule: str = "sum",
     *,
-    task: SparseVector | Sequence[SparseVector] = (),
-    languages: Sequence[SparseVector] = (),
+    task: SparseVector | Sequence[SparseVector] | None = None,
+    language: SparseVector | Sequence[SparseVector] | None = None,
     head: int | None = None,
     **options: float,
 ) -> SparseVector:
-    """One vector, combined of task and language vectors by a rule of RULES.
+    """Combine task and language vectors into one vector by a rule of RULES.
 
-    rule       a name, also with options (`ties:density=0.8`)
-    task       one task vector, several, or none
-    languages  language vectors
-    head       of several task vectors with heads, whose is used: 0 is the first
-    options    the rule's options; they count more than what `rule` says
+    The values are float32, or wider where a vector's are.
 
-    The values are float32, or wider where a vector's are. Raises DeftxError for an unknown rule or
-    option, a value that is out of range, two heads without a choice, no vector or the same one
-    twice, and vectors that do not fit together.
+    Args:
+        rule: A name, also with options (`ties:density=0.8`).
+        task: One task vector, several, or none.
+        language: One language vector, several, or none.
+        head: Of several task vectors with heads, whose is used: 0 is the first.
+        options: The rule's options; they override those in `rule`.
+
+    Raises:
+        DeftxError: An unknown rule or option, a value that is out of range, two heads without a
+            choice, no vector or the same one twice, and vectors that do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from deftx import SparseTensor, SparseVector, merge
+        >>> def vector(value):
+        ...     entries = SparseTensor(torch.tensor([0]), torch.tensor([value]), (2,))
+        ...     return SparseVector({"weight": entries})
+        >>> both = merge("scaled", task=vector(1.0), language=vector(3.0), language_scale=0.5)
+        >>> both["weight"].to_dense()
+        tensor([2.5000, 0.0000])
     """
-    check_same_tokenizer(*as_list(task), *languages)
-    return _merged(rule, as_list(task), languages, head, options)
+    tasks = as_list(() if task is None else task)
+    languages = as_list(() if language is None else language)
+    check_same_tokenizer(*tasks, *languages)
+    return _merge(rule, tasks, languages, head, options)
 
 
-def _merged(
+def _merge(
     rule: str,
     tasks: Sequence[SparseVector],
     languages: Sequence[SparseVector],
     head: int | None,
-    options: Mapping[str, float],
+    options: Options,
 ) -> SparseVector:
     """`merge`, of vectors that may have been made with different tokenizers."""
-    chosen, given = rule_of(rule, **options)
+    chosen, values = rule_of(rule, **options)
     vectors = [*languages, *tasks]
     if not vectors:
-        raise DeftxError(
-            "there is nothing to combine: give a task vector, language vectors, or both"
-        )
+        problem = "there is nothing to combine"
+        raise DeftxError(f"{problem}: give a task vector, language vectors, or both")
     check_same_base(*vectors)
     check_distinct(*vectors)
-    terms = [Term(LANGUAGE, vector.tensors) for vector in languages] + [
-        Term(TASK, vector.tensors) for vector in tasks
-    ]
-    terms = chosen.each([_scaled(term, given) for term in terms], given)
-    names = dict.fromkeys(name for term in terms for name in term.tensors)
-    tensors = {name: _joined(name, terms, chosen.join) for name in names}
+
+    # What the rule does with each vector
+    terms = [Term(LANGUAGE, vector.tensors) for vector in languages]
+    terms += [Term(TASK, vector.tensors) for vector in tasks]
+    scaled = [_scaled(term, values) for term in terms]
+    terms = chosen.each(scaled, values)
+
+    # The entries of all vectors, joined tensor by tensor
+    tensors: dict[str, SparseTensor] = {}
+    for term in terms:
+        for name in term.tensors:
+            if name not in tensors:
+                tensors[name] = _joined(name, terms, chosen.join)
+
     top = select_head(tasks, head)
-    written = ",".join(
-        f"{name}={int(value) if value == int(value) else value}" for name, value in given.items()
-    )
-    info = derived(f"{rule.partition(':')[0]}:{written}".rstrip(":"), *vectors, top=top)
-    return SparseVector(tensors, top.head if top else None, info)
+    info = derived(_written(rule, values), *vectors, top=top)
+    return SparseVector(tensors, None if top is None else top.head, info)
+
+
+def _written(rule: str, options: Options) -> str:
+    """A rule with all its options, such as `ties:density=0.8,language_scale=1`."""
+    name = rule.partition(":")[0]
+    parts = []
+    for key, value in options.items():
+        number = int(value) if value == int(value) else value
+        parts.append(f"{key}={number}")
+    if not parts:
+        return name
+    return f"{name}:{','.join(parts)}"
 
 
 def resolve_terms(
@@ -137,55 +179,81 @@ def resolve_terms(
     languages: Sequence[SparseVector],
     head: int | None = None,
 ) -> list[SparseVector]:
-    """What `apply` is to add to a model: the vectors themselves, one after the other, where the
-    rule is the sum (each addition rounds), else what `merge` makes of them."""
-    if rule_of(rule)[0] is not RULES["sum"]:
-        return [_merged(rule, as_list(task), languages, head, {})]
+    """The vectors that `apply` is to add to a model, one after the other (each addition rounds).
+
+    Where the rule is the sum these are the vectors themselves, else the one that `merge` makes of
+    them.
+    """
     tasks = as_list(task)
+    chosen, _ = rule_of(rule)
+    if chosen is not RULES["sum"]:
+        return [_merge(rule, tasks, languages, head, {})]
     top = select_head(tasks, head)
-    return [
-        *languages,
-        *(vector if vector is top else replace(vector, head=None) for vector in tasks),
-    ]
+    terms = list(languages)
+    for vector in tasks:
+        terms.append(vector if vector is top else replace(vector, head=None))
+    return terms
 
 
 def select_head(tasks: Sequence[SparseVector], head: int | None) -> SparseVector | None:
-    """The task vector whose head is used: number `head`, or the only one that has any; DeftxError
-    if that is open."""
-    having = [number for number, vector in enumerate(tasks) if vector.head]
-    if head is None and len(having) > 1:
-        what = f"{len(having)} task vectors have heads, and a model takes one"
-        raise DeftxError(f"{what}: choose it, such as head={having[0]}")
-    if head is not None and not having:
+    """The task vector whose head is used; None where no vector has a head and none is asked for.
+
+    Args:
+        tasks: The task vectors.
+        head: The number of the vector; None: the only one that has a head.
+
+    Raises:
+        DeftxError: Several have heads and none is chosen, or the chosen one has none.
+    """
+    numbers = [number for number, vector in enumerate(tasks) if vector.head is not None]
+    if head is None:
+        if len(numbers) > 1:
+            what = f"{len(numbers)} task vectors have heads, and a model takes one"
+            raise DeftxError(f"{what}: choose it, such as head={numbers[0]}")
+        return tasks[numbers[0]] if numbers else None
+    if not numbers:
         raise DeftxError(NO_HEAD)
-    if head is not None and head not in having:
-        raise DeftxError(f"head = {head} is not the number of a task vector with a head: {having}")
-    return tasks[having[0] if head is None else head] if having else None
+    if head not in numbers:
+        raise DeftxError(f"head = {head} is not the number of a task vector with a head: {numbers}")
+    return tasks[head]
 
 
 def rule_of(text: str, **options: float) -> tuple[Rule, dict[str, float]]:
-    """The rule that `NAME` or `NAME:KEY=VALUE,...` means, and all its options, those of `options`
-    before the written.
+    """The rule that `NAME` or `NAME:KEY=VALUE,...` means, and the values of all its options.
 
-    Raises DeftxError for an unknown rule or option, which lists the known ones, and for a value
-    that is out of range.
+    Args:
+        text: The rule as it is written.
+        options: Options that override the written ones.
+
+    Raises:
+        DeftxError: An unknown rule or option, with the known ones, or a value out of range.
     """
     name, _, written = text.partition(":")
     if name not in RULES:
         raise unknown("rule", name, RULES)
     rule = RULES[name]
-    parts = [part.partition("=") for part in written.split(",") if part]
-    given: dict[str, Any] = {**{key.strip(): value for key, _, value in parts}, **options}
-    for key, value in given.items():
+
+    # What is set
+    values: dict[str, Any] = {}
+    for part in written.split(","):
+        if part:
+            key, _, value = part.partition("=")
+            values[key.strip()] = value
+    values |= options
+
+    # Checked, and the defaults of the others
+    for key, value in values.items():
         if key not in rule.options:
             raise unknown(f"option of {name}", key, rule.options)
-        given[key] = _number(value)
-        if not rule.options[key].allowed(given[key]):
-            raise DeftxError(f"rule {name}: {key} = {value!s}: give {rule.options[key].words}")
-    return rule, {key: given.get(key, option.default) for key, option in rule.options.items()}
+        option = rule.options[key]
+        values[key] = _number_or_nan(value)
+        if not option.allowed(values[key]):
+            raise DeftxError(f"rule {name}: {key} = {value!s}: give {option.words}")
+    complete = {key: values.get(key, option.default) for key, option in rule.options.items()}
+    return rule, complete
 
 
-def _number(value: Any) -> float:
+def _number_or_nan(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -196,12 +264,11 @@ def _number(value: Any) -> float:
 
 
 def _scaled(term: Term, options: Options) -> Term:
+    """The vector times the scale of its kind."""
     scale = options.get(f"{term.kind}_scale", 1.0)
-    return (
-        term
-        if scale == 1
-        else term.map(lambda entries: entries.map(lambda values: _wide(values) * scale))
-    )
+    if scale == 1:
+        return term
+    return term.map(lambda entries: entries.map(lambda values: _wide(values) * scale))
 
 
 def _as_they_are(terms: list[Term], options: Options) -> list[Term]:
@@ -209,70 +276,76 @@ def _as_they_are(terms: list[Term], options: Options) -> list[Term]:
 
 
 def _trimmed(terms: list[Term], options: Options) -> list[Term]:
-    """Of each vector the share `density` of its entries, over all tensors the largest in
-    magnitude."""
+    """Of each vector the share `density` of its entries, the largest in magnitude over all
+    tensors."""
+    return [_trimmed_to(term, options["density"]) for term in terms]
 
-    def trimmed(term: Term) -> Term:
-        values = {name: entries.values for name, entries in term.tensors.items()}
-        kept = select(values, round(options["density"] * sum(map(len, values.values()))))
-        return replace(
-            term,
-            tensors={
-                name: _at(entries, kept[name].indices) for name, entries in term.tensors.items()
-            },
-        )
 
-    return [trimmed(term) for term in terms]
+def _trimmed_to(term: Term, density: float) -> Term:
+    values = {name: entries.values for name, entries in term.tensors.items()}
+    count = sum(len(entries) for entries in values.values())
+    kept = select(values, round(density * count))
+    tensors: dict[str, SparseTensor] = {}
+    for name, entries in term.tensors.items():
+        tensors[name] = _at(entries, kept[name].indices)
+    return replace(term, tensors=tensors)
 
 
 def _thinned_out(terms: list[Term], options: Options) -> list[Term]:
     """Each entry dropped with probability `drop`; the others divided by 1 − drop, so that the
     expectation stays."""
-    generator = torch.Generator().manual_seed(
-        int(options["seed"])
-    )  # one for all vectors: they are not dropped alike
+    drop = options["drop"]
+    seed = int(options["seed"])
+    generator = torch.Generator().manual_seed(seed)  # one for all: each vector drops others
 
     def thinned(entries: SparseTensor) -> SparseTensor:
         drawn = torch.rand(len(entries.indices), generator=generator)
-        kept = _at(
-            entries, (drawn >= options["drop"]).nonzero().view(-1).to(entries.indices.device)
-        )
-        return kept.map(lambda values: _wide(values) / (1 - options["drop"]))
+        places = (drawn >= drop).nonzero().view(-1)
+        kept = _at(entries, places.to(entries.indices.device))
+        return kept.map(lambda values: _wide(values) / (1 - drop))
 
     return [term.map(thinned) for term in terms]
 
 
 def _by_depth(terms: list[Term], options: Options) -> list[Term]:
-    """Languages below, tasks above: the embeddings and the share `cut` of the layers, counted from
-    the input up to the last that a vector has, are of the languages alone, the others of the tasks.
-    Where one of the two is missing, nothing is cut."""
-    depths: dict[str, int] = {}
-    for stack, _, number in (
-        layer_of(name).rpartition(".") for term in terms for name in term.tensors
-    ):
-        if number.isdigit():
-            depths[stack] = max(depths.get(stack, 0), int(number) + 1)
+    """Languages in the lower layers, tasks in the upper ones.
 
-    def lower(name: str) -> bool:
-        stack, _, number = layer_of(name).rpartition(".")
-        return not number.isdigit() or int(number) + 0.5 < options["cut"] * depths[stack]
-
-    if len({term.kind for term in terms}) == 1:
+    The embeddings and the share `cut` of the layers, counted from the input up to the last that a
+    vector has, are of the languages alone, the others of the tasks. Where there are only languages
+    or only tasks, nothing is cut.
+    """
+    kinds = {term.kind for term in terms}
+    if len(kinds) == 1:
         return terms
-    return [
-        replace(
-            term,
-            tensors={
-                name: e
-                for name, e in term.tensors.items()
-                if lower(name) == (term.kind == LANGUAGE)
-            },
-        )
-        for term in terms
-    ]
+
+    # The number of layers of each stack (encoder, decoder)
+    depths: dict[str, int] = {}
+    for term in terms:
+        for name in term.tensors:
+            stack, number = _stack_and_number(name)
+            if number is not None:
+                depths[stack] = max(depths.get(stack, 0), number + 1)
+
+    def is_lower(name: str) -> bool:
+        stack, number = _stack_and_number(name)
+        return number is None or number + 0.5 < options["cut"] * depths[stack]
+
+    result = []
+    for term in terms:
+        wants_lower = term.kind == LANGUAGE
+        tensors = {n: part for n, part in term.tensors.items() if is_lower(n) == wants_lower}
+        result.append(replace(term, tensors=tensors))
+    return result
+
+
+def _stack_and_number(name: str) -> tuple[str, int | None]:
+    """The stack of layers that a tensor is in and the layer's number, None outside the layers."""
+    stack, _, number = layer_of(name).rpartition(".")
+    return stack, int(number) if number.isdigit() else None
 
 
 def _wide(values: Tensor) -> Tensor:
+    """In float32, or wider where they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -304,26 +377,34 @@ def _total_of_elected(values: Tensor) -> Tensor:
 
 def _total_where_agreed(values: Tensor) -> Tensor:
     """The sum where no two vectors have opposite signs, else 0."""
-    return values.sum(0).where(~((values > 0).any(0) & (values < 0).any(0)), 0)
+    has_positive = (values > 0).any(0)
+    has_negative = (values < 0).any(0)
+    return values.sum(0).where(~(has_positive & has_negative), 0)
 
 
 def _joined(name: str, terms: Sequence[Term], join: Callable[[Tensor], Tensor]) -> SparseTensor:
-    """The entries of one tensor, of all vectors that have it."""
+    """The entries of one tensor, of all vectors that have it; what comes to zero is left out."""
     parts = [term.tensors[name] for term in terms if name in term.tensors]
-    if len({part.shape for part in parts}) > 1:
-        shapes = " and ".join(sorted({str(part.shape) for part in parts}))
-        raise DeftxError(
-            f"tensor {name!r} has the shapes {shapes} in these vectors: use vectors of one base"
-        )
-    indices, places = torch.cat([part.indices for part in parts]).unique(return_inverse=True)
-    rows = places.split([len(part.indices) for part in parts])
-    dtype = reduce(torch.promote_types, (part.values.dtype for part in parts), torch.float32)
+    shapes = {part.shape for part in parts}
+    if len(shapes) > 1:
+        listing = " and ".join(sorted(str(shape) for shape in shapes))
+        fix = "use vectors of one base"
+        raise DeftxError(f"tensor {name!r} has the shapes {listing} in these vectors: {fix}")
+
+    # The values [vectors, n] at the union of the indices [n]
+    all_indices = torch.cat([part.indices for part in parts])
+    indices, columns = all_indices.unique(return_inverse=True)
+    sizes = [len(part.indices) for part in parts]
+    dtype = torch.float32
+    for part in parts:
+        dtype = torch.promote_types(dtype, part.values.dtype)
     values = torch.zeros(len(parts), len(indices), dtype=dtype, device=indices.device)
-    for row, places, part in zip(values, rows, parts, strict=True):
-        row[places] = part.values.to(dtype)
+    for row, own_columns, part in zip(values, columns.split(sizes), parts, strict=True):
+        row[own_columns] = part.values.to(dtype)
+
     joined = join(values)
-    left = joined.nonzero().view(-1)
-    return SparseTensor(indices[left], joined[left], parts[0].shape)
+    nonzero = joined.nonzero().view(-1)
+    return SparseTensor(indices[nonzero], joined[nonzero], parts[0].shape)
 
 
 SCALES = {f"{kind}_scale": Option(1.0, isfinite, "a finite number") for kind in (LANGUAGE, TASK)}
