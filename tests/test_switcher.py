@@ -247,8 +247,30 @@ def test_an_unknown_language_is_an_error_that_lists_those_there_are(made):
     assert switcher.languages == tuple(NAMES)
     with pytest.raises(DeftxError, match=r"unknown language 'mni'.*min"), switcher.language("mni"):
         pass
-    with pytest.raises(DeftxError, match="give one for each"):
-        switcher.predict(Examples(["a", "b"]), ["ace"])
+    for answer in (switcher.predict, switcher.probabilities):
+        with pytest.raises(
+            DeftxError, match="are 2 examples and 1 languages: give one for each, or one for all"
+        ):
+            answer(Examples(["a", "b"]), ["ace"])
+        with pytest.raises(DeftxError, match=r"unknown language 'mni'.*min"):
+            answer(Examples(["a", "b"]), "mni")
+
+
+@pytest.mark.parametrize("name", [*NAMES, None])
+def test_one_language_is_that_of_all_texts(made, name):
+    switcher, texts = made[0], sentences(4, seed=5)
+    assert switcher.predict(texts, name) == switcher.predict(texts, [name] * 4)
+    assert switcher.predict(texts, language=name) == switcher.predict(texts, name)
+    assert torch.equal(
+        switcher.probabilities(texts, name), switcher.probabilities(texts, [name] * 4)
+    )
+
+
+def test_languages_are_given_by_name(parts):
+    base, task, languages = parts
+    for wrong in (languages["min"], [languages["min"]]):
+        with pytest.raises(DeftxError, match=r"languages is a .*: give them by name, such as"):
+            deftx.Switcher(base, task, wrong)
 
 
 def test_an_unknown_rule_is_refused_before_anything_is_loaded(parts):
@@ -360,5 +382,5 @@ def test_plain_texts_are_answered_as_examples_are(made):
 
 def test_no_texts_have_no_answers(parts):
     switcher = deftx.Switcher(*parts[:2], parts[2])
-    assert switcher.predict(Examples([]), []) == []
+    assert switcher.predict(Examples([]), []) == switcher.predict([], "min") == []
     assert switcher.probabilities(Examples([]), []).shape == (0, len(switcher.labels))

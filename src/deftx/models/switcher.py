@@ -27,6 +27,9 @@ from deftx.tasks.normalization import Spelling, respell
 
 T = TypeVar("T")
 
+# One language for all examples (None: of the task alone), or a list with one for each.
+Languages = str | None | Sequence[str | None]
+
 
 @dataclass(frozen=True, eq=False)
 class _Entries:
@@ -81,13 +84,18 @@ class Switcher:
         ignore_base_mismatch: bool = False,
     ) -> None:
         rule_of(rule)
+        if not isinstance(languages, Mapping):
+            form = "give them by name, such as {'min': vector}"
+            raise DeftxError(f"languages is a {type(languages).__name__}: {form}")
         self._spellings = dict(spellings or {})
         for name in self._spellings.keys() - languages.keys():
             raise unknown("language", name, languages)
-        tasks, named = as_list(task), {name: as_list(some) for name, some in languages.items()}
-        every = [vector for some in named.values() for vector in some]
-        for some in [[], *named.values()]:
-            check_distinct(*tasks, *some)
+        tasks = as_list(task)
+        named = {name: as_list(vectors) for name, vectors in languages.items()}
+        every = [vector for vectors in named.values() for vector in vectors]
+        check_distinct(*tasks)
+        for vectors in named.values():
+            check_distinct(*tasks, *vectors)
         self._tokenizer = load_tokenizer(base)
         self._model = load_base_with_head(
             base,
@@ -146,11 +154,23 @@ class Switcher:
                 self._taken = False
 
     def predict(
-        self, examples: Examples | Sequence[str], languages: Sequence[str | None]
+        self, examples: Examples | Sequence[str], language: Languages
     ) -> list[tuple[Any, ...]]:
-        """The answer to every example, or text, in its own language, as the kind of task has it: a
-        classifier's are its label and the probability, a tagger's the tags of the words."""
-        return self._answers(partial(predict, self._task), examples, languages)
+        """The answer to every example, or text, in its language.
+
+        Args:
+            examples: Examples, or texts.
+            language: One language for all of them (None: of the task alone), or a list with one
+                for each.
+
+        Returns:
+            One answer for each example, as its type of task has them: a classifier's is the label
+            and its probability, a tagger's the tags of the words.
+
+        Raises:
+            DeftxError: An unknown language, or another number of languages than of examples.
+        """
+        return self._answers(partial(predict, self._task), examples, language)
 
     def evaluate(self, examples: Examples, language: str | None) -> dict[str, float]:
         """All metrics of the kind of task on labelled examples, in a language: what `deftx
@@ -165,47 +185,46 @@ class Switcher:
                 self._task, model, self._tokenizer, self._spelt(examples, language), self._length
             )
 
-    def probabilities(
-        self, examples: Examples | Sequence[str], languages: Sequence[str | None]
-    ) -> Tensor:
-        """How probable each label is for every example, or text, in its own language [examples,
-        labels], float32 on the CPU.
+    def probabilities(self, examples: Examples | Sequence[str], language: Languages) -> Tensor:
+        """How probable each label is for every example, or text, in its language.
 
-        Raises DeftxError where the task is no classification.
+        Args:
+            examples: Examples, or texts.
+            language: As in `predict`.
+
+        Returns:
+            Probabilities [examples, labels], float32 on the CPU.
+
+        Raises:
+            DeftxError: The task is no classification; and as `predict` does.
         """
         if self._task is not CLASSIFICATION:
             raise DeftxError("only classifiers have probabilities of labels: use predict")
-        rows = self._answers(lambda *given: list(probabilities(*given)), examples, languages)
+        rows = self._answers(lambda *inputs: list(probabilities(*inputs)), examples, language)
         return torch.stack(rows) if rows else torch.empty(0, len(self.labels))
 
     def _answers(
-        self,
-        answer: Callable[..., list[T]],
-        given: Examples | Sequence[str],
-        languages: Sequence[str | None],
+        self, answer: Callable[..., list[T]], inputs: Examples | Sequence[str], language: Languages
     ) -> list[T]:
-        """What `answer` gives for every example, in its own language.
+        """What `answer` gives for every example, in its language.
 
         Each language is switched to once, whatever the order of the examples.
         """
-        check_read(given, "read_text")
-        examples = given if isinstance(given, Examples) else Examples(list(given))
-        if len(languages) != len(examples):
-            raise DeftxError(
-                f"there are {len(examples)} examples and {len(languages)} languages: give one for each"
-            )
+        check_read(inputs, "read_text")
+        examples = inputs if isinstance(inputs, Examples) else Examples(list(inputs))
+        languages = _one_for_each(language, len(examples))
         check_columns(self._task, examples)
         check_pairs(self.pairs, examples)
+
+        # The examples of each language together, those of the current language first
+        names = sorted(set(languages), key=lambda name: name != self._written)
         answers: dict[int, T] = {}
-        for name in sorted(
-            set(languages), key=lambda name: name != self._written
-        ):  # the one at hand first
-            rows = [row for row, language in enumerate(languages) if language == name]
+        for name in names:
+            rows = [row for row, other in enumerate(languages) if other == name]
+            part = self._spelt(examples.at(rows), name)
             with self.language(name) as model:
-                found = answer(
-                    model, self._tokenizer, self._spelt(examples.at(rows), name), self._length
-                )
-            answers |= dict(zip(rows, found, strict=True))
+                results = answer(model, self._tokenizer, part, self._length)
+            answers |= dict(zip(rows, results, strict=True))
         return [answers[row] for row in range(len(examples))]
 
     def _spelt(self, examples: Examples, language: str | None) -> Examples:
@@ -233,6 +252,17 @@ class Switcher:
 
     def _of(self, name: str | None) -> Sequence[_Entries]:
         return () if name is None else self._entries[name]
+
+
+def _one_for_each(language: Languages, count: int) -> list[str | None]:
+    """The language of each of `count` examples."""
+    if language is None or isinstance(language, str):
+        return [language] * count
+    languages = list(language)
+    if len(languages) != count:
+        numbers = f"there are {count} examples and {len(languages)} languages"
+        raise DeftxError(f"{numbers}: give one for each, or one for all")
+    return languages
 
 
 def _differing(
