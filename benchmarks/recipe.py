@@ -31,7 +31,9 @@ from deftx.data.examples import read_text
 from deftx.experiments.demo import run as demo
 from deftx.experiments.recipe import Recipe, load_recipe
 from deftx.experiments.run import run_recipe
-from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.masked_lm import masked_lm
 from deftx.tasks.base import evaluate, supervised
 from deftx.tasks.classification import CLASSIFICATION

@@ -38,8 +38,10 @@ from deftx.data.examples import Examples
 from deftx.experiments.demo.languages import SOURCE, plain_text
 from deftx.experiments.demo.run import BASE
 from deftx.models.compose import compose, trained_length
-from deftx.models.loading import load_task_model, load_tokenizer, place
+from deftx.models.heads import load_task_model
+from deftx.models.loading import place
 from deftx.models.switcher import Switcher
+from deftx.models.tokenizers import load_tokenizer
 from deftx.serving.app import make_app
 from deftx.tasks.classification import probabilities
 

@@ -104,7 +104,8 @@ def ours(python: str) -> None:
 
     from deftx.experiments.baselines import madx
     from deftx.experiments.baselines.config import MadxLanguageConfig, MadxTaskConfig
-    from deftx.models.loading import load_language_model, load_task_model
+    from deftx.models.heads import load_task_model
+    from deftx.models.loading import load_language_model
 
     disable_progress_bar()
     loads: dict[str, Any] = {

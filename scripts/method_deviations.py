@@ -25,7 +25,8 @@ from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, changed
 from deftx.core.apply import apply
 from deftx.data.examples import read_text
 from deftx.fit import fit_language
-from deftx.models.loading import load_language_model, load_tokenizer
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.masked_lm import masked_lm
 from deftx.storage.vector_files import save
 from deftx.training.random_streams import derived_seed

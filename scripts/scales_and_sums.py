@@ -19,7 +19,7 @@ from deftx.experiments.recipe import TASK, load_recipe
 from deftx.experiments.run import prepare
 from deftx.experiments.store import VECTOR
 from deftx.models.compose import load_base_with_head, trained_length
-from deftx.models.loading import load_tokenizer
+from deftx.models.tokenizers import load_tokenizer
 from deftx.storage.vector_files import load
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION

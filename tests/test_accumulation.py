@@ -8,7 +8,9 @@ from task_examples import EXAMPLES
 
 from deftx.config import LanguageTrainingConfig, TrainingConfig
 from deftx.core.parameters import backbone
-from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.registry import language_of
 from deftx.tasks.base import names_of, supervised
 from deftx.tasks.registry import TASKS

@@ -9,7 +9,8 @@ from test_tasks import EXAMPLES
 from tiny import random_vector
 
 import deftx
-from deftx.models.loading import load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import names_of, predict
 from deftx.tasks.registry import TASKS
 

@@ -23,7 +23,8 @@ from deftx.experiments.benefit import (
     course_of,
     sample_of,
 )
-from deftx.models.loading import load_language_model, load_tokenizer
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.registry import language_of
 
 

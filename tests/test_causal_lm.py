@@ -9,7 +9,8 @@ from deftx.config import LanguageTrainingConfig, LanguageVectorConfig
 from deftx.core.parameters import backbone, tunable
 from deftx.errors import DeftxError
 from deftx.fit import fit
-from deftx.models.loading import load_language_model, load_tokenizer
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.causal_lm import causal_lm
 from deftx.objectives.masked_lm import masked_lm
 from deftx.objectives.registry import language_of

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from deftx.config import TaskTrainingConfig, TaskVectorConfig
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.models.loading import load_task_model
+from deftx.models.heads import load_task_model
 from deftx.tasks import base as supervised
 from deftx.tasks import classification
 from deftx.tasks.classification import CLASSIFICATION, METRICS, encode

@@ -21,7 +21,8 @@ from deftx.config import changed
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
 from deftx.models.compose import compose, load_base_with_head
-from deftx.models.loading import load_composed, load_task_model, load_tokenizer
+from deftx.models.heads import load_composed, load_task_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.registry import TASKS

@@ -33,7 +33,9 @@ from deftx.interop import safe_unpickling as pickled
 from deftx.interop.convert import convert, read
 from deftx.models.compose import compose
 from deftx.models.fingerprint import fingerprint
-from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.registry import task_of
 
 LABELS = ("bad", "good")

@@ -32,7 +32,7 @@ from deftx.experiments.demo.languages import (
     say,
     words,
 )
-from deftx.models.loading import load_tokenizer
+from deftx.models.tokenizers import load_tokenizer
 from deftx.storage.vector_files import load
 
 EVERY = (SOURCE, *OTHERS, *TARGETS)

@@ -20,7 +20,9 @@ from deftx.errors import DeftxError
 from deftx.models.compose import compose
 from deftx.models.extract import delta, extract
 from deftx.models.fingerprint import fingerprint
-from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.storage.checkpoints import Checkpoint
 
 
@@ -44,7 +46,9 @@ def tuned(bases, tmp_path_factory):
 
 def assert_is(vector, delta):
     for name, dense in delta.items():
-        found = vector.tensors[name].to_dense() if name in vector.tensors else torch.zeros_like(dense)
+        found = (
+            vector.tensors[name].to_dense() if name in vector.tensors else torch.zeros_like(dense)
+        )
         assert found.equal(dense), name
     assert vector.tensors.keys() <= delta.keys()
 

@@ -14,7 +14,9 @@ from deftx.core.parameters import head
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
-from deftx.models.loading import load_encoder, load_task_model, load_tokenizer, tokenizer_record
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_encoder
+from deftx.models.tokenizers import load_tokenizer, tokenizer_record
 from deftx.tasks.registry import TASKS
 
 HUB = "huggingface_hub.constants."

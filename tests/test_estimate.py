@@ -27,7 +27,8 @@ from deftx.experiments.estimate import (
     seconds_by_cost,
 )
 from deftx.experiments.run import prepare, run_recipe
-from deftx.models.loading import load_language_model, load_tokenizer
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.masked_lm import masked_lm
 
 SPEED = Speed(step=2.0, example=0.5, parameters=1000, moved=100, batch=7, length=16)

@@ -28,8 +28,11 @@ from deftx.data.examples import Examples
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import METHODS, fit, fit_language, fit_task, transfer
 from deftx.models.compose import compose
-from deftx.models.loading import hidden_width, load_language_model, load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.limits import hidden_width
+from deftx.models.loading import load_language_model
 from deftx.models.scales import tune_scales
+from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.masked_lm import masked_lm
 from deftx.storage.tensors import load_tensors
 from deftx.tasks.base import evaluate, supervised
@@ -248,7 +251,9 @@ def test_the_model_is_left_at_theta_2(bases):
     theta0 = {name: weight.detach().clone() for name, weight in backbone(model).items()}
     vector = fit(model, objective, LANGUAGE)
     for name, weight in backbone(model).items():
-        phi = vector.tensors[name].to_dense() if name in vector.tensors else torch.zeros(weight.shape)
+        phi = (
+            vector.tensors[name].to_dense() if name in vector.tensors else torch.zeros(weight.shape)
+        )
         assert torch.equal(weight.detach() - theta0[name], phi)
     assert not any(name == "sparse_values" for name, _ in model.named_parameters())
 

@@ -17,7 +17,9 @@ from deftx.core.ranks import RECOMMENDED, is_matrix, split_half_ranks
 from deftx.core.select import select
 from deftx.errors import DeftxError
 from deftx.fit import fit, fit_language, fit_task
-from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.storage.tensors import load_tensors
 from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION

@@ -17,7 +17,7 @@ from deftx.core.parameters import head, tunable
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
-from deftx.models.loading import load_task_model
+from deftx.models.heads import load_task_model
 
 # the client warns of its own way to upload
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

@@ -15,13 +15,9 @@ from deftx.errors import DeftxError
 from deftx.experiments.baselines import lora
 from deftx.experiments.baselines.adapters import load_adapter, save_adapter
 from deftx.experiments.baselines.config import LoraLanguageConfig, LoraTaskConfig
-from deftx.models.loading import (
-    load_composed,
-    load_encoder,
-    load_language_model,
-    load_task_model,
-    load_tokenizer,
-)
+from deftx.models.heads import load_composed, load_task_model
+from deftx.models.loading import load_encoder, load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
 

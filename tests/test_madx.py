@@ -18,7 +18,9 @@ from deftx.errors import DeftxError
 from deftx.experiments.baselines import madx
 from deftx.experiments.baselines.adapters import FILE, load_adapter, save_adapter
 from deftx.experiments.baselines.config import MadxLanguageConfig, MadxTaskConfig
-from deftx.models.loading import load_language_model, load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.training import resume

@@ -34,17 +34,11 @@ from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.models.compose import compose
 from deftx.models.fingerprint import fingerprint
-from deftx.models.loading import (
-    load_composed,
-    load_encoder,
-    load_language_model,
-    load_task_model,
-    load_tokenizer,
-    longest_input,
-    save_model,
-    skeleton,
-    tokenizer_record,
-)
+from deftx.models.heads import load_composed, load_task_model
+from deftx.models.limits import longest_input
+from deftx.models.loading import load_encoder, load_language_model, skeleton
+from deftx.models.saving import save_model
+from deftx.models.tokenizers import load_tokenizer, tokenizer_record
 from deftx.tasks.base import evaluate, output_names, predict
 from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.registry import task_of

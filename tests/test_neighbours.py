@@ -18,7 +18,8 @@ from deftx.errors import DeftxError
 from deftx.interop.convert import convert
 from deftx.models import compose as composed
 from deftx.models.compose import compose
-from deftx.models.loading import check_tokenizer, load_encoder, load_tokenizer, tokenizer_record
+from deftx.models.loading import load_encoder
+from deftx.models.tokenizers import check_tokenizer, load_tokenizer, tokenizer_record
 
 TEXTS = tiny.sentences(6, seed=5)
 QUICK = {"max_steps": 2, "min_steps": 0, "evaluate_every": 1, "length": 16}

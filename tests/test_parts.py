@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.data.examples import Examples
-from deftx.models.loading import load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import names_of, supervised
 from deftx.tasks.length_buckets import PART, by_length, cheapest
 from deftx.tasks.registry import TASKS

@@ -16,7 +16,8 @@ from deftx.config import (
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
-from deftx.models.loading import load_language_model, load_task_model
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
 from deftx.objectives.masked_lm import MaskedLM, masked_lm
 from deftx.tasks.base import Supervised
 from deftx.training import resume

@@ -12,7 +12,8 @@ from deftx.config import LanguageTrainingConfig, TrainingConfig
 from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
 from deftx.data.examples import Examples
-from deftx.models.loading import load_language_model, load_task_model
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
 from deftx.objectives.masked_lm import masked_lm
 from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION

@@ -9,8 +9,8 @@ from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.models import scales as module
 from deftx.models.compose import compose
-from deftx.models.loading import load_tokenizer
 from deftx.models.scales import tune_scales
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
 

@@ -22,7 +22,7 @@ from deftx.cli import main
 from deftx.cli.actions import switcher_for
 from deftx.errors import DeftxError
 from deftx.models import switcher
-from deftx.models.loading import load_task_model
+from deftx.models.heads import load_task_model
 from deftx.serving import Access, Limits
 from deftx.tasks.classification import probabilities
 from deftx.tasks.registry import TASKS

@@ -16,7 +16,8 @@ from deftx.core.parameters import backbone, tunable
 from deftx.core.select import select
 from deftx.errors import DeftxError
 from deftx.fit import fit, fit_task
-from deftx.models.loading import load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.training.multi_source import in_language, multi_source

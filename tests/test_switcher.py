@@ -16,7 +16,8 @@ from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.models import switcher as module
-from deftx.models.loading import load_task_model, load_tokenizer
+from deftx.models.heads import load_task_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.registry import TASKS

@@ -27,13 +27,9 @@ from deftx.data.examples import Columns, Examples
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
 from deftx.models.compose import compose, load_base_with_head
-from deftx.models.loading import (
-    load_composed,
-    load_task_model,
-    load_tokenizer,
-    recorded_task,
-    save_model,
-)
+from deftx.models.heads import load_composed, load_task_model, recorded_task
+from deftx.models.saving import save_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.base import IGNORED
 from deftx.storage.vector_files import load, save
 from deftx.tasks.base import evaluate, names_of, predict, supervised

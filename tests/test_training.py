@@ -14,7 +14,8 @@ from deftx.config import LanguageTrainingConfig, TaskTrainingConfig, TrainingCon
 from deftx.core.parameters import SPARSE_VALUES, backbone, head
 from deftx.data.examples import Examples
 from deftx.errors import Diverged
-from deftx.models.loading import load_language_model, load_task_model
+from deftx.models.heads import load_task_model
+from deftx.models.loading import load_language_model
 from deftx.objectives.masked_lm import masked_lm, masked_loss
 from deftx.tasks.base import supervised
 from deftx.tasks.classification import CLASSIFICATION

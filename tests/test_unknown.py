@@ -9,7 +9,9 @@ import deftx
 from deftx.data.examples import Examples
 from deftx.data.unknown_text import TEXTS_SAMPLED, check_known, unknown_share
 from deftx.errors import DeftxError
-from deftx.models.loading import load_task_model, load_tokenizer, longest_input
+from deftx.models.heads import load_task_model
+from deftx.models.limits import longest_input
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import evaluate, predict
 from deftx.tasks.registry import TASKS
 

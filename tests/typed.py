@@ -10,7 +10,7 @@ from tiny_run import labelled
 from transformers import AutoModel
 
 from deftx.cli import main
-from deftx.models.loading import load_tokenizer
+from deftx.models.tokenizers import load_tokenizer
 
 TRAINING = ["max_steps=2", "evaluate_every=1", "length=16", "batch_size=8", "learning_rate=1e-2"]
 QUICK = ["--k", "5%", *(part for setting in TRAINING for part in ("--set", f"training.{setting}"))]

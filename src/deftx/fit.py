@@ -32,10 +32,8 @@ from deftx.data.examples import (
 )
 from deftx.errors import DeftxError, unknown
 from deftx.models.compose import compose
-from deftx.models.loading import (
-    Base,
-    rank_on,
-)
+from deftx.models.limits import rank_on
+from deftx.models.loading import Base
 from deftx.objectives.base import Objective
 from deftx.tasks.registry import settled, task_of
 from deftx.training import distributed

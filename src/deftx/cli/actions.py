@@ -31,16 +31,11 @@ from deftx.models.compose import (
     without_capitals,
 )
 from deftx.models.fingerprint import check_base
-from deftx.models.loading import (
-    check_tokenizer,
-    load_composed,
-    load_language_model,
-    load_tokenizer,
-    longest_input,
-    place,
-    recorded_task,
-)
+from deftx.models.heads import load_composed, recorded_task
+from deftx.models.limits import longest_input
+from deftx.models.loading import load_language_model, place
 from deftx.models.switcher import Switcher
+from deftx.models.tokenizers import check_tokenizer, load_tokenizer
 from deftx.objectives.registry import language_of
 from deftx.storage.atomic_files import LOCK, check_file, check_target, lock_directory, write_text
 from deftx.storage.vector_files import load, save

@@ -22,15 +22,10 @@ from deftx.errors import DeftxError
 from deftx.experiments.estimate import FLOAT, phase1_numbers
 from deftx.models.compose import task_type
 from deftx.models.fingerprint import check_base, fingerprint
-from deftx.models.loading import (
-    check_head,
-    check_tokenizer,
-    load_encoder,
-    load_language_model,
-    load_tokenizer,
-    longest_input,
-    skeleton,
-)
+from deftx.models.heads import check_head
+from deftx.models.limits import longest_input
+from deftx.models.loading import load_encoder, load_language_model, skeleton
+from deftx.models.tokenizers import check_tokenizer, load_tokenizer
 from deftx.storage.hub_client import plain_errors
 from deftx.storage.vector_files import load
 from deftx.training.precision import bf16_pays

@@ -207,7 +207,7 @@ def predict(
     from deftx.cli import arguments as given
     from deftx.data.examples import ColumnNames
     from deftx.models.compose import task_type
-    from deftx.models.loading import recorded_task
+    from deftx.models.heads import recorded_task
 
     phi = given.load_tasks([task])[0] if task else None
     kind = task_type(phi) if phi else recorded_task(str(model))

@@ -20,7 +20,8 @@ from deftx.core.vector import SparseVector, overlap
 from deftx.data.examples import Examples
 from deftx.data.unknown_text import unknown_share
 from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
-from deftx.models.loading import Base, load_tokenizer, place
+from deftx.models.loading import Base, place
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import SMALLER, predict
 
 LITTLE_GAIN = 0.01  # of the loss before training: a vector that gained less did nothing

@@ -31,12 +31,8 @@ from deftx.errors import DeftxError
 from deftx.experiments.recipe import Recipe
 from deftx.fit import check_settings
 from deftx.models.fingerprint import check_base, fingerprint, fingerprint_of
-from deftx.models.loading import (
-    check_tokenizer,
-    load_language_model,
-    load_tokenizer,
-    tokenizer_record,
-)
+from deftx.models.loading import load_language_model
+from deftx.models.tokenizers import check_tokenizer, load_tokenizer, tokenizer_record
 from deftx.storage.vector_files import load
 from deftx.tasks.base import Task, names_of
 from deftx.tasks.registry import task_of

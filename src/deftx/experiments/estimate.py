@@ -35,7 +35,8 @@ from deftx.data.examples import Examples, joined
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import TASK
 from deftx.experiments.store import Store
-from deftx.models.loading import load_tokenizer, longest_input
+from deftx.models.limits import longest_input
+from deftx.models.tokenizers import load_tokenizer
 from deftx.training.loop import total_steps
 from deftx.training.phases import trained_head_parameters
 from deftx.training.precision import autocast, bf16_pays

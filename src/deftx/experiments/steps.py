@@ -20,7 +20,8 @@ from deftx.experiments.store import ADAPTER, PREDICTIONS, SCORES, VECTOR, Store
 from deftx.fit import fit_language, fit_task
 from deftx.messages import error_line
 from deftx.models.compose import compose, task_type, trained_length
-from deftx.models.loading import load_tokenizer, place
+from deftx.models.loading import place
+from deftx.models.tokenizers import load_tokenizer
 from deftx.storage.vector_files import load, save
 from deftx.tasks.base import Task, answers, names_of, output_names, scores
 from deftx.tasks.classification import CLASSIFICATION

@@ -17,17 +17,9 @@ from deftx.errors import DeftxError, unknown
 from deftx.interop import lt_sft, shira
 from deftx.models.compose import compose, task_type
 from deftx.models.fingerprint import check_base, fingerprint
-from deftx.models.loading import (
-    Base,
-    check_reading,
-    load_encoder,
-    load_language_model,
-    load_tokenizer,
-    recorded_name,
-    save_model,
-    save_untied,
-    skeleton,
-)
+from deftx.models.loading import Base, load_encoder, load_language_model, skeleton
+from deftx.models.saving import recorded_name, save_model, save_untied
+from deftx.models.tokenizers import check_recorded_tokenizer, load_tokenizer
 from deftx.objectives.registry import language_of
 from deftx.storage import manifest
 from deftx.storage import vector_files as files
@@ -121,7 +113,7 @@ def _read_own(folder: Path, base: Base | None, labels: Sequence[str]) -> SparseV
         return vector
     model = load_encoder(base)
     check_base(model, vector, ignore_base_mismatch=None)
-    check_reading(base, vector, ignore_base_mismatch=None)
+    check_recorded_tokenizer(base, vector, ignore_base_mismatch=None)
     return _of_base(vector, base, model)
 
 
@@ -306,7 +298,7 @@ def _with_vector(base: Base, vector: SparseVector, *, tied: bool) -> PreTrainedM
     except DeftxError:
         model = load_encoder(base)
     check_base(model, vector, ignore_base_mismatch=None)
-    check_reading(base, vector, ignore_base_mismatch=None)
+    check_recorded_tokenizer(base, vector, ignore_base_mismatch=None)
     apply(model, replace(vector, head=None))
     if tied:
         model.tie_weights()

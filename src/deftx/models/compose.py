@@ -11,17 +11,11 @@ from deftx.core.merge import NO_HEAD, resolve_terms, rule_of, select_head
 from deftx.core.vector import SparseVector, as_list, check_distinct, check_language, check_same_base
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base
-from deftx.models.loading import (
-    DEFAULT_TASK,
-    TASK,
-    Base,
-    check_head,
-    check_reading,
-    load_tokenizer,
-    longest_input,
-    save_model,
-    with_new_head,
-)
+from deftx.models.heads import DEFAULT_TASK, TASK, check_head, load_with_new_head
+from deftx.models.limits import longest_input
+from deftx.models.loading import Base
+from deftx.models.saving import save_model
+from deftx.models.tokenizers import check_recorded_tokenizer, load_tokenizer
 from deftx.storage.atomic_files import MODEL, check_target
 from deftx.tasks.base import Task
 from deftx.tasks.registry import task_of
@@ -127,14 +121,16 @@ def load_base_with_head(
         raise DeftxError(NO_HEAD)
     check_language(*languages)
     check_same_base(top, *languages, *tasks)
-    model, random = with_new_head(base, top.head.labels, task=task_type(top))
+    model, random = load_with_new_head(base, top.head.labels, task=task_type(top))
     setattr(model.config, TASK, top.info.get("task") or DEFAULT_TASK)  # for `load_composed`
     setattr(model.config, PAIRS, uses_text_pairs(top))
     setattr(model.config, LOWER_CASE, without_capitals(top))
     named = [vector for vector in (top, *languages, *tasks) if vector.info.get("base_fingerprint")]
     for vector in named[:1]:  # the others name the same base
         check_base(model, vector, ignore_base_mismatch=ignore_base_mismatch)
-    check_reading(tokenizer or base, *tasks, *languages, ignore_base_mismatch=ignore_base_mismatch)
+    check_recorded_tokenizer(
+        tokenizer or base, *tasks, *languages, ignore_base_mismatch=ignore_base_mismatch
+    )
     check_head(model, random, top.head.tensors)
     return model
 

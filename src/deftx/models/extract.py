@@ -17,7 +17,9 @@ from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint_of
-from deftx.models.loading import Base, load_encoder, rank_on, recorded_name, skeleton
+from deftx.models.limits import rank_on
+from deftx.models.loading import Base, load_encoder, skeleton
+from deftx.models.saving import recorded_name
 from deftx.storage.checkpoints import Checkpoint, open_checkpoint
 
 

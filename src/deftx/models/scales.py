@@ -13,7 +13,8 @@ from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples, check_examples, check_pairs
 from deftx.errors import unknown
 from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
-from deftx.models.loading import Base, load_tokenizer, place
+from deftx.models.loading import Base, place
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import SMALLER, evaluate
 
 GRID = (0.6, 0.8, 1.0, 1.2, 1.4)

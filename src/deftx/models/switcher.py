@@ -20,7 +20,9 @@ from deftx.core.vector import SparseVector, as_list, check_distinct
 from deftx.data.examples import Examples, check_examples, check_pairs, check_read
 from deftx.errors import DeftxError, unknown
 from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
-from deftx.models.loading import TASK, Base, load_tokenizer, place
+from deftx.models.heads import TASK
+from deftx.models.loading import Base, place
+from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import check_columns, evaluate, output_names, predict
 from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.normalization import Spelling, respell

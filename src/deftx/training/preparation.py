@@ -26,17 +26,11 @@ from deftx.data.examples import (
 from deftx.data.unknown_text import check_embedded, no_embedding
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base, fingerprint
-from deftx.models.loading import (
-    Base,
-    check_tokenizer,
-    load_language_model,
-    load_task_model,
-    load_tokenizer,
-    longest_input,
-    place,
-    recorded_name,
-    tokenizer_record,
-)
+from deftx.models.heads import load_task_model
+from deftx.models.limits import longest_input
+from deftx.models.loading import Base, load_language_model, place
+from deftx.models.saving import recorded_name
+from deftx.models.tokenizers import check_tokenizer, load_tokenizer, tokenizer_record
 from deftx.objectives.base import Objective
 from deftx.objectives.registry import language_of
 from deftx.tasks.base import Supervised, names_of, supervised

@@ -24,7 +24,8 @@ from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, first_fault
 from deftx.experiments.baselines.config import LoraArithmeticConfig, MadxConfig
 from deftx.models.fingerprint import fingerprint, fingerprint_of
-from deftx.models.loading import Base, load_task_model
+from deftx.models.heads import load_task_model
+from deftx.models.loading import Base
 from deftx.storage.manifest import Form
 from deftx.storage.tensors import read_tensors, save_tensors
 from deftx.training.loop import LOOP_VERSION, TrainableState, train

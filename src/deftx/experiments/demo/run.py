@@ -18,7 +18,8 @@ from deftx.experiments.executors import processes
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import Score, run_recipe, table, vectors_of
 from deftx.models.compose import compose
-from deftx.models.loading import load_tokenizer, save_model
+from deftx.models.saving import save_model
+from deftx.models.tokenizers import load_tokenizer
 from deftx.storage.atomic_files import LOCK, lock_directory, write_text
 from deftx.storage.vector_files import load
 from deftx.training.distributed import refuse_several_processes
