@@ -88,7 +88,7 @@ def plain(recipe: Recipe) -> float:
         return plain_fit(lambda: load_language_model(recipe.base), objective, language)[0]
 
     train, valid = read_examples(recipe.train), read_examples(recipe.valid)
-    labels = CLASSIFICATION.names(train)
+    labels = CLASSIFICATION.label_names(train)
     length, metric = task.training.length, str(task.training.metric)
     objective = supervised(CLASSIFICATION, train, valid, labels, tokenizer, length, metric)
     source = vector_of(recipe.source)

@@ -58,7 +58,7 @@ def test_what_is_said_is_what_the_composed_model_says(served, language):
     assert status == 200
     for row, answer in zip(found["predictions"], said[language], strict=True):
         assert row["language"] == language
-        assert [row[name] for name in TASKS[kind].shown] == [
+        assert [row[name] for name in TASKS[kind].output_fields] == [
             pytest.approx(part, abs=1e-5) if isinstance(part, float) else part for part in answer
         ]
 
@@ -76,7 +76,7 @@ def test_the_form_of_what_is_said_is_described(served):
     described_parts = described["components"]["schemas"][form["$ref"].rpartition("/")[2]][
         "properties"
     ]
-    assert described_parts.keys() == said.keys() >= {"language", *TASKS[kind].shown}
+    assert described_parts.keys() == said.keys() >= {"language", *TASKS[kind].output_fields}
 
 
 def test_the_kind_of_task_can_be_asked_for(served):

@@ -41,7 +41,7 @@ evaluate, predict = (
     partial(supervised.evaluate, CLASSIFICATION),
     partial(supervised.predict, CLASSIFICATION),
 )
-label_names = CLASSIFICATION.names
+label_names = CLASSIFICATION.label_names
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ def test_the_seed_decides():
 @pytest.mark.parametrize("task", TASKS)
 def test_labels_still_belong_to_what_they_label(task):
     kind, examples = TASKS[task], EXAMPLES[task]
-    found = kind.respelt(examples, str.upper)
+    found = kind.map_texts(examples, str.upper)
     assert found.labels == examples.labels
     assert found.texts == [text.upper() for text in examples.texts]
     if task == "question-answering":  # answers are places in the context

@@ -11,7 +11,7 @@ from deftx.data.examples import Examples
 from deftx.models.heads import load_task_model
 from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import names_of, supervised
-from deftx.tasks.length_buckets import PART, by_length, cheapest
+from deftx.tasks.length_buckets import BUCKET_COST, bucket_sizes, split_by_length
 from deftx.tasks.registry import TASKS
 
 TEXTS = [
@@ -34,7 +34,7 @@ def test_the_groups_are_the_cheapest_of_all(lengths, part):
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         return sum(size * lengths[end - 1] + part for size, end in zip(sizes, ends, strict=True))
 
-    found = cheapest(lengths, part)
+    found = bucket_sizes(lengths, part)
     assert sum(found) == len(lengths)
     assert all(found)
     if lengths:
@@ -52,7 +52,7 @@ def test_parts_hold_every_row_once_and_no_column_of_padding(lengths, left):
     ids = torch.arange(len(lengths))[:, None] * 1000 + places
     batch = {"input_ids": ids, "attention_mask": mask.long(), "labels": torch.arange(len(lengths))}
     rows = []
-    for part in by_length(batch):
+    for part in split_by_length(batch):
         kept = part["attention_mask"].bool()
         assert kept.any(dim=0).all()
         for row, tokens, there in zip(
@@ -76,10 +76,10 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(bases, shape, task):
     model = load_task_model(bases(shape), names, task=kind).eval()  # no dropout
     objective = supervised(kind, examples, examples, names, tokenizer, 30, "")
     batch = objective.collate(objective.train)
-    assert len(by_length(batch)) > 1
+    assert len(split_by_length(batch)) > 1
     assert (
-        sum(part["input_ids"].numel() + PART for part in by_length(batch))
-        < batch["input_ids"].numel() + PART
+        sum(part["input_ids"].numel() + BUCKET_COST for part in split_by_length(batch))
+        < batch["input_ids"].numel() + BUCKET_COST
     )
     found = []
     for loss in (objective.loss, kind.loss):
@@ -103,5 +103,5 @@ def test_a_task_whose_loss_is_no_mean_over_its_batch_goes_whole(bases):
     model = load_task_model(bases("qwen"), (), task=kind).eval()
     objective = supervised(kind, examples, examples, (), load_tokenizer(bases("qwen")), 30, "")
     batch = objective.collate(objective.train)
-    assert len(by_length({name: batch[name] for name in ("input_ids", "attention_mask")})) > 1
+    assert len(split_by_length({name: batch[name] for name in ("input_ids", "attention_mask")})) > 1
     assert torch.equal(objective.loss(model, batch), kind.loss(model, batch))

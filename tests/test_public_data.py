@@ -66,7 +66,7 @@ def test_bioes_marks_the_same_names_as_bio(tmp_path, tags, bio):
     path.write_text("".join(f"w{number}\t{tag}\n" for number, tag in enumerate(tags)))
     examples = NER.read(path, NER.columns, True)
     assert examples.labels == [bio]
-    assert set(NER.names(examples)) == set(bio)
+    assert set(NER.label_names(examples)) == set(bio)
     assert len(spans(bio)) == sum(tag[0] in "BSU" for tag in tags)
     assert TAGGING.read(path, TAGGING.columns, True).labels == [
         tags

@@ -89,7 +89,7 @@ def _poolers(request):
         named or ("multiple-choice" in chosen and chosen.isdisjoint({"modernbert"}))
     ) and not _xlmr_has_a_pooler():
         pytest.skip(
-            "this release of transformers makes XLM-R's model for multiple choice without its pooler"
+            "this release of transformers has a model for multiple choice without XLM-R's pooler"
         )
 
 
@@ -117,7 +117,7 @@ def test_a_task_is_learnt_composed_scored_saved_loaded_and_undone(
 
     composed = compose(base, vector, phi)
     answers, scores = (do(kind, composed, tokenizer, examples, 24) for do in (predict, evaluate))
-    assert [len(answer) for answer in answers] == [len(kind.shown)] * len(examples)
+    assert [len(answer) for answer in answers] == [len(kind.output_fields)] * len(examples)
     assert scores.keys() == kind.metrics.keys()
     as_predicted = Examples(
         examples.texts, examples.pairs, as_labels(task, answers), examples.parts
@@ -243,9 +243,9 @@ def test_words_to_be_tagged_are_what_stands_between_spaces_unless_they_are_given
             replace(EXAMPLES["tagging"], texts=["what is not read"] * len(TEXTS)),
         )
     ]
-    first, *others = [(each.inputs, each.targets, each.places, each.examples) for each in encoded]
+    first, *others = [(each.inputs, each.targets, each.word_ids, each.examples) for each in encoded]
     assert others == [first, first]
-    spelt = TASKS["tagging"].respelt(Examples(["ba  be"]), str.upper)
+    spelt = TASKS["tagging"].map_texts(Examples(["ba  be"]), str.upper)
     assert spelt == Examples(["BA BE"], parts=[["BA", "BE"]])
 
 
@@ -407,7 +407,7 @@ def test_whole_texts_in_the_place_of_words_are_warned_of(tmp_path):
 
 @pytest.mark.parametrize("tags", [["B-PER", "I-PER", "O"], ["B", "I", "O"], ["I-X-Y", "O"]])
 def test_tags_of_names_may_have_kinds_or_none(tags):
-    assert TASKS["ner"].names(Examples(["ba be bi"], labels=[tags])) == tuple(sorted(tags))
+    assert TASKS["ner"].label_names(Examples(["ba be bi"], labels=[tags])) == tuple(sorted(tags))
 
 
 @pytest.mark.parametrize("tags", [["PER", "O"], ["S-PER", "O"]])
@@ -416,7 +416,7 @@ def test_tags_that_mark_no_names_are_refused(tags):
     with pytest.raises(
         DeftxError, match=rf"tag '{tags[0]}' is none of names, such as B-PER, I-PER and O"
     ):
-        TASKS["ner"].names(examples)
+        TASKS["ner"].label_names(examples)
 
 
 def test_the_first_token_of_every_word_has_its_tag_in_exactly_one_window():
@@ -429,12 +429,12 @@ def test_the_first_token_of_every_word_has_its_tag_in_exactly_one_window():
     assert max(len(each["input_ids"]) for each in encoded.inputs) == 8
     found = [
         (owner, word)
-        for owner, row in zip(encoded.owners, encoded.places, strict=True)
+        for owner, row in zip(encoded.overflow_to_sample_mapping, encoded.word_ids, strict=True)
         for word in row
         if word >= 0
     ]
     assert found == [(0, number) for number in range(22)] + [(1, 0)]
-    for row, targets, each in zip(encoded.places, encoded.targets, encoded.inputs, strict=True):
+    for row, targets, each in zip(encoded.word_ids, encoded.targets, encoded.inputs, strict=True):
         assert len(row) == len(targets) == len(each["input_ids"])
     first = encoded.inputs[0]["input_ids"]
     assert first[1:5] == [
@@ -544,12 +544,12 @@ def test_windows_cover_the_context_and_targets_are_where_the_answer_is():
         [" ".join(tiny.WORDS[:30])], [context], [[(context.index("mu na ne"), "mu na ne")]]
     )
     encoded = TASKS["question-answering"].encode(examples, TOKENIZER, 24, (), True)
-    seen = {place for places in encoded.places for place in places} - {(0, 0)}
+    seen = {place for places in encoded.offset_mapping for place in places} - {(0, 0)}
     assert seen == {(3 * number, 3 * number + 2) for number in range(40)}
     assert all(len(each["input_ids"]) <= 24 for each in encoded.inputs)
     inside = [targets for targets in encoded.targets if targets != (0, 0)]
     assert inside
-    for places, (first, last) in zip(encoded.places, encoded.targets, strict=True):
+    for places, (first, last) in zip(encoded.offset_mapping, encoded.targets, strict=True):
         whole = {
             (context.index(word), context.index(word) + 2) for word in ("mu", "na", "ne")
         } <= set(places)
@@ -565,7 +565,7 @@ def test_the_answer_is_the_most_probable_pair_in_order_over_all_windows(bases):
     encoded = kind.encode(examples, TOKENIZER, 24, (), False)
     assert len(encoded.inputs) > 1
     best = ("", -1.0)
-    for each, places in zip(encoded.inputs, encoded.places, strict=True):
+    for each, places in zip(encoded.inputs, encoded.offset_mapping, strict=True):
         outputs = model(**encoded.pad([each]))
         start, end = (
             logits[0].softmax(-1) for logits in (outputs.start_logits, outputs.end_logits)

@@ -311,7 +311,7 @@ def transfer(
     language = language or LanguageVectorConfig()
     task = settled(task or TaskVectorConfig())
     if valid_set is None:
-        has_named_labels = task_of(task.task).names is not None
+        has_named_labels = task_of(task.task).label_names is not None
         train_set, valid_set = held_out(
             train_set, HELD_OUT_SHARE, task.seed, named=has_named_labels
         )

@@ -309,7 +309,7 @@ def tests_of(
         ):  # odd labels were warned of in training; others are errors below
             warnings.filterwarnings("ignore", message=r".*: the label ")
             tests[language] = task.read(file, columns.over(task.columns), True)
-        if task.names:
+        if task.label_names:
             check_labels(file, tests[language], labels)
     for language in languages:
         if language not in tests:

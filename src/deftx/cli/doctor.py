@@ -174,10 +174,13 @@ def _check_head(base: str, vector: SparseVector) -> None:
     head."""
     assert vector.head is not None
     task, labels = task_type(vector), vector.head.labels
-    if task.auto is None:  # the base's own language model, whose head is no vector's
+    if task.auto_model_class is None:  # the base's own language model, whose head is no vector's
         return
     model = skeleton(
-        base, task.auto, **({"num_labels": len(labels)} if labels else {}), **task.config
+        base,
+        task.auto_model_class,
+        **({"num_labels": len(labels)} if labels else {}),
+        **task.config,
     )
     check_head(model, (), vector.head.tensors)
     check_fit(model, vector)

@@ -228,7 +228,7 @@ def predict(
         )
     if with_text:
         options = (
-            examples.parts if kind.takes.get("parts") else None
+            examples.parts if kind.required_columns.get("parts") else None
         )  # words to be tagged are the text itself
         columns = {"input": examples.texts, "pair": examples.pairs, "options": options}
         shown = {name: column for name, column in columns.items() if column}

@@ -22,7 +22,7 @@ from deftx.data.unknown_text import unknown_share
 from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
 from deftx.models.loading import Base, place
 from deftx.models.tokenizers import load_tokenizer
-from deftx.tasks.base import SMALLER, predict
+from deftx.tasks.base import LOWER_IS_BETTER, predict
 
 LITTLE_GAIN = 0.01  # of the loss before training: a vector that gained less did nothing
 KEPT = 0.5  # of what phase 1 gained: phase 2 lost where it kept less
@@ -44,7 +44,7 @@ class Course:
     @property
     def sign(self) -> int:
         """1 where larger values are better, else -1."""
-        return -1 if self.metric == "loss" or self.metric in SMALLER else 1
+        return -1 if self.metric == "loss" or self.metric in LOWER_IS_BETTER else 1
 
     def gain(self, end: float | None) -> float | None:
         """How much better a value is than the start."""
@@ -137,7 +137,7 @@ def answers_by_language(
     Nothing is said where a task names no labels, or reads more than single texts.
     """
     kind = task_type(task)
-    if kind.names is None or uses_text_pairs(task) or any(kind.takes.values()):
+    if kind.label_names is None or uses_text_pairs(task) or any(kind.required_columns.values()):
         return {}
     tokenizer = load_tokenizer(base)
     model = load_base_with_head(

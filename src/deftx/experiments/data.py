@@ -94,7 +94,7 @@ def read(recipe: Recipe) -> Data:
         if recipe.contamination == "ignore"
         else _guarded(data, trim=recipe.contamination == "trim")
     )
-    if task.names:
+    if task.label_names:
         _check_labels(recipe, task, data)
     return data
 
@@ -110,7 +110,7 @@ def _labelled(
         if files.valid:
             train[name], valid[name] = examples, task.read(files.valid, columns, True)
         else:
-            named = task.names is not None
+            named = task.label_names is not None
             train[name], valid[name] = held_out(
                 examples, HELD_OUT_SHARE, recipe.seeds[0], named=named
             )

@@ -187,7 +187,7 @@ def _write_lt_sft(vector: SparseVector, out: Path, base: Base | None, force: boo
 def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool) -> None:
     base = _base_of(vector, base)
     target = check_target(out, PEFT, force=force)
-    if vector.head and task_type(vector).auto is not AutoModelForSequenceClassification:
+    if vector.head and task_type(vector).auto_model_class is not AutoModelForSequenceClassification:
         raise DeftxError(
             f"an adapter of type SHiRA is written for classifiers, not for {vector.info['task']}"
         )
@@ -318,7 +318,7 @@ def _of_kind(kind: str, vector: SparseVector) -> SparseVector:
         raise DeftxError(
             f"kind {kind}: the vector has no head, so it is of no kind of task: leave the kind out"
         )
-    head = vector.head if task.names else replace(vector.head, labels=())
+    head = vector.head if task.label_names else replace(vector.head, labels=())
     return replace(vector, head=head, info={**vector.info, "task": kind})
 
 

@@ -63,13 +63,13 @@ def load_with_new_head(
     dropout: float | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """`load_task_model`, and the names of what is random in the head."""
-    if task.auto is None:
+    if task.auto_model_class is None:
         return _load_generator(base, dropout), []
     head_options = _head_options(labels, task)
     options = options_with_dropout(base, dropout, **head_options, **padding_option(base))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = load_checked(task.auto, base, **options)
+        model, missing = load_checked(task.auto_model_class, base, **options)
         trained = _trained_head(model, missing)
         if trained:
             model, missing = _with_random(model, {*trained, *missing})
@@ -210,7 +210,7 @@ def load_composed(folder: Base) -> PreTrainedModel:
     Raises:
         DeftxError: It cannot be loaded, or its checkpoint has no trained head of its task.
     """
-    auto = recorded_task(folder).auto
+    auto = recorded_task(folder).auto_model_class
     if auto is None:
         auto = language_of(load_pretrained(AutoConfig, folder)).auto
     model, missing = load_checked(auto, folder, **padding_option(folder))

@@ -15,7 +15,7 @@ from deftx.errors import unknown
 from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs
 from deftx.models.loading import Base, place
 from deftx.models.tokenizers import load_tokenizer
-from deftx.tasks.base import SMALLER, evaluate
+from deftx.tasks.base import LOWER_IS_BETTER, evaluate
 
 GRID = (0.6, 0.8, 1.0, 1.2, 1.4)
 
@@ -82,7 +82,7 @@ def tune_scales(
     for pair, written in rules.items():
         with apply_temporarily(model, *resolve_terms(written, task, [source])):
             scores[pair] = evaluate(kind, model, tokenizer, valid, length)[metric]
-    sign = -1 if metric in SMALLER else 1
+    sign = -1 if metric in LOWER_IS_BETTER else 1
     best = max(
         scores, key=lambda pair: (sign * scores[pair], -sum((scale - 1) ** 2 for scale in pair))
     )

@@ -132,7 +132,7 @@ class Switcher:
     def labels(self) -> tuple[str, ...]:
         """The labels of the task, in the order of the columns of `probabilities`; none where it has
         no such names."""
-        return output_names(self._model) if self._task.names else ()
+        return output_names(self._model) if self._task.label_names else ()
 
     @contextmanager
     def language(self, name: str | None) -> Iterator[PreTrainedModel]:
@@ -233,7 +233,7 @@ class Switcher:
         """Examples of a language as they are read."""
         spelling = self._spellings.get(language) if language else None
         return (
-            self._task.respelt(examples, partial(respell, spelling=spelling))
+            self._task.map_texts(examples, partial(respell, spelling=spelling))
             if spelling
             else examples
         )

@@ -227,7 +227,7 @@ def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> tuple[Examples
     count, given, task = len(asked.texts), asked.language, TASKS[switcher.kind]
     languages = given if isinstance(given, list) else [given] * count
     options = (
-        sum(map(len, asked.parts or [])) if task.takes.get("parts") else 0
+        sum(map(len, asked.parts or [])) if task.required_columns.get("parts") else 0
     )  # each is read beside its text
     for what, there in {"texts": count, "options": options}.items():
         if there > limits.texts:

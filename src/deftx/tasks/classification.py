@@ -29,18 +29,31 @@ from deftx.tasks.encoding import (
     tokenised,
 )
 
-# Scores of (true, predicted) labels, 0 to 1.
+
+def macro_f1(true: Sequence[Any], predicted: Sequence[Any]) -> float:
+    """The mean F1 of all labels, 0 to 1."""
+    return float(f1_score(true, predicted, average="macro", zero_division=0.0))
+
+
+def accuracy(true: Sequence[Any], predicted: Sequence[Any]) -> float:
+    """The share of right labels, 0 to 1."""
+    return float(accuracy_score(true, predicted))
+
+
 METRICS: dict[str, Callable[[Sequence[Any], Sequence[Any]], float]] = {
-    "macro_f1": lambda true, predicted: float(
-        f1_score(true, predicted, average="macro", zero_division=0.0)
-    ),
-    "accuracy": lambda true, predicted: float(accuracy_score(true, predicted)),
+    "macro_f1": macro_f1,
+    "accuracy": accuracy,
 }
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     """Texts, or pairs of texts, and the names of their labels."""
     return read_pairs(source, columns, data.name if labelled else None)
+
+
+def names_of_labels(examples: Examples) -> tuple[str, ...]:
+    """The labels that occur, sorted."""
+    return label_names(examples.labels or [])
 
 
 def encode(
@@ -50,14 +63,14 @@ def encode(
     names: Sequence[str] = (),
     labelled: bool = True,
 ) -> Encoded:
-    """Tokenise `examples`, cut to `length` tokens, with the numbers of their labels."""
+    """Tokenise `examples`, truncated to `length` tokens, with the numbers of their labels."""
     _, inputs = tokenised(examples, tokenizer, length, labelled)
     targets = numbers(examples.labels or [], names) if labelled else []
     return Encoded(examples, inputs, targets, names, padding(tokenizer))
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
-    """What the model says to each input of a batch [batch, outputs]."""
+    """The logits of each input of a batch [batch, outputs]."""
     return model(**inputs_of(batch)).logits.float()  # type: ignore[no-any-return]
 
 
@@ -69,22 +82,24 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[str, float]]:
     """The most probable label of every example, and its probability (0 to 1)."""
     best = _probabilities(model, encoded, batch_size).max(-1)
-    return [
-        (encoded.names[i], p)
-        for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    labels = [encoded.label_names[number] for number in best.indices.tolist()]
+    return list(zip(labels, best.values.tolist(), strict=True))
 
 
 @torch.no_grad()
 def probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, length: int
 ) -> Tensor:
-    """How probable each label is for every example [examples, labels] float32, on the CPU; rows sum
-    to 1."""
+    """The probability of each label for every example.
+
+    Returns:
+        [examples, labels] float32, on the CPU; rows sum to 1.
+    """
     check_known(written(examples), tokenizer, refused_from=None)
     check_embedded(written(examples), tokenizer, model.config)
     nn.Module.eval(model)
-    return _probabilities(model, encode(examples, tokenizer, length, labelled=False), 32)
+    encoded = encode(examples, tokenizer, length, labelled=False)
+    return _probabilities(model, encoded, 32)
 
 
 def _probabilities(model: nn.Module, encoded: Encoded, batch_size: int) -> Tensor:
@@ -92,15 +107,15 @@ def _probabilities(model: nn.Module, encoded: Encoded, batch_size: int) -> Tenso
 
 
 CLASSIFICATION = Task(
-    auto=AutoModelForSequenceClassification,
+    auto_model_class=AutoModelForSequenceClassification,
     columns=Columns(),
     read=read,
-    names=lambda examples: label_names(examples.labels or []),
+    label_names=names_of_labels,
     encode=encode,
     loss=loss,
     splits_by_length=True,
     answer=answer,
-    shown=("label", "probability"),
+    output_fields=("label", "probability"),
     metrics=METRICS,
     config={"problem_type": "single_label_classification"},
 )

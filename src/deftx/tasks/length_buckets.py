@@ -1,47 +1,62 @@
-"""A padded batch in parts of like length: every row once, and most of the padding left out."""
+"""Length bucketing: a padded batch is split into parts of rows of similar length, so that most of
+the padding is left out."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-PART = 64  # what a further part of a batch costs on a processor, in tokens
+BUCKET_COST = 64  # what a further forward and backward pass costs on a CPU, in tokens
 
 
-def by_length(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The parts of a batch that cost least, its rows sorted by length; of each, no column that is
-    padding alone.
+def split_by_length(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Split a batch into the buckets that cost least.
 
-    Tensors of tokens [batch, longest] lose columns, others [batch, …] do not.
+    Args:
+        batch: Tensors of tokens [batch, longest], `attention_mask` among them, lose the columns
+            that are padding in a whole bucket. Others [batch, ...] keep theirs.
+
+    Returns:
+        The buckets, from short rows to long ones. Every row is in one of them.
     """
     mask = batch["attention_mask"].bool()
     lengths, order = mask.sum(dim=1).sort(stable=True)
-    parts = []
-    for rows in order.split(cheapest(lengths.tolist())):
-        held = mask[rows].any(dim=0)
-        parts.append(
-            {
-                name: t[rows][:, held] if t.shape == mask.shape else t[rows]
-                for name, t in batch.items()
-            }
-        )
-    return parts
+    buckets = []
+    for rows in order.split(bucket_sizes(lengths.tolist())):
+        used_columns = mask[rows].any(dim=0)
+        bucket = {}
+        for name, tensor in batch.items():
+            bucket[name] = tensor[rows]
+            if tensor.shape == mask.shape:
+                bucket[name] = bucket[name][:, used_columns]
+        buckets.append(bucket)
+    return buckets
 
 
-def cheapest(lengths: Sequence[int], part: int = PART) -> list[int]:
-    """How many of some sorted lengths [n] go together, so that Σ (number · longest + `part`) is
-    least."""
-    costs, sizes = (
-        [0],
-        [0],
-    )  # of the first so many lengths: the least cost, and how many the last group has then
+def bucket_sizes(lengths: Sequence[int], bucket_cost: int = BUCKET_COST) -> list[int]:
+    """The sizes of the buckets that cost least: the sum of rows · longest + `bucket_cost`.
+
+    Args:
+        lengths: The rows' lengths in tokens, sorted [n].
+        bucket_cost: What each bucket costs beside its tokens.
+
+    Returns:
+        The number of rows in each bucket, in the order of `lengths`.
+    """
+    # Dynamic programming over prefixes: the least cost of the first `end` rows, and the size of the
+    # last bucket then
+    costs = [0]
+    last_sizes = [0]
     for end, longest in enumerate(lengths, 1):
-        cost, size = min(
-            (costs[end - size] + size * longest + part, size) for size in range(1, end + 1)
+        cost, last_size = min(
+            (costs[end - size] + size * longest + bucket_cost, size) for size in range(1, end + 1)
         )
         costs.append(cost)
-        sizes.append(size)
-    groups, end = [], len(lengths)
+        last_sizes.append(last_size)
+
+    # Walk back from the last bucket to the first
+    sizes = []
+    end = len(lengths)
     while end:
-        groups.append(sizes[end])
-        end -= sizes[end]
-    return groups[::-1]
+        sizes.append(last_sizes[end])
+        end -= last_sizes[end]
+    return sizes[::-1]

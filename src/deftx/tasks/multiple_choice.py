@@ -1,12 +1,13 @@
-"""Multiple choice: which of a question's options is the answer. Each option is read beside the
-question."""
+"""Multiple choice: which of a question's options is the answer.
+
+Each option is read together with the question.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMultipleChoice, PreTrainedTokenizerBase
@@ -17,26 +18,25 @@ from deftx.data.tables import open_source
 from deftx.errors import DeftxError
 from deftx.objectives.base import Batch
 from deftx.tasks.base import Task
-from deftx.tasks.encoding import Encoded, check, inputs_of, logits_of, padding, tokenised
+from deftx.tasks.classification import accuracy
+from deftx.tasks.encoding import Encoded, Pad, check, inputs_of, logits_of, padding, tokenised
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
-    """Questions, lists of options (the column beside), and the number of the right one, counted
-    from 0."""
+    """Questions, lists of options (the pair column), and the number of the right one, from 0."""
     table = open_source(source)
     texts = cells(table, columns.text, data.text)
     options = cells(table, columns.pair or "options", data.names)
     if not labelled:
         return Examples(texts, parts=options)
-    right = cells(table, columns.label, data.number)
-    for (place, value), each, several in zip(
-        table.values(columns.label), right, options, strict=True
-    ):
-        if each not in range(len(several)):
+    labels = cells(table, columns.label, data.number)
+    places = table.values(columns.label)
+    for (place, value), label, own_options in zip(places, labels, options, strict=True):
+        if label not in range(len(own_options)):
             raise DeftxError(
-                f"{place}: label {value!r:.40} of {len(several)} options: number them from 0"
+                f"{place}: label {value!r:.40} of {len(own_options)} options: number them from 0"
             )
-    return Examples(texts, labels=[int(each) for each in right], parts=options)
+    return Examples(texts, labels=[int(label) for label in labels], parts=options)
 
 
 def encode(
@@ -46,43 +46,64 @@ def encode(
     names: Sequence[str],
     labelled: bool,
 ) -> Encoded:
-    """Tokenise every question with each of its options, cut to `length` tokens, with the number of
-    the right one."""
+    """Tokenise every question with each of its options, truncated to `length` tokens.
+
+    Targets are the numbers of the right options.
+    """
     check(examples, tokenizer, labelled)
-    parts = examples.parts or []
-    pairs = Examples(
-        [text for text, options in zip(examples.texts, parts, strict=True) for _ in options],
-        [option for options in parts for option in options],
-    )
-    _, flat = tokenised(pairs, tokenizer, length, labelled=False)
-    rest = iter(flat)
-    inputs = [_together([next(rest) for _ in options]) for options in parts]
-    pad = padding(tokenizer)
+    options = examples.parts or []
 
-    def pad_options(batch: list[dict[str, Any]]) -> Batch:
-        """Token tensors [batch, most options, longest]; an option that is not there is one padding
-        token."""
-        most = max(len(each["input_ids"]) for each in batch)
-        none = {key: [0] for key in batch[0]} | {
-            "input_ids": [tokenizer.pad_token_id],
-            "attention_mask": [1],
-        }
-        rows = [
-            {key: each[key][i] for key in each} if i < len(each["input_ids"]) else none
-            for each in batch
-            for i in range(most)
-        ]
-        return {key: value.view(len(batch), most, -1) for key, value in pad(rows).items()}
+    # All pairs of a question and one of its options, one after the other
+    questions = []
+    flat_options = []
+    for text, own_options in zip(examples.texts, options, strict=True):
+        for option in own_options:
+            questions.append(text)
+            flat_options.append(option)
+    pairs = Examples(questions, flat_options)
+    _, pair_inputs = tokenised(pairs, tokenizer, length, labelled=False)
 
+    # The options of each question together: one input
+    inputs = []
+    start = 0
+    for own_options in options:
+        end = start + len(own_options)
+        rows = pair_inputs[start:end]
+        inputs.append({name: [row[name] for row in rows] for name in rows[0]})
+        start = end
     targets = list(examples.labels or []) if labelled else []
-    return Encoded(examples, inputs, targets, names, pad_options)
+    return Encoded(examples, inputs, targets, names, _option_padding(tokenizer))
+
+
+def _option_padding(tokenizer: PreTrainedTokenizerBase) -> Pad:
+    """A function that pads inputs -> tensors of tokens [batch, most options, longest].
+
+    A missing option is one padding token: `logits` knows it by that.
+    """
+    pad_rows = padding(tokenizer)
+
+    def pad(inputs: list[dict[str, Any]]) -> Batch:
+        most = max(len(row["input_ids"]) for row in inputs)
+        missing = {name: [0] for name in inputs[0]}
+        missing["input_ids"] = [tokenizer.pad_token_id]
+        missing["attention_mask"] = [1]
+        rows = []
+        for question in inputs:
+            count = len(question["input_ids"])
+            for number in range(count):
+                rows.append({name: values[number] for name, values in question.items()})
+            rows.extend([missing] * (most - count))
+        batch = pad_rows(rows)
+        return {name: value.view(len(inputs), most, -1) for name, value in batch.items()}
+
+    return pad
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
-    """What the model says to each option of each question of a batch [batch, most options]; -inf to
-    no option."""
-    found: Tensor = model(**inputs_of(batch)).logits.float()
-    return found.masked_fill(batch["attention_mask"].sum(-1) == 1, float("-inf"))
+    """The logits of each question's options [batch, most options]; -inf for missing options."""
+    outputs: Tensor = model(**inputs_of(batch)).logits.float()
+    is_missing = batch["attention_mask"].sum(-1) == 1
+    return outputs.masked_fill(is_missing, float("-inf"))
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -93,30 +114,32 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[int, float]]:
     """The number of the most probable option of every question, from 0, and its probability (0 to
     1)."""
-    best = [row.softmax(-1).max(-1) for row in logits_of(model, encoded, batch_size, logits)]
-    return [(int(each.indices), float(each.values)) for each in best]
+    answers = []
+    for row in logits_of(model, encoded, batch_size, logits):
+        best = row.softmax(-1).max(-1)
+        answers.append((int(best.indices), float(best.values)))
+    return answers
 
 
-def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: [row[key] for row in rows] for key in rows[0]}
-
-
-def respelt(examples: Examples, spell: Callable[[str], str]) -> Examples:
-    """The examples with `spell` of their questions and options."""
-    options = [list(map(spell, each)) for each in examples.parts or []]
-    return replace(examples, texts=list(map(spell, examples.texts)), parts=options)
+def map_questions_and_options(examples: Examples, change: Callable[[str], str]) -> Examples:
+    """The examples with `change` applied to their questions and options."""
+    texts = [change(text) for text in examples.texts]
+    parts = []
+    for options in examples.parts or []:
+        parts.append([change(option) for option in options])
+    return replace(examples, texts=texts, parts=parts)
 
 
 CHOICE = Task(
-    auto=AutoModelForMultipleChoice,
+    auto_model_class=AutoModelForMultipleChoice,
     columns=Columns("question", "options", "label"),
     read=read,
-    names=None,
+    label_names=None,
     encode=encode,
     loss=loss,
     answer=answer,
-    shown=("label", "probability"),
-    metrics={"accuracy": lambda true, predicted: float(accuracy_score(true, predicted))},
-    respelt=respelt,
-    takes={"parts": True},
+    output_fields=("label", "probability"),
+    metrics={"accuracy": accuracy},
+    map_texts=map_questions_and_options,
+    required_columns={"parts": True},
 )

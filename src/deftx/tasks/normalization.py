@@ -68,7 +68,7 @@ def respelt(
     Raises DeftxError for an unknown task.
     """
     kind, spelling = task_of(task), spelling_for(written(examples), like, text, words=words)
-    return kind.respelt(examples, lambda line: respell(line, spelling))
+    return kind.map_texts(examples, lambda line: respell(line, spelling))
 
 
 def spelling_for(

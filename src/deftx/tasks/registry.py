@@ -1,4 +1,4 @@
-"""All kinds of task by name, and what is to be known of one before its data is tokenised."""
+"""All kinds of tasks by name, and reading their data."""
 
 from pathlib import Path
 
@@ -25,15 +25,22 @@ TASKS: dict[str, Task] = {
 
 
 def task_of(name: str) -> Task:
-    """The task of a name. Raises DeftxError for one that is not in TASKS."""
+    """The task of a name.
+
+    Raises:
+        DeftxError: The name is not in TASKS.
+    """
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name]
 
 
 def settled(settings: TaskVectorConfig) -> TaskVectorConfig:
-    """The settings with the task's first metric where they name none. Raises DeftxError for unknown
-    names."""
+    """The settings with the task's first metric where they name none.
+
+    Raises:
+        DeftxError: The task or the metric is unknown.
+    """
     metrics = task_of(settings.task).metrics
     metric = settings.training.metric or next(iter(metrics))
     if metric not in metrics:
@@ -48,14 +55,22 @@ def read_examples(
     labelled: bool = True,
     task: str = "classification",
 ) -> Examples:
-    """The examples of a task in `source`, a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+    """Read the examples of a task.
 
-    columns   by default those that the task's data usually has. For classification they are `text`
-              and `label`, or `premise`, `hypothesis` and `label` where there is no `text`
-    labelled  whether labels are looked for
+    Texts may be empty, labels may not. Integers and the hub's class labels become text where labels
+    are names.
 
-    Texts may be empty, labels may not; integers and hub class labels become strings where labels
-    are names. Raises DeftxError, naming the line, where a row is at fault.
+    Args:
+        source: A file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+        columns: The names of the columns. By default those that the task's data usually has. For
+            classification they are `text` and `label`, or `premise`, `hypothesis` and `label` where
+            there is no `text`.
+        labelled: Whether labels are read.
+        task: The kind of task.
+
+    Raises:
+        DeftxError: The task is unknown, the source cannot be read, or a row is wrong; the message
+            names its line.
     """
     kind = task_of(task)
     return kind.read(source, columns or kind.columns, labelled)

@@ -1,4 +1,4 @@
-"""Regression: a number for a text or a pair of texts, such as how alike two sentences are."""
+"""Regression: a number for a text or a pair of texts, such as how similar two sentences are."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def encode(
     names: Sequence[str],
     labelled: bool,
 ) -> Encoded:
-    """Tokenise `examples`, cut to `length` tokens, with their numbers."""
+    """Tokenise `examples`, truncated to `length` tokens, with their numbers."""
     _, inputs = tokenised(examples, tokenizer, length, labelled)
     targets = [float(label) for label in examples.labels or []] if labelled else []
     return Encoded(examples, inputs, targets, names, padding(tokenizer))
@@ -42,20 +42,23 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[float]]:
     """The number of every example."""
-    return [(float(each),) for each in logits_of(model, encoded, batch_size, logits)]
+    return [(float(value),) for value in logits_of(model, encoded, batch_size, logits)]
 
 
 def pearson(true: Sequence[float], predicted: Sequence[float]) -> float:
     """Pearson's correlation, -1 to 1; 0 where either side is constant."""
-    x, y = (np.asarray(side, np.float64) for side in (true, predicted))
-    x, y = x - x.mean(), y - y.mean()
+    x = np.asarray(true, np.float64)
+    y = np.asarray(predicted, np.float64)
+    x = x - x.mean()
+    y = y - y.mean()
     scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale else 0.0
+    if not scale:
+        return 0.0
+    return float(x @ y / scale)
 
 
 def spearman(true: Sequence[float], predicted: Sequence[float]) -> float:
-    """Spearman's rank correlation, -1 to 1: that of Pearson between the ranks, equal values sharing
-    theirs."""
+    """Spearman's rank correlation, -1 to 1: Pearson's of the ranks; equal values share one."""
     return pearson(rankdata(true).tolist(), rankdata(predicted).tolist())
 
 
@@ -65,15 +68,15 @@ def mse(true: Sequence[float], predicted: Sequence[float]) -> float:
 
 
 REGRESSION = Task(
-    auto=AutoModelForSequenceClassification,
+    auto_model_class=AutoModelForSequenceClassification,
     columns=Columns(),
     read=read,
-    names=None,
+    label_names=None,
     encode=encode,
     loss=loss,
     splits_by_length=True,
     answer=answer,
-    shown=("value",),
+    output_fields=("value",),
     metrics={"pearson": pearson, "spearman": spearman, "mse": mse},
     config={"problem_type": "regression", "num_labels": 1},
 )

@@ -6,10 +6,10 @@ windows, one after the other, so that every word is tagged.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -33,21 +33,38 @@ from deftx.tasks.encoding import (
     tokenised,
 )
 
-WORDS = "words"  # the column, if nothing else is said
+WORDS = "words"  # the usual column
+NOT_FIRST = -1  # the word number of a token that is not the first one of a word
+# Tags of the schemes BIOES, BILOU and BMES, and what they are in BIO
+BIO_PREFIXES = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}
+
 Span = tuple[int, int, str]  # first word, the one after the last, kind
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
-    """Lists of words and lists of tags, as many; or a file with a word and its tag on each line.
-    Plain text to be tagged has its words between white space."""
+    """Read words and tags.
+
+    Args:
+        source: A table with lists of words and lists of tags, or a file with a word and its tag on
+            each line. Where no labels are wanted, plain text (.txt) is a text on each line.
+        columns: The names of the columns.
+        labelled: Whether tags are read.
+
+    Raises:
+        DeftxError: A pair column is named, words and tags differ in number, or the source cannot be
+            read.
+    """
     if columns.pair:
         raise DeftxError(
             f"nothing is read beside words to be tagged: leave out the column {columns.pair!r}"
         )
-    readers = {**READERS, **SENTENCES, **(LABELLED_TEXT if labelled else {})}
+    readers = READERS | SENTENCES
+    if labelled:
+        readers |= LABELLED_TEXT
     table = open_source(source, readers)
     if table.plain and not labelled:
-        texts = cells(table, "text" if columns.text == WORDS else columns.text, data.text)
+        text_column = "text" if columns.text == WORDS else columns.text
+        texts = cells(table, text_column, data.text)
         if looks_tagged(texts):
             warnings.warn(
                 f"{source} is read as plain text, a text on each line, but looks like words with "
@@ -55,21 +72,31 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
                 stacklevel=2,
             )
         return Examples(texts)
+
     words = cells(table, columns.text, data.names)
-    tags = cells(table, columns.label, data.names) if labelled else None
-    for (place, _), each, some in zip(
-        table.values(columns.text), words, tags or words, strict=True
-    ):
-        if len(each) != len(some):
-            raise DeftxError(
-                f"{place}: {len(each)} words and {len(some)} tags: give every word one"
-            )
-    spaced = sum(" " in word for each in words for word in each)
-    if 2 * spaced > sum(map(len, words)):
+    tags = None
+    if labelled:
+        tags = cells(table, columns.label, data.names)
+        places = table.values(columns.text)
+        for (place, _), own_words, own_tags in zip(places, words, tags, strict=True):
+            if len(own_words) != len(own_tags):
+                raise DeftxError(
+                    f"{place}: {len(own_words)} words and {len(own_tags)} tags: give every word one"
+                )
+    _warn_of_texts_as_words(source, words)
+    return Examples([" ".join(own_words) for own_words in words], labels=tags, parts=words)
+
+
+def _warn_of_texts_as_words(source: str | Path, words: Sequence[Sequence[str]]) -> None:
+    total = 0
+    with_space = 0
+    for own_words in words:
+        total += len(own_words)
+        with_space += sum(" " in word for word in own_words)
+    if 2 * with_space > total:
         warnings.warn(
             f"most words in {source} have spaces in them: are they whole texts?", stacklevel=2
         )
-    return Examples([" ".join(each) for each in words], labels=tags, parts=words)
 
 
 def read_spans(source: str | Path, columns: Columns, labelled: bool) -> Examples:
@@ -77,7 +104,7 @@ def read_spans(source: str | Path, columns: Columns, labelled: bool) -> Examples
     examples = read(source, columns, labelled)
     if examples.labels is None:
         return examples
-    return replace(examples, labels=[as_bio(row) for row in examples.labels])
+    return replace(examples, labels=[as_bio(tags) for tags in examples.labels])
 
 
 def encode(
@@ -87,91 +114,146 @@ def encode(
     names: Sequence[str],
     labelled: bool,
 ) -> Encoded:
-    """Tokenise texts in windows of `length` tokens, with the numbers of the tags at the words'
-    first tokens.
+    """Tokenise texts in windows of `length` tokens.
 
-    places  of each window: the number of the word of which a token is the first, or -1
+    Returns:
+        Targets are the number of a word's tag at the word's first token, and IGNORED at all others.
+        `word_ids` says which tokens are first ones.
+
+    Raises:
+        DeftxError: The tokenizer has no offsets, or a tag is not in `names`.
     """
     if not tokenizer.is_fast:
         raise DeftxError(
-            "the base's tokenizer does not say where its tokens stand: words cannot be tagged with it"
+            "the base's tokenizer does not say where its tokens stand: words cannot be tagged "
+            "with it"
         )
-    examples, options = (
-        in_words(examples),
-        {"return_overflowing_tokens": True, "return_offsets_mapping": True},
+    examples = in_words(examples)
+    tokens, inputs = tokenised(
+        examples,
+        tokenizer,
+        length,
+        labelled,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
     )
-    tokens, inputs = tokenised(examples, tokenizer, length, labelled, **options)
-    owners, parts = tokens["overflow_to_sample_mapping"], examples.parts or []
-    tags = [numbers(row, names) for row in examples.labels or []] if labelled else []
-    places, targets, seen = [], [], set[tuple[int, int]]()
-    for owner, offsets in zip(owners, tokens["offset_mapping"], strict=True):
-        firsts = list(_firsts(offsets, parts[owner], seen, owner))
-        places.append(firsts)
-        if labelled:
-            targets.append([IGNORED if word < 0 else tags[owner][word] for word in firsts])
-    return Encoded(examples, inputs, targets, names, padding(tokenizer), owners, places)
+
+    # Find each window's first tokens. A word that is cut by the end of a window has its first token
+    # in this window alone, so that the words found so far are kept from window to window
+    words = examples.parts or []
+    sample_of_window = tokens["overflow_to_sample_mapping"]
+    found_words: list[set[int]] = [set() for _ in words]
+    word_ids = []
+    for sample, offsets in zip(sample_of_window, tokens["offset_mapping"], strict=True):
+        word_ids.append(_first_token_words(offsets, words[sample], found_words[sample]))
+
+    targets = []
+    if labelled:
+        tags = [numbers(own_tags, names) for own_tags in examples.labels or []]
+        for sample, window_words in zip(sample_of_window, word_ids, strict=True):
+            targets.append(_token_targets(window_words, tags[sample]))
+    return Encoded(
+        examples,
+        inputs,
+        targets,
+        names,
+        padding(tokenizer),
+        overflow_to_sample_mapping=sample_of_window,
+        word_ids=word_ids,
+    )
 
 
 def in_words(examples: Examples) -> Examples:
-    """The examples with their words, and these with a space between them as texts. Without `parts`,
-    a text's words are what stands between white space. Raises DeftxError where words and tags are
-    not as many."""
-    words = [text.split() for text in examples.texts] if examples.parts is None else examples.parts
-    for number, (each, tags) in enumerate(zip(words, examples.labels or words, strict=True), 1):
-        if len(each) != len(tags):
+    """The examples with their words as `parts`, and these with a space between them as texts.
+
+    Without `parts`, the words of a text are separated by white space.
+
+    Raises:
+        DeftxError: Words and tags differ in number.
+    """
+    words = examples.parts
+    if words is None:
+        words = [text.split() for text in examples.texts]
+    tags = examples.labels or words
+    for number, (own_words, own_tags) in enumerate(zip(words, tags, strict=True), 1):
+        if len(own_words) != len(own_tags):
             raise DeftxError(
-                f"example {number} has {len(each)} words and {len(tags)} tags: give every word one"
+                f"example {number} has {len(own_words)} words and {len(own_tags)} tags: "
+                "give every word one"
             )
-    return replace(examples, texts=[" ".join(each) for each in words], parts=words)
+    texts = [" ".join(own_words) for own_words in words]
+    return replace(examples, texts=texts, parts=words)
 
 
-def _firsts(
-    offsets: Sequence[tuple[int, int]], words: Sequence[str], seen: set[tuple[int, int]], owner: int
-) -> Iterator[int]:
-    """For each token the word that it is the first token of, or -1; `seen` are the words that had
-    theirs before."""
-    ends, end = [], -1
+def _first_token_words(
+    offsets: Sequence[tuple[int, int]], words: Sequence[str], found: set[int]
+) -> list[int]:
+    """For each token of a window, the word that it is the first token of, or NOT_FIRST.
+
+    Args:
+        offsets: First and one after last character of each token; empty for special tokens.
+        words: The words of the text, which have one space between them.
+        found: The words that had their first token before; those of this window are added.
+    """
+    # The character after the last one of each word
+    ends = []
+    end = -1
     for word in words:
         end += 1 + len(word)
         ends.append(end)
-    at = 0
-    for start, stop in offsets:
-        while at < len(ends) and ends[at] <= start:
-            at += 1
-        inside = stop > start and at < len(ends) and stop > ends[at] - len(words[at])
-        first = inside and (owner, at) not in seen
-        if first:
-            seen.add((owner, at))
-        yield at if first else -1
+
+    word_ids = []
+    number = 0
+    for token_start, token_end in offsets:
+        while number < len(words) and ends[number] <= token_start:
+            number += 1
+        is_first = False
+        if number < len(words) and number not in found:
+            word_start = ends[number] - len(words[number])
+            is_first = token_end > token_start and token_end > word_start
+        if is_first:
+            found.add(number)
+        word_ids.append(number if is_first else NOT_FIRST)
+    return word_ids
+
+
+def _token_targets(word_ids: Sequence[int], tags: Sequence[int]) -> list[int]:
+    return [IGNORED if word == NOT_FIRST else tags[word] for word in word_ids]
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of the words of a batch; 0 where there are none."""
     targets = batch["labels"].flatten()
-    total = cross_entropy(
-        logits(model, batch).flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"
-    )
-    return total / max(int((targets != IGNORED).sum()), 1)
+    token_logits = logits(model, batch).flatten(0, 1)
+    total = cross_entropy(token_logits, targets, ignore_index=IGNORED, reduction="sum")
+    return total / max(labelled_tokens(targets), 1)
 
 
 def answer(model: nn.Module, encoded: Encoded, batch_size: int) -> list[tuple[list[str]]]:
-    """The most probable tag of every word; of a word of which the tokenizer makes nothing, the
-    first tag."""
-    tags = [[encoded.names[0]] * len(words) for words in encoded.examples.parts or []]
+    """The most probable tag of every word; the first tag for a word that has no token."""
+    names = encoded.label_names
+    tags = [[names[0]] * len(words) for words in encoded.examples.parts or []]
     rows = logits_of(model, encoded, batch_size, logits, by_token=True)
-    for owner, places, row in zip(encoded.owners, encoded.places, rows, strict=True):
-        for word, best in zip(places, row.argmax(-1).tolist(), strict=True):
-            if word >= 0:
-                tags[owner][word] = encoded.names[best]
-    return [(each,) for each in tags]
+    for sample, word_ids, row in zip(
+        encoded.overflow_to_sample_mapping, encoded.word_ids, rows, strict=True
+    ):
+        for word, best in zip(word_ids, row.argmax(-1).tolist(), strict=True):
+            if word != NOT_FIRST:
+                tags[sample][word] = names[best]
+    return [(own_tags,) for own_tags in tags]
 
 
 def over_words(metric: Metric) -> Metric:
     """A metric of labels as one of lists of tags: every word counts the same."""
-    return lambda true, predicted: metric(list(chain(*true)), list(chain(*predicted)))
+
+    def metric_of_lists(true: Sequence[Any], predicted: Sequence[Any]) -> float:
+        return metric(_flat(true), _flat(predicted))
+
+    return metric_of_lists
 
 
-BIOES = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}  # also called BILOU and BMES
+def _flat(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [tag for row in rows for tag in row]
 
 
 def as_bio(tags: Sequence[str]) -> list[str]:
@@ -183,47 +265,66 @@ def as_bio(tags: Sequence[str]) -> list[str]:
 
 
 def _bio_tag(tag: str) -> str:
-    prefix, dash, name = tag.partition("-")
-    return f"{BIOES[prefix]}-{name}" if dash and name and prefix in BIOES else tag
+    prefix, dash, kind = tag.partition("-")
+    if not (dash and kind and prefix in BIO_PREFIXES):
+        return tag
+    return f"{BIO_PREFIXES[prefix]}-{kind}"
 
 
 def spans(tags: Sequence[str]) -> set[Span]:
-    """The spans that tags such as B-PER, I-PER and O mark (CoNLL-2003): B- begins one, and so does
-    an I- of its own."""
+    """The spans that tags such as B-PER, I-PER and O mark, as in CoNLL-2003's evaluation.
+
+    B- begins a span, and so does an I- that continues none.
+    """
     found: set[Span] = set()
-    start, kind = 0, None  # of the span that has begun, if any
-    for place, tag in enumerate([*tags, "O"]):
-        prefix, _, name = tag.partition("-")
-        if kind is not None and not (prefix == "I" and name == kind):
-            found.add((start, place, kind))
-            kind = None
-        if kind is None and prefix in ("B", "I"):
-            start, kind = place, name
+    start = 0
+    open_kind: str | None = None  # of the span that has begun, if any
+    for word, tag in enumerate([*tags, "O"]):
+        prefix, _, kind = tag.partition("-")
+        continues = prefix == "I" and kind == open_kind
+        if open_kind is not None and not continues:
+            found.add((start, word, open_kind))
+            open_kind = None
+        if open_kind is None and prefix in ("B", "I"):
+            start = word
+            open_kind = kind
     return found
 
 
 def span_f1(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
-    """F1 of spans: a predicted one is right where its first word, last word and kind are; 0 where
-    there are none."""
-    pairs = [(spans(row), spans(other)) for row, other in zip(true, predicted, strict=True)]
-    right = sum(len(one & other) for one, other in pairs)
-    return 2 * right / max(sum(len(one) + len(other) for one, other in pairs), 1)
+    """F1 of spans, 0 to 1; 0 where there are none.
+
+    A predicted span is right if its first word, last word and kind are.
+    """
+    right = 0
+    total = 0
+    for true_tags, predicted_tags in zip(true, predicted, strict=True):
+        true_spans = spans(true_tags)
+        predicted_spans = spans(predicted_tags)
+        right += len(true_spans & predicted_spans)
+        total += len(true_spans) + len(predicted_spans)
+    return 2 * right / max(total, 1)
 
 
-def respelt(examples: Examples, spell: Callable[[str], str]) -> Examples:
-    """The examples with `spell` of each word, by which a word can neither go nor become two."""
-    words = [list(map(spell, each)) for each in in_words(examples).parts or []]
+def map_words(examples: Examples, change: Callable[[str], str]) -> Examples:
+    """The examples with `change` applied to each word; none may vanish or become two."""
+    words = []
+    for own_words in in_words(examples).parts or []:
+        words.append([change(word) for word in own_words])
     return in_words(replace(examples, parts=words))
 
 
 def tag_names(examples: Examples) -> tuple[str, ...]:
     """The tags that occur, sorted."""
-    return label_names(list(chain(*examples.labels or [])))
+    return label_names(_flat(examples.labels or []))
 
 
 def span_names(examples: Examples) -> tuple[str, ...]:
-    """The tags that occur. Raises DeftxError where they are not B-, I- and O: F1 of the names would
-    be 0."""
+    """The tags that occur, sorted.
+
+    Raises:
+        DeftxError: One is not B, I or O, or begins so: F1 of spans would be 0.
+    """
     names = tag_names(examples)
     for name in names:
         if name.partition("-")[0] not in ("B", "I", "O"):
@@ -234,21 +335,24 @@ def span_names(examples: Examples) -> tuple[str, ...]:
 
 
 TAGGING = Task(
-    auto=AutoModelForTokenClassification,
+    auto_model_class=AutoModelForTokenClassification,
     columns=Columns(WORDS, None, "tags"),
     read=read,
-    names=tag_names,
+    label_names=tag_names,
     encode=encode,
     loss=loss,
     loss_denominator=labelled_tokens,
     splits_by_length=True,
     answer=answer,
-    shown=("tags",),
+    output_fields=("tags",),
     metrics={name: over_words(metric) for name, metric in METRICS.items()},
-    stack=by_token,
-    respelt=respelt,
-    takes={"parts": False},
+    collate_targets=by_token,
+    map_texts=map_words,
+    required_columns={"parts": False},
 )
 NER = replace(
-    TAGGING, read=read_spans, names=span_names, metrics={"span_f1": span_f1, **TAGGING.metrics}
+    TAGGING,
+    read=read_spans,
+    label_names=span_names,
+    metrics={"span_f1": span_f1, **TAGGING.metrics},
 )

@@ -238,7 +238,7 @@ def _task_model(
         check_pairs(train.pairs is not None, valid)
         for examples in (train, valid):
             check_embedded(written(examples), tokenizer, model.config)
-            if task.auto is None:  # labels are texts to be written
+            if task.auto_model_class is None:  # labels are texts to be written
                 labels_as_texts = [str(label) for label in examples.labels or []]
                 check_embedded(labels_as_texts, tokenizer, model.config)
         return supervised(
