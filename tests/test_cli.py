@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 from tiny import random_vector, save_base, sentences
 from transformers import pipeline
 from typed import COMPOSE, EVALUATE, FIT_TASK, LANGUAGE, QUICK, TWO, tree, with_options
+from typer.main import get_command
+from typer.testing import CliRunner
 
 import deftx
+from deftx.cli import app
 from deftx.cli import arguments as given
 from deftx.config import changed
 from deftx.core.vector import Head
@@ -504,3 +507,41 @@ def test_demo_hands_on_what_was_typed(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "deftx.experiments.demo.run", stub)
     assert run("demo").code == run("demo", "--out", "~/x", "--seed", "3", "--force").code == 0
     assert calls == [(Path("demo"), 0, False), (Path("~/x").expanduser(), 3, True)]
+
+
+def test_help_shows_every_bracket_of_its_texts(monkeypatch):
+    """Rich reads `[@REVISION]` as markup unless it is escaped."""
+    monkeypatch.setenv("COLUMNS", "300")
+    commands = [("deftx", get_command(app), [])]
+    bracketed = 0
+    for name, command, path in commands:
+        for inner, child in getattr(command, "commands", {}).items():
+            commands.append((f"{name} {inner}", child, [*path, inner]))
+        shown = CliRunner().invoke(app, [*path, "--help"]).output
+        texts = [command.help, command.epilog, *(getattr(p, "help", "") for p in command.params)]
+        for word in " ".join(text or "" for text in texts).split():
+            if "[" in word:
+                bracketed += 1
+                assert word.replace("\\[", "[").strip("`") in shown, name
+    assert bracketed > 10
+
+
+def test_merge_saves_the_sum_of_vectors_as_one(here, home, run):
+    task, language = deftx.load(home / "task"), deftx.load(home / "min")
+    vectors = ["--task", "home/task", "--language", "home/min"]
+    done = run("merge", *vectors, "--out", "sum")
+    merged = deftx.load("sum")
+    assert done.code == 0
+    assert done.out == f"sum: one vector, k = {merged.k:,}, from home/task, home/min\n"
+    expected = deftx.merge(task=task, languages=[language])
+    assert merged.head.labels == task.head.labels
+    assert all(
+        merged.tensors[name].to_dense().equal(entries.to_dense())
+        for name, entries in expected.tensors.items()
+    )
+    refused = run("merge", *vectors, "--out", "sum")
+    assert (refused.code, "--force" in refused.complaint) == (2, True)
+    assert run("merge", *vectors, "--rule", "ties:density=0.5", "--out", "ties").code == 0
+    assert deftx.load("ties").k < merged.k
+    nothing = run("merge", "--out", "none")
+    assert (nothing.code, "nothing to combine" in nothing.complaint) == (2, True)

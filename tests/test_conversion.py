@@ -598,7 +598,10 @@ def test_peft_loads_the_adapter_and_its_logits_are_ours(tmp_path, bases, shape, 
 
 
 @pytest.mark.filterwarnings(
-    "ignore:the adapter leaves out", "ignore::DeprecationWarning", "ignore::FutureWarning"
+    "ignore:the adapter leaves out",
+    "ignore::UserWarning:peft",
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
 )
 @pytest.mark.parametrize("shape", ["xlmr", "qwen", "t5"])
 def test_a_language_vectors_adapter_names_its_model_for_peft(tmp_path, bases, shape):
@@ -620,7 +623,10 @@ def test_a_language_vectors_adapter_names_its_model_for_peft(tmp_path, bases, sh
 
 
 @pytest.mark.filterwarnings(
-    "ignore:the adapter leaves out", "ignore::DeprecationWarning", "ignore::FutureWarning"
+    "ignore:the adapter leaves out",
+    "ignore::UserWarning:peft",
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
 )
 def test_a_task_vectors_adapter_is_loaded_by_pefts_class_for_classifiers(tmp_path, bases):
     peft = pytest.importorskip("peft", reason="the extra `neighbours` is not installed")
@@ -635,6 +641,38 @@ def test_a_task_vectors_adapter_is_loaded_by_pefts_class_for_classifiers(tmp_pat
     torch.testing.assert_close(
         logits(theirs, tokenizer), logits(ours, tokenizer), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:the adapter leaves out",
+    "ignore::UserWarning:peft",
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+)
+def test_peft_adds_up_a_languages_and_a_tasks_adapter_and_disables_them_exactly(tmp_path, bases):
+    """As docs/moving.md says; and merging and unmerging is not exact."""
+    peft = pytest.importorskip("peft", reason="the extra `neighbours` is not installed")
+    language, task = vector_of(bases(), seed=7), vector_of(bases(), with_head=True)
+    for name, vector in {"language": language, "task": task}.items():
+        deftx.save(vector, tmp_path / name)
+        convert(tmp_path / name, tmp_path / f"{name}-adapter", "peft")
+    tokenizer = load_tokenizer(bases())
+    theirs = peft.PeftModel.from_pretrained(
+        load_task_model(bases(), LABELS), tmp_path / "language-adapter", adapter_name="language"
+    )
+    with theirs.disable_adapter():
+        assert logits(theirs, tokenizer).equal(logits(load_task_model(bases(), LABELS), tokenizer))
+    theirs.load_adapter(tmp_path / "task-adapter", "task")
+    theirs.base_model.set_adapter(["language", "task"])
+    ours = load_task_model(bases(), LABELS)
+    apply(ours, linear_only(language, ours), linear_only(task, ours))
+    torch.testing.assert_close(
+        logits(theirs, tokenizer), logits(ours, tokenizer), rtol=1e-5, atol=1e-5
+    )
+    weights = {name: weight.clone() for name, weight in theirs.named_parameters()}
+    theirs.merge_adapter()
+    theirs.unmerge_adapter()
+    assert not all(weights[name].equal(weight) for name, weight in theirs.named_parameters())
 
 
 @pytest.mark.parametrize("shape", ["distilbert", "modernbert", "deberta"])

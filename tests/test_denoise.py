@@ -302,6 +302,16 @@ def test_matrices_denoised_at_once_are_as_each_alone(three_threads):
     assert torch.get_num_threads() == 3
 
 
+def test_the_number_of_threads_does_not_change_a_bit(three_threads):
+    """docs/versions.md says so; the gradients of a training do depend on it."""
+    generator = torch.Generator().manual_seed(9)
+    delta = {name: torch.randn(600, 200, generator=generator) for name in "abc"}
+    with_three = denoise(delta, "60%")
+    torch.set_num_threads(1)
+    with_one = denoise(delta, "60%")
+    assert all(with_one[name].equal(with_three[name]) for name in delta)
+
+
 def test_the_first_of_several_matrices_at_fault_is_named_and_threads_are_as_before(three_threads):
     delta = {name: torch.randn(5, 6) for name in "abcdef"}
     delta["c"][1, 1] = delta["e"][0, 0] = torch.nan

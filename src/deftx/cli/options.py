@@ -22,8 +22,10 @@ def option(help: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, **settings)
 
 
-FORMATS = "TSV, CSV, JSONL, Parquet, plain text or hub:NAME[@REVISION][:CONFIG][:SPLIT]"
-LABELLED = "TSV, CSV, JSONL, Parquet, .conllu for tags, or hub:NAME[@REVISION][:CONFIG][:SPLIT]"
+# help texts are Rich's markup, which would read `[@REVISION]` as a tag and leave it out
+_HUB_DATA = r"hub:NAME\[@REVISION][:CONFIG][:SPLIT]"
+FORMATS = f"TSV, CSV, JSONL, Parquet, plain text or {_HUB_DATA}"
+LABELLED = f"TSV, CSV, JSONL, Parquet, .conllu for tags, or {_HUB_DATA}"
 FILE = {"metavar": "FILE", "parser": source}
 VECTOR = {"metavar": "VECTOR", "parser": source}  # a folder, or USER/NAME[@REVISION] on the hub
 

@@ -66,6 +66,41 @@ def compose(
 
 
 @app.command(
+    epilog="Example: deftx merge --task vectors/sentiment --language vectors/min"
+    " --out vectors/sentiment-min"
+)
+def merge(
+    out: Out,
+    task: Annotated[
+        list[str] | None,
+        option(
+            "Task vector: a folder or hub id. Of several, the first one's head is used.",
+            "--task",
+            **VECTOR,
+        ),
+    ] = None,
+    language: Languages = None,
+    rule: Rule = "sum",
+    force: Force = False,
+) -> None:
+    """Save the sum of vectors, or what another rule makes of them, as one vector."""
+    from deftx.cli import arguments as given
+    from deftx.core.merge import merge as merge_vectors
+    from deftx.storage.atomic_files import check_target
+    from deftx.storage.vector_files import save
+
+    check_target(out, force=force)
+    tasks = given.load_tasks(task or [])
+    languages = list(given.named_languages(language or []).values())
+    head = 0 if tasks and tasks[0].head else None
+    vector = merge_vectors(rule, task=tasks, languages=languages, head=head)
+    save(vector, out, force=force)
+    print(
+        f"{out}: one vector, k = {vector.k:,}, from {', '.join([*(task or []), *(language or [])])}"
+    )
+
+
+@app.command(
     epilog="Example: deftx evaluate --base xlm-roberta-base --task vectors/sentiment"
     " --language min=vectors/min --test min=min.tsv --language ace=vectors/ace --test ace=ace.tsv"
 )
