@@ -32,7 +32,7 @@ from deftx.errors import DeftxError, unknown
 from deftx.experiments.benefit import Benefit, Course, advice_on, benefits, course_of
 from deftx.experiments.plain_yaml import parse_yaml
 from deftx.experiments.recipe import TASK, Recipe, recipe_from
-from deftx.experiments.report.benefit import FILE as BENEFIT
+from deftx.experiments.report.benefit_section import FILE as BENEFIT
 from deftx.experiments.report.page import lacking, write_report
 from deftx.experiments.report.statistics import Difference, compare, score_run
 from deftx.experiments.run import Prepared, prepare, run_recipe, vectors_of

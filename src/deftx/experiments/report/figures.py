@@ -14,16 +14,16 @@ from deftx.experiments.report.style import (
     MUTED,
     SHADES,
     WIDTH,
-    Look,
     Values,
-    coloured,
+    VariantStyle,
+    colour_cells,
     heat,
     hide_rest,
     legend,
     new_figure,
     panels,
 )
-from deftx.experiments.report.vectors import BIASES, LANGUAGE, Curve, Place
+from deftx.experiments.report.vectors import BIASES, LANGUAGE, Curve, LayerAndKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,12 +34,14 @@ LINE_OF_PART = {LANGUAGE: "-", TASK: "--"}
 LINE_OF_PHASE = {1: "--", 2: "-"}
 
 
-def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Look]) -> "Figure":
+def bars(
+    scores: Mapping[str, Mapping[str, list[float]]], styles: Mapping[str, VariantStyle]
+) -> "Figure":
     """Mean scores as bars, with the standard deviation and a dot for each seed.
 
     Args:
         scores: Variant -> column -> scores in percent, one for each seed.
-        look: How each variant is drawn.
+        styles: How each variant is drawn.
     """
     columns = list(next(iter(scores.values())))
     places = range(len(columns))
@@ -54,7 +56,7 @@ def bars(scores: Mapping[str, Mapping[str, list[float]]], look: Mapping[str, Loo
         shift = bar_width * (number - middle)
         centres = [place + shift for place in places]
         values = [by_column[column] for column in columns]
-        _draw_bars(axes, variant, values, centres, 0.92 * bar_width, look[variant])
+        _draw_bars(axes, variant, values, centres, 0.92 * bar_width, styles[variant])
 
     axes.set_xticks(places, columns)
     axes.tick_params(axis="x", length=0)
@@ -69,7 +71,7 @@ def _draw_bars(
     values: Sequence[list[float]],
     centres: Sequence[float],
     width: float,
-    look: Look,
+    style: VariantStyle,
 ) -> None:
     """The bars of one variant; deviations and dots where a column has several seeds."""
     heights = []
@@ -77,7 +79,7 @@ def _draw_bars(
     for of_column in values:
         heights.append(mean(of_column) if of_column else 0.0)
         deviations.append(stdev(of_column) if len(of_column) > 1 else 0.0)
-    bar = axes.bar(centres, heights, width, color=look.colour, hatch=look.hatch)
+    bar = axes.bar(centres, heights, width, color=style.colour, hatch=style.hatch)
     bar.set_label(f" {variant}")
     if not any(deviations):
         return
@@ -184,7 +186,7 @@ def overlap_of_languages(shares: Mapping[str, Mapping[tuple[str, str], float]]) 
     return figure
 
 
-def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure":
+def density(places: Mapping[tuple[str, str], Mapping[LayerAndKind, float]]) -> "Figure":
     """Where the entries of vectors lie: layers by kinds of tensor, a panel for each variant and
     part.
 
@@ -195,7 +197,7 @@ def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure"
     from matplotlib.ticker import PercentFormatter
 
     # what lies in layers, and the panels' rows and columns
-    in_layers: dict[tuple[str, str], dict[Place, float]] = {}
+    in_layers: dict[tuple[str, str], dict[LayerAndKind, float]] = {}
     layers: set[int] = set()
     kinds: list[str] = []
     for variant_and_part, shares in places.items():
@@ -225,7 +227,7 @@ def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure"
             values = []
             for layer in ordered_layers:
                 values.append([shares.get((layer, kind)) for kind in ordered_kinds])
-            image = coloured(axes, values, top)
+            image = colour_cells(axes, values, top)
             if not shares:
                 centred = {"ha": "center", "va": "center", "transform": axes.transAxes}
                 axes.text(0.5, 0.5, "none", color=MUTED, **centred)
@@ -240,7 +242,8 @@ def density(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> "Figure"
 
 
 def ranks(
-    kept: Mapping[tuple[str, str], Mapping[Place, list[int]]], look: Mapping[str, Look]
+    kept: Mapping[tuple[str, str], Mapping[LayerAndKind, list[int]]],
+    styles: Mapping[str, VariantStyle],
 ) -> "Figure":
     """The ranks that denoising kept by layer, a panel for each kind of matrix.
 
@@ -248,7 +251,7 @@ def ranks(
 
     Args:
         kept: Variant and part (LANGUAGE or TASK) -> layer and kind of matrix -> ranks kept.
-        look: How each variant is drawn.
+        styles: How each variant is drawn.
     """
     kinds = []
     for places in kept.values():
@@ -262,8 +265,8 @@ def ranks(
                     by_layer[layer] = of_place
             if by_layer:
                 style = {
-                    "color": look[variant].colour,
-                    "marker": look[variant].marker,
+                    "color": styles[variant].colour,
+                    "marker": styles[variant].marker,
                     "linestyle": LINE_OF_PART[part],
                     "label": f" {variant}, {part}",
                 }
@@ -274,7 +277,7 @@ def ranks(
     return panels(_distinct(kinds), draw, "rank kept")
 
 
-def spectra(singular_values: Mapping[str, Mapping[Place, "Tensor"]]) -> "Figure":
+def spectra(singular_values: Mapping[str, Mapping[LayerAndKind, "Tensor"]]) -> "Figure":
     """The share of the squares that the first r singular values hold, a curve for each layer and a
     panel for each kind of matrix and of vector.
 
@@ -318,7 +321,7 @@ def spectra(singular_values: Mapping[str, Mapping[Place, "Tensor"]]) -> "Figure"
 
 def curves(
     histories: Mapping[tuple[str, int], Mapping[str, list[Curve]]],
-    look: Mapping[str, Look],
+    styles: Mapping[str, VariantStyle],
     held_out: bool,
 ) -> "Figure":
     """How training went, a panel for each language and the task.
@@ -327,7 +330,7 @@ def curves(
 
     Args:
         histories: Language or TASK, and phase -> variant -> a curve for each seed.
-        look: How each variant is drawn.
+        styles: How each variant is drawn.
         held_out: Whether values on held-out data are drawn, or training losses.
     """
 
@@ -341,8 +344,8 @@ def curves(
                     metric = of_seeds[0].metric
                 by_step = _values_by_step(of_seeds, held_out)
                 style = {
-                    "color": look[variant].colour,
-                    "marker": look[variant].marker,
+                    "color": styles[variant].colour,
+                    "marker": styles[variant].marker,
                     "markevery": max(1, len(by_step) // 20),
                     "linestyle": LINE_OF_PHASE[phase],
                     "label": f" {variant}, phase {phase}",

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deftx.experiments.report.statistics import Comparison
-from deftx.experiments.report.style import drawn
+from deftx.experiments.report.style import render
 from deftx.experiments.report.tables import Table
-from deftx.experiments.report.vectors import Seen
+from deftx.experiments.report.vectors import VectorStatistics
 from deftx.experiments.run_folder import RunData
 
 if TYPE_CHECKING:
@@ -16,8 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it goes to the page and to files: `name` is that of the files, `width` in CSS
-    pixels."""
+    """A figure as it goes to the page and to files.
+
+    Attributes:
+        name: Name of its files, without an ending.
+        caption: What stands below it.
+        alt: What it shows, for people who cannot see it.
+        width: In CSS pixels.
+        svg: The figure as SVG, to stand in the page.
+        png: The figure as PNG.
+    """
 
     name: str
     caption: str
@@ -29,7 +37,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what it is about, what to bear in mind, and what there is to see."""
+    """A section of the report.
+
+    Attributes:
+        key: Its id in the page.
+        title: Its heading.
+        about: What it is about.
+        notes: What to bear in mind.
+        tables: Its tables.
+        pictures: Its figures.
+    """
 
     key: str
     title: str
@@ -40,15 +57,24 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """All that the sections are made of."""
+class ReportData:
+    """What the sections are made of.
+
+    Attributes:
+        run: The run as it was read from its folder.
+        baseline: The variant that others are compared with, if there is one.
+        comparisons: Differences between variants.
+        vectors: What the vectors of the run show.
+    """
 
     run: RunData
     baseline: str | None
     comparisons: Sequence[Comparison]
-    seen: Seen
+    vectors: VectorStatistics
 
 
 def picture(name: str, figure: "Figure", caption: str, alt: str) -> Picture:
     """A figure as SVG and PNG, with what it shows in words."""
-    return Picture(name, caption, alt, round(96 * figure.get_figwidth()), *drawn(figure, name))
+    width = round(96 * figure.get_figwidth())
+    svg, png = render(figure, name)
+    return Picture(name, caption, alt, width, svg, png)

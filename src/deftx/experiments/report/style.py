@@ -25,8 +25,11 @@ INK, MUTED, PAPER = "#010203", "#868e99", "#ffffff"
 GREY = "#a0a4ab"
 # Paul Tol's "bright" scheme, which people tell apart whatever colours they see
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44"]
-HATCHES, MARKERS = ["", "///", "...", "xxx"], [".", "s", "^", "x"]
-SHADES, HEAT = "viridis", "Blues"
+HATCHES = ["", "///", "...", "xxx"]
+MARKERS = [".", "s", "^", "x"]
+SHADES = "viridis"  # of the curves of layers
+HEAT = "Blues"  # of cells
+LIGHT_TEXT, DARK_TEXT = "#f8f8f8", "#10161d"  # on dark and on light cells
 WIDTH = 8.8  # of figures with several panels, in inches
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
@@ -59,7 +62,7 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class VariantStyle:
     """How a variant is drawn; hatches and markers tell apart those that share a colour."""
 
     colour: str
@@ -67,14 +70,19 @@ class Look:
     marker: str
 
 
-def looks(variants: Sequence[str], baseline: str | None) -> dict[str, Look]:
-    """A look for each variant, in their order."""
-    coloured = [name for name in variants if name != baseline]
-    found = {}
-    for number, name in enumerate(coloured):
-        turn = number // len(COLOURS) % len(HATCHES)
-        found[name] = Look(COLOURS[number % len(COLOURS)], HATCHES[turn], MARKERS[turn])
-    return {name: found.get(name, Look(GREY, "", ".")) for name in variants}
+def variant_styles(variants: Sequence[str], baseline: str | None) -> dict[str, VariantStyle]:
+    """A style for each variant, in their order; the baseline is grey."""
+    styles = {}
+    number = 0
+    for name in variants:
+        if name == baseline:
+            styles[name] = VariantStyle(GREY, "", ".")
+            continue
+        colour = COLOURS[number % len(COLOURS)]
+        rounds = number // len(COLOURS) % len(HATCHES)
+        styles[name] = VariantStyle(colour, HATCHES[rounds], MARKERS[rounds])
+        number += 1
+    return styles
 
 
 @contextmanager
@@ -83,81 +91,110 @@ def style() -> Iterator[None]:
     from matplotlib import rc_context
 
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing"
-        )  # a script that the font of the PNG lacks
+        # a name may be in a script that the font of the PNG lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
-def drawn(figure: "Figure", name: str) -> tuple[str, bytes]:
-    """A figure as SVG, to stand in a page, and as PNG on white. The same figure gives the same
-    text."""
+def render(figure: "Figure", name: str) -> tuple[str, bytes]:
+    """A figure as SVG, to stand in a page, and as PNG on white.
+
+    The same figure gives the same text.
+
+    Args:
+        figure: What is drawn. It cannot be laid out again afterwards.
+        name: Put before the ids in the SVG, so that they are unique in the page.
+    """
     from matplotlib import rc_context
 
-    vector, pixels = StringIO(), BytesIO()
+    vector = StringIO()
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
     figure.set_layout_engine("none")  # laid out once is enough
+    pixels = BytesIO()
     figure.savefig(pixels, format="png", dpi=150, facecolor=PAPER, metadata={"Software": None})
+
+    # the element alone, in the colour of the text around it, without metadata
     svg = vector.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = svg[svg.index("<svg") :]
+    svg = svg.replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)  # ids are unique in the page
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     return svg, pixels.getvalue()
 
 
 def panels(names: Sequence[Any], draw: Callable[["Axes", Any], None], label: str) -> "Figure":
-    """A grid of small panels with one legend below."""
-    across = len(names) if len(names) <= 4 else 3 if len(names) % 3 == 0 or len(names) < 7 else 4
-    down = ceil(len(names) / across)
-    figure = new_figure(WIDTH if across > 2 else 3.4 * across, 2.1 * down + 0.7)
+    """A grid of small panels with one legend below.
+
+    Args:
+        names: What the panels are of.
+        draw: Draws the panel of one of them.
+        label: Of the y axes.
+    """
+    count = len(names)
+    if count <= 4:
+        across = count
+    elif count % 3 == 0 or count < 7:
+        across = 3
+    else:
+        across = 4
+    down = ceil(count / across)
+    width = WIDTH if across > 2 else 3.4 * across
+    figure = new_figure(width, 2.1 * down + 0.7)
     grid = figure.subplots(down, across, squeeze=False).flatten()
     for axes, name in zip(grid, names, strict=False):
         draw(axes, name)
-    hide_rest(grid, len(names))
-    for axes in grid[::across]:
+    hide_rest(grid, count)
+    first_of_rows = grid[::across]
+    for axes in first_of_rows:
         axes.set_ylabel(label)
-    legend(figure, *grid[: len(names)], across=across)
+    legend(figure, *grid[:count], across=across)
     return figure
 
 
-def legend(figure: "Figure", *axes: Any, across: int = 3) -> None:
-    """One legend for all of the axes, below them; labels have a blank in front, lest one with _ be
-    left out."""
-    named: dict[str, Any] = {}
-    for handles, labels in (one.get_legend_handles_labels() for one in axes):
-        named |= {label.strip(): handle for handle, label in zip(handles, labels, strict=True)}
-    if named:
-        figure.legend(
-            list(named.values()),
-            [f" {name}" for name in named],
-            loc="outside lower center",
-            ncols=across,
-        )
+def legend(figure: "Figure", *all_axes: Any, across: int = 3) -> None:
+    """One legend for all of the axes, below them.
+
+    Labels have a blank in front, because matplotlib leaves out those that begin with _.
+    """
+    handle_of: dict[str, Any] = {}
+    for axes in all_axes:
+        handles, labels = axes.get_legend_handles_labels()
+        for handle, label in zip(handles, labels, strict=True):
+            handle_of[label.strip()] = handle
+    if not handle_of:
+        return
+    labels = [f" {name}" for name in handle_of]
+    handles = list(handle_of.values())
+    figure.legend(handles, labels, loc="outside lower center", ncols=across)
 
 
 def heat(
     axes: "Axes", rows: Sequence[str], columns: Sequence[str], values: Values, top: float
 ) -> None:
-    """Coloured cells with their values in percent."""
-    coloured(axes, values, top)
+    """Coloured cells with their values in percent; `top` has the darkest colour."""
+    colour_cells(axes, values, top)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            if value is not None:
-                colour = "#f8f8f8" if value > 0.55 * top else "#10161d"
-                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour)
+            if value is None:
+                continue
+            text = f"{100 * value:.0f}"
+            colour = LIGHT_TEXT if value > 0.55 * top else DARK_TEXT
+            axes.text(column, row, text, ha="center", va="center", color=colour)
 
 
-def coloured(axes: "Axes", values: Values, top: float) -> Any:
+def colour_cells(axes: "Axes", values: Values, top: float) -> Any:
     """Coloured cells, the first row on top; the image, for a colour bar."""
-    cells = [[float("nan") if value is None else value for value in row] for row in values]
+    cells = []
+    for row in values:
+        cells.append([float("nan") if value is None else value for value in row])
     # edges, not centres: from a single centre matplotlib makes a cell without width
-    columns = [number - 0.5 for number in range(len(cells[0]) + 1)]
-    rows = [number - 0.5 for number in range(len(cells) + 1)]
-    image = axes.pcolormesh(columns, rows, cells, cmap=HEAT, vmin=0, vmax=top or 1)
+    column_edges = [number - 0.5 for number in range(len(cells[0]) + 1)]
+    row_edges = [number - 0.5 for number in range(len(cells) + 1)]
+    image = axes.pcolormesh(column_edges, row_edges, cells, cmap=HEAT, vmin=0, vmax=top or 1)
     axes.set_ylim(len(cells) - 0.5, -0.5)  # also where axes are shared
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

@@ -14,7 +14,7 @@ from deftx.experiments.report.statistics import (
     Difference,
     holm,
 )
-from deftx.experiments.report.vectors import Place
+from deftx.experiments.report.vectors import LayerAndKind
 from deftx.experiments.run_folder import RunData
 from deftx.hub.privacy import without_paths
 
@@ -281,7 +281,7 @@ def probability(p: float | None) -> str:
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def outside_table(places: Mapping[tuple[str, str], Mapping[Place, float]]) -> Table | None:
+def outside_table(places: Mapping[tuple[str, str], Mapping[LayerAndKind, float]]) -> Table | None:
     """The share of entries that vectors hold outside of the numbered layers, such as in the
     embeddings."""
     kinds: list[str] = []
