@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     ViTConfig,
     XLMRobertaModel,
     pipeline,
@@ -32,7 +33,7 @@ from deftx.core.parameters import backbone, head, tunable
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.models.compose import compose
+from deftx.models.compose import compose, compose_to
 from deftx.models.fingerprint import fingerprint
 from deftx.models.heads import load_composed, load_task_model
 from deftx.models.limits import longest_input
@@ -740,6 +741,32 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
             compose(bases(), task, language, rule=rule)
         with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
             compose(bases(), task, language, rule=rule, ignore_base_mismatch=True)
+
+
+def test_the_tokenizer_of_a_composed_model_cuts_inputs_to_the_tasks_length(bases, tmp_path):
+    base, language = bases(), vector(bases(), 2)
+    task = vector(base, 1, with_head=True)
+    short = replace(task, info={**task.info, "training": {"length": 9}})
+    model, tokenizer = deftx.compose_with_tokenizer(base, short, language)
+    assert same(model.state_dict(), compose(base, short, language).state_dict())
+    assert tokenizer.model_max_length == 9
+    assert len(tokenizer("ba " * 100, truncation=True)["input_ids"]) == 9
+    compose_to(
+        tmp_path / "saved",
+        str(base),
+        [short],
+        [language],
+        rule="sum",
+        force=False,
+        ignore_base_mismatch=False,
+    )
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert saved.model_max_length == tokenizer.model_max_length
+    _, whole = deftx.compose_with_tokenizer(base, task)
+    assert whole.model_max_length == load_tokenizer(base).model_max_length == 32
+    other = vector(base, 3, with_head=True)
+    _, chosen = deftx.compose_with_tokenizer(base, [other, short], head=1)
+    assert chosen.model_max_length == 9
 
 
 def test_composing_says_nothing_of_heads_that_are_new(bases, caplog, capsys):

@@ -1,5 +1,9 @@
 """What `import deftx` offers, and a training loop of one's own."""
 
+import inspect
+import typing
+from collections.abc import Iterator
+
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
@@ -10,11 +14,41 @@ from deftx.errors import DeftxError
 
 def test_the_public_names_are_all_there():
     assert sorted(name for names in deftx._HOMES.values() for name in names) == sorted(
-        {*deftx.__all__} - {"DeftxError"}
+        {*deftx.__all__} - {"DeftxError", "Diverged", "Locked"}
     )
     assert all(callable(getattr(deftx, name)) for name in dir(deftx) if name != "__version__")
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         deftx.lode  # noqa: B018
+
+
+def classes_of(hint) -> Iterator[type]:
+    """The classes of deftx in a type hint."""
+    for part in typing.get_args(hint):
+        yield from classes_of(part)
+    if isinstance(hint, type) and hint.__module__.startswith("deftx."):
+        yield hint
+
+
+def test_what_public_functions_take_and_return_is_public():
+    found = set()
+    for name in deftx.__all__:
+        value = getattr(deftx, name)
+        functions = [value]
+        if isinstance(value, type):
+            functions = [method for key, method in vars(value).items() if not key.startswith("_")]
+        for function in functions:
+            if inspect.isfunction(function):
+                for hint in typing.get_type_hints(inspect.unwrap(function)).values():
+                    found.update(classes_of(hint))
+    assert {deftx.SparseMask, deftx.Denoised, deftx.SparseTuning, deftx.Examples} <= found
+    hidden = {cls for cls in found if getattr(deftx, cls.__name__, None) is not cls}
+    assert {cls.__name__ for cls in hidden} == set()
+
+
+def test_all_errors_are_public():
+    for name, error in vars(deftx.errors).items():
+        if isinstance(error, type) and issubclass(error, Exception):
+            assert getattr(deftx, name) is error
 
 
 def test_a_training_loop_of_ones_own_makes_a_vector(home):

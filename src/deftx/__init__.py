@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, Diverged, Locked
 
 if TYPE_CHECKING:
     from deftx.config import (
@@ -15,39 +15,48 @@ if TYPE_CHECKING:
         TaskVectorConfig,
     )
     from deftx.core.apply import apply, apply_temporarily
-    from deftx.core.denoise import denoise
+    from deftx.core.denoise import Denoised, denoise
     from deftx.core.merge import merge
     from deftx.core.ranks import split_half_ranks
-    from deftx.core.select import select
-    from deftx.core.vector import SparseVector, overlap
+    from deftx.core.select import SparseMask, TensorMask, select
+    from deftx.core.vector import Head, SparseTensor, SparseVector, overlap
     from deftx.data.examples import Columns, Examples, read_text
     from deftx.fit import fit_language, fit_task, transfer
     from deftx.hub.share import pull, push
     from deftx.interop.convert import convert
-    from deftx.models.compose import compose
+    from deftx.models.compose import compose, compose_with_tokenizer
     from deftx.models.extract import delta, extract
     from deftx.models.scales import Scales, tune_scales
     from deftx.models.switcher import Switcher
     from deftx.storage.vector_files import load, save
     from deftx.tasks.normalization import Spelling, read_spelling, respelt, spelling_for
     from deftx.tasks.registry import read_examples
-    from deftx.training.sparse import sparse_tuning
+    from deftx.training.sparse import SparseTuning, sparse_tuning
 
 __all__ = [
     "Columns",
     "DeftxError",
+    "Denoised",
+    "Diverged",
     "Examples",
+    "Head",
     "LanguageTrainingConfig",
     "LanguageVectorConfig",
+    "Locked",
     "Scales",
+    "SparseMask",
+    "SparseTensor",
+    "SparseTuning",
     "SparseVector",
     "Spelling",
     "Switcher",
     "TaskTrainingConfig",
     "TaskVectorConfig",
+    "TensorMask",
     "apply",
     "apply_temporarily",
     "compose",
+    "compose_with_tokenizer",
     "convert",
     "delta",
     "denoise",
@@ -82,23 +91,23 @@ _HOMES = {
         "TaskTrainingConfig",
     ],
     "core.apply": ["apply_temporarily", "apply"],
-    "core.denoise": ["denoise"],
+    "core.denoise": ["Denoised", "denoise"],
     "core.merge": ["merge"],
     "core.ranks": ["split_half_ranks"],
-    "core.select": ["select"],
-    "core.vector": ["SparseVector", "overlap"],
+    "core.select": ["SparseMask", "TensorMask", "select"],
+    "core.vector": ["Head", "SparseTensor", "SparseVector", "overlap"],
     "data.examples": ["Columns", "Examples", "read_text"],
     "fit": ["fit_language", "fit_task", "transfer"],
     "hub.share": ["pull", "push"],
     "interop.convert": ["convert"],
-    "models.compose": ["compose"],
+    "models.compose": ["compose", "compose_with_tokenizer"],
     "models.extract": ["delta", "extract"],
     "models.scales": ["Scales", "tune_scales"],
     "models.switcher": ["Switcher"],
     "storage.vector_files": ["load", "save"],
     "tasks.normalization": ["Spelling", "read_spelling", "respelt", "spelling_for"],
     "tasks.registry": ["read_examples"],
-    "training.sparse": ["sparse_tuning"],
+    "training.sparse": ["SparseTuning", "sparse_tuning"],
 }
 
 

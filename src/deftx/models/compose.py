@@ -36,7 +36,7 @@ class Noted(Protocol):
 def compose(
     base: Base,
     task: SparseVector | Sequence[SparseVector],
-    language: SparseVector | Sequence[SparseVector] | None = (),
+    language: SparseVector | Sequence[SparseVector] | None = None,
     *,
     rule: str = "sum",
     head: int | None = None,
@@ -44,21 +44,24 @@ def compose(
 ) -> PreTrainedModel:
     """θ0 + φ_task + φ_language with the task's head: an ordinary transformers model, in eval mode.
 
-    base      folder or hub id of the base that all vectors were made on
-    task      the task vector, or several
-    language  one language vector, several (added in order), or none: () or None
-    rule      how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see
-              `merge`
-    head      of several task vectors with heads, whose is used: 0 is the first
-    ignore_base_mismatch  go on, with a warning, where the base has other weights than the vectors'
-                          base; None: as False, where
-              there is no such choice to be named
+    `compose_with_tokenizer` also gives the tokenizer that belongs to it.
 
-    Raises DeftxError where the base cannot be loaded, vectors do not fit it or each other, one is
-    given twice, or no task vector has a head, and for an unknown rule.
+    Args:
+        base: Folder or hub id of the base that all vectors were made on.
+        task: The task vector, or several.
+        language: One language vector, several (added in order), or none.
+        rule: How the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see
+            `merge`.
+        head: Of several task vectors with heads, whose is used: 0 is the first.
+        ignore_base_mismatch: Warn, instead of raising, where the base has other weights than the
+            vectors' base; None: as False, where the user cannot choose.
+
+    Raises:
+        DeftxError: The base cannot be loaded, vectors do not fit it or each other, one is given
+            twice, no task vector has a head, or the rule is unknown.
     """
     tasks = as_list(task)
-    languages = [] if language is None else as_list(language)
+    languages = as_list(() if language is None else language)
     rule_of(rule)
     check_language(*languages)
     check_distinct(*tasks, *languages)
@@ -67,6 +70,37 @@ def compose(
     )
     apply(model, *resolve_terms(rule, tasks, languages, head))
     return model
+
+
+def compose_with_tokenizer(
+    base: Base,
+    task: SparseVector | Sequence[SparseVector],
+    language: SparseVector | Sequence[SparseVector] | None = None,
+    *,
+    rule: str = "sum",
+    head: int | None = None,
+    ignore_base_mismatch: bool | None = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `compose`, with the tokenizer that belongs to the model: the base's, which cuts inputs to
+    the length that the task was trained with (`tokenizer.model_max_length`).
+
+    Save both with `save_pretrained`, and the folder is what `deftx compose --out` writes.
+
+    Args:
+        base: As in `compose`, and so are the others.
+
+    Raises:
+        DeftxError: As `compose` does.
+    """
+    tasks = as_list(task)
+    model = compose(
+        base, tasks, language, rule=rule, head=head, ignore_base_mismatch=ignore_base_mismatch
+    )
+    tokenizer = load_tokenizer(base)
+    top = select_head(tasks, head)
+    assert top is not None  # or there would be no model
+    tokenizer.model_max_length = trained_length(model, tokenizer, top)
+    return model, tokenizer
 
 
 def compose_to(
@@ -82,16 +116,12 @@ def compose_to(
     """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an
     ordinary checkpoint.
 
-    Of several task vectors, the first one's head and length count.
+    Of several task vectors, the head and the length are those of the first.
     """
     check_target(out, MODEL, force=force)
-    model, tokenizer = (
-        compose(
-            base, tasks, languages, rule=rule, head=0, ignore_base_mismatch=ignore_base_mismatch
-        ),
-        load_tokenizer(base),
+    model, tokenizer = compose_with_tokenizer(
+        base, tasks, languages, rule=rule, head=0, ignore_base_mismatch=ignore_base_mismatch
     )
-    tokenizer.model_max_length = trained_length(model, tokenizer, tasks[0])
     save_model(model, tokenizer, out, force=force)
 
 
