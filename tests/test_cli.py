@@ -18,8 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import deftx
-from deftx.cli import app
-from deftx.cli import arguments as given
+from deftx.cli import app, arguments
 from deftx.config import changed
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
@@ -128,7 +127,7 @@ def test_a_task_is_learnt_on_several_languages_each_with_its_vector(here, home, 
         for name, part in {"a": "train", "b": "test"}.items()
     }
     valid = dict.fromkeys(train, deftx.read_examples(home / "valid.tsv"))
-    settings = changed(deftx.TaskVectorConfig(), given.assigned(["k=5%", *QUICK[3::2]]))
+    settings = changed(deftx.TaskVectorConfig(), arguments.assigned(["k=5%", *QUICK[3::2]]))
     vectors = {"a": deftx.load("home/ind"), "b": deftx.load("home/min")}
     expected = deftx.fit_task("home/base", train, valid, settings, source=vectors, temperature=3)
     found = deftx.load("new")

@@ -11,12 +11,47 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from typed import LANGUAGE
+from typed import FIT_LANGUAGE, LANGUAGE
 
 import deftx
 from deftx.experiments.demo.run import recipe as demo_recipe
 from deftx.objectives import masked_lm
 from deftx.storage.atomic_files import lock_directory
+from deftx.training import resume
+
+
+def lines(err: str) -> list[str]:
+    """The lines on standard error besides progress bars."""
+    return [line for line in err.splitlines() if line.strip() and "━" not in line]
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_fit_that_is_stopped_after_a_checkpoint_says_from_which_step_it_resumes(
+    here, home, run, monkeypatch, phase
+):
+    monkeypatch.setattr(resume, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(resume, "LARGEST_SHARE_OF_TIME", 1e9)
+    save = resume.Checkpointer.save_if_due
+    seen = []
+
+    def stop_after_saving(self, step):
+        save(self, step)
+        if step == 1 and self.resume_point.path.name.startswith(f"phase{phase}"):
+            seen.append(step)
+            raise KeyboardInterrupt
+
+    command = [*FIT_LANGUAGE[:-1], "training.min_steps=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.Checkpointer, "save_if_due", stop_after_saving)
+        stopped = run(*command)
+    assert (stopped.code, seen) == (130, [1])
+    assert lines(stopped.err)[0] == f"deftx: new: it will resume from step 1 of phase {phase}"
+    assert run(*command).code == 0
+    new, whole = deftx.load("new"), deftx.load(home / "min")
+    assert all(
+        torch.equal(entries.values, whole.tensors[name].values)
+        for name, entries in new.tensors.items()
+    )
 
 
 def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, monkeypatch):
@@ -42,7 +77,10 @@ def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, mon
     ]
     stopped = run(*command)
     assert stopped.code == 130
-    assert stopped.complaint == f"deftx: stopped; to go on, type: {shlex.join(['deftx', *command])}"
+    assert lines(stopped.err) == [
+        "deftx: a b: it will resume from the end of phase 1",
+        f"deftx: stopped; to go on, type: {shlex.join(['deftx', *command])}",
+    ]
     assert sorted(os.listdir(here)) == ["a b.work", "home"]
     assert run(*command).code == 0
     assert titles == ["a b: phase 1", "a b: phase 2", "a b: phase 2"]
@@ -78,7 +116,10 @@ def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(
     ]
     stopped = run(*command)
     assert stopped.code == code
-    assert stopped.complaint == f"deftx: stopped; to go on, type: {shlex.join(['deftx', *command])}"
+    assert lines(stopped.err) == [
+        "deftx: min: stopped before the first checkpoint, so nothing was kept",
+        f"deftx: stopped; to go on, type: {shlex.join(['deftx', *command])}",
+    ]
     signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) == before
     assert os.listdir(here) == ["home"]

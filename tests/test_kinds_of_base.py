@@ -186,7 +186,7 @@ def test_every_kind_that_writes_learns_to(kind, tmp_path):
     compose_to(
         tmp_path / "model", kind[1], [task], [], rule="sum", force=False, ignore_base_mismatch=False
     )
-    found = predictions_of_model(str(tmp_path / "model"), Examples(TEXT[:4]))
+    (found,) = predictions_of_model(str(tmp_path / "model"), Examples(TEXT[:4]))
     if kind[0] != "XLM":  # an encoder that may be loaded as a decoder
         assert [each["text"] for each in found] == ["ba be"] * 4
 

@@ -11,7 +11,7 @@ import torch
 from test_conversion import LABELS, vector_of
 
 import deftx
-from deftx.cli import actions as commands
+from deftx.cli import actions
 from deftx.config import LanguageVectorConfig
 from deftx.core.apply import apply
 from deftx.errors import DeftxError
@@ -163,10 +163,10 @@ def test_commands_that_compose_check_the_tokenizer(tmp_path, bases):
         lambda: composed.compose_to(
             out, base, [task], [], rule="sum", force=False, ignore_base_mismatch=False
         ),
-        lambda: commands.evaluations(
+        lambda: actions.evaluations(
             base, [task], {}, {None: examples}, rule="sum", ignore_base_mismatch=False
         ),
-        lambda: commands.predictions_of_vectors(
+        lambda: actions.predictions_of_vectors(
             base, task, [], examples, rule="sum", ignore_base_mismatch=False
         ),
     ):
@@ -181,6 +181,6 @@ def test_test_data_with_labels_that_the_head_lacks_are_refused(bases):
     with pytest.raises(
         DeftxError, match="label 'so-so' is not among the labels of the training data: bad, good"
     ):
-        commands.evaluations(
+        actions.evaluations(
             bases(), [task], {}, {None: examples}, rule="sum", ignore_base_mismatch=False
         )

@@ -9,19 +9,19 @@ import pytest
 from typed import QUICK
 
 import deftx
-from deftx.cli import arguments as given
+from deftx.cli import arguments
 from deftx.config import LANGUAGE_PRESETS, LanguageVectorConfig
 
 
 def test_later_settings_win_and_a_preset_comes_first():
     flags = {"k": "5%", "rank": "100", "method": None}
     changes = ["k=3", "training.batch_size=4", "training.report_to=[wandb]"]
-    chosen = given.settings_from(LanguageVectorConfig(), LANGUAGE_PRESETS, "quick", flags, changes)
+    chosen = arguments.settings_from(LanguageVectorConfig(), LANGUAGE_PRESETS, "quick", flags, changes)
     quick = LANGUAGE_PRESETS["quick"]
     training = quick.training.model_copy(update={"batch_size": 4, "report_to": ("wandb",)})
     assert chosen == quick.model_copy(update={"k": 3, "rank": 100, "training": training})
     assert (
-        given.settings_from(LanguageVectorConfig(), LANGUAGE_PRESETS, None, {}, [])
+        arguments.settings_from(LanguageVectorConfig(), LANGUAGE_PRESETS, None, {}, [])
         == LanguageVectorConfig()
     )
 
@@ -41,7 +41,7 @@ def test_the_program_keeps_results_and_news_apart(home, tmp_path):
     task = ["--base", home / "base", "--train", home / "train.tsv", "--valid", home / "valid.tsv"]
     done = program("-m", "deftx.cli", "fit", "task", *task, "--out", tmp_path / "task", *QUICK)
     assert done.returncode == 0
-    alone = "; without --source, so learnt on the base alone"
+    alone = "; without --source, so trained on the base alone"
     assert re.fullmatch(
         rf".*task: task vector, k = 278, held-out macro-F1 .*0\.\d+ after phase 2{alone}\n",
         done.stdout,

@@ -1,25 +1,26 @@
-"""What the commands of `deftx.cli` do, between parsing and printing."""
+"""What the commands of `deftx.cli` do with models and vectors, between parsing and printing."""
 
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.config import LanguageTrainingConfig
 from deftx.core.apply import apply_temporarily, check_fit
 from deftx.core.merge import resolve_terms, rule_of
 from deftx.core.vector import SparseVector, check_distinct, check_language
-from deftx.data.contamination import by_row, find_contamination
-from deftx.data.examples import Examples, capitals, check_pairs, usable, written
-from deftx.data.tables import Table, named, open_source, rows_for
-from deftx.errors import DeftxError, unknown
+from deftx.data.examples import Examples, capitals, check_pairs, written
+from deftx.data.tables import named
+from deftx.errors import DeftxError
+from deftx.experiments.benefit import advice_on_answers, sample_of
 from deftx.models.compose import (
     LOWER_CASE,
     PAIRS,
@@ -37,24 +38,31 @@ from deftx.models.loading import load_language_model, place
 from deftx.models.switcher import Switcher
 from deftx.models.tokenizers import check_tokenizer, load_tokenizer
 from deftx.objectives.registry import language_of
-from deftx.storage.atomic_files import LOCK, check_file, check_target, lock_directory, write_text
+from deftx.storage.atomic_files import LOCK, check_target, lock_directory
 from deftx.storage.vector_files import load, save
-from deftx.tasks.base import by_name, evaluate, predict
-from deftx.tasks.normalization import Spelling, plain_spelling, respell, spelling_for
+from deftx.tasks.base import Task, answers_to_labelled, by_name, predict_in_chunks, scores
+from deftx.tasks.normalization import Spelling
 from deftx.training import distributed
+from deftx.training.phases import say_where_it_resumes
 
-SAVING = "saving"  # in the lock of a folder of work: what is learnt is being saved, or has been
-TEXT_COLUMNS = ("text", "premise", "hypothesis")
+SAVING = "saving"  # content of a lock file: the vector is being saved, or is saved
+ANSWERED_AT_ONCE = 256  # examples: what is predicted before the first of them is written
+
+
+# Training
 
 
 def check_free(out: Path, *, force: bool) -> Path:
-    """The real path of OUT. Raises DeftxError now for what would keep a vector from being saved
-    hours later."""
-    target = check_target(out, force=force or _saved(out))
+    """The real path of `out`, checked before hours of training.
+
+    Raises:
+        DeftxError: A vector could not be saved there.
+    """
+    target = check_target(out, force=force or _is_saved(out))
     parent = next(folder for folder in target.parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise DeftxError(
-            f"{parent} is not a folder that you may write to: choose another place than {out}"
+            f"{parent} is not a folder that you may write to: choose another folder than {out}"
         )
     return target
 
@@ -62,45 +70,106 @@ def check_free(out: Path, *, force: bool) -> Path:
 def learn(
     out: Path, fit: Callable[[Path], SparseVector], sources: Sequence[str], *, force: bool
 ) -> SparseVector:
-    """Have `fit` learn a vector from `sources` and save it as OUT. Its folder of work is OUT.work,
-    until OUT is there.
+    """Train a vector with `fit` and save it as `out`; of several processes, the first one saves it.
 
-    Of several processes, the first one saves it.
+    Args:
+        out: Folder of the vector. Until it is there, checkpoints are in `out`.work.
+        fit: Trains the vector, with a folder for checkpoints.
+        sources: The files it is trained on, to be recorded in the vector.
+        force: Whether an existing vector is replaced.
     """
-    target, checkpoint_dir = check_free(out, force=force), _work(out)
+    target = check_free(out, force=force)
+    checkpoint_dir = _checkpoint_dir(out)
     distributed.join()
-    saved = not force and _saved(out)  # killed after the vector was saved, before the end
+
+    # An earlier run may have been killed after it saved the vector and before it ended.
+    saved = not force and _is_saved(out)
     distributed.assert_same_on_all_ranks(out, saved)
     if not distributed.is_main_process():
         return load(target) if saved else fit(checkpoint_dir)
+
     with lock_directory(checkpoint_dir):
         if saved:
             vector = load(target)
         else:
             (checkpoint_dir / LOCK).write_text("")
-            vector = fit(checkpoint_dir)
-            data = {**vector.info["data"], "sources": [named(source) for source in sources]}
-            vector = replace(vector, info={**vector.info, "data": data})
-            if not force:  # what is at OUT from here on is this vector
+            with say_where_it_resumes(checkpoint_dir, out.name):
+                vector = fit(checkpoint_dir)
+            vector = _with_sources(vector, sources)
+            if not force:  # from here on, what is at `out` is this vector
                 (checkpoint_dir / LOCK).write_text(SAVING)
             save(vector, target, force=force)
-        for file in checkpoint_dir.glob("*.safetensors"):
-            file.unlink(missing_ok=True)
-        for leftover in checkpoint_dir.glob(".*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove_checkpoints(checkpoint_dir)
     return vector
 
 
-def _work(out: Path) -> Path:
-    """The folder of work of OUT."""
+def _with_sources(vector: SparseVector, sources: Sequence[str]) -> SparseVector:
+    """The vector, with the names of the files it was trained on recorded."""
+    data = {**vector.info["data"], "sources": [named(source) for source in sources]}
+    return replace(vector, info={**vector.info, "data": data})
+
+
+def _checkpoint_dir(out: Path) -> Path:
     target = Path(os.path.realpath(out))
     return target.with_name(f"{target.name}.work")
 
 
-def _saved(out: Path) -> bool:
-    """Whether OUT was saved by a fit that was killed before it had cleared its folder of work."""
-    lock = _work(out) / LOCK  # the last file to go
+def _is_saved(out: Path) -> bool:
+    """Whether `out` was saved by a run that was killed before it had removed its checkpoints."""
+    lock = _checkpoint_dir(out) / LOCK  # the last file that is removed
     return os.path.exists(out) and lock.is_file() and lock.read_text() == SAVING
+
+
+def _remove_checkpoints(checkpoint_dir: Path) -> None:
+    for file in checkpoint_dir.glob("*.safetensors"):
+        file.unlink(missing_ok=True)
+    for leftover in checkpoint_dir.glob(".*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def advice_on_trained_task(
+    base: str,
+    task: SparseVector,
+    sources: Mapping[str, SparseVector] | None,
+    valid_sets: Mapping[str, Examples],
+    *,
+    ignore_base_mismatch: bool,
+) -> list[str]:
+    """What to try where a new task vector gives one label for all validation examples, if it does.
+
+    Args:
+        base: The pretrained model.
+        task: The new task vector.
+        sources: The language vectors that the task was trained on top of, by language.
+        valid_sets: Validation examples by language.
+        ignore_base_mismatch: Whether the vectors may be of another base.
+    """
+    task_kind = task_type(task)
+    if task_kind.label_names is None:
+        return []
+    advice: list[str] = []
+    for name, examples in valid_sets.items():
+        sample = examples.at(sample_of(range(len(examples))))
+        languages = [sources[name]] if sources else []
+        answers: list[Any] = []
+        # Warnings were shown during training, and no error may end a training that is finished.
+        with warnings.catch_warnings(), suppress(DeftxError):
+            warnings.simplefilter("ignore")
+            chunks = predictions_of_vectors(
+                base,
+                task,
+                languages,
+                sample,
+                rule="sum",
+                ignore_base_mismatch=ignore_base_mismatch,
+            )
+            for chunk in chunks:
+                answers += [answer[task_kind.output_fields[0]] for answer in chunk]
+        advice += advice_on_answers(answers, sample.labels)
+    return advice
+
+
+# Scores
 
 
 def evaluations(
@@ -112,12 +181,25 @@ def evaluations(
     rule: str,
     ignore_base_mismatch: bool,
 ) -> list[dict[str, Any]]:
-    """A row of scores for each test, on one loaded base: what `compose` would score for each
-    language."""
+    """Scores of what `compose` would make for each language, on one loaded base.
+
+    Args:
+        base: The pretrained model.
+        tasks: Task vectors; the first one's head is used.
+        languages: Language vectors by name.
+        tests: Labelled examples by the name of a language; None stands for no language vector.
+        rule: How vectors are combined.
+        ignore_base_mismatch: Whether the vectors may be of another base.
+
+    Returns:
+        A row for each test: the language, the number of examples, and all metrics of the task.
+    """
     rule_of(rule)
     first = tasks[0]
+    task = task_type(first)
     for examples in tests.values():
         check_pairs(uses_text_pairs(first), examples)
+
     tokenizer = load_tokenizer(base)
     model = load_base_with_head(
         base,
@@ -128,14 +210,18 @@ def evaluations(
         ignore_base_mismatch=ignore_base_mismatch,
     )
     place(model)
-    length, rows = trained_length(model, tokenizer, first), []
+    length = trained_length(model, tokenizer, first)
+
+    rows = []
     for name, examples in tests.items():
         _warn_of_capitals(without_capitals(first), examples)
-        vectors = [languages[name]] if name is not None else []
+        vectors = [] if name is None else [languages[name]]
         check_distinct(*tasks, *vectors)
         with apply_temporarily(model, *resolve_terms(rule, tasks, vectors, head=0)):
-            scores = evaluate(task_type(first), model, tokenizer, examples, length)
-        rows.append({"language": name, "examples": len(examples), **scores})
+            answers = answers_to_labelled(task, model, tokenizer, examples, length)
+        _warn_of_one_label(task, [answer[0] for answer in answers], examples.labels, name)
+        metrics = scores(task, examples, answers)
+        rows.append({"language": name, "examples": len(examples), **metrics})
     return rows
 
 
@@ -147,42 +233,63 @@ def language_losses(
     *,
     ignore_base_mismatch: bool,
 ) -> list[dict[str, Any]]:
-    """How well a base knows a text by itself, and with each of the language vectors: a row of
-    losses for each.
+    """How well a base predicts a text, by itself and with each language vector.
 
-    The loss is in nats for each token that the base is to guess, the same ones for all rows.
+    The language modelling head is always the base's own. A language vector has none: the head that
+    was trained with it is thrown away (see docs/method.md), so its gain here is smaller than the
+    fall of the held-out loss during its training.
+
+    Args:
+        base: The pretrained model.
+        languages: Language vectors by name.
+        lines: The text.
+        head: A model whose language modelling head is used where the base has none.
+        ignore_base_mismatch: Whether the vectors may be of another base.
+
+    Returns:
+        A row for the base alone and one for each language: `loss` in nats per predicted token, the
+        same tokens in all rows, and `bits_by_character`.
     """
     check_language(*languages.values())
-    model, tokenizer = load_language_model(base, head), load_tokenizer(base)
+    model = load_language_model(base, head)
+    tokenizer = load_tokenizer(base)
     for vector in languages.values():
         check_base(model, vector, ignore_base_mismatch=ignore_base_mismatch)
         check_fit(model, vector)
     check_tokenizer(tokenizer, *languages.values(), ignore_base_mismatch=ignore_base_mismatch)
     place(model)
+
+    # The text as blocks of tokens, no longer than those that any of the vectors was trained on.
     training = LanguageTrainingConfig()
-    lengths = [
-        vector.info.get("training", {}).get("length") or training.length
-        for vector in languages.values()
-    ]
-    length = min([longest_input(model, tokenizer), training.length, *lengths])
-    objective = language_of(model.config).objective(
-        lines, tokenizer, training, length, 0, held_out=lines
-    )
+    lengths = [longest_input(model, tokenizer), training.length]
+    for vector in languages.values():
+        lengths.append(vector.info.get("training", {}).get("length") or training.length)
+    kind = language_of(model.config)
+    objective = kind.objective(lines, tokenizer, training, min(lengths), 0, held_out=lines)
 
     def loss_with(*vectors: SparseVector) -> float:
         with apply_temporarily(model, *vectors), torch.no_grad():
             return float(objective.validate(model, training.batch_size)["loss"])
 
-    tokens = sum(
-        map(len, tokenizer(list(lines), add_special_tokens=False, verbose=False)["input_ids"])
-    )
-    tokens_by_character = tokens / sum(map(len, lines))
     losses: dict[str | None, float] = {None: loss_with()}
-    losses |= {name: loss_with(vector) for name, vector in languages.items()}
+    for name, vector in languages.items():
+        losses[name] = loss_with(vector)
+
+    # loss [nats / token] · tokens / character / ln 2 = bits / character
+    bits_per_nat = _tokens_by_character(lines, tokenizer) / log(2)
     return [
-        {"language": name, "loss": loss, "bits_by_character": loss * tokens_by_character / log(2)}
+        {"language": name, "loss": loss, "bits_by_character": loss * bits_per_nat}
         for name, loss in losses.items()
     ]
+
+
+def _tokens_by_character(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> float:
+    encoded = tokenizer(list(lines), add_special_tokens=False, verbose=False)
+    tokens = sum(len(ids) for ids in encoded["input_ids"])
+    return tokens / sum(len(line) for line in lines)
+
+
+# Predictions
 
 
 def predictions_of_vectors(
@@ -193,30 +300,45 @@ def predictions_of_vectors(
     *,
     rule: str,
     ignore_base_mismatch: bool,
-) -> list[dict[str, Any]]:
-    """The answer to each example by the composed model, its parts as the task names them."""
-    kind = task_type(task)
+) -> Iterator[list[dict[str, Any]]]:
+    """The answers of a model composed of vectors, ANSWERED_AT_ONCE at a time.
+
+    Returns:
+        For each example, in their order, the parts of its answer by the names that the task has for
+        them.
+    """
     check_pairs(uses_text_pairs(task), examples)
     _warn_of_capitals(without_capitals(task), examples)
-    model, tokenizer = (
-        compose(base, task, languages, rule=rule, ignore_base_mismatch=ignore_base_mismatch),
-        load_tokenizer(base),
-    )
-    place(model)
-    return by_name(
-        kind, predict(kind, model, tokenizer, examples, trained_length(model, tokenizer, task))
-    )
+    model = compose(base, task, languages, rule=rule, ignore_base_mismatch=ignore_base_mismatch)
+    tokenizer = load_tokenizer(base)
+    length = trained_length(model, tokenizer, task)
+    return _predictions(task_type(task), model, tokenizer, examples, length)
 
 
-def predictions_of_model(folder: str, examples: Examples) -> list[dict[str, Any]]:
-    """The answer to each example by a model that was composed before, its parts as the task names
-    them."""
-    kind = recorded_task(folder)
-    model, tokenizer = load_composed(folder), load_tokenizer(folder)
+def predictions_of_model(folder: str, examples: Examples) -> Iterator[list[dict[str, Any]]]:
+    """The same as `predictions_of_vectors`, of a model that `compose` saved."""
+    task = recorded_task(folder)
+    model = load_composed(folder)
+    tokenizer = load_tokenizer(folder)
     check_pairs(getattr(model.config, PAIRS, None), examples)
     _warn_of_capitals(getattr(model.config, LOWER_CASE, None) is True, examples)
+    return _predictions(task, model, tokenizer, examples, longest_input(model, tokenizer))
+
+
+def _predictions(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    length: int,
+) -> Iterator[list[dict[str, Any]]]:
+    """All answers; after the last of them a warning where they are all one label."""
     place(model)
-    return by_name(kind, predict(kind, model, tokenizer, examples, longest_input(model, tokenizer)))
+    first_parts = []
+    for chunk in predict_in_chunks(task, model, tokenizer, examples, length, ANSWERED_AT_ONCE):
+        first_parts += [answer[0] for answer in chunk]
+        yield by_name(task, chunk)
+    _warn_of_one_label(task, first_parts, None, None)
 
 
 def switcher_for(
@@ -228,7 +350,7 @@ def switcher_for(
     rule: str,
     ignore_base_mismatch: bool,
 ) -> Switcher:
-    """What is served: of several task vectors, the first one's head counts."""
+    """What `deftx serve` answers with; of several task vectors, the first one's head is used."""
     switcher = Switcher(
         base,
         tasks,
@@ -240,139 +362,34 @@ def switcher_for(
     )
     as_written = [name for name in languages if name not in spellings]
     if as_written and without_capitals(tasks[0]):
-        fix = "--spelling says how to read them: see `deftx data respell`"
-        some = f"texts in {', '.join(as_written)} may have some"
         warnings.warn(
-            f"the task was learnt from texts without capitals, and {some}; {fix}", stacklevel=2
+            "the task was learnt from texts without capitals, and texts in"
+            f" {', '.join(as_written)} may have some; --spelling says how to read them:"
+            " see `deftx data respell`",
+            stacklevel=2,
         )
     return switcher
 
 
 def _warn_of_capitals(lower_case: bool, examples: Examples) -> None:
-    """Warn where a task was learnt from texts in lower case, and is to read others."""
+    """Warn where a task was trained on texts in lower case, and these are not."""
     if lower_case and capitals(written(examples)):
-        fix = "`deftx data respell --case-only` writes texts as those were"
         warnings.warn(
-            f"the task was learnt from texts without capitals, and these have some: {fix}",
+            "the task was learnt from texts without capitals, and these have some:"
+            " `deftx data respell --case-only` writes texts as those were",
             stacklevel=2,
         )
 
 
-def trim(
-    source: str, against: Sequence[str], columns: Sequence[str], out: Path | None, *, force: bool
-) -> list[dict[str, str]]:
-    """The rows of a source that hold evaluation text, and where that stands; the other rows are
-    written to OUT.
-
-    columns  those to compare; of a file that has none of them, those of TEXT_COLUMNS that it has
-    """
-    check_file(out, force=force)
-    table = open_source(source)
-    others = [open_source(file) for file in against]
-    for name in columns:
-        if not any(name in each.names for each in (table, *others)):
-            raise unknown(
-                "column",
-                name,
-                dict.fromkeys(name for each in (table, *others) for name in each.names),
-            )
-    theirs = [cell for other in others for cell in _cells(other, columns)]
-    ours = _cells(table, columns)
-    found = find_contamination([text for _, text in ours], [text for _, text in theirs])
-    rows = by_row(found, len(table.lines))
-    if out:
-        write_text(
-            out, rows_for(out, table, [row for row in range(len(table.lines)) if row not in rows])
-        )
-    return [
-        {"row": ours[h.training][0], "of": theirs[h.evaluation][0], "kind": h.kind}
-        for h in rows.values()
-    ]
-
-
-def write_respelt(
-    data: str,
-    like: Sequence[str],
-    text: Sequence[str],
-    columns: Sequence[str],
-    out: Path | None,
-    *,
-    spelling_out: Path | None = None,
-    words: bool = True,
-    force: bool = False,
-) -> Spelling:
-    """Write texts to OUT in the spelling of the source, see `deftx.respelt`, and tell in which; it
-    is written to `spelling_out`, where `deftx.read_spelling` reads it.
-
-    columns  those to change; without any, those of TEXT_COLUMNS that the data has. A cell may be a
-             list of words
-    """
-    if not (out or spelling_out):
-        raise DeftxError(
-            "say what to write: --out FILE for the texts, --spelling FILE for how they are spelt, or both"
-        )
-    if out and spelling_out and out.resolve() == spelling_out.resolve():
-        raise DeftxError(f"{out} cannot hold both the texts and how they are spelt: give two files")
-    for file in (out, spelling_out):
-        check_file(file, force=force)
-    table = open_source(data)
-    cells = {name: [_words(v) for _, v in table.values(name)] for name in _columns(table, columns)}
-    ours = [line for column in cells.values() for cell in column for line in _lines(cell)]
-    learnt, more = (
-        [line for file in files for line in _written(file, columns)] for files in (like, text)
-    )
-    spelling = spelling_for(ours, learnt, more, words=words)
-    changed = {
-        name: [
-            respell(c, spelling) if isinstance(c, str) else [respell(word, spelling) for word in c]
-            for c in column
-        ]
-        for name, column in cells.items()
-    }
-    spelt = replace(
-        table, column=lambda name: changed[name] if name in changed else table.column(name)
-    )
-    if out:
-        write_text(out, rows_for(out, spelt, range(len(table.lines))))
-    if spelling_out:
-        write_text(spelling_out, json.dumps(plain_spelling(spelling), ensure_ascii=False, indent=1))
-    return spelling
-
-
-def _words(cell: object) -> str | list[str]:
-    return [str(word) for word in cell] if isinstance(cell, list) else str(cell or "")
-
-
-def _lines(cell: str | list[str]) -> list[str]:
-    return [cell] if isinstance(cell, str) else cell
-
-
-def _written(source: str, columns: Sequence[str]) -> list[str]:
-    """What a source says in those of the columns that it has; else in those of TEXT_COLUMNS."""
-    table = open_source(source)
-    found = [_words(value) for name in _there(table, columns) for _, value in table.values(name)]
-    return usable(source, [line for cell in found for line in _lines(cell)])
-
-
-def _columns(table: Table, columns: Sequence[str]) -> Sequence[str]:
-    """The columns that were asked for; without any, those of TEXT_COLUMNS that a table has."""
-    names = columns or [name for name in TEXT_COLUMNS if name in table.names]
-    if not names:
-        raise DeftxError(
-            f"{table.source} has no column {' or '.join(TEXT_COLUMNS)}: say which with --column"
-        )
-    return names
-
-
-def _cells(table: Table, columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Place and text of every cell that is to be compared, column by column."""
-    return [
-        (place, str(value or ""))
-        for name in _there(table, columns)
-        for place, value in table.values(name)
-    ]
-
-
-def _there(table: Table, columns: Sequence[str]) -> Sequence[str]:
-    """Those of the columns that a table has; else those of TEXT_COLUMNS."""
-    return [name for name in columns if name in table.names] or _columns(table, ())
+def _warn_of_one_label(
+    task: Task,
+    answers: Sequence[Any],
+    expected: Sequence[Any] | None,
+    language: str | None,
+) -> None:
+    """Warn where a task with named labels gives one of them for everything."""
+    if task.label_names is None:
+        return
+    before = f"{language}: " if language else ""
+    for line in advice_on_answers(answers, expected):
+        warnings.warn(f"{before}{line}", stacklevel=2)

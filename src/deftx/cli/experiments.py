@@ -175,9 +175,9 @@ def data_trim(
 ) -> None:
     """Find training text that holds evaluation text: the same, contained, eight words in a row,
     nearly the same."""
-    from deftx.cli import actions as commands
+    from deftx.cli.data_actions import trim
 
-    found = commands.trim(data, against, column or [], out, force=force)
+    found = trim(data, against, column or [], out, force=force)
     if as_json:
         print_json(found)
         return
@@ -221,10 +221,10 @@ def data_respell(
     force: Force = False,
 ) -> None:
     """Put a target's texts into the spelling of a related language that a task was learnt in."""
-    from deftx.cli import actions as commands
+    from deftx.cli.data_actions import write_respelt
     from deftx.tasks.normalization import plain_spelling
 
-    found = commands.write_respelt(
+    found = write_respelt(
         data,
         like,
         text or [],

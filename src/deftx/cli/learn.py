@@ -1,4 +1,4 @@
-"""Learning: language and task vectors, their settings, the demo."""
+"""Training: language and task vectors, their settings, the demo."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -60,31 +60,31 @@ def fit_language(
     dry_run: DryRun = False,
     force: Force = False,
 ) -> None:
-    """Learn a language vector from plain text. Presets: paper, standard, quick."""
+    """Train a language vector on plain text. Presets: paper, standard, quick."""
     quiet_transformers()
-    from deftx import config as settings
     from deftx import fit
-    from deftx.cli import actions as commands
-    from deftx.cli import arguments as given
+    from deftx.cli import actions
+    from deftx.cli.arguments import settings_from, warn_of_little
     from deftx.cli.output import print_estimate
+    from deftx.config import LANGUAGE_PRESETS, LanguageVectorConfig
     from deftx.data.examples import read_text
     from deftx.experiments.estimate import estimate_language
 
-    flags = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
-    chosen = given.settings_from(
-        settings.LanguageVectorConfig(), settings.LANGUAGE_PRESETS, preset, flags, set_ or []
-    )
-    commands.check_free(out, force=force)
+    # Check everything that is typed before anything is trained.
+    options = {"method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
+    config = settings_from(LanguageVectorConfig(), LANGUAGE_PRESETS, preset, options, set_ or [])
+    actions.check_free(out, force=force)
     lines = read_text(*text, column=column)
     if dry_run:
-        print_estimate(estimate_language(base, lines, chosen), out)
+        print_estimate(estimate_language(base, lines, config), out)
         return
 
-    def learn(checkpoint_dir: Path) -> "SparseVector":
-        return fit.fit_language(base, lines, chosen, checkpoint_dir=checkpoint_dir, title=out.name)
+    def train(checkpoint_dir: Path) -> "SparseVector":
+        return fit.fit_language(base, lines, config, checkpoint_dir=checkpoint_dir, title=out.name)
 
-    _print_learnt(out, commands.learn(out, learn, text, force=force))
-    given.warn_of_little(lines)
+    vector = actions.learn(out, train, text, force=force)
+    _print_new_vector(out, vector)
+    warn_of_little(lines)
 
 
 @fit_app.command(
@@ -97,7 +97,7 @@ def fit_task(
     train: Annotated[
         list[str],
         option(
-            f"Labelled data ({LABELLED}); may be repeated, NAME= being the language then.",
+            f"Labelled data ({LABELLED}). For several languages, repeat it as NAME=FILE.",
             metavar="[NAME=]FILE",
         ),
     ],
@@ -105,7 +105,8 @@ def fit_task(
     valid: Annotated[
         list[str] | None,
         option(
-            "Labelled data on which the best step is chosen, for each language; without it a tenth of --train.",
+            "Labelled data on which the best step is chosen, for each language; without it, a tenth"
+            " of --train.",
             metavar="[NAME=]FILE",
         ),
     ] = None,
@@ -119,7 +120,8 @@ def fit_task(
     temperature: Annotated[
         float,
         option(
-            "Evens out how often each language is seen: 1 follows the size of its data; higher is more even."
+            "How evenly several languages are seen: 1 follows the size of their data, a larger"
+            " number is more even."
         ),
     ] = 1.0,
     kind: Kind = None,
@@ -137,70 +139,80 @@ def fit_task(
     dry_run: DryRun = False,
     force: Force = False,
 ) -> None:
-    """Learn a task vector from labelled data of any task. Presets: paper-sentiment, paper-nli,
-    standard, quick."""
+    """Train a task vector on labelled data. Presets: paper-sentiment, paper-nli, standard,
+    quick."""
     quiet_transformers()
-    from deftx import config as settings
-    from deftx.cli import actions as commands
-    from deftx.cli import arguments as given
+    from deftx.cli import actions
+    from deftx.cli.arguments import labelled, of_sources, settings_from
     from deftx.cli.output import print_estimate
+    from deftx.config import TASK_PRESETS, TaskVectorConfig
     from deftx.data.examples import ColumnNames, joined
     from deftx.experiments.estimate import estimate_task
     from deftx.fit import fit_task
     from deftx.storage.vector_files import load
     from deftx.tasks.registry import settled, task_of
+    from deftx.training.distributed import is_main_process
 
-    flags = {"task": kind, "method": method, "rank": rank, "k": k, "keep": keep, "seed": seed}
-    chosen = given.settings_from(
-        settings.TaskVectorConfig(), settings.TASK_PRESETS, preset, flags, set_ or []
-    )
-    commands.check_free(out, force=force)
-    task = task_of(settled(chosen).task)
+    # Check everything that is typed before anything is trained.
+    options = {
+        "task": kind,
+        "method": method,
+        "rank": rank,
+        "k": k,
+        "keep": keep,
+        "seed": seed,
+    }
+    config = settings_from(TaskVectorConfig(), TASK_PRESETS, preset, options, set_ or [])
+    actions.check_free(out, force=force)
+    task = task_of(settled(config).task)
     columns = ColumnNames(text=text_column, pair=pair_column, label=label_column).over(task.columns)
-    *files, vectors = given.of_sources(train, valid or [], source or [])
-    train_sets, valid_sets = given.labelled(task, files[0], files[1], columns, chosen.seed)
+    train_files, valid_files, vectors = of_sources(train, valid or [], source or [])
+    train_sets, valid_sets = labelled(task, train_files, valid_files, columns, config.seed)
     if dry_run:
-        pooled = joined(list(train_sets.values())), joined(list(valid_sets.values()))
-        print_estimate(estimate_task(base, *pooled, chosen), out)
+        all_train = joined(list(train_sets.values()))
+        all_valid = joined(list(valid_sets.values()))
+        print_estimate(estimate_task(base, all_train, all_valid, config), out)
         return
-    above = {name: load(folder) for name, folder in vectors.items()} or None
+    sources = {name: load(folder) for name, folder in vectors.items()} or None
 
-    def learn(checkpoint_dir: Path) -> "SparseVector":
+    def run_fit(checkpoint_dir: Path) -> "SparseVector":
         return fit_task(
             base,
             train_sets,
             valid_sets,
-            chosen,
-            source=above,
+            config,
+            source=sources,
             temperature=temperature,
             ignore_base_mismatch=ignore_base_mismatch,
             checkpoint_dir=checkpoint_dir,
             title=out.name,
         )
 
-    _print_learnt(
-        out,
-        commands.learn(out, learn, [file for some in files for file in some.values()], force=force),
-    )
+    files = [*train_files.values(), *valid_files.values()]
+    vector = actions.learn(out, run_fit, files, force=force)
+    _print_new_vector(out, vector)
+    if is_main_process():
+        advice = actions.advice_on_trained_task(
+            base, vector, sources, valid_sets, ignore_base_mismatch=ignore_base_mismatch
+        )
+        for line in advice:
+            say(line)
 
 
-def _print_learnt(out: Path, vector: "SparseVector") -> None:
-    """One line about a new vector: how it did before, between and after its phases; and what to try
-    if it did badly."""
+def _print_new_vector(out: Path, vector: "SparseVector") -> None:
+    """Print one line about a new vector: how it did before, between and after its phases; and what
+    to try if it did badly."""
     from deftx.experiments.benefit import advice_on, course_of
     from deftx.training.distributed import is_main_process
 
     if not is_main_process():
         return
     course = course_of(vector)
-    sources = (
-        [vector.info["source"], *vector.info.get("sources", {}).values()] if vector.head else []
-    )
-    alone = (
-        "; without --source, so learnt on the base alone"
-        if vector.head and not any(sources)
-        else ""
-    )
+    alone = ""
+    if vector.head is not None:
+        sources = [vector.info["source"], *vector.info.get("sources", {}).values()]
+        if not any(sources):
+            alone = "; without --source, so trained on the base alone"
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, {course}{alone}")
     for line in advice_on(course):
         say(line)
@@ -214,8 +226,7 @@ def settings(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List all settings for --set and recipes: their names, defaults, meanings, and values in
-    presets."""
+    """List all settings for --set and recipes: name, default, values in presets, meaning."""
     from deftx.cli.output import print_json, print_table, settings_table
     from deftx.config import TABLES, described
     from deftx.errors import unknown
@@ -223,13 +234,18 @@ def settings(
     for name in what or []:
         if name not in TABLES:
             raise unknown("kind of settings", name, TABLES)
-    rows = {name: described(*TABLES[name]) for name in what or TABLES}
+    rows_of = {name: described(*TABLES[name]) for name in what or TABLES}
     if as_json:
-        print_json({name: [asdict(row) for row in some] for name, some in rows.items()})
+        plain = {}
+        for name, rows in rows_of.items():
+            plain[name] = [asdict(row) for row in rows]
+        print_json(plain)
         return
-    for number, (name, some) in enumerate(rows.items()):
-        print(f"{chr(10) if number else ''}deftx fit {name}")
-        print_table(*settings_table(some))
+    for number, (name, rows) in enumerate(rows_of.items()):
+        if number:
+            print()
+        print(f"deftx fit {name}")
+        print_table(*settings_table(rows))
 
 
 @app.command(epilog="Example: deftx demo --out demo")

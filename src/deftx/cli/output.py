@@ -52,6 +52,23 @@ def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(["language", *(metric_name(name) for name in metrics), "examples"], cells)
 
 
+def print_language_losses(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what `evaluate-language` measured: the base alone first, then each language vector."""
+    base_loss = rows[0]["loss"]
+    cells = []
+    for row in rows:
+        change = f"{row['loss'] - base_loss:+.4f}" if row["language"] else ""
+        cells.append(
+            [
+                row["language"] or "(none)",
+                f"{row['loss']:.4f}",
+                change,
+                f"{row['bits_by_character']:.3f}",
+            ]
+        )
+    print_table(["language", "nats per token", "change", "bits per character"], cells)
+
+
 def settings_table(rows: Sequence["Described"]) -> tuple[list[str], list[list[str]]]:
     """Settings as a table: its columns, with one for each preset, empty where the default holds,
     and its rows."""

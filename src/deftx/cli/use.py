@@ -1,6 +1,5 @@
 """Using vectors: compose, evaluate, predict, serve."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,7 @@ from deftx.cli.options import (
     path,
     source,
 )
-from deftx.cli.output import cell, print_json, print_scores, print_table
+from deftx.cli.output import print_json, print_language_losses, print_scores
 from deftx.errors import DeftxError, not_installed
 from deftx.messages import quiet_transformers
 from deftx.serving import Access, Limits
@@ -47,22 +46,20 @@ def compose(
 ) -> None:
     """Save base + language vector + task vector as an ordinary model."""
     quiet_transformers()
-    from deftx.cli import arguments as given
+    from deftx.cli.arguments import load_tasks, named_languages
     from deftx.models.compose import compose_to
 
-    tasks, languages = given.load_tasks(task), list(given.named_languages(language or []).values())
     compose_to(
         out,
         base,
-        tasks,
-        languages,
+        load_tasks(task),
+        list(named_languages(language or []).values()),
         rule=rule,
         force=force,
         ignore_base_mismatch=ignore_base_mismatch,
     )
-    print(
-        f"{out}: a model that transformers loads, composed of {', '.join([*task, *(language or [])])}"
-    )
+    vectors = ", ".join([*task, *(language or [])])
+    print(f"{out}: a model that transformers loads, composed of {vectors}")
 
 
 @app.command(
@@ -110,7 +107,7 @@ def evaluate(
     test: Annotated[
         list[str],
         option(
-            "Labelled data; one for each language, NAME= before it where there are several.",
+            "Labelled data, one file for each language; with several languages, NAME=FILE.",
             metavar="[NAME=]FILE",
         ),
     ],
@@ -124,16 +121,17 @@ def evaluate(
 ) -> None:
     """Score a task vector with each of the language vectors, or with none."""
     quiet_transformers()
-    from deftx.cli import actions as commands
-    from deftx.cli import arguments as given
+    from deftx.cli.actions import evaluations
+    from deftx.cli.arguments import load_tasks, named_languages, tests_of
     from deftx.data.examples import ColumnNames
     from deftx.models.compose import task_type
 
-    languages, tasks = given.named_languages(language or []), given.load_tasks(task)
+    languages = named_languages(language or [])
+    tasks = load_tasks(task)
     columns = ColumnNames(text=text_column, pair=pair_column, label=label_column)
     labels = tasks[0].head.labels if tasks[0].head else ()
-    tests = given.tests_of(test, list(languages), task_type(tasks[0]), columns, labels)
-    rows = commands.evaluations(
+    tests = tests_of(test, list(languages), task_type(tasks[0]), columns, labels)
+    rows = evaluations(
         base, tasks, languages, tests, rule=rule, ignore_base_mismatch=ignore_base_mismatch
     )
     if as_json:
@@ -144,7 +142,8 @@ def evaluate(
 
 @app.command(
     "evaluate-language",
-    epilog="Example: deftx evaluate-language --base xlm-roberta-base --language min=vectors/min --text held-out.txt",
+    epilog="Example: deftx evaluate-language --base xlm-roberta-base --language min=vectors/min"
+    " --text held-out.txt",
 )
 def evaluate_language(
     base: Base,
@@ -171,36 +170,29 @@ def evaluate_language(
     ignore_base_mismatch: AnyBase = False,
     as_json: AsJson = False,
 ) -> None:
-    """How well a base knows a text, by itself and with each of the language vectors: less is
-    better."""
+    """Measure how well a base predicts a text, by itself and with each language vector: a smaller
+    loss is better.
+
+    Every row uses the base's own language modelling head. Training a language vector trains a copy
+    of that head too and throws it away at the end, so the gain shown here is usually smaller than
+    the fall of the held-out loss that `deftx fit language` prints.
+    """
     quiet_transformers()
-    from deftx.cli import actions as commands
-    from deftx.cli import arguments as given
+    from deftx.cli.actions import language_losses
+    from deftx.cli.arguments import named_languages
     from deftx.data.examples import read_text
 
-    languages = given.named_languages(language or [])
-    rows = commands.language_losses(
+    rows = language_losses(
         base,
-        languages,
+        named_languages(language or []),
         read_text(*text, column=column),
         head,
         ignore_base_mismatch=ignore_base_mismatch,
     )
     if as_json:
         print_json(rows)
-        return
-    cells = []
-    for row in rows:
-        change = f"{row['loss'] - rows[0]['loss']:+.4f}" if row["language"] else ""
-        cells.append(
-            [
-                row["language"] or "(none)",
-                f"{row['loss']:.4f}",
-                change,
-                f"{row['bits_by_character']:.3f}",
-            ]
-        )
-    print_table(["language", "nats per token", "change", "bits per character"], cells)
+    else:
+        print_language_losses(rows)
 
 
 @app.command(epilog="Example: deftx predict --model models/sentiment-min reviews.txt")
@@ -225,62 +217,49 @@ def predict(
     ignore_base_mismatch: AnyBase = False,
     with_text: Annotated[
         bool,
-        option("Write each text, and what was read beside it, before its answer.", "--with-text"),
+        option("Write each text before its answer, and its second text or options.", "--with-text"),
     ] = False,
     as_json: Annotated[bool, option("Write JSON lines instead of TSV.", "--json")] = False,
     force: Force = False,
 ) -> None:
-    """Label texts, or tag words, or answer questions: a line for each, in the order of the
-    input."""
+    """Label texts, tag words or answer questions: a line for each line of input, in its order.
+
+    Lines are written as they are finished. With --out they are in OUT.part until the last one is
+    there, and stay there when the command is stopped.
+    """
     if bool(model) == bool(base and task) or (model and (base or task or language)):
         raise DeftxError("say what predicts: either --model, or --base and --task (and --language)")
-    from deftx.storage.atomic_files import check_file, write_text
+    from deftx.storage.atomic_files import check_file
 
     check_file(out, force=force)
     quiet_transformers()
-    from deftx.cli import actions as commands
-    from deftx.cli import arguments as given
+    from deftx.cli import actions, predictions
+    from deftx.cli.arguments import load_tasks, named_languages
     from deftx.data.examples import ColumnNames
     from deftx.models.compose import task_type
     from deftx.models.heads import recorded_task
 
-    phi = given.load_tasks([task])[0] if task else None
-    kind = task_type(phi) if phi else recorded_task(str(model))
-    examples = kind.read(
-        data, ColumnNames(text=text_column, pair=pair_column).over(kind.columns), False
-    )
-    if phi is None:
-        found = commands.predictions_of_model(str(model), examples)
+    # Read the input as the task wants it.
+    task_vector = load_tasks([task])[0] if task else None
+    kind = task_type(task_vector) if task_vector is not None else recorded_task(str(model))
+    columns = ColumnNames(text=text_column, pair=pair_column).over(kind.columns)
+    examples = kind.read(data, columns, False)
+
+    # Answer it, some lines at a time.
+    if task_vector is None:
+        chunks = actions.predictions_of_model(str(model), examples)
     else:
-        languages = list(given.named_languages(language or []).values())
-        found = commands.predictions_of_vectors(
+        chunks = actions.predictions_of_vectors(
             str(base),
-            phi,
-            languages,
+            task_vector,
+            list(named_languages(language or []).values()),
             examples,
             rule=rule,
             ignore_base_mismatch=ignore_base_mismatch,
         )
     if with_text:
-        options = (
-            examples.parts if kind.required_columns.get("parts") else None
-        )  # words to be tagged are the text itself
-        columns = {"input": examples.texts, "pair": examples.pairs, "options": options}
-        shown = {name: column for name, column in columns.items() if column}
-        rows = zip(*shown.values(), strict=True)
-        found = [
-            dict(zip(shown, row, strict=True)) | answer
-            for row, answer in zip(rows, found, strict=True)
-        ]
-    if as_json:
-        lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
-    else:
-        lines = ["\t".join(found[0]), *("\t".join(map(cell, answer.values())) for answer in found)]
-    content = "".join(f"{line}\n" for line in lines)
-    if out:
-        write_text(out, content)
-    else:
-        print(content, end="")
+        chunks = predictions.with_input(kind, examples, chunks)
+    predictions.write_answers(chunks, len(examples), out, as_json=as_json)
 
 
 @app.command(
@@ -295,13 +274,13 @@ def serve(
     spelling: Annotated[
         list[str] | None,
         option(
-            "How a language's texts are read: a file of `deftx data respell --spelling`.",
+            "Spelling of a language's texts: a file that `deftx data respell --spelling` wrote.",
             metavar="[NAME=]FILE",
         ),
     ] = None,
     host: Annotated[
         str, option("Address to listen at; 0.0.0.0 for all of this machine's.", metavar="HOST")
-    ] = ("127.0.0.1"),
+    ] = "127.0.0.1",
     port: Annotated[
         int, option("Port to listen at; 0 for any that is free.", min=0, max=65535)
     ] = 8000,
@@ -323,38 +302,43 @@ def serve(
     allowed_host: Annotated[
         list[str] | None,
         option(
-            "Name under which clients may ask, such as example.org or *.example.org; may be repeated. Without it this"
-            " machine's usual names if --host is 127.0.0.1, else any.",
+            "Host name that clients may use, such as example.org or *.example.org; may be"
+            " repeated. Without it: this machine's usual names if --host is 127.0.0.1, else any.",
             metavar="NAME",
         ),
     ] = None,
     token_file: Annotated[
         Path | None,
         option(
-            "File whose first line holds the token that clients send in the header Authorization: Bearer TOKEN.",
+            "File whose first line is the token that clients send in the header"
+            " Authorization: Bearer TOKEN.",
             metavar="FILE",
             parser=path,
         ),
     ] = None,
     ignore_base_mismatch: AnyBase = False,
 ) -> None:
-    """Answer requests over HTTP in many languages, all from one loaded base; a page to try it is at
-    /."""
+    """Answer requests over HTTP in many languages from one loaded base; the page at / lets you try
+    it."""
     quiet_transformers()
     try:
         from deftx.serving.app import serve as answer
     except ModuleNotFoundError as error:
         raise not_installed(error, "serve") from error
-    from deftx.cli import actions as commands
-    from deftx.cli import arguments as given
+    from deftx.cli.actions import switcher_for
+    from deftx.cli.arguments import load_tasks, named_languages, spellings_of
     from deftx.data.tables import lines_of
 
     limits = Limits(max_texts, max_chars, max_body, max_waiting, max_connections, max_seconds)
     token = None if token_file is None else lines_of(token_file)[0].strip()
     access = Access(tuple(allowed_host or ()), token)
-    tasks, languages = given.load_tasks(task), given.named_languages(language or [])
-    spellings = given.spellings_of(spelling or [], list(languages))
-    switcher = commands.switcher_for(
-        base, tasks, languages, spellings, rule=rule, ignore_base_mismatch=ignore_base_mismatch
+    languages = named_languages(language or [])
+    switcher = switcher_for(
+        base,
+        load_tasks(task),
+        languages,
+        spellings_of(spelling or [], list(languages)),
+        rule=rule,
+        ignore_base_mismatch=ignore_base_mismatch,
     )
     answer(switcher, limits, host, port, access)

@@ -185,11 +185,11 @@ def extract(
 ) -> None:
     """Save the difference of two checkpoints as a vector: all of it, or its k largest entries."""
     quiet_transformers()
-    from deftx.cli import actions as commands
+    from deftx.cli.actions import check_free
     from deftx.models import extract as difference
     from deftx.storage.vector_files import save
 
-    commands.check_free(out, force=force)
+    check_free(out, force=force)
     vector = difference.extract(finetuned, base, k=k, rank=rank)
     save(vector, out, force=force)
     print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}")

@@ -10,6 +10,7 @@ and without it, and an interval of the difference.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,10 +25,13 @@ from deftx.models.loading import Base, place
 from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import LOWER_IS_BETTER, predict
 
+T = TypeVar("T")
+
 LITTLE_GAIN = 0.01  # of the loss before training: a vector that gained less did nothing
 KEPT = 0.5  # of what phase 1 gained: phase 2 lost where it kept less
 ONE_LABEL = 0.98  # share of a label among the answers from which on it is taken for everything
 MUCH_UNKNOWN = 0.05  # share of the text
+FEWEST_ANSWERS = 20  # of fewer, all may well be one label
 SAMPLE = 300  # texts that are answered, and lines whose unknown share is counted
 
 
@@ -93,6 +97,44 @@ def advice_on(course: Course | None) -> list[str]:
             f"phase 2 kept only {last / first:.0%} of what phase 1 gained: give a larger k, or {more}"
         ]
     return []
+
+
+def advice_on_answers(
+    answers: Sequence[object], expected: Sequence[object] | None = None
+) -> list[str]:
+    """What to try where a task gives one label for everything.
+
+    Args:
+        answers: The labels given; of a tagged text, the list of its tags.
+        expected: The true labels, where they are known: they may be all one label too.
+    """
+    labels = _single_labels(answers)
+    if len(labels) < FEWEST_ANSWERS:
+        return []
+    label, count = Counter(labels).most_common(1)[0]
+    share = count / len(labels)
+    if share < ONE_LABEL:
+        return []
+    if expected is not None:
+        true_labels = _single_labels(expected)
+        if true_labels.count(label) >= ONE_LABEL * len(true_labels):
+            return []
+    return [
+        f"{label!r} is the answer in {share:.0%} of {len(labels):,} cases: train the task longer"
+        " (training.epochs) or with another training.learning_rate; with a language vector, try"
+        " half of it"
+    ]
+
+
+def _single_labels(answers: Sequence[object]) -> list[object]:
+    """All labels, those of tagged texts one by one."""
+    labels: list[object] = []
+    for answer in answers:
+        if isinstance(answer, list | tuple):
+            labels += answer
+        else:
+            labels.append(answer)
+    return labels
 
 
 @dataclass(frozen=True)
@@ -161,8 +203,8 @@ def answers_by_language(
     return found
 
 
-def sample_of(texts: Sequence[str], most: int = SAMPLE) -> list[str]:
-    """So many of the texts at most, from everywhere among them."""
+def sample_of(texts: Sequence[T], most: int = SAMPLE) -> list[T]:
+    """At most so many of the texts (or of anything else), evenly spaced."""
     step = max(1, -(-len(texts) // most))
     return list(texts[::step])
 

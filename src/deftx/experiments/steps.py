@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from deftx.storage.vector_files import load, save
 from deftx.tasks.base import Task, answers, names_of, output_names, scores
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.training.halves import HALVES
-from deftx.training.phases import full_tuning, phase1_file
+from deftx.training.phases import full_tuning, phase1_file, say_where_it_resumes
 from deftx.training.preparation import prepare_language, prepare_task
 
 # How it went, and what is wrong where it failed.
@@ -50,7 +51,11 @@ def carry_out(store: Store, step: Step) -> None:
     }
     with store.making(step.id, about) as (checkpoint_dir, folder):
         if not store.done(step.id):  # by another process, just now
-            KINDS[step.kind](store, step, checkpoint_dir, folder)
+            when_stopped: AbstractContextManager[None] = nullcontext()
+            if step.kind in ("delta", "vector"):
+                when_stopped = say_where_it_resumes(checkpoint_dir, step.title)
+            with when_stopped:
+                KINDS[step.kind](store, step, checkpoint_dir, folder)
 
 
 def attempt(store: Store, step: Step) -> Outcome:

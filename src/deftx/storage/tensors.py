@@ -90,6 +90,17 @@ def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, about
 
 
+def read_about(path: Path) -> dict[str, Any] | None:
+    """What the tensors at `path` are about, without reading them; None where there is no such
+    file, or none that can be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
+        return None
+    return about if isinstance(about, dict) else None
+
+
 def _checksum(tensors: Mapping[str, Tensor], about: str) -> str:
     """Of all that a file holds: what it is about, and each tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(about.encode())

@@ -23,9 +23,10 @@ from deftx.core.parameters import backbone, head, tunable
 from deftx.core.select import SparseMask, digest
 from deftx.core.vector import SparseVector
 from deftx.errors import Diverged
+from deftx.messages import say
 from deftx.models.fingerprint import fingerprint
 from deftx.objectives.base import Objective
-from deftx.storage.tensors import load_tensors, save_tensors
+from deftx.storage.tensors import load_tensors, read_about, save_tensors
 from deftx.training import distributed
 from deftx.training.embedding_rows import trainable_embedding_rows
 from deftx.training.halves import halved
@@ -216,6 +217,33 @@ def selected_tuning(
         with _keep_last_good(phase, difference):
             log = _train(model, objective, settings, state, phase)
         return tuning.vector(), log
+
+
+@contextmanager
+def say_where_it_resumes(checkpoint_dir: Path, title: str) -> Iterator[None]:
+    """Where a fit within the block is stopped, say what the same command starts from next time."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        point = _where_it_resumes(checkpoint_dir)
+        if point is None:
+            say(f"{title}: stopped before the first checkpoint, so nothing was kept")
+        else:
+            say(f"{title}: it will resume from {point}")
+        raise
+
+
+def _where_it_resumes(checkpoint_dir: Path) -> str | None:
+    """The latest point that a fit's files lead back to, in words; None without any."""
+    for number in (2, 1):
+        for half in (None, 2, 1):
+            of_half = f" on half {half} of the data" if half else ""
+            about = read_about(checkpoint_dir / _file_name(number, half, ".state"))
+            if about is not None:
+                return f"step {about['step']} of phase {number}{of_half}"
+            if number == 1 and (checkpoint_dir / phase1_file(half)).exists():
+                return f"the end of phase 1{of_half}"
+    return None
 
 
 def trained_head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
