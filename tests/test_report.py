@@ -443,9 +443,9 @@ def complaint(capsys, *arguments: object) -> str:
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert complaint(capsys, tmp_path).endswith(
-        "is no run: it has no recipe.json; give the folder of `deftx run`"
+        "is not the folder of a run: it has no recipe.json; give the folder of `deftx run`"
     )
-    assert "is no run" in complaint(capsys, tmp_path / "nothing")
+    assert "is not the folder of a run" in complaint(capsys, tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
 
 

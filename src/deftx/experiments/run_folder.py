@@ -1,4 +1,4 @@
-"""What a run left in its folder, checked as it is read. A run that is not finished has less in it.
+"""What a run leaves in its folder, checked as it is read. An unfinished run has less in it.
 
 RUN/recipe.json    the recipe as data
 RUN/results.jsonl  one row per score
@@ -27,18 +27,18 @@ RECIPE, RESULTS, STEPS, TRIMMED = "recipe.json", "results.jsonl", "steps.json", 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Label = Annotated[int, Field(ge=0)]
-Id = Annotated[
-    str, StringConstraints(pattern=r"^\w[\w.-]*$")
-]  # one folder's name, and nothing above it
+Count = Annotated[int, Field(ge=0)]
+# the name of one folder: no path that leads elsewhere
+Id = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
 
 
-class Form(BaseModel):
+class JsonObject(BaseModel):
     """A JSON object with at least the keys that are declared."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class RecipeData(Form):
+class RecipeData(JsonObject):
     """The recipe of a run; keys that only the run itself needs are kept as they are."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -60,10 +60,12 @@ class RecipeData(Form):
     @property
     def labelled(self) -> list[str]:
         """The languages of the labelled data."""
-        return list(self.sources) or [self.source]
+        if self.sources:
+            return list(self.sources)
+        return [self.source]
 
 
-class Row(Form):
+class Row(JsonObject):
     """One score; `step` names the step that has its predictions."""
 
     variant: str
@@ -75,7 +77,7 @@ class Row(Form):
     step: Id
 
 
-class Step(Form):
+class Step(JsonObject):
     """One step of the run; `name` is a language or "task"."""
 
     id: Id
@@ -86,37 +88,60 @@ class Step(Form):
     inputs: tuple[str, ...] = ()
 
 
-class Steps(Form):
+class Steps(JsonObject):
     """All steps, and their store as a path from the run's folder."""
 
     store: str
     steps: tuple[Step, ...]
 
 
-class Finished(Form):
-    """What a step says of itself when it is done."""
+class Finished(JsonObject):
+    """What is recorded of a step when it is finished.
+
+    Attributes:
+        seconds: How long it took.
+        versions: Of the libraries that it ran with.
+        sha256: Checksums of its small files, by name.
+    """
 
     seconds: Annotated[float, Field(ge=0)] = 0.0
     versions: dict[str, str] = Field(default_factory=dict)
-    sha256: dict[str, str] = Field(
-        default_factory=dict, description="Of the step's small files, by name."
-    )
+    sha256: dict[str, str] = Field(default_factory=dict)
 
 
-class Predictions(Form):
-    """True and predicted label numbers [n], and the labels that they count through."""
+class Predictions(JsonObject):
+    """True and predicted labels of a test set.
+
+    Attributes:
+        true: Numbers of the true labels [n].
+        predicted: Numbers of the predicted labels [n].
+        labels: The labels' names, which the numbers are indices of.
+        sentence_lengths: In tagging, how many of the labels each sentence has, in their order; None
+            where every label is of another text, or where the run is of an earlier version.
+    """
 
     true: tuple[Label, ...]
     predicted: tuple[Label, ...]
     labels: tuple[str, ...]
+    sentence_lengths: tuple[Count, ...] | None = None
 
 
-F = TypeVar("F", bound=Form)
+J = TypeVar("J", bound=JsonObject)
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A run: its recipe, its scores, its steps, and those of them that are `finished`, by id."""
+    """What a run left in its folder.
+
+    Attributes:
+        folder: The run's folder.
+        recipe: Its recipe.
+        rows: Its scores.
+        steps: All of its steps, whether they are finished or not.
+        store: The folder of the steps.
+        finished: Records of the finished steps, by id.
+        trimmed: Name of the training data -> what the contamination guard left out of it, in words.
+    """
 
     folder: Path
     recipe: RecipeData
@@ -128,152 +153,198 @@ class RunData:
 
     @property
     def variants(self) -> list[str]:
-        """Those with a score or a vector: first what is in no recipe, such as character n-grams,
-        then in its order."""
-        scored = [row.variant for row in self.rows if row.variant not in self.recipe.variants]
-        there = {row.variant for row in self.rows}.union(*(step.variant for step in self.steps))
-        return [*dict.fromkeys(scored), *(name for name in self.recipe.variants if name in there)]
+        """The variants with a score or a vector.
+
+        First what is in no recipe, such as character n-grams, then the recipe's in its order.
+        """
+        names = [row.variant for row in self.rows]
+        known = set(names)
+        for step in self.steps:
+            known.update(step.variant)
+        in_no_recipe = [name for name in names if name not in self.recipe.variants]
+        in_recipe = [name for name in self.recipe.variants if name in known]
+        return [*dict.fromkeys(in_no_recipe), *in_recipe]
 
     @property
     def targets(self) -> list[str]:
-        """The languages that are scored, but for those whose labels were learnt from."""
-        named = dict.fromkeys([*self.recipe.test, *(row.language for row in self.rows)])
-        return [name for name in named if name not in self.recipe.labelled]
+        """The languages that are scored, except those of the labelled data."""
+        scored = [row.language for row in self.rows]
+        names = dict.fromkeys([*self.recipe.test, *scored])
+        return [name for name in names if name not in self.recipe.labelled]
 
     @property
     def languages(self) -> list[str]:
-        """The languages that are scored, the sources last."""
+        """The languages that are scored, those of the labelled data last."""
         scored = {row.language for row in self.rows}
-        return [*self.targets, *(name for name in self.recipe.labelled if name in scored)]
+        sources = [name for name in self.recipe.labelled if name in scored]
+        return [*self.targets, *sources]
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of all scores and vectors."""
-        return sorted(
-            {row.seed for row in self.rows if row.variant in self.recipe.variants}
-            | {step.seed for step in self.vectors() if step.seed is not None}
-        )
+        """The seeds of all scores and vectors, ascending."""
+        of_scores = {row.seed for row in self.rows if row.variant in self.recipe.variants}
+        of_vectors = {step.seed for step in self.vectors() if step.seed is not None}
+        return sorted(of_scores | of_vectors)
 
     def scores(self, variant: str) -> dict[int, dict[str, float]]:
-        """The metric's scores of a variant, 0 to 1, by seed and language."""
-        found: dict[int, dict[str, float]] = {}
+        """The scores of a variant by the recipe's metric: seed -> language -> score, 0 to 1."""
+        scores: dict[int, dict[str, float]] = {}
         for row in self.rows:
             if row.variant == variant:
-                found.setdefault(row.seed, {})[row.language] = getattr(row, self.recipe.metric)
-        return found
+                by_language = scores.setdefault(row.seed, {})
+                by_language[row.language] = getattr(row, self.recipe.metric)
+        return scores
 
     def predictions(self, row: Row) -> Predictions | None:
-        """What was predicted for a score; None where that is not kept."""
+        """The predictions that a score is of; None where they are not kept.
+
+        Raises:
+            DeftxError: Where the file is damaged, or was changed after its step was finished.
+        """
         path = self.store / row.step / PREDICTIONS
         if not path.is_file():
             return None
         if row.step in self.finished:
             check_sum(path, self.finished[row.step].sha256.get(PREDICTIONS))
-        found = _read(path, Predictions)
-        numbers = (*found.true, *found.predicted)
-        if (
-            len(found.true) != len(found.predicted)
-            or not numbers
-            or max(numbers) >= len(found.labels)
-        ):
-            raise DeftxError(
-                f"{path} is damaged: it needs as many true as predicted labels, each one of `labels`"
-            )
-        return found
+        predictions = _read(path, Predictions)
+        _check_predictions(predictions, path)
+        return predictions
 
     def vectors(self, variant: str | None = None) -> list[Step]:
         """The finished steps that hold a vector, of one variant or all."""
-        found = [step for step in self.steps if step.kind == "vector" and step.id in self.finished]
-        return [step for step in found if variant is None or variant in step.variant]
+        steps = []
+        for step in self.steps:
+            is_asked_for = variant is None or variant in step.variant
+            if step.kind == "vector" and step.id in self.finished and is_asked_for:
+                steps.append(step)
+        return steps
 
     def delta(self, step: Step) -> dict[str, Tensor] | None:
-        """What phase 1 changed, for a step that has it still."""
-        from deftx.training.phases import (
-            phase1_file,  # not for every report: it imports the Trainer
-        )
+        """The change of each weight in phase 1, for a step whose file is still kept; else None."""
+        # imported here since most reports do without the training
+        from deftx.training.phases import phase1_file
 
         path = self.store / step.id / phase1_file()
-        found = load_tensors(path) if path.is_file() else None
-        return found[0] if found else None
+        if not path.is_file():
+            return None
+        loaded = load_tensors(path)
+        if loaded is None:
+            return None
+        tensors, _ = loaded
+        return tensors
 
 
 def read_run(folder: Path) -> RunData:
-    """The run in a folder. Raises DeftxError that names the file where it is none, or where
-    something is damaged."""
+    """Read the run in a folder.
+
+    Raises:
+        DeftxError: Where it is not the folder of a run, where a file is damaged (the message names
+            it), or where nothing is finished yet.
+    """
     if not (folder / RECIPE).is_file():
-        raise DeftxError(f"{folder} is no run: it has no {RECIPE}; give the folder of `deftx run`")
-    listed = read_steps(folder) if (folder / STEPS).exists() else Steps(store=".", steps=())
-    store = folder / listed.store
-    if listed.steps and not store.is_dir():
-        what = "where the run's vectors and predictions are, is not there: they are left out"
-        warnings.warn(f"{store}, {what}", stacklevel=2)
-    about = {step.id: store / step.id / RECORD for step in listed.steps}
-    run = RunData(
-        folder,
-        _read(folder / RECIPE, RecipeData),
-        _rows(folder / RESULTS),
-        listed.steps,
-        store,
-        {name: _read(path, Finished) for name, path in about.items() if path.is_file()},
-        _trimmed(folder / TRIMMED),
-    )
+        problem = f"{folder} is not the folder of a run: it has no {RECIPE}"
+        raise DeftxError(f"{problem}; give the folder of `deftx run`")
+    recorded = Steps(store=".", steps=())
+    if (folder / STEPS).exists():
+        recorded = read_steps(folder)
+    store = folder / recorded.store
+    if recorded.steps and not store.is_dir():
+        problem = f"{store}, the folder of the run's vectors and predictions, does not exist"
+        warnings.warn(f"{problem}: they are left out", stacklevel=2)
+
+    recipe = _read(folder / RECIPE, RecipeData)
+    rows = _read_rows(folder / RESULTS)
+    finished = {}
+    for step in recorded.steps:
+        record = store / step.id / RECORD
+        if record.is_file():
+            finished[step.id] = _read(record, Finished)
+    trimmed = _read_trimmed(folder / TRIMMED)
+    run = RunData(folder, recipe, rows, recorded.steps, store, finished, trimmed)
     if not run.variants:
-        raise DeftxError(
-            f"{folder} has no score and no vector yet: let `deftx run` finish something first"
-        )
+        problem = f"{folder} has no score and no vector yet"
+        raise DeftxError(f"{problem}: let `deftx run` finish something first")
     return run
 
 
 def read_steps(folder: Path) -> Steps:
-    """The steps of the run in a folder. Raises DeftxError where it is none, or damaged."""
+    """Read the steps of the run in a folder.
+
+    Raises:
+        DeftxError: Where it is not the folder of a run, or where the file is damaged.
+    """
     if not (folder / STEPS).is_file():
         raise DeftxError(f"{folder} is not the folder of a run: it has no {STEPS}")
     return _read(folder / STEPS, Steps)
 
 
-def _rows(path: Path) -> tuple[Row, ...]:
-    lines = (
-        _text(path).split("\n") if path.exists() else []
-    )  # a text may hold what splitlines takes for an end
-    found = [
-        _parsed(line, Row, f"{path}, line {n}")
-        for n, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    return tuple(
-        {(row.variant, row.seed, row.language): row for row in found}.values()
-    )  # a later one counts
+def _read_rows(path: Path) -> tuple[Row, ...]:
+    """The scores of a run; of two of the same variant, seed and language the later one counts."""
+    if not path.exists():
+        return ()
+    rows = {}
+    # not splitlines: a name may hold another character that it takes for the end of a line
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            row = _parsed(line, Row, f"{path}, line {number}")
+            rows[row.variant, row.seed, row.language] = row
+    return tuple(rows.values())
 
 
-def _trimmed(path: Path) -> dict[str, str]:
-    found = _loaded(_text(path), str(path)) if path.exists() else {}
-    if not isinstance(found, dict):
-        raise DeftxError(f"{path} is damaged: it is no mapping")
-    return {name: str(words) for name, words in found.items()}
+def _read_trimmed(path: Path) -> dict[str, str]:
+    """What the contamination guard left out; nothing where there is no such file."""
+    if not path.exists():
+        return {}
+    data = _loaded(_text(path), str(path))
+    if not isinstance(data, dict):
+        raise DeftxError(f"{path} is damaged: it is not a mapping")
+    return {name: str(description) for name, description in data.items()}
 
 
-def _read(path: Path, form: type[F]) -> F:
-    return _parsed(_text(path), form, str(path))
+def _check_predictions(predictions: Predictions, path: Path) -> None:
+    """Raise DeftxError where labels are missing, or numbers do not belong to a label."""
+    count = len(predictions.true)
+    numbers = (*predictions.true, *predictions.predicted)
+    have_names = bool(numbers) and max(numbers) < len(predictions.labels)
+    if len(predictions.predicted) != count or not have_names:
+        needed = "as many true as predicted labels, each one of `labels`"
+        raise DeftxError(f"{path} is damaged: it needs {needed}")
+    lengths = predictions.sentence_lengths
+    if lengths is not None and sum(lengths) != count:
+        problem = f"its sentences have {sum(lengths)} words, and there are {count} labels"
+        raise DeftxError(f"{path} is damaged: {problem}")
+
+
+def _read(path: Path, model: type[J]) -> J:
+    """A JSON file as an object of a class."""
+    return _parsed(_text(path), model, str(path))
 
 
 def _text(path: Path) -> str:
+    """The text of a file. Raises DeftxError where it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except ValueError as error:
         raise DeftxError(f"{path} is damaged: {error}") from None
 
 
-def _loaded(text: str, place: str) -> Any:
+def _loaded(text: str, source: str) -> Any:
+    """JSON as data. Raises DeftxError that names the source where it is damaged."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DeftxError(f"{place} is damaged: {error}") from None
+        raise DeftxError(f"{source} is damaged: {error}") from None
 
 
-def _parsed(text: str, form: type[F], place: str) -> F:
-    """JSON in its form; the error names the place, and the first key that is wrong."""
+def _parsed(text: str, model: type[J], source: str) -> J:
+    """JSON as an object of a class.
+
+    Raises:
+        DeftxError: Names the source, and the first key that is wrong.
+    """
+    data = _loaded(text, source)
     try:
-        return form.model_validate(_loaded(text, place))
+        return model.model_validate(data)
     except ValidationError as error:
-        where, fault = first_fault(error)
-        raise DeftxError(f"{place} is damaged: {where or 'all of it'}: {fault}") from None
+        key, fault = first_fault(error)
+        raise DeftxError(f"{source} is damaged: {key or 'all of it'}: {fault}") from None
