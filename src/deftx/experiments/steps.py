@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from deftx.config import LanguageVectorConfig, TaskVectorConfig
+from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples, written
 from deftx.data.unknown_text import check_embedded
 from deftx.errors import Locked
@@ -30,36 +31,34 @@ from deftx.training.halves import HALVES
 from deftx.training.phases import full_tuning, phase1_file, say_where_it_resumes
 from deftx.training.preparation import prepare_language, prepare_task
 
-# How it went, and what is wrong where it failed.
+# How a step went, and what is wrong where it failed.
 Outcome = tuple[Literal["done", "in use", "failed"], str]
 
 
 def carry_out(store: Store, step: Step) -> None:
-    """Compute a step whose inputs are there, unless it is there already; what was begun before goes
-    on.
+    """Compute a step whose inputs are finished, unless it is finished too.
 
-    Raises Locked where another process is at it, and DeftxError for what is wrong with its input.
+    A step that was interrupted resumes.
+
+    Raises:
+        Locked: Another process is computing the step.
+        DeftxError: Something is wrong with its input.
     """
     if store.done(step.id):
         return
-    about = {
+    record = {
         "kind": step.kind,
         "title": step.title,
         "cost": step.cost,
         **step.spec,
         "inputs": dict(step.inputs),
     }
-    with store.making(step.id, about) as (checkpoint_dir, folder):
-        if not store.done(step.id):  # by another process, just now
-            when_stopped: AbstractContextManager[None] = nullcontext()
-            if step.kind in ("delta", "vector"):
-                when_stopped = say_where_it_resumes(checkpoint_dir, step.title)
-            with when_stopped:
-                KINDS[step.kind](store, step, checkpoint_dir, folder)
+    with store.making(step.id, record) as (checkpoint_dir, folder):
+        KINDS[step.kind](store, step, checkpoint_dir, folder)
 
 
 def attempt(store: Store, step: Step) -> Outcome:
-    """`carry_out`, what can go wrong with it being an outcome."""
+    """`carry_out`, with what can go wrong as an outcome instead of an exception."""
     try:
         carry_out(store, step)
     except Locked as error:
@@ -73,12 +72,22 @@ def attempt(store: Store, step: Step) -> Outcome:
 
 
 def _delta(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
-    """Phase 1 of a fit: phase1.safetensors, or of one half of the data, such as
-    phase1-half1.safetensors."""
-    settings, half = step.settings, step.spec.get("half")
+    """Phase 1 of a fit: the file phase1.safetensors.
+
+    Of one half of the data it is phase1-half1.safetensors or phase1-half2.safetensors.
+    """
+    settings = step.settings
+    half = step.spec.get("half")
     if isinstance(settings, TaskVectorConfig):
-        train, valid, above = _of_sources(store, step)
-        prepared = prepare_task(step.base, train, valid, settings, **above)
+        data = _task_data(store, step)
+        prepared = prepare_task(
+            step.base,
+            data.train,
+            data.valid,
+            settings,
+            sources=data.sources,
+            temperature=data.temperature,
+        )
     else:
         assert isinstance(settings, LanguageVectorConfig)
         prepared = prepare_language(step.base, store.texts(step.spec["text"]), settings)
@@ -95,25 +104,25 @@ def _delta(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None
 
 def _vector(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
     """The rest of a fit: the folder `vector`."""
-    settings, title = step.settings, step.title
-    for role, half in {"delta": None, **HALVES}.items():
+    # the fit finds phase 1 finished, as after an interruption
+    halves = {"delta": None, **HALVES}
+    for role, half in halves.items():
         if role in step.inputs:
-            _link(
-                store.folder(step.inputs[role]) / phase1_file(half),
-                checkpoint_dir / phase1_file(half),
-            )
+            name = phase1_file(half)
+            _link(store.folder(step.inputs[role]) / name, checkpoint_dir / name)
+
+    settings = step.settings
     if isinstance(settings, TaskVectorConfig):
-        train, valid, above = _of_sources(store, step)
-        source, temperature = above.get("sources"), above.get("temperature", 1.0)
+        data = _task_data(store, step)
         vector = fit_task(
             step.base,
-            train,
-            valid,
+            data.train,
+            data.valid,
             settings,
-            source=source,
-            temperature=temperature,
+            source=data.sources,
+            temperature=data.temperature,
             checkpoint_dir=checkpoint_dir,
-            title=title,
+            title=step.title,
         )
     else:
         assert isinstance(settings, LanguageVectorConfig)
@@ -122,63 +131,78 @@ def _vector(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> Non
             store.texts(step.spec["text"]),
             settings,
             checkpoint_dir=checkpoint_dir,
-            title=title,
+            title=step.title,
         )
     save(vector, folder / VECTOR)
 
 
 def _given(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
-    """A vector that the recipe takes as it is: the folder `vector`."""
+    """A finished vector that the recipe names: the folder `vector`."""
     shutil.copytree(store.given_vector(step.spec["vector"]), folder / VECTOR)
 
 
 def _adapter(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
     """A fit of a baseline: the folder `adapter`."""
-    module, settings, title = _baseline(step), step.settings, step.title
+    baseline = _baseline(step)
     if step.spec["what"] == TASK:
-        labelled, source = _labelled(store, step), _learnt(store, step, "source")
-        learnt = module.fit_task(
+        source = None
+        if "source" in step.inputs:
+            source = _load_input(store, step, "source")
+        adapter = baseline.fit_task(
             step.base,
-            *labelled,
-            settings,
+            store.examples(step.spec["train"]),
+            store.examples(step.spec["valid"]),
+            step.settings,
             source=source,
             checkpoint_dir=checkpoint_dir,
-            title=title,
+            title=step.title,
         )
     else:
-        learnt = module.fit_language(
+        adapter = baseline.fit_language(
             step.base,
             store.texts(step.spec["text"]),
-            settings,
+            step.settings,
             checkpoint_dir=checkpoint_dir,
-            title=title,
+            title=step.title,
         )
-    save_adapter(learnt, folder / ADAPTER)
+    save_adapter(adapter, folder / ADAPTER)
 
 
 def _score(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
-    """A composed model on test data: scores.json, and predictions.json with numbers of labels."""
-    examples, tokenizer = store.examples(step.spec["test"]), load_tokenizer(step.base)
-    learnt: dict[str, Any] = {role: _learnt(store, step, role) for role in step.inputs}
+    """A composed model on test data: scores.json and predictions.json."""
+    task = _load_input(store, step, "task")
     if "family" in step.spec:
-        model = _baseline(step).compose(step.base, learnt["task"], learnt.get("language"))
+        language = None
+        if "language" in step.inputs:
+            language = _load_input(store, step, "language")
+        model = _baseline(step).compose(step.base, task, language)
     else:
-        languages = [vector for role, vector in learnt.items() if role != "task"]
-        model = compose(step.base, learnt["task"], languages, rule=step.spec["rule"])
+        languages = [_load_input(store, step, role) for role in step.inputs if role != "task"]
+        model = compose(step.base, task, languages, rule=step.spec["rule"])
     place(model)
-    kind, length = task_type(learnt["task"]), trained_length(model, tokenizer, learnt["task"])
+
+    examples = store.examples(step.spec["test"])
+    tokenizer = load_tokenizer(step.base)
     check_embedded(written(examples), tokenizer, model.config)
-    encoded = kind.encode(examples, tokenizer, length, names := output_names(model), True)
-    _write_answers(folder, kind, examples, answers(kind, model, encoded), names)
+    kind = task_type(task)
+    length = trained_length(model, tokenizer, task)
+    names = output_names(model)
+    encoded = kind.encode(examples, tokenizer, length, names, True)
+    predicted = answers(kind, model, encoded)
+    _write_predictions(folder, kind, examples, predicted, names)
 
 
 def _ngrams(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None:
-    """Character n-grams on test data: the same files."""
-    train, examples = store.examples(step.spec["train"]), store.examples(step.spec["test"])
-    found = [(label,) for label in predict_ngrams(train_ngrams(train), examples)]
-    _write_answers(folder, CLASSIFICATION, examples, found, names_of(CLASSIFICATION, train))
+    """Character n-grams on test data: the same two files as of `_score`."""
+    train = store.examples(step.spec["train"])
+    test = store.examples(step.spec["test"])
+    predicted = [(label,) for label in predict_ngrams(train_ngrams(train), test)]
+    names = names_of(CLASSIFICATION, train)
+    _write_predictions(folder, CLASSIFICATION, test, predicted, names)
 
 
+# How each kind of step is carried out, given the store, the step, the folder for its checkpoints
+# and the folder for its result.
 KINDS: Mapping[str, Callable[[Store, Step, Path, Path], None]] = {
     "delta": _delta,
     "vector": _vector,
@@ -194,60 +218,93 @@ def _baseline(step: Step) -> Any:
     return import_module(f"deftx.experiments.baselines.{step.spec['family']}")
 
 
-def _labelled(store: Store, step: Step) -> tuple[Examples, Examples]:
-    return store.examples(step.spec["train"]), store.examples(step.spec["valid"])
+@dataclass(frozen=True)
+class _TaskData:
+    """What a task vector is learnt from, by language; a single language has the name "".
+
+    Attributes:
+        train: Labelled data to train on.
+        valid: Labelled data to choose the best step on.
+        sources: The language vectors below the task vector; None: none.
+        temperature: How evenly the languages are sampled.
+    """
+
+    train: dict[str, Examples]
+    valid: dict[str, Examples]
+    sources: dict[str, SparseVector] | None
+    temperature: float
 
 
-def _of_sources(
-    store: Store, step: Step
-) -> tuple[dict[str, Examples], dict[str, Examples], dict[str, Any]]:
-    """What a task is learnt from: training and validation data by language, where a single one has
-    no name; and above which vectors, and how even the languages are made."""
-    parts = [step.spec[part] for part in ("train", "valid")]
-    digests = [part if isinstance(part, Mapping) else {"": part} for part in parts]
-    train, valid = (
-        {name: store.examples(digest) for name, digest in part.items()} for part in digests
+def _task_data(store: Store, step: Step) -> _TaskData:
+    """What a step's task vector is learnt from."""
+    sources = {}
+    for role in step.inputs:
+        kind, _, language = role.partition("/")
+        if kind == "source":
+            sources[language] = _load_input(store, step, role)
+    return _TaskData(
+        train=_examples_by_language(store, step.spec["train"]),
+        valid=_examples_by_language(store, step.spec["valid"]),
+        sources=sources or None,
+        temperature=step.spec.get("temperature", 1.0),
     )
-    roles = [role for role in step.inputs if role.partition("/")[0] == "source"]
-    sources = {role.partition("/")[2]: _learnt(store, step, role) for role in roles}
-    return (
-        train,
-        valid,
-        {"sources": sources or None, "temperature": step.spec.get("temperature", 1.0)},
-    )
 
 
-def _learnt(store: Store, step: Step, role: str) -> Any:
-    """The vector or adapter that an input is; None where the step has no such input."""
-    if role not in step.inputs:
-        return None
+def _examples_by_language(store: Store, digests: str | Mapping[str, str]) -> dict[str, Examples]:
+    """Labelled data of the store by language; those of a single language have the name ""."""
+    if isinstance(digests, str):
+        return {"": store.examples(digests)}
+    return {name: store.examples(digest) for name, digest in digests.items()}
+
+
+def _load_input(store: Store, step: Step, role: str) -> Any:
+    """The vector or adapter that an input of a step is."""
     folder = store.folder(step.inputs[role])
-    return load_adapter(folder / ADAPTER) if "family" in step.spec else load(folder / VECTOR)
+    if "family" in step.spec:
+        return load_adapter(folder / ADAPTER)
+    return load(folder / VECTOR)
 
 
-def _write_answers(
-    folder: Path, kind: Task, examples: Examples, found: Sequence[Any], names: Sequence[str]
+def _write_predictions(
+    folder: Path, kind: Task, examples: Examples, predicted: Sequence[Any], names: Sequence[str]
 ) -> None:
-    number = {name: i for i, name in enumerate(names)}
-    true, answered = (
-        [number[name] for name in _flat(each)]
-        for each in (examples.labels, [row[0] for row in found])
-    )
-    told = {"true": true, "predicted": answered, "labels": list(names)}
-    (folder / PREDICTIONS).write_text(json.dumps(told), encoding="utf-8")
-    (folder / SCORES).write_text(json.dumps(scores(kind, examples, found)), encoding="utf-8")
+    """Write scores.json, and predictions.json with true and predicted labels as numbers.
+
+    Args:
+        folder: Where to write.
+        kind: The task.
+        examples: The test data.
+        predicted: For each example a tuple that begins with its label, or its words' labels.
+        names: The labels in the order of their numbers.
+    """
+    number = {name: position for position, name in enumerate(names)}
+    true_labels = _flattened(examples.labels or [])
+    predicted_labels = _flattened([row[0] for row in predicted])
+    predictions = {
+        "true": [number[label] for label in true_labels],
+        "predicted": [number[label] for label in predicted_labels],
+        "labels": list(names),
+    }
+    (folder / PREDICTIONS).write_text(json.dumps(predictions), encoding="utf-8")
+    (folder / SCORES).write_text(json.dumps(scores(kind, examples, predicted)), encoding="utf-8")
 
 
-def _flat(labels: Any) -> list[str]:
-    """The labels of all examples; of words, where these have labels of their own."""
-    return [
-        name for label in labels or [] for name in ([label] if isinstance(label, str) else label)
-    ]
+def _flattened(labels: Sequence[str | Sequence[str]]) -> list[str]:
+    """All labels in one list, where an example has one label, or one for each of its words."""
+    flat: list[str] = []
+    for label in labels:
+        if isinstance(label, str):
+            flat.append(label)
+        else:
+            flat.extend(label)
+    return flat
 
 
 def _link(old: Path, new: Path) -> None:
-    """The file at `old` at `new` too, in the place of what is there; without taking room where the
-    disk can do that."""
+    """Make the file `old` available at `new` too, in place of what is there.
+
+    It takes no space where the disk has hard links.
+    """
     new.unlink(missing_ok=True)
     try:
         os.link(old, new)
