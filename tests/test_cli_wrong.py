@@ -443,7 +443,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(run):
 ERRORS = {
     "disk": (
         OSError(errno.ENOSPC, "No space left on device", "x/y"),
-        "x/y: No space left on device: check",
+        "cannot write x/y: no space left on the disk; free some space",
     ),
     "permission": (
         PermissionError(errno.EACCES, "Permission denied", "x"),

@@ -13,15 +13,18 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from test_storage import assert_same, example
 
 from deftx.errors import DeftxError
+from deftx.storage import tensors as tensors_module
 from deftx.storage import vector_files as files
-from deftx.storage.atomic_files import check_target, lock_directory, new_file
+from deftx.storage.atomic_files import check_target, lock_directory, new_file, write_text
 from deftx.storage.tensors import load_tensors, save_tensors
 from deftx.storage.vector_files import load, save
 
@@ -132,8 +135,37 @@ def test_an_error_while_saving_is_one_line_that_says_what_failed(tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DeftxError, match=r"cannot save .*/v: .*No space left on device$"):
+    with pytest.raises(
+        DeftxError, match=r"^cannot write .*/v: no space left on the disk; free some space, "
+    ):
         save(example(), tmp_path / "v")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+    ],
+    ids=["disk", "quota", "safetensors"],
+)
+def test_a_full_disk_is_the_same_line_for_files_tensors_and_vectors(tmp_path, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(tensors_module, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    writers = {
+        "text": lambda path: write_text(path, "x"),
+        "tensors": lambda path: save_tensors(path, {"a": torch.zeros(1)}, {}),
+        "vector": lambda path: save(example(), path),
+    }
+    for name, write in writers.items():
+        with pytest.raises(DeftxError, match=f"^cannot write {tmp_path / name}: no space left"):
+            write(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +238,8 @@ def kill_at_random_moments(parent, rounds):
 
 
 def test_a_save_killed_at_random_moments_leaves_the_old_or_the_new_vector(tmp_path):
-    code = f"import pathlib, {__name__} as t; t.kill_at_random_moments(pathlib.Path({str(tmp_path)!r}), 40)"
+    call = f"kill_at_random_moments(pathlib.Path({str(tmp_path)!r}), 40)"
+    code = f"import pathlib, {__name__} as t; t.{call}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120

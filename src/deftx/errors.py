@@ -1,7 +1,9 @@
 """What deftx raises when the input is at fault, and how it names near misses."""
 
+import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,44 @@ class Diverged(DeftxError):
 
 class Locked(DeftxError):
     """Another process is at work at the same place."""
+
+
+class NoSpace(DeftxError):
+    """A disk is full."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        fix = "free some space, and repeat the command"
+        super().__init__(f"cannot write {os.fspath(path)}: no space left on the disk; {fix}")
+
+
+# of the operating system, for a disk, or a user's part of it, that is full
+NO_SPACE_ERRORS = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def space_needed(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within the block, a full disk is one error that names what was to be written.
+
+    Args:
+        path: The file or folder that the block writes.
+
+    Raises:
+        NoSpace: The disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DeftxError) or not _is_no_space(error):
+            raise
+        raise NoSpace(path) from error
+
+
+def _is_no_space(error: Exception) -> bool:
+    """Whether an error says that a disk is full; safetensors has the number in its text only."""
+    number = getattr(error, "errno", None)
+    if number in NO_SPACE_ERRORS:
+        return True
+    return any(f"(os error {known})" in str(error) for known in NO_SPACE_ERRORS)
 
 
 LONGEST_NAME = 100  # characters: a longer name is no misspelling of a known one

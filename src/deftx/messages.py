@@ -12,7 +12,7 @@ from typing import Any
 
 from typer.exceptions import TyperException
 
-from deftx.errors import DeftxError
+from deftx.errors import NO_SPACE_ERRORS, DeftxError, NoSpace
 
 # By class name, since the classes are those of libraries that need not have been imported.
 KNOWN = {
@@ -38,6 +38,8 @@ def error_line(error: Exception) -> str | None:
         complaint, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context else ""
         return complaint and complaint + hint
+    if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS and error.filename:
+        return str(NoSpace(error.filename))
     if isinstance(error, OSError):
         what = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
         return f"{what or message}: check the path, its permissions and the free space"

@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO
 
-from deftx.errors import DeftxError, Locked
+from deftx.errors import DeftxError, Locked, space_needed
 from deftx.storage.manifest import FILE
 
 VECTOR, MODEL, SFT, PEFT = "vector", "model", "vector of LT-SFT", "PEFT adapter"
@@ -147,17 +147,21 @@ def _scratch(target: Path) -> Iterator[Path]:
 
     A library that writes a file may make others beside it until that is done: in here they are
     nobody's.
+
+    Raises:
+        NoSpace: The disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target.parent, escape(target.name))
-    new, held = _held_anew(target)
-    try:
-        yield new
-    finally:
+    with space_needed(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target.parent, escape(target.name))
+        new, held = _held_anew(target)
         try:
-            shutil.rmtree(new, ignore_errors=True)
+            yield new
         finally:
-            os.close(held)
+            try:
+                shutil.rmtree(new, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def remove_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deftx.core.vector import Head, SparseTensor, SparseVector, check_vectors
-from deftx.errors import DeftxError, check_downloaded
+from deftx.errors import DeftxError, NoSpace, check_downloaded
 from deftx.storage import manifest
 from deftx.storage.atomic_files import check_target, find, new_folder
 from deftx.storage.codec import decode_indices, decode_values, encode_indices, encode_values
@@ -266,6 +266,8 @@ def _about(what: str) -> Iterator[None]:
     """Say in one line what an error is about."""
     try:
         yield
+    except NoSpace:  # which names the folder
+        raise
     except (DeftxError, OSError, SafetensorError) as error:
         raise DeftxError(f"{what}: {' '.join(str(error).split())}") from error
 
