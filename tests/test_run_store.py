@@ -1,5 +1,6 @@
 """What runs leave: their list, their room, what can go, how long more of the same will take."""
 
+import errno
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import recipe, write_recipe
@@ -17,7 +19,8 @@ from deftx.experiments import housekeeping
 from deftx.experiments.estimate import seconds_left
 from deftx.experiments.recipe import Recipe
 from deftx.experiments.run import Score, prepare, run_recipe
-from deftx.experiments.store import Store, size
+from deftx.experiments.steps import attempt
+from deftx.experiments.store import Store, size, write_record
 
 
 def one(folder: Path) -> Recipe:
@@ -151,6 +154,7 @@ def test_a_changed_score_or_text_is_never_shown(folder, tmp_path, change) -> Non
 
 PARTS = {
     "delta": ["phase1.safetensors"],
+    "given": ["vector/vector.json", "vector/vector.safetensors"],
     "vector": ["vector/vector.json", "vector/vector.safetensors"],
     "score": ["scores.json", "predictions.json"],
 }
@@ -158,10 +162,13 @@ PARTS = {
 
 def finished_step(store: Store, kind: str) -> str:
     step_id = f"{kind}-0123456789abcdef"
-    with store.making(step_id, {"kind": kind}) as (_, made):
+
+    def write_parts(checkpoint_dir: Path, folder: Path) -> None:
         for name in PARTS[kind]:
-            (made / name).parent.mkdir(exist_ok=True)
-            (made / name).write_text(f'"{name}"')
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(f'"{name}"')
+
+    store.make(step_id, {"kind": kind}, write_parts)
     assert store.done(step_id)
     return step_id
 
@@ -245,15 +252,9 @@ def test_an_estimate_goes_by_what_such_steps_took(folder, tmp_path) -> None:
     run = prepare(recipe(folder), tmp_path / "store")
     assert seconds_left(run.remaining(), run.store) is None
     for number, step in enumerate(run.plan.steps.values()):
-        with run.store.making(step.id, {"kind": step.kind, "cost": step.cost, **step.spec}) as (
-            _,
-            made,
-        ):
-            pass
-        record = json.loads((made.parent / step.id / "step.json").read_text())
-        (run.store.folder(step.id) / "step.json").write_text(
-            json.dumps({**record, "seconds": 2.0 * step.cost})
-        )
+        record = {"kind": step.kind, "cost": step.cost, **step.spec}
+        run.store.folder(step.id).mkdir(parents=True)
+        write_record(run.store.folder(step.id), record, 2.0 * step.cost)
         if number == 0:
             assert seconds_left(run.remaining(), run.store) is None
     more = prepare(recipe(folder, {"seeds": [0, 1]}), tmp_path / "store")
@@ -283,15 +284,48 @@ def test_wrong_options_are_one_line(folder, monkeypatch, run, arguments, said) -
 
 def test_what_a_crash_left_in_a_folder_of_work_goes_with_it(tmp_path) -> None:
     store = Store(tmp_path)
-    left = store.checkpoint_dir("vector-1") / ".phase2.state.safetensors.0123abcd.tmp"
+    left = store.checkpoint_dir("log-1") / ".phase2.state.safetensors.0123abcd.tmp"
     left.mkdir(parents=True)
     (left / "half").write_text("x")
-    with store.making("vector-1", {}) as (_, folder):
-        (folder / "vector").mkdir()
-        for name in ("vector.json", "vector.safetensors"):
-            (folder / "vector" / name).touch()
-    assert store.done("vector-1")
-    assert not store.checkpoint_dir("vector-1").exists()
+    store.make("log-1", {}, lambda checkpoint_dir, folder: None)
+    assert store.done("log-1")
+    assert not store.checkpoint_dir("log-1").exists()
+
+
+def test_a_step_that_another_process_has_just_finished_is_not_computed_again(
+    tmp_path, monkeypatch
+) -> None:
+    store = Store(tmp_path)
+    step_id = finished_step(store, "score")
+    done = Store.done
+
+    def not_yet(self: Store, step: str) -> bool:
+        monkeypatch.setattr(Store, "done", done)
+        return False
+
+    monkeypatch.setattr(Store, "done", not_yet)
+    step = SimpleNamespace(
+        id=step_id, kind="score", title="", cost=1, spec={"family": "none"}, inputs={"task": "x"}
+    )
+    assert attempt(store, step) == ("done", "")
+
+
+def test_a_step_that_finds_no_space_left_names_its_folder_and_resumes(tmp_path, capfd) -> None:
+    store = Store(tmp_path)
+
+    def full(checkpoint_dir: Path, folder: Path) -> None:
+        (checkpoint_dir / "half").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for _ in range(2):
+        with pytest.raises(
+            DeftxError, match=f"^cannot write {tmp_path}/steps/score-.*: no space left on the disk"
+        ):
+            store.make("score-0123456789abcdef", {}, full)
+        assert not any(store.steps.iterdir())
+        assert (store.checkpoint_dir("score-0123456789abcdef") / "half").exists()
+    finished_step(store, "score")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_base_whose_tokenizer_reads_otherwise_now_needs_another_store(folder, tmp_path) -> None:

@@ -78,7 +78,7 @@ def prunable(store: Store, runs: Path, *, deltas: bool) -> list[Path]:
 
 def _using(store: Store, runs: Path) -> Iterator[tuple[Step, ...]]:
     """The steps of each run that uses a store."""
-    noted = [run for run in store.noted_runs() if (run / STEPS).is_file()]
+    noted = [run for run in store.recorded_runs() if (run / STEPS).is_file()]
     for run in {
         folder.resolve() for folder in [*noted, *(file.parent for file in runs.glob(f"*/{STEPS}"))]
     }:

@@ -75,7 +75,7 @@ def prepare(recipe: Recipe, store: Path) -> Prepared:
     """Read and check all that a recipe needs, and plan it. Raises DeftxError for what is wrong with
     it."""
     data, place = read(recipe), Store(store.resolve())
-    place.note_tokenizer(data.base, data.reading)
+    place.record_tokenizer(data.base, data.reading)
     return Prepared(recipe, make_plan(recipe, data, place), place, dict(data.trimmed))
 
 
@@ -111,7 +111,7 @@ def run_recipe(
             if became == "done" and step.kind in SCORING:
                 _write_scores(run, out)
 
-        run.store.tidy(run.plan.steps)
+        run.store.remove_leftovers(run.plan.steps)
         try:
             with executor(run.store) as submit:
                 work_off(run.plan, run.store, submit, room, report)
@@ -141,7 +141,7 @@ def _check_scores(scores: Any, folder: Path) -> None:
     if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
         what = f"needs {' and '.join(sorted(METRICS, reverse=True))} from 0 to 1"
         raise DeftxError(
-            f"{folder / SCORES} is damaged: it {what}: remove {folder}, and it is made anew"
+            f"{folder / SCORES} is damaged: it {what}: remove {folder}, and it is made again"
         )
 
 
@@ -185,7 +185,7 @@ def _describe(run: Prepared, out: Path) -> None:
         **run.recipe.model_dump(mode="json"),
         "metric": run.recipe.task.training.metric,
     }
-    run.store.note_run(out)
+    run.store.record_run(out)
     store = os.path.relpath(run.store.steps, out.resolve())
     for name, data in {
         RECIPE: recipe,

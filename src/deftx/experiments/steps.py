@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -53,8 +54,7 @@ def carry_out(store: Store, step: Step) -> None:
         **step.spec,
         "inputs": dict(step.inputs),
     }
-    with store.making(step.id, record) as (checkpoint_dir, folder):
-        KINDS[step.kind](store, step, checkpoint_dir, folder)
+    store.make(step.id, record, partial(KINDS[step.kind], store, step))
 
 
 def attempt(store: Store, step: Step) -> Outcome:
