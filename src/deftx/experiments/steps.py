@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +53,18 @@ def carry_out(store: Store, step: Step) -> None:
         **step.spec,
         "inputs": dict(step.inputs),
     }
-    store.make(step.id, record, partial(KINDS[step.kind], store, step))
+
+    def compute(checkpoint_dir: Path, folder: Path) -> None:
+        KINDS[step.kind](store, step, checkpoint_dir, folder)
+
+    def compute_resumably(checkpoint_dir: Path, folder: Path) -> None:
+        with say_where_it_resumes(checkpoint_dir, step.title):
+            compute(checkpoint_dir, folder)
+
+    if step.kind in ("delta", "vector"):
+        store.make(step.id, record, compute_resumably)
+    else:
+        store.make(step.id, record, compute)
 
 
 def attempt(store: Store, step: Step) -> Outcome:
