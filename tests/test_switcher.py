@@ -144,8 +144,8 @@ def test_what_a_switch_writes_is_the_entries_of_two_languages(made, monkeypatch)
     monkeypatch.setattr(
         module, "write_entries", lambda weight, indices, values: written.append(len(indices))
     )
-    monkeypatch.setattr(switcher, "_written", "ace")
-    monkeypatch.setattr(switcher, "_whole", True)
+    monkeypatch.setattr(switcher, "_current", "ace")
+    monkeypatch.setattr(switcher, "_is_complete", True)
     with switcher.language("ace"):
         assert written == []
     with switcher.language("min"):
@@ -229,7 +229,7 @@ def test_without_its_lock_threads_would_see_half_switched_models(parts, made, mo
     switcher = deftx.Switcher(*parts)
     monkeypatch.setattr(switcher, "_lock", nullcontext())
     never = property(lambda _: False, lambda *_: None)
-    monkeypatch.setattr(deftx.Switcher, "_taken", never, raising=False)
+    monkeypatch.setattr(deftx.Switcher, "_in_use", never, raising=False)
     assert hammered(switcher, made[1], monkeypatch) > 0
 
 

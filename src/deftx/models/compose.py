@@ -20,13 +20,14 @@ from deftx.storage.atomic_files import MODEL, check_target
 from deftx.tasks.base import Task
 from deftx.tasks.registry import task_of
 
-# In the config of a composed model: whether its task reads pairs of texts, and was learnt from
-# texts without capitals.
-PAIRS, LOWER_CASE = "deftx_pairs", "deftx_lower_case"
+# In the config of a composed model: whether its task has pairs of texts as input, and whether it
+# was trained on texts without capitals
+PAIRS = "deftx_pairs"
+LOWER_CASE = "deftx_lower_case"
 
 
-class Noted(Protocol):
-    """What notes where it comes from, as vectors do."""
+class HasInfo(Protocol):
+    """What records where it comes from, as vectors and adapters do."""
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -113,10 +114,22 @@ def compose_to(
     force: bool,
     ignore_base_mismatch: bool,
 ) -> None:
-    """Save the composed model and its tokenizer, which cuts inputs to the task's length, as an
+    """Save a composed model and its tokenizer, which cuts inputs to the task's length, as an
     ordinary checkpoint.
 
     Of several task vectors, the head and the length are those of the first.
+
+    Args:
+        out: The folder to be made.
+        base: Folder or hub id of the base.
+        tasks: The task vectors.
+        languages: The language vectors, if any.
+        rule: How the vectors are combined: see `merge`.
+        force: Replace the model that is there.
+        ignore_base_mismatch: As in `compose`.
+
+    Raises:
+        DeftxError: As `compose` does, and where something else is at `out`.
     """
     check_target(out, MODEL, force=force)
     model, tokenizer = compose_with_tokenizer(
@@ -134,16 +147,22 @@ def load_base_with_head(
     tokenizer: PreTrainedTokenizerBase | None = None,
     ignore_base_mismatch: bool | None = False,
 ) -> PreTrainedModel:
-    """θ0 with a head of the task's shape, for the vectors to be applied to; all are checked against
-    θ0.
+    """θ0 with a head of the task's shape, to which vectors can be applied.
 
-    head       of several task vectors with heads, whose is used: 0 is the first
-    tokenizer  the base's, if it is at hand
+    All vectors are checked against θ0. `apply_temporarily(model, *languages, task)` on the model is
+    `compose` that is undone at the end of the block: for many languages on one loaded base.
 
-    Raises DeftxError where a vector does not fit θ0 or its tokenizer, or the task's head its model.
+    Args:
+        base: Folder or hub id of the base.
+        task: The task vector, or several.
+        languages: All language vectors that are to be applied.
+        head: Of several task vectors with heads, which head is used: 0 is the first.
+        tokenizer: The base's, if it is loaded already.
+        ignore_base_mismatch: As in `compose`.
 
-    `applied(model, *languages, task)` on it is `compose`, to be undone: for many languages on one
-    loaded base.
+    Raises:
+        DeftxError: A vector does not fit θ0 or its tokenizer, or the task's head does not fit the
+            model.
     """
     tasks = as_list(task)
     top = select_head(tasks, head)
@@ -152,12 +171,17 @@ def load_base_with_head(
     check_language(*languages)
     check_same_base(top, *languages, *tasks)
     model, random = load_with_new_head(base, top.head.labels, task=task_type(top))
-    setattr(model.config, TASK, top.info.get("task") or DEFAULT_TASK)  # for `load_composed`
+
+    # What `load_composed` and `deftx predict --model` need to know
+    setattr(model.config, TASK, top.info.get("task") or DEFAULT_TASK)
     setattr(model.config, PAIRS, uses_text_pairs(top))
     setattr(model.config, LOWER_CASE, without_capitals(top))
-    named = [vector for vector in (top, *languages, *tasks) if vector.info.get("base_fingerprint")]
-    for vector in named[:1]:  # the others name the same base
-        check_base(model, vector, ignore_base_mismatch=ignore_base_mismatch)
+
+    # All vectors that record a base record the same one: checking the first of them is enough
+    for vector in (top, *languages, *tasks):
+        if vector.info.get("base_fingerprint"):
+            check_base(model, vector, ignore_base_mismatch=ignore_base_mismatch)
+            break
     check_recorded_tokenizer(
         tokenizer or base, *tasks, *languages, ignore_base_mismatch=ignore_base_mismatch
     )
@@ -165,29 +189,36 @@ def load_base_with_head(
     return model
 
 
-def task_type(vector: Noted) -> Task:
-    """The kind of task that a task vector is for; one that notes none is a classifier's."""
+# --- what a task vector records ---
+
+
+def task_type(vector: HasInfo) -> Task:
+    """The kind of task that a task vector is for; one that records none is a classifier's."""
     return task_of(str(vector.info.get("task") or DEFAULT_TASK))
 
 
-def data_noted(task: Noted) -> Mapping[str, Any]:
-    """What a task vector notes of its data."""
-    noted = task.info.get("data")
-    return noted if isinstance(noted, Mapping) else {}
+def recorded_data(task: HasInfo) -> Mapping[str, Any]:
+    """What a task vector records of its data."""
+    data = task.info.get("data")
+    return data if isinstance(data, Mapping) else {}
 
 
-def uses_text_pairs(task: Noted) -> bool | None:
-    """Whether a task was learnt from pairs of texts; None where it is not noted."""
-    noted = data_noted(task).get("pairs")
-    return noted if isinstance(noted, bool) else None
+def uses_text_pairs(task: HasInfo) -> bool | None:
+    """Whether a task was trained on pairs of texts; None where it is not recorded."""
+    pairs = recorded_data(task).get("pairs")
+    return pairs if isinstance(pairs, bool) else None
 
 
-def without_capitals(task: Noted) -> bool:
-    """Whether a task was learnt from texts without capitals, as far as it is noted."""
-    return data_noted(task).get("lower_case") is True
+def without_capitals(task: HasInfo) -> bool:
+    """Whether it is recorded that a task was trained on texts without capitals."""
+    return recorded_data(task).get("lower_case") is True
 
 
-def trained_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Noted) -> int:
-    """The tokens that a task's inputs are cut to: as many as in its training."""
+def trained_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: HasInfo
+) -> int:
+    """The number of tokens that a task's inputs are cut to: as in its training, if the model takes
+    so many."""
     longest = longest_input(model, tokenizer)
-    return min(task.info.get("training", {}).get("length") or longest, longest)
+    recorded = task.info.get("training", {}).get("length")
+    return min(recorded or longest, longest)

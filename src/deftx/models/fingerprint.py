@@ -1,4 +1,4 @@
-"""Which base a vector belongs to, told by the base's weights rather than its name."""
+"""Which base a vector was made on, by the weights of the base rather than by its name."""
 
 import hashlib
 import json
@@ -20,20 +20,30 @@ _CHUNK = 1 << 20  # entries hashed at a time
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 (64 hex digits) of the backbone's weights; head, pooler, buffers and storage type do
-    not count.
+    """A name of a base by its weights.
 
-    One line of JSON `[name, shape, SHA-256 of the little-endian float32 bytes]` per parameter,
-    sorted by name and each ended by a newline, is hashed. float16 and bfloat16 weights and their
-    float32 copies give the same.
+    Head, pooler, buffers and storage type do not count: float16 and bfloat16 weights and their
+    float32 copies have the same fingerprint. One line of JSON `[name, shape, SHA-256 of the
+    little-endian float32 bytes]` for each parameter, sorted by name and ended by a newline, is
+    hashed.
+
+    Args:
+        model: The base, with or without a head.
+
+    Returns:
+        SHA-256 of the backbone's weights, 64 hex digits.
     """
     weights = backbone(model)
     return fingerprint_of(weights, lambda name: weights[name].detach())
 
 
 def fingerprint_of(names: Iterable[str], weight: Callable[[str], Tensor]) -> str:
-    """The `fingerprint` of the model with the backbone parameters `names`, which `weight` gives one
-    at a time."""
+    """The `fingerprint` of a model that need not be loaded whole.
+
+    Args:
+        names: The names of the backbone's parameters.
+        weight: Gives a parameter by its name.
+    """
     whole = hashlib.sha256()
     for name in sorted(names):
         tensor = weight(name)
@@ -45,32 +55,45 @@ def fingerprint_of(names: Iterable[str], weight: Callable[[str], Tensor]) -> str
 def check_base(
     base: nn.Module | str, vector: SparseVector, *, ignore_base_mismatch: bool | None = False
 ) -> None:
-    """Raise DeftxError if `vector` names another base than `base`, a model or its fingerprint; warn
-    with `ignore_base_mismatch`; None: there is no such choice.
+    """Check that a vector was made on a base.
 
-    A vector without a fingerprint in its info names no base and fits any.
+    Args:
+        base: A model, or its fingerprint.
+        vector: One that records no fingerprint fits any base.
+        ignore_base_mismatch: Warn instead of raising. None: raise, without mentioning this option.
+
+    Raises:
+        DeftxError: The vector was made on other weights.
     """
-    wanted = vector.info.get("base_fingerprint")
-    if wanted is None:
+    recorded = vector.info.get("base_fingerprint")
+    if recorded is None:
         return
-    found = base if isinstance(base, str) else fingerprint(base)
-    if found == wanted:
+    current = base if isinstance(base, str) else fingerprint(base)
+    if current == recorded:
         return
-    named = vector.info.get("base", "an unnamed base")
-    given = getattr(base, "name_or_path", "") or "the base at hand"
-    message = f"the vector was made on {named} ({wanted[:12]}), not on {given} ({found[:12]})"
-    if not ignore_base_mismatch:
-        raise DeftxError(
-            f"{message}: use {named}"
-            + (f", or {IGNORE_BASE_MISMATCH}" if ignore_base_mismatch is False else "")
-        )
-    warnings.warn(message, stacklevel=2)
+    recorded_base = vector.info.get("base", "an unnamed base")
+    current_base = getattr(base, "name_or_path", "") or "the base at hand"
+    message = (
+        f"the vector was made on {recorded_base} ({recorded[:12]}),"
+        f" not on {current_base} ({current[:12]})"
+    )
+    if ignore_base_mismatch:
+        warnings.warn(message, stacklevel=2)
+        return
+    remedy = f"use {recorded_base}"
+    if ignore_base_mismatch is False:
+        remedy = f"{remedy}, or {IGNORE_BASE_MISMATCH}"
+    raise DeftxError(f"{message}: {remedy}")
 
 
 def _digest(tensor: Tensor) -> str:
-    """The SHA-256 of the tensor's float32 bytes, in row-major order, a few rows at a time."""
+    """The SHA-256 of a tensor's little-endian float32 bytes, in row-major order.
+
+    A few rows are converted at a time, so that no float32 copy of the whole is made.
+    """
     digest = hashlib.sha256()
     rows = tensor.reshape(1) if tensor.dim() == 0 else tensor
-    for part in rows.split(max(1, _CHUNK * len(rows) // max(1, rows.numel()))):
+    rows_at_once = max(1, _CHUNK * len(rows) // max(1, rows.numel()))
+    for part in rows.split(rows_at_once):
         digest.update(part.to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()

@@ -35,43 +35,56 @@ Languages = str | None | Sequence[str | None]
 
 @dataclass(frozen=True, eq=False)
 class _Entries:
-    """The entries of one weight that differ with a language: where, and what they are with the
-    language and without."""
+    """The entries of one weight that differ with a language.
+
+    Attributes:
+        weight: The parameter.
+        indices: Positions in the flattened weight [n] int64.
+        with_language: Their values with the language [n].
+        without: Their values without a language [n].
+    """
 
     weight: nn.Parameter
     indices: Tensor
-    with_it: Tensor
+    with_language: Tensor
     without: Tensor
 
 
 class Switcher:
     """A model of a task on one base that takes on any of several languages.
 
-    base       folder or hub id of the base that all vectors were made on
-    task       the task vector, with its head, or several
-    languages  name -> language vector, or several that are applied together
-    rule       how the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see
-               `merge`
-    head       of several task vectors with heads, whose is used: 0 is the first
-    spellings  name -> how that language's texts are written anew before the model reads them: see
-               `spelling_for`
-    ignore_base_mismatch   go on, with a warning, where the base has other weights than the vectors'
-                           base
-
-    Its `kind` is that of the task, such as `tagging`; its `pairs` says whether the task reads pairs
-    of texts; None where the vector does not tell.
-
     `with switcher.language("min") as model:` gives the model that `compose(base, task,
     languages["min"], rule=rule, head=head)` would, the same to the last bit; None stands for the
-    task alone. A switch writes the entries in which the old language and the new one differ from
-    the task alone, no more: what they are is computed once, from θ0 in the order of `compose`, so
-    that no rounding adds up. Beside the base it takes an index and two values for each such entry
-    of each language; with the sum these are the language vector's. The model is on the GPU if there
-    is one.
+    task alone.
 
-    One thread at a time has the model, and no other language than its own can be written meanwhile.
-    A switch that is cut off in its middle (by Ctrl-C, say) is mended by the next one. Raises
-    DeftxError as `compose` does, and for the spelling of a language that is not there.
+    A switch writes the entries in which the old and the new language differ from the task alone,
+    and no others. These values are computed once, from θ0 in the order of `compose`, so that no
+    rounding adds up. Besides the base, this takes an index and two values for each such entry of
+    each language; with the rule `sum` these are the entries of the language vector. The model is on
+    the GPU if there is one.
+
+    One thread at a time has the model, and no other language can be written meanwhile. A switch
+    that is interrupted (by Ctrl-C, say) is repaired by the next one.
+
+    Args:
+        base: Folder or hub id of the base that all vectors were made on.
+        task: The task vector, with its head, or several.
+        languages: By name, a language vector, or several that are applied together.
+        rule: How the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see
+            `merge`.
+        head: Of several task vectors with heads, which head is used: 0 is the first.
+        spellings: By name, how that language's texts are rewritten before the model reads them: see
+            `spelling_for`.
+        ignore_base_mismatch: Warn, instead of raising, where the base has other weights than the
+            vectors' base.
+
+    Attributes:
+        kind: The kind of task, such as `tagging`.
+        pairs: Whether the task has pairs of texts as input; None where the vector does not tell.
+
+    Raises:
+        DeftxError: As `compose` does, and where a spelling is of a language that is not in
+            `languages`.
     """
 
     def __init__(
@@ -107,21 +120,26 @@ class Switcher:
             tokenizer=self._tokenizer,
             ignore_base_mismatch=ignore_base_mismatch,
         )
-        alone = resolve_terms(rule, tasks, [], head)
         top = select_head(tasks, head) or tasks[0]
-        self._task, self.pairs = task_type(top), uses_text_pairs(top)
+        self._task = task_type(top)
+        self.pairs = uses_text_pairs(top)
         self.kind = str(getattr(self._model.config, TASK))
         self._length = trained_length(self._model, self._tokenizer, top)
         place(self._model)
-        check_fit(self._model, *alone, *every)
-        self._entries = {
-            name: _differing(self._model, resolve_terms(rule, tasks, some, head), alone)
-            for name, some in named.items()
-        }
-        apply(self._model, *alone)
-        self._written: str | None = None  # the language whose entries are in the weights, if any
-        self._whole = True  # all of them: False within a switch
-        self._lock, self._taken = RLock(), False
+
+        # What each language changes; then the model is that of the task alone
+        task_alone = resolve_terms(rule, tasks, [], head)
+        check_fit(self._model, *task_alone, *every)
+        self._entries = {}
+        for name, vectors in named.items():
+            with_language = resolve_terms(rule, tasks, vectors, head)
+            self._entries[name] = _differing(self._model, with_language, task_alone)
+        apply(self._model, *task_alone)
+
+        self._current: str | None = None  # the language whose entries are in the weights, if any
+        self._is_complete = True  # whether all of them are: False within a switch
+        self._lock = RLock()
+        self._in_use = False
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -145,15 +163,15 @@ class Switcher:
         if name is not None and name not in self._entries:
             raise unknown("language", name, self._entries)
         with self._lock:
-            if self._taken:  # by this thread: others wait at the lock
-                now = "without a language" if self._written is None else f"in {self._written}"
-                raise DeftxError(f"the model is {now} at the moment: end that block first")
+            if self._in_use:  # by this thread: others wait for the lock
+                state = "without a language" if self._current is None else f"in {self._current}"
+                raise DeftxError(f"the model is {state} at the moment: end that block first")
             self._switch(name)
-            self._taken = True
+            self._in_use = True
             try:
                 yield self._model
             finally:
-                self._taken = False
+                self._in_use = False
 
     def predict(
         self, examples: Examples | Sequence[str], language: Languages
@@ -219,7 +237,7 @@ class Switcher:
         check_pairs(self.pairs, examples)
 
         # The examples of each language together, those of the current language first
-        names = sorted(set(languages), key=lambda name: name != self._written)
+        names = sorted(set(languages), key=lambda name: name != self._current)
         answers: dict[int, T] = {}
         for name in names:
             rows = [row for row, other in enumerate(languages) if other == name]
@@ -232,27 +250,27 @@ class Switcher:
     def _spelt(self, examples: Examples, language: str | None) -> Examples:
         """Examples of a language as they are read."""
         spelling = self._spellings.get(language) if language else None
-        return (
-            self._task.map_texts(examples, partial(respell, spelling=spelling))
-            if spelling
-            else examples
-        )
+        if not spelling:
+            return examples
+        return self._task.map_texts(examples, partial(respell, spelling=spelling))
 
     @torch.no_grad()
     def _switch(self, name: str | None) -> None:
-        """Write a language's entries, those of the languages before it having been written back.
-        Cut off anywhere, it leaves in `_written` what is to be written back."""
-        if self._whole and self._written == name:
-            return
-        self._whole = False
-        for part in self._of(self._written):
-            write_entries(part.weight, part.indices, part.without)
-        self._written = name
-        for part in self._of(name):
-            write_entries(part.weight, part.indices, part.with_it)
-        self._whole = True
+        """Write back the entries of the current language, and write those of another one.
 
-    def _of(self, name: str | None) -> Sequence[_Entries]:
+        Interrupted anywhere, it leaves in `_current` what is to be written back.
+        """
+        if self._is_complete and self._current == name:
+            return
+        self._is_complete = False
+        for part in self._entries_of(self._current):
+            write_entries(part.weight, part.indices, part.without)
+        self._current = name
+        for part in self._entries_of(name):
+            write_entries(part.weight, part.indices, part.with_language)
+        self._is_complete = True
+
+    def _entries_of(self, name: str | None) -> Sequence[_Entries]:
         return () if name is None else self._entries[name]
 
 
@@ -268,27 +286,54 @@ def _one_for_each(language: Languages, count: int) -> list[str | None]:
 
 
 def _differing(
-    model: nn.Module, first: Sequence[SparseVector], second: Sequence[SparseVector]
+    model: nn.Module, with_language: Sequence[SparseVector], task_alone: Sequence[SparseVector]
 ) -> list[_Entries]:
-    """The entries in which a model at θ0 differs with `first` added from what it is with `second`:
-    to the last bit, so that a switch leaves nothing behind. The model is at θ0 again afterwards."""
-    weights, places = backbone(model), {}
-    vectors = [
-        vector for vector in (*first, *second) if vector not in first or vector not in second
-    ]
-    for name in dict.fromkeys(name for vector in vectors for name in vector.tensors):
-        parts = [vector.tensors[name].indices for vector in vectors if name in vector.tensors]
-        places[name] = (parts[0] if len(parts) == 1 else torch.cat(parts).unique()).to(
-            weights[name].device
+    """The entries in which a model differs with a language, to the last bit, so that a switch
+    leaves nothing behind.
+
+    Args:
+        model: At θ0, as it is again afterwards.
+        with_language: What is added to θ0 for the language.
+        task_alone: What is added to θ0 without a language.
+    """
+    weights = backbone(model)
+    changing = _not_shared(with_language, task_alone)
+
+    # Where the weights may differ: wherever a vector that is not part of both has an entry
+    indices: dict[str, Tensor] = {}
+    for vector in changing:
+        for name in vector.tensors:
+            if name in indices:
+                continue
+            parts = [other.tensors[name].indices for other in changing if name in other.tensors]
+            union = parts[0] if len(parts) == 1 else torch.cat(parts).unique()
+            indices[name] = union.to(weights[name].device)
+
+    values_with = _values(model, with_language, indices)
+    values_without = _values(model, task_alone, indices)
+    differing = []
+    for name, places in indices.items():
+        value_with, value_without = values_with[name], values_without[name]
+        differs = value_with.view(torch.int32) != value_without.view(torch.int32)
+        differing.append(
+            _Entries(weights[name], places[differs], value_with[differs], value_without[differs])
         )
-    values = []
-    for added in (first, second):
-        with apply_temporarily(model, *added):
-            values.append(
-                [read_entries(weights[name].detach(), indices) for name, indices in places.items()]
-            )
-    found = []
-    for (name, indices), one, other in zip(places.items(), *values, strict=True):
-        apart = one.view(torch.int32) != other.view(torch.int32)
-        found.append(_Entries(weights[name], indices[apart], one[apart], other[apart]))
-    return found
+    return differing
+
+
+def _not_shared(
+    first: Sequence[SparseVector], second: Sequence[SparseVector]
+) -> list[SparseVector]:
+    """The vectors that are in one of two lists only."""
+    return [vector for vector in (*first, *second) if vector not in first or vector not in second]
+
+
+def _values(
+    model: nn.Module, vectors: Sequence[SparseVector], indices: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The values of some entries of the weights, by name, while vectors are applied."""
+    weights = backbone(model)
+    with apply_temporarily(model, *vectors):
+        return {
+            name: read_entries(weights[name].detach(), places) for name, places in indices.items()
+        }
