@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from deftx import read_examples, respelt, tune_scales
+from deftx import normalize, read_examples, tune_scales
 from deftx.core.apply import apply_temporarily
 from deftx.core.merge import resolve_terms
 from deftx.core.vector import SparseVector
@@ -50,7 +50,8 @@ def main() -> None:
             vectors[use.seed, use.name] = load(run.store.folder(step) / VECTOR)
     like, valid = read_examples(recipe.train).texts, read_examples(recipe.valid)
     tests = {
-        name: respelt(read_examples(test), like, words=False) for name, test in recipe.test.items()
+        name: normalize(read_examples(test), like, words=False)
+        for name, test in recipe.test.items()
     }
     tokenizer = load_tokenizer(recipe.base)
     for seed in recipe.seeds:

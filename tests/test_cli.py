@@ -238,9 +238,9 @@ def test_texts_with_capitals_are_told_of_where_the_task_saw_none(here, run):
     done = run("evaluate", *vectors, "--test", "first.tsv")
     assert (done.code, done.err.count(warning)) == (0, 1)
 
-    respell = [
+    normalize = [
         "data",
-        "respell",
+        "normalize",
         "big.tsv",
         "--like",
         "home/train.tsv",
@@ -248,7 +248,7 @@ def test_texts_with_capitals_are_told_of_where_the_task_saw_none(here, run):
         "--out",
         "small.tsv",
     ]
-    assert run(*respell).code == 0
+    assert run(*normalize).code == 0
     assert deftx.read_examples("small.tsv").texts == deftx.read_examples("home/test.tsv").texts
     assert warning not in run("predict", *vectors, "small.tsv").err
     assert warning not in run("predict", "--model", "home/model", "small.tsv").err

@@ -37,7 +37,7 @@ from deftx.objectives.masked_lm import masked_lm
 from deftx.storage.tensors import load_tensors
 from deftx.tasks.base import evaluate, supervised
 from deftx.tasks.classification import CLASSIFICATION
-from deftx.tasks.normalization import spelling_for
+from deftx.tasks.normalization import build_normalizer
 from deftx.training.preparation import prepare_language
 
 TEXT = tiny.sentences(40)
@@ -582,7 +582,7 @@ def test_a_half_precision_base_gives_the_vectors_of_its_full_precision_copy(base
         (lambda base: fit_task(base, "text.txt", VALID, TASK), "read_examples"),
         (lambda base: fit_task(base, TRAIN, "text.txt", TASK), "read_examples"),
         (lambda base: transfer(base, TEXT, "text.txt", TRAIN, VALID), "read_text"),
-        (lambda base: spelling_for("text.txt", TEXT), "read_text"),
+        (lambda base: build_normalizer("text.txt", TEXT), "read_text"),
         (
             lambda base: tune_scales(base, SparseVector({}), SparseVector({}), "text.txt"),
             "read_examples",

@@ -325,7 +325,7 @@ def test_a_finished_vector_needs_no_text_and_targets_need_no_test(folder: Path) 
     ):  # whose words are looked for in the text
         load_recipe(
             folder / "finished.yaml",
-            {"languages": {"more": "tar.txt"}, "variants": {"DeFT-X": {"respell": "words"}}},
+            {"languages": {"more": "tar.txt"}, "variants": {"DeFT-X": {"normalize": "words"}}},
         )
 
 

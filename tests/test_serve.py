@@ -588,7 +588,7 @@ def test_texts_are_read_in_the_spelling_that_is_named(command, parts, monkeypatc
     monkeypatch.setattr("deftx.serving.app.serve", lambda switcher, *_: served.append(switcher))
     file.write_text('{"lower_case": true, "words": {"ba": "be"}}')
     with pytest.raises(SystemExit) as end:
-        main([*command, "--spelling", f"min={file}"])
+        main([*command, "--normalizer", f"min={file}"])
     assert not end.value.code
     with serving(served[0]) as port:
         shares = {text: ask(port, [text], "min")[1]["predictions"] for text in ("BA be", "be be")}
@@ -621,27 +621,28 @@ def test_every_kind_of_task_may_be_served(bases, monkeypatch, tmp_path):
 def test_a_spelling_of_no_language_is_one_line(command, capsys, tmp_path, name):
     (tmp_path / "min.json").write_text('{"lower_case": true, "words": {}}')
     with pytest.raises(SystemExit) as end:
-        main([*command, "--spelling", f"{name}{tmp_path / 'min.json'}"])
+        main([*command, "--normalizer", f"{name}{tmp_path / 'min.json'}"])
     shown = capsys.readouterr().err
     assert end.value.code == 2
     assert shown.count("\n") == 1
-    assert f"--spelling {name}{tmp_path / 'min.json'} " in shown
+    assert f"--normalizer {name}{tmp_path / 'min.json'} " in shown
     assert "languages: ace, ban, min" in shown
 
 
 def test_a_task_that_has_seen_no_capitals_is_warned_of(parts, recwarn):
     base, task, languages = parts
     task = replace(task, info={**task.info, "data": {"lower_case": True}})
-    spellings = {"ace": deftx.Spelling({}, lower=True)}
+    normalizers = {"ace": deftx.Normalizer({}, lower=True)}
     with pytest.warns(
-        UserWarning, match=r"without capitals, and texts in ban, min may have some; --spelling says"
+        UserWarning,
+        match=r"without capitals, and texts in ban, min may have some; --normalizer says",
     ):
-        switcher_for(base, [task], languages, spellings, rule="sum", ignore_base_mismatch=False)
+        switcher_for(base, [task], languages, normalizers, rule="sum", ignore_base_mismatch=False)
     switcher_for(
         base,
         [task],
         languages,
-        dict.fromkeys(NAMES, spellings["ace"]),
+        dict.fromkeys(NAMES, normalizers["ace"]),
         rule="sum",
         ignore_base_mismatch=False,
     )

@@ -309,9 +309,11 @@ def test_vectors_of_another_tokenizer_are_refused(parts):
 
 def test_texts_are_read_in_the_spelling_of_their_language(parts):
     base, task, languages = parts
-    spelling = deftx.Spelling({"ba": "be", "di": "do"}, lower=True)
+    normalizer = deftx.Normalizer({"ba": "be", "di": "do"}, lower=True)
     texts, names = ["Ba be", "di BA", "Ba be", "di BA", "Ba be"], ["min", "ace", "ace", None, None]
-    switcher = deftx.Switcher(base, task, languages, spellings={"min": spelling, "ace": spelling})
+    switcher = deftx.Switcher(
+        base, task, languages, normalizers={"min": normalizer, "ace": normalizer}
+    )
     with pytest.warns(UserWarning, match="of the text is unknown to the base's tokenizer"):
         found = switcher.probabilities(Examples(texts), names)
     spelt = Examples(["be be", "do be", "be be", "di BA", "Ba be"])
@@ -334,8 +336,8 @@ def test_scores_are_those_of_the_composed_model(parts, language):
         random_vector(load_task_model(base, (), task=TASKS["regression"]), 0, ("any",)),
     )
     task = replace(made, head=replace(made.head, labels=()), info={"task": "regression"})
-    spelling = deftx.Spelling({"ba": "be"}, lower=True)
-    switcher = deftx.Switcher(base, task, languages, spellings={"min": spelling})
+    normalizer = deftx.Normalizer({"ba": "be"}, lower=True)
+    switcher = deftx.Switcher(base, task, languages, normalizers={"min": normalizer})
     test = Examples(sentences(20), labels=[float(number) for number in range(20)])
     spelt = replace(
         test,
@@ -368,7 +370,7 @@ def test_examples_that_cannot_be_scored_are_refused(made):
 def test_the_spelling_of_a_language_that_is_not_there_is_refused(parts):
     base, task, languages = parts
     with pytest.raises(DeftxError, match=r"unknown language .mni.*known: ace, ban, min"):
-        deftx.Switcher(base, task, languages, spellings={"mni": deftx.Spelling({}, lower=True)})
+        deftx.Switcher(base, task, languages, normalizers={"mni": deftx.Normalizer({}, lower=True)})
 
 
 def test_plain_texts_are_answered_as_examples_are(made):

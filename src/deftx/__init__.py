@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from deftx.models.scales import Scales, tune_scales
     from deftx.models.switcher import Switcher
     from deftx.storage.vector_files import load, save
-    from deftx.tasks.normalization import Spelling, read_spelling, respelt, spelling_for
+    from deftx.tasks.normalization import Normalizer, build_normalizer, normalize, read_normalizer
     from deftx.tasks.registry import read_examples
     from deftx.training.sparse import SparseTuning, sparse_tuning
 
@@ -43,18 +43,19 @@ __all__ = [
     "LanguageTrainingConfig",
     "LanguageVectorConfig",
     "Locked",
+    "Normalizer",
     "Scales",
     "SparseMask",
     "SparseTensor",
     "SparseTuning",
     "SparseVector",
-    "Spelling",
     "Switcher",
     "TaskTrainingConfig",
     "TaskVectorConfig",
     "TensorMask",
     "apply",
     "apply_temporarily",
+    "build_normalizer",
     "compose",
     "compose_with_tokenizer",
     "convert",
@@ -65,17 +66,16 @@ __all__ = [
     "fit_task",
     "load",
     "merge",
+    "normalize",
     "overlap",
     "pull",
     "push",
     "read_examples",
-    "read_spelling",
+    "read_normalizer",
     "read_text",
-    "respelt",
     "save",
     "select",
     "sparse_tuning",
-    "spelling_for",
     "split_half_ranks",
     "transfer",
     "tune_scales",
@@ -105,7 +105,7 @@ _HOMES = {
     "models.scales": ["Scales", "tune_scales"],
     "models.switcher": ["Switcher"],
     "storage.vector_files": ["load", "save"],
-    "tasks.normalization": ["Spelling", "read_spelling", "respelt", "spelling_for"],
+    "tasks.normalization": ["Normalizer", "read_normalizer", "normalize", "build_normalizer"],
     "tasks.registry": ["read_examples"],
     "training.sparse": ["SparseTuning", "sparse_tuning"],
 }

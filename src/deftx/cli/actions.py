@@ -41,7 +41,7 @@ from deftx.objectives.registry import language_of
 from deftx.storage.atomic_files import LOCK, check_target, lock_directory
 from deftx.storage.vector_files import load, save
 from deftx.tasks.base import Task, answers_to_labelled, by_name, predict_in_chunks, scores
-from deftx.tasks.normalization import Spelling
+from deftx.tasks.normalization import Normalizer
 from deftx.training import distributed
 from deftx.training.phases import say_where_it_resumes
 
@@ -345,7 +345,7 @@ def switcher_for(
     base: str,
     tasks: Sequence[SparseVector],
     languages: Mapping[str, SparseVector],
-    spellings: Mapping[str, Spelling],
+    normalizers: Mapping[str, Normalizer],
     *,
     rule: str,
     ignore_base_mismatch: bool,
@@ -357,15 +357,15 @@ def switcher_for(
         languages,
         rule=rule,
         head=0,
-        spellings=spellings,
+        normalizers=normalizers,
         ignore_base_mismatch=ignore_base_mismatch,
     )
-    as_written = [name for name in languages if name not in spellings]
+    as_written = [name for name in languages if name not in normalizers]
     if as_written and without_capitals(tasks[0]):
         warnings.warn(
             "the task was learnt from texts without capitals, and texts in"
-            f" {', '.join(as_written)} may have some; --spelling says how to read them:"
-            " see `deftx data respell`",
+            f" {', '.join(as_written)} may have some; --normalizer says how to read them:"
+            " see `deftx data normalize`",
             stacklevel=2,
         )
     return switcher
@@ -376,7 +376,7 @@ def _warn_of_capitals(lower_case: bool, examples: Examples) -> None:
     if lower_case and capitals(written(examples)):
         warnings.warn(
             "the task was learnt from texts without capitals, and these have some:"
-            " `deftx data respell --case-only` writes texts as those were",
+            " `deftx data normalize --case-only` writes texts as those were",
             stacklevel=2,
         )
 

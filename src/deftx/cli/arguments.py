@@ -24,7 +24,7 @@ from deftx.errors import DeftxError, unknown
 from deftx.experiments.plain_yaml import BadYaml, parse_yaml
 from deftx.storage.vector_files import load
 from deftx.tasks.base import Task, names_of
-from deftx.tasks.normalization import Spelling, read_spelling
+from deftx.tasks.normalization import Normalizer, read_normalizer
 from deftx.training.preparation import check_same_languages
 
 if TYPE_CHECKING:
@@ -319,10 +319,10 @@ def tests_of(
     return tests
 
 
-def spellings_of(texts: Sequence[str], languages: Sequence[str]) -> dict[str, Spelling]:
-    """Spellings by language; a lone one needs no name where there is one language."""
+def normalizers_of(texts: Sequence[str], languages: Sequence[str]) -> dict[str, Normalizer]:
+    """Normalizers by language; a lone one needs no name where there is one language."""
     found = {}
-    for name, file in by_language("--spelling", texts).items():
+    for name, file in by_language("--normalizer", texts).items():
         language = name or (languages[0] if len(languages) == 1 else name)
         if language not in languages:
             which = (
@@ -331,9 +331,9 @@ def spellings_of(texts: Sequence[str], languages: Sequence[str]) -> dict[str, Sp
                 else f"{file} is for which language?"
             )
             raise DeftxError(
-                f"--spelling {which}; languages: {', '.join(languages) or 'none is given'}"
+                f"--normalizer {which}; languages: {', '.join(languages) or 'none is given'}"
             )
-        found[language] = read_spelling(file)
+        found[language] = read_normalizer(file)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What `deftx data trim` and `deftx data respell` do, between parsing and printing."""
+"""What `deftx data trim` and `deftx data normalize` do, between parsing and printing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from deftx.data.examples import usable
 from deftx.data.tables import Table, open_source, rows_for
 from deftx.errors import DeftxError, unknown
 from deftx.storage.atomic_files import check_file, write_text
-from deftx.tasks.normalization import Spelling, plain_spelling, respell, spelling_for
+from deftx.tasks.normalization import Normalizer, build_normalizer, normalize_text, plain_normalizer
 
 TEXT_COLUMNS = ("text", "premise", "hypothesis")
 
@@ -62,18 +62,18 @@ def trim(
     ]
 
 
-def write_respelt(
+def write_normalized(
     data: str,
     like: Sequence[str],
     text: Sequence[str],
     columns: Sequence[str],
     out: Path | None,
     *,
-    spelling_out: Path | None = None,
+    normalizer_out: Path | None = None,
     words: bool = True,
     force: bool = False,
-) -> Spelling:
-    """Write texts in the spelling of the source language, see `deftx.respelt`.
+) -> Normalizer:
+    """Write texts in the spelling of the source language, see `deftx.normalize`.
 
     Args:
         data: The texts, labelled or not.
@@ -82,48 +82,50 @@ def write_respelt(
         columns: The columns to change; without any, those of TEXT_COLUMNS that the data has. A cell
             may be a list of words.
         out: The file for the texts.
-        spelling_out: The file for the spelling, which `deftx.read_spelling` reads.
+        normalizer_out: The file for the normalizer, which `deftx.read_normalizer` reads.
         words: Whether words are replaced, and not only their case.
         force: Whether existing files are replaced.
 
     Returns:
-        The spelling.
+        The normalizer.
     """
-    _check_outputs(out, spelling_out, force=force)
+    _check_outputs(out, normalizer_out, force=force)
     table = open_source(data)
     cells = {}
     for name in _chosen_columns(table, columns):
         cells[name] = [_as_cell(value) for _, value in table.values(name)]
 
-    # The spelling, from the texts themselves and those of the source language.
+    # The normalizer, from the texts themselves and those of the source language.
     target_lines = []
     for column in cells.values():
         target_lines += _lines(column)
     trained_lines = _lines_of_files(like, columns)
     further_lines = _lines_of_files(text, columns)
-    spelling = spelling_for(target_lines, trained_lines, further_lines, words=words)
+    normalizer = build_normalizer(target_lines, trained_lines, further_lines, words=words)
 
     if out:
         changed = {
-            name: [_respell_cell(cell, spelling) for cell in column]
+            name: [_normalize_cell(cell, normalizer) for cell in column]
             for name, column in cells.items()
         }
-        respelt_table = _with_columns(table, changed)
-        write_text(out, rows_for(out, respelt_table, range(len(table.lines))))
-    if spelling_out:
-        write_text(spelling_out, json.dumps(plain_spelling(spelling), ensure_ascii=False, indent=1))
-    return spelling
-
-
-def _check_outputs(out: Path | None, spelling_out: Path | None, *, force: bool) -> None:
-    """Raise DeftxError where there is nothing to write, or a file cannot be written."""
-    if not (out or spelling_out):
-        raise DeftxError(
-            "say what to write: --out FILE for the texts, --spelling FILE for the spelling, or both"
+        normalized_table = _with_columns(table, changed)
+        write_text(out, rows_for(out, normalized_table, range(len(table.lines))))
+    if normalizer_out:
+        write_text(
+            normalizer_out, json.dumps(plain_normalizer(normalizer), ensure_ascii=False, indent=1)
         )
-    if out and spelling_out and out.resolve() == spelling_out.resolve():
-        raise DeftxError(f"{out} cannot hold both the texts and the spelling: give two files")
-    for file in (out, spelling_out):
+    return normalizer
+
+
+def _check_outputs(out: Path | None, normalizer_out: Path | None, *, force: bool) -> None:
+    """Raise DeftxError where there is nothing to write, or a file cannot be written."""
+    if not (out or normalizer_out):
+        raise DeftxError(
+            "say what to write: --out FILE for the texts, --normalizer FILE for later ones, or both"
+        )
+    if out and normalizer_out and out.resolve() == normalizer_out.resolve():
+        raise DeftxError(f"{out} cannot hold both the texts and the normalizer: give two files")
+    for file in (out, normalizer_out):
         check_file(file, force=force)
 
 
@@ -138,10 +140,10 @@ def _with_columns(table: Table, columns: Mapping[str, Sequence[Cell]]) -> Table:
     return replace(table, column=column)
 
 
-def _respell_cell(cell: Cell, spelling: Spelling) -> Cell:
+def _normalize_cell(cell: Cell, normalizer: Normalizer) -> Cell:
     if isinstance(cell, str):
-        return respell(cell, spelling)
-    return [respell(word, spelling) for word in cell]
+        return normalize_text(cell, normalizer)
+    return [normalize_text(word, normalizer) for word in cell]
 
 
 def _as_cell(value: object) -> Cell:

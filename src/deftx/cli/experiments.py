@@ -190,10 +190,10 @@ def data_trim(
 
 
 @data_app.command(
-    "respell",
-    epilog="Example: deftx data respell reviews.txt --like smsa.tsv --text ind.txt --out spelt.txt",
+    "normalize",
+    epilog="Example: deftx data normalize reviews.txt --like smsa.tsv --text ind.txt --out new.txt",
 )
-def data_respell(
+def data_normalize(
     data: Annotated[
         str,
         typer.Argument(help=f"Texts in a target language, labelled or not ({FORMATS}).", **FILE),
@@ -202,9 +202,9 @@ def data_respell(
         list[str], option(f"What the task was learnt from ({FORMATS}); may be repeated.", **FILE)
     ],
     out: Annotated[Path | None, option("File for the texts.", metavar="FILE", parser=path)] = None,
-    spelling: Annotated[
+    normalizer: Annotated[
         Path | None,
-        option("File for how they are spelt, for `deftx serve`.", metavar="FILE", parser=path),
+        option("File for how they are normalised, for `deftx serve`.", metavar="FILE", parser=path),
     ] = None,
     text: Annotated[
         list[str] | None,
@@ -221,23 +221,23 @@ def data_respell(
     force: Force = False,
 ) -> None:
     """Put a target's texts into the spelling of a related language that a task was learnt in."""
-    from deftx.cli.data_actions import write_respelt
-    from deftx.tasks.normalization import plain_spelling
+    from deftx.cli.data_actions import write_normalized
+    from deftx.tasks.normalization import plain_normalizer
 
-    found = write_respelt(
+    found = write_normalized(
         data,
         like,
         text or [],
         column or [],
         out,
-        spelling_out=spelling,
+        normalizer_out=normalizer,
         words=not case_only,
         force=force,
     )
     if as_json:
-        print_json(plain_spelling(found))
+        print_json(plain_normalizer(found))
         return
     some = ", ".join(f"{word} {other}" for word, other in list(found.words.items())[:6])
     such, how = f", such as {some}" if some else "", ", all in lower case" if found.lower else ""
-    what = f"{out}: the texts of" if out else f"{spelling}: a spelling for"
+    what = f"{out}: the texts of" if out else f"{normalizer}: a normalizer for"
     print(f"{what} {data}{how}, {len(found.words):,} words in another spelling{such}")

@@ -271,10 +271,10 @@ def serve(
     task: Tasks,
     language: Languages = None,
     rule: Rule = "sum",
-    spelling: Annotated[
+    normalizer: Annotated[
         list[str] | None,
         option(
-            "Spelling of a language's texts: a file that `deftx data respell --spelling` wrote.",
+            "How a language's texts are normalised: a file of `deftx data normalize --normalizer`.",
             metavar="[NAME=]FILE",
         ),
     ] = None,
@@ -326,7 +326,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise not_installed(error, "serve") from error
     from deftx.cli.actions import switcher_for
-    from deftx.cli.arguments import load_tasks, named_languages, spellings_of
+    from deftx.cli.arguments import load_tasks, named_languages, normalizers_of
     from deftx.data.tables import lines_of
 
     limits = Limits(max_texts, max_chars, max_body, max_waiting, max_connections, max_seconds)
@@ -337,7 +337,7 @@ def serve(
         base,
         load_tasks(task),
         languages,
-        spellings_of(spelling or [], list(languages)),
+        normalizers_of(normalizer or [], list(languages)),
         rule=rule,
         ignore_base_mismatch=ignore_base_mismatch,
     )

@@ -18,7 +18,7 @@ EXAMPLE_CHARACTERS = 20
 CHECK_SCRIPT = (
     "is it in a script that the base knows? give another base, or write it in the base's script"
 )
-LOWER_CASE = "it knows lower case: write the texts so (deftx data respell --case-only)"
+LOWER_CASE = "it knows lower case: write the texts so (deftx data normalize --case-only)"
 
 
 def check_known(

@@ -151,10 +151,10 @@ def _warn_of_capitals(recipe: Recipe, data: Data) -> None:
     if (
         lower_case(learnt)
         and unlike
-        and not all(variant.respell for variant in recipe.variants.values())
+        and not all(variant.normalize for variant in recipe.variants.values())
     ):
         where = f"the labelled texts have no capitals, and the test texts of {', '.join(unlike)} have some"
-        warnings.warn(f"{where}: `respell: case` of a variant takes them away", stacklevel=2)
+        warnings.warn(f"{where}: `normalize: case` of a variant takes them away", stacklevel=2)
 
 
 def _identity(base: str, model: PreTrainedModel) -> str:

@@ -26,7 +26,7 @@ from deftx.data.examples import joined, written
 from deftx.experiments.data import Data
 from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
-from deftx.tasks.normalization import respelt
+from deftx.tasks.normalization import normalize
 from deftx.training.halves import HALVES
 from deftx.training.preparation import takes_halves
 
@@ -232,7 +232,7 @@ class _Planner:
             return
         task = self._add_task(variant, seed, vectors)
         test = self.test
-        if self.recipe.variants[variant].respell:
+        if self.recipe.variants[variant].normalize:
             test = self._normalized_test(variant)
         for name, digest in test.items():
             self._add_score(variant, seed, name, digest, task, vectors)
@@ -324,7 +324,7 @@ class _Planner:
 
         The test data of the sources themselves stay as they are.
         """
-        kind = str(self.recipe.variants[variant].respell)
+        kind = str(self.recipe.variants[variant].normalize)
         sources = self.recipe.sources_of(variant)
         key = (kind, *sources)
         if key in self.normalized:
@@ -341,7 +341,7 @@ class _Planner:
         test = dict(self.test)
         for name, examples in self.data.test.items():
             if name not in sources:
-                normalized = respelt(
+                normalized = normalize(
                     examples,
                     labelled,
                     plain_text,

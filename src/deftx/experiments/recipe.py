@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from deftx.config import (
     LANGUAGE_PRESETS,
@@ -81,8 +81,8 @@ class Variant(Config):
         temperature: How evenly several sources are sampled (see `deftx.fit_task`).
         target: Whether the target's language vector is added, or the task vector alone.
         keep_source: Whether the language vectors of the sources are added too.
-        respell: Whether test texts are normalised to the spelling of the sources' labelled texts
-            (`case`), or of their plain text too (`words`); see `deftx.respelt`.
+        normalize: Whether test texts are normalised to the spelling of the sources' labelled texts
+            (`case`), or of their plain text too (`words`); see `deftx.normalize`.
         rule: How vectors are combined, such as `ties:density=0.8` (see `deftx.merge`).
         language: Settings of the language fits that differ from the recipe's.
         task: Settings of the task fits that differ from the recipe's.
@@ -94,10 +94,18 @@ class Variant(Config):
     temperature: Annotated[float, Field(ge=1)] = 1.0
     target: bool = True
     keep_source: bool = False
-    respell: Literal["case", "words"] | None = None
+    normalize: Literal["case", "words"] | None = None
     rule: str = "sum"
     language: dict[str, Any] = Field(default_factory=dict)
     task: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, values: Any) -> Any:
+        """Recipes in older run folders say `respell` for `normalize`."""
+        if not isinstance(values, Mapping) or "respell" not in values or "normalize" in values:
+            return values
+        return {{"respell": "normalize"}.get(name, name): value for name, value in values.items()}
 
     @field_validator("rule")
     @classmethod
@@ -268,7 +276,7 @@ class Recipe(Config):
         names = self.needed_languages(variant)
         if settings.family == VECTORS:
             names = [name for name in names if name not in self.vectors]
-        if settings.respell == "words":
+        if settings.normalize == "words":
             names += self.sources_of(variant)
         return _unique(names)
 

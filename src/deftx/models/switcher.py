@@ -25,7 +25,7 @@ from deftx.models.loading import Base, place
 from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import check_columns, evaluate, output_names, predict
 from deftx.tasks.classification import CLASSIFICATION, probabilities
-from deftx.tasks.normalization import Spelling, respell
+from deftx.tasks.normalization import Normalizer, normalize_text
 
 T = TypeVar("T")
 
@@ -73,8 +73,8 @@ class Switcher:
         rule: How the vectors are combined, such as `ties` or `scaled:language_scale=1.2`: see
             `merge`.
         head: Of several task vectors with heads, which head is used: 0 is the first.
-        spellings: By name, how that language's texts are rewritten before the model reads them: see
-            `spelling_for`.
+        normalizers: By name, how that language's texts are normalised before the model reads them:
+            see `build_normalizer`.
         ignore_base_mismatch: Warn, instead of raising, where the base has other weights than the
             vectors' base.
 
@@ -83,7 +83,7 @@ class Switcher:
         pairs: Whether the task has pairs of texts as input; None where the vector does not tell.
 
     Raises:
-        DeftxError: As `compose` does, and where a spelling is of a language that is not in
+        DeftxError: As `compose` does, and where a normalizer is of a language that is not in
             `languages`.
     """
 
@@ -95,15 +95,15 @@ class Switcher:
         *,
         rule: str = "sum",
         head: int | None = None,
-        spellings: Mapping[str, Spelling] | None = None,
+        normalizers: Mapping[str, Normalizer] | None = None,
         ignore_base_mismatch: bool = False,
     ) -> None:
         rule_of(rule)
         if not isinstance(languages, Mapping):
             form = "give them by name, such as {'min': vector}"
             raise DeftxError(f"languages is a {type(languages).__name__}: {form}")
-        self._spellings = dict(spellings or {})
-        for name in self._spellings.keys() - languages.keys():
+        self._normalizers = dict(normalizers or {})
+        for name in self._normalizers.keys() - languages.keys():
             raise unknown("language", name, languages)
         tasks = as_list(task)
         named = {name: as_list(vectors) for name, vectors in languages.items()}
@@ -202,7 +202,11 @@ class Switcher:
         check_pairs(self.pairs, examples)
         with self.language(language) as model:
             return evaluate(
-                self._task, model, self._tokenizer, self._spelt(examples, language), self._length
+                self._task,
+                model,
+                self._tokenizer,
+                self._normalized(examples, language),
+                self._length,
             )
 
     def probabilities(self, examples: Examples | Sequence[str], language: Languages) -> Tensor:
@@ -241,18 +245,18 @@ class Switcher:
         answers: dict[int, T] = {}
         for name in names:
             rows = [row for row, other in enumerate(languages) if other == name]
-            part = self._spelt(examples.at(rows), name)
+            part = self._normalized(examples.at(rows), name)
             with self.language(name) as model:
                 results = answer(model, self._tokenizer, part, self._length)
             answers |= dict(zip(rows, results, strict=True))
         return [answers[row] for row in range(len(examples))]
 
-    def _spelt(self, examples: Examples, language: str | None) -> Examples:
+    def _normalized(self, examples: Examples, language: str | None) -> Examples:
         """Examples of a language as they are read."""
-        spelling = self._spellings.get(language) if language else None
-        if not spelling:
+        normalizer = self._normalizers.get(language) if language else None
+        if not normalizer:
             return examples
-        return self._task.map_texts(examples, partial(respell, spelling=spelling))
+        return self._task.map_texts(examples, partial(normalize_text, normalizer=normalizer))
 
     @torch.no_grad()
     def _switch(self, name: str | None) -> None:

@@ -1,10 +1,9 @@
-"""A target's texts in the spelling of the language that the task was learnt in.
+"""Lexical normalisation: a target's texts in the spelling of the language of the training data.
 
-A task learnt from texts without capitals reads those with capitals worse. And related languages
-write many words nearly
-alike: Acehnese `kareuna` and Banjarese `karana` are Indonesian `karena`. Text of the source is
-enough to find the word that is meant, without a dictionary. Nothing is trained for it. (The idea is
-ours; bringing a text nearer to what a model knows is called lexical normalisation.)
+A task learnt from texts without capitals reads texts with capitals worse. And related languages
+spell many words almost alike: Acehnese `kareuna` and Banjarese `karana` are Indonesian `karena`.
+Plain text of the source language is enough to find the word that is meant, without a dictionary,
+and nothing is trained. (The idea of doing this for a related language is ours.)
 """
 
 import json
@@ -25,13 +24,16 @@ from deftx.data.unicode_forms import canonical
 from deftx.errors import DeftxError
 from deftx.tasks.registry import task_of
 
-SIMILARITY = 0.7  # of two spellings, at least: 1 − letters to change / letters of the longer one
-SHORTEST = 4  # letters: shorter words are like too many others
-# times that the source has a word, at least: what occurs once is often a slip, or another
-# language's
-OFTEN = 2
-MOST = 50_000  # words of the source that are looked at, those that occur most
-ROWS = 256  # words compared at once with all of the source
+# Of two spellings: 1 - edit distance / length of the longer one
+MIN_SIMILARITY = 0.7
+# Letters: a shorter word is similar to too many others
+MIN_LETTERS = 4
+# Times that the source has a word: one that occurs once is often a slip, or of another language
+MIN_SOURCE_COUNT = 2
+# The source's most frequent words, which are compared with
+MAX_SOURCE_WORDS = 50_000
+# Words that are compared with all of the source's at once
+WORDS_PER_BATCH = 256
 
 # Many scripts write vowels as marks, and some have joiners within words; a zero-width space stands
 # between words
@@ -39,18 +41,20 @@ _WORD = regex.compile(r"(?V1)[\p{L}\p{M}[\p{Default_Ignorable_Code_Point}--[\u20
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """How texts are written anew.
+class Normalizer:
+    """How texts are normalised.
 
-    words  word in lower case, in the form of `deftx.data.unicode_forms` -> what stands in its place
-    lower  whether capitals go
+    Attributes:
+        words: Replacements of words. The keys are in lower case and in the form of
+            `deftx.data.unicode_forms`.
+        lower: Whether texts are put into lower case.
     """
 
     words: Mapping[str, str]
     lower: bool
 
 
-def respelt(
+def normalize(
     examples: Examples,
     like: Sequence[str],
     text: Sequence[str] = (),
@@ -58,116 +62,163 @@ def respelt(
     words: bool = True,
     task: str = "classification",
 ) -> Examples:
-    """The examples as the source is written: without capitals where `like` has hardly any, with
-    cognates for words.
+    """Write examples as the source is written.
 
-    like   the texts that the task was learnt from; text: further text of their language
-    words  whether words are replaced by the source's: see `cognates`
-    task   what the examples are for: what labels point into stays as it is
+    They are put into lower case if hardly any text of `like` has capitals, and their words are
+    replaced by similarly spelt words of the source.
 
-    Raises DeftxError for an unknown task.
+    Args:
+        examples: The target's examples.
+        like: The texts that the task was learnt from.
+        text: Further text of their language.
+        words: Whether words are replaced: see `cognates`.
+        task: What the examples are for. Text that labels point into stays as it is.
+
+    Raises:
+        DeftxError: The task is unknown.
     """
-    kind, spelling = task_of(task), spelling_for(written(examples), like, text, words=words)
-    return kind.map_texts(examples, lambda line: respell(line, spelling))
+    kind = task_of(task)
+    normalizer = build_normalizer(written(examples), like, text, words=words)
+    return kind.map_texts(examples, lambda line: normalize_text(line, normalizer))
 
 
-def spelling_for(
+def build_normalizer(
     texts: Sequence[str], like: Sequence[str], text: Sequence[str] = (), *, words: bool = True
-) -> Spelling:
-    """How `texts` are put into the spelling of the source, and others of their language as far as
-    they share words.
+) -> Normalizer:
+    """The normalizer of some texts, and of others of their language as far as they share words.
 
-    The other parameters are those of `respelt`.
+    Args:
+        texts: Text of the target language.
+        like: The texts that the task was learnt from.
+        text: Further text of their language.
+        words: Whether words are replaced: see `cognates`.
     """
-    for some in (texts, like, text):
-        check_read(some, "read_text")
-    return Spelling(cognates(texts, [*like, *text]) if words else {}, lower_case(like))
+    for data in (texts, like, text):
+        check_read(data, "read_text")
+    replacements = cognates(texts, [*like, *text]) if words else {}
+    return Normalizer(replacements, lower_case(like))
 
 
 def cognates(texts: Iterable[str], source: Iterable[str]) -> dict[str, str]:
-    """For the words of `texts` that the source does not have, the most similarly spelt word that it
-    has, if any.
+    """For words that the source does not have, its most similarly spelt word.
 
-    Words are in lower case, and are the same in every form of Unicode's
-    (`deftx.data.unicode_forms`); what takes a word's place is written as the source mostly writes
-    it. Of equally similar ones that which the source has more often is taken, then the first in the
-    alphabet. Each word's is found by itself, whatever else `texts` hold.
+    Words are compared in lower case and in one form of Unicode (`deftx.data.unicode_forms`). Of
+    equally similar words the most frequent one is taken, then the first in the alphabet. The
+    replacement of a word does not depend on the other words of `texts`.
+
+    Args:
+        texts: Text of the target language.
+        source: Text of the source language.
+
+    Returns:
+        Word -> its replacement, as the source mostly writes it. Words without a similar one are
+        left out.
     """
-    counts, as_written = _counts(source)
-    known = [word for word, count in counts.items() if count >= OFTEN and len(word) >= SHORTEST]
-    known = sorted(known, key=lambda word: (-counts[word], word))[
-        :MOST
-    ]  # of the best, `argmax` finds the first
-    texts_words, _ = _counts(texts)
-    new = [word for word in texts_words if counts[word] < OFTEN and len(word) >= SHORTEST]
-    found = {}
-    for start in range(0, len(new) if known else 0, ROWS):
-        some = new[start : start + ROWS]
-        alike = cdist(
-            some,
-            known,
+    source_counts, usual_form = _word_counts(source)
+    target_counts, _ = _word_counts(texts)
+
+    # Words to compare with, the most frequent first: `argmax` takes the first of equals
+    candidates = []
+    for word, count in source_counts.items():
+        if count >= MIN_SOURCE_COUNT and len(word) >= MIN_LETTERS:
+            candidates.append(word)
+    candidates.sort(key=lambda word: (-source_counts[word], word))
+    candidates = candidates[:MAX_SOURCE_WORDS]
+    if not candidates:
+        return {}
+
+    # Words to replace
+    unseen = []
+    for word in target_counts:
+        if source_counts[word] < MIN_SOURCE_COUNT and len(word) >= MIN_LETTERS:
+            unseen.append(word)
+
+    replacements = {}
+    for start in range(0, len(unseen), WORDS_PER_BATCH):
+        batch = unseen[start : start + WORDS_PER_BATCH]
+        # [batch, candidates], 0 where they are less similar than the cutoff
+        similarities = cdist(
+            batch,
+            candidates,
             scorer=Levenshtein.normalized_similarity,
-            score_cutoff=SIMILARITY,
+            score_cutoff=MIN_SIMILARITY,
             dtype=np.float32,
             workers=-1,
         )
-        best = alike.argmax(axis=1)
-        for word, row, at in zip(some, alike, best, strict=True):
-            if row[at]:
-                found[word] = as_written[known[at]]
-    return found
+        best = similarities.argmax(axis=1)
+        for word, row, candidate in zip(batch, similarities, best, strict=True):
+            if row[candidate]:
+                replacements[word] = usual_form[candidates[candidate]]
+    return replacements
 
 
-def respell(text: str, spelling: Spelling) -> str:
-    """The text in a spelling; where capitals do not go, words keep them."""
+def normalize_text(text: str, normalizer: Normalizer) -> str:
+    """The text, normalised. Where it is not put into lower case, words keep their capitals."""
 
-    def spelt_word(match: Any) -> str:
+    def replacement(match: Any) -> str:
         word: str = match.group()
-        return _as_capital_as(word, spelling.words.get(canonical(word.lower()), ""))
+        other = normalizer.words.get(canonical(word.lower()), "")
+        if not other:
+            return word
+        return _with_capitals_of(word, other)
 
-    spelt = _WORD.sub(spelt_word, text)
-    return spelt.lower() if spelling.lower else spelt
+    normalized = _WORD.sub(replacement, text)
+    if normalizer.lower:
+        return normalized.lower()
+    return normalized
 
 
-def plain_spelling(spelling: Spelling) -> dict[str, Any]:
-    """What is written of a spelling, as JSON."""
-    return {"lower_case": spelling.lower, "words": dict(spelling.words)}
+def plain_normalizer(normalizer: Normalizer) -> dict[str, Any]:
+    """A normalizer as it is written to a JSON file."""
+    return {"lower_case": normalizer.lower, "words": dict(normalizer.words)}
 
 
-def read_spelling(file: str | os.PathLike[str]) -> Spelling:
-    """The spelling in a file that `deftx data respell --spelling` has written. Raises DeftxError
-    for any other."""
+def read_normalizer(file: str | os.PathLike[str]) -> Normalizer:
+    """Read a normalizer from a file that `deftx data normalize --normalizer` has written.
+
+    Raises:
+        DeftxError: The file cannot be read or is another one.
+    """
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
-        lower, words = found["lower_case"], found["words"]
-        right = isinstance(lower, bool) and all(isinstance(word, str) for word in words.values())
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        lower = content["lower_case"]
+        words = content["words"]
+        is_valid = isinstance(lower, bool) and all(
+            isinstance(other, str) for other in words.values()
+        )
     except OSError as error:
         raise DeftxError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        right = False
-    if not right:
+        is_valid = False
+    if not is_valid:
         raise DeftxError(
-            f"{file} holds no spelling: write one with `deftx data respell ... --spelling FILE`"
+            f"{file} holds no normalizer: write one with "
+            "`deftx data normalize ... --normalizer FILE`"
         )
-    return Spelling({canonical(word.lower()): other for word, other in words.items()}, lower)
+    return Normalizer({canonical(word.lower()): other for word, other in words.items()}, lower)
 
 
-def _counts(texts: Iterable[str]) -> tuple[Counter[str], dict[str, str]]:
-    """How often each word occurs, and the form in which it is mostly written."""
-    written = Counter(word for text in texts for word in _WORD.findall(text.lower()))
-    counts, forms = Counter[str](), dict[str, str]()
-    for word, count in sorted(
-        written.items(), key=lambda item: -item[1]
-    ):  # of equals, the first to occur
-        form = canonical(word)
-        counts[form] += count
-        forms.setdefault(form, word)
-    return counts, forms
+def _word_counts(texts: Iterable[str]) -> tuple[Counter[str], dict[str, str]]:
+    """How often each word occurs, and the form in which it is mostly written.
+
+    Forms of a word differ by how Unicode writes them; of equally frequent ones, the first to occur.
+    """
+    form_counts: Counter[str] = Counter()
+    for text in texts:
+        form_counts.update(_WORD.findall(text.lower()))
+    counts: Counter[str] = Counter()
+    usual_form: dict[str, str] = {}
+    for form, count in form_counts.most_common():
+        word = canonical(form)
+        counts[word] += count
+        usual_form.setdefault(word, form)
+    return counts, usual_form
 
 
-def _as_capital_as(word: str, other: str) -> str:
-    if not other:
-        return word
+def _with_capitals_of(word: str, other: str) -> str:
+    """`other` in capitals, or with a capital, if `word` is."""
     if word.isupper() and len(word) > 1:
         return other.upper()
-    return other.capitalize() if word[:1].isupper() else other
+    if word[:1].isupper():
+        return other.capitalize()
+    return other

@@ -21,7 +21,13 @@ from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare
 from deftx.tasks import normalization as module
-from deftx.tasks.normalization import Spelling, cognates, read_spelling, respell, spelling_for
+from deftx.tasks.normalization import (
+    Normalizer,
+    build_normalizer,
+    cognates,
+    normalize_text,
+    read_normalizer,
+)
 from deftx.tasks.registry import TASKS
 
 WORD = st.text("abc", min_size=2, max_size=7)
@@ -63,14 +69,14 @@ def test_each_word_is_found_by_itself(texts, source):
 def test_more_words_than_are_compared_at_once():
     words = ["".join(letters) for letters in product("aeiou", "kst", "aeiou", "kst", "aeiou")]
     found = cognates([" ".join(words)], [" ".join(f"{word}xy" for word in words)] * 2)
-    assert len(words) > 2 * module.ROWS
+    assert len(words) > 2 * module.WORDS_PER_BATCH
     assert found == {word: f"{word}xy" for word in words}
 
 
 def test_only_the_words_that_occur_most_are_looked_at(monkeypatch):
     source, texts = ["karena makanan karena"] * 2, ["kareuna", "makananna kareuna"]
     assert cognates(texts, source) == {"kareuna": "karena", "makananna": "makanan"}
-    monkeypatch.setattr(module, "MOST", 1)
+    monkeypatch.setattr(module, "MAX_SOURCE_WORDS", 1)
     assert cognates(texts, source) == {"kareuna": "karena"}
 
 
@@ -89,21 +95,21 @@ def test_vowels_that_are_written_as_marks_are_parts_of_words():
 @pytest.mark.parametrize("lower", [False, True])
 def test_capitals_stay_or_go_and_so_does_all_that_is_no_word_of_the_table(lower):
     table, spelt = {"nang": "yang", "dangan": "dengan"}, "Yang, DENGAN 5 yang-x! Nangka dengan_yang"
-    found = respell("Nang, DANGAN 5 nang-x! Nangka dangan_nang", Spelling(table, lower))
+    found = normalize_text("Nang, DANGAN 5 nang-x! Nangka dangan_nang", Normalizer(table, lower))
     assert found == (spelt.lower() if lower else spelt)
 
 
 @given(st.text(max_size=40))
 def test_a_text_without_words_of_the_table_stays(text):
     if "ab" not in text.lower():
-        assert respell(text, Spelling({"ab": "cd"}, False)) == text
+        assert normalize_text(text, Normalizer({"ab": "cd"}, False)) == text
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_examples_of_every_task_keep_their_labels(task):
     examples = EXAMPLES[task]
     source = [re.sub(r"[aeiou]", "y", text) for text in written(examples) * 2]
-    found = deftx.respelt(examples, source, task=task)
+    found = deftx.normalize(examples, source, task=task)
     assert found.labels == examples.labels
     assert len(found) == len(examples)
 
@@ -115,9 +121,9 @@ def test_words_are_those_of_the_source_and_those_that_it_has_stay():
     spelt = deftx.Examples(
         ["Karena enak", "karena mahal"], pairs=["lamak", "karena"], labels=["a", "b"]
     )
-    assert deftx.respelt(examples, ["Karena mahal"] * 2) == spelt
-    assert deftx.respelt(examples, ["Karena"], ["karena mahal", "mahal"]) == spelt
-    assert deftx.respelt(examples, ["Karena mahal"] * 2, words=False) == examples
+    assert deftx.normalize(examples, ["Karena mahal"] * 2) == spelt
+    assert deftx.normalize(examples, ["Karena"], ["karena mahal", "mahal"]) == spelt
+    assert deftx.normalize(examples, ["Karena mahal"] * 2, words=False) == examples
 
 
 @pytest.mark.parametrize(
@@ -126,8 +132,8 @@ def test_words_are_those_of_the_source_and_those_that_it_has_stay():
 def test_capitals_go_where_the_task_has_seen_hardly_any(with_capitals, lower):
     like = ["Karena enak"] * with_capitals + ["karena enak"] * (200 - with_capitals)
     examples = deftx.Examples(["Kareuna ENAK"], labels=["a"])
-    assert deftx.respelt(examples, like).texts == ["karena enak" if lower else "Karena ENAK"]
-    assert deftx.respelt(examples, like, words=False).texts == [
+    assert deftx.normalize(examples, like).texts == ["karena enak" if lower else "Karena ENAK"]
+    assert deftx.normalize(examples, like, words=False).texts == [
         "kareuna enak" if lower else "Kareuna ENAK"
     ]
 
@@ -173,9 +179,9 @@ def folder(tmp_path, monkeypatch):
     tests = {name: f"{name}.tsv" for name in languages}
     variants = {
         "DeFT-X": {},
-        "case": {"respell": "case"},
-        "words": {"respell": "words"},
-        "again": {"respell": "words", "task": {"rank": 2}},
+        "case": {"normalize": "case"},
+        "words": {"normalize": "words"},
+        "again": {"normalize": "words", "task": {"rank": 2}},
     }
     changed = {
         **RECIPE,
@@ -189,7 +195,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_variant_is_scored_on_texts_in_another_spelling_and_shares_the_rest(folder):
-    with pytest.warns(UserWarning, match="the test texts of tar have some: `respell: case`"):
+    with pytest.warns(UserWarning, match="the test texts of tar have some: `normalize: case`"):
         ready = prepare(load_recipe(folder / "recipe.yaml"), folder / "store")
     steps = {
         (u.variant, u.name, ready.plan.steps[s].kind): s
@@ -212,8 +218,8 @@ def test_a_variant_is_scored_on_texts_in_another_spelling_and_shares_the_rest(fo
         plain = deftx.read_examples(f"{name}.tsv")
         expected = {
             "DeFT-X": plain,
-            "case": deftx.respelt(plain, like, words=False),
-            "words": deftx.respelt(plain, like, text),
+            "case": deftx.normalize(plain, like, words=False),
+            "words": deftx.normalize(plain, like, text),
         }
         for variant, examples in expected.items():
             assert ready.store.examples(tests[variant, name]) == examples
@@ -223,23 +229,34 @@ def test_a_variant_is_scored_on_texts_in_another_spelling_and_shares_the_rest(fo
     assert tests["DeFT-X", "src"] == tests["case", "src"] == tests["words", "src"]
 
 
-def test_a_recipe_that_respells_words_needs_the_text_of_its_source(folder):
+def test_a_recipe_that_normalizes_words_needs_the_text_of_its_source(folder):
     changes = {
-        "variants": {"none": {"target": False, "source": False, "respell": "words"}},
+        "variants": {"none": {"target": False, "source": False, "normalize": "words"}},
         "languages": {},
     }
     told = {**json.loads((folder / "recipe.yaml").read_text()), **changes}
     (folder / "recipe.yaml").write_text(json.dumps(told))
     with pytest.raises(DeftxError, match="no text for 'src'"):
         load_recipe(folder / "recipe.yaml")
-    told["variants"]["none"]["respell"] = "case"
+    told["variants"]["none"]["normalize"] = "case"
     (folder / "recipe.yaml").write_text(json.dumps(told))
     prepare(load_recipe(folder / "recipe.yaml"), folder / "store")
 
 
+def test_a_recipe_of_an_older_version_says_respell_for_normalize(folder):
+    recipe = json.loads((folder / "recipe.yaml").read_text())
+    new = load_recipe(folder / "recipe.yaml")
+    for variant in recipe["variants"].values():
+        if "normalize" in variant:
+            variant["respell"] = variant.pop("normalize")
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    assert load_recipe(folder / "recipe.yaml") == new
+    assert new.variants["words"].normalize == "words"
+
+
 @pytest.fixture
 def typed(run):
-    return partial(run, "data", "respell")
+    return partial(run, "data", "normalize")
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".jsonl", ".csv"])
@@ -252,7 +269,7 @@ def test_the_command_writes_the_same_rows_in_the_spelling_of_the_source(
     assert done.out.startswith(f"new{suffix}: the texts of tar.tsv, all in lower case, ")
     found, plain = deftx.read_examples(f"new{suffix}"), deftx.read_examples("tar.tsv")
     text = deftx.read_text("src.txt") if "--text" in options else ()
-    assert found == deftx.respelt(
+    assert found == deftx.normalize(
         plain, deftx.read_text("src.tsv"), text, words="--case-only" not in options
     )
     assert found.texts != plain.texts
@@ -285,9 +302,9 @@ def test_what_it_is_like_is_read_from_the_same_columns_or_the_usual_ones(folder,
 def test_the_command_changes_lines_of_text(folder, typed):
     (folder / "new.txt").write_text("Karana enak.\n\nmaha\n")
     (folder / "ind.txt").write_text("karena mahal\n" * 2)
-    done = typed("new.txt", "--like", "ind.txt", "--out", "spelt.txt")
+    done = typed("new.txt", "--like", "ind.txt", "--out", "normalized.txt")
     assert done.code == 0, done.err
-    assert (folder / "spelt.txt").read_text() == "karena enak.\n\nmahal\n"
+    assert (folder / "normalized.txt").read_text() == "karena enak.\n\nmahal\n"
 
 
 @pytest.mark.parametrize(
@@ -295,8 +312,8 @@ def test_the_command_changes_lines_of_text(folder, typed):
     [
         (["tar.tsv", "--like", "src.txt", "--out", "tar.tsv"], "exists"),
         (
-            ["tar.tsv", "--like", "src.txt", "--out", "new", "--spelling", "./new"],
-            "cannot hold both the texts and how",
+            ["tar.tsv", "--like", "src.txt", "--out", "new", "--normalizer", "./new"],
+            "cannot hold both the texts and the normalizer",
         ),
         (
             ["tar.tsv", "--like", "src.txt", "--out", "new.tsv", "--column", "review"],
@@ -309,10 +326,10 @@ def test_the_command_changes_lines_of_text(folder, typed):
             "does not exist",
         ),
         (["tar.tsv", "--like", "src.txt", "--out", "new.docx"], "unknown kind of file to write"),
-        (["tar.tsv", "--like", "src.txt", "--spelling", "tar.tsv"], "exists"),
+        (["tar.tsv", "--like", "src.txt", "--normalizer", "tar.tsv"], "exists"),
         (
             ["tar.tsv", "--like", "src.txt"],
-            "say what to write: --out FILE for the texts, --spelling FILE",
+            "say what to write: --out FILE for the texts, --normalizer FILE",
         ),
     ],
 )
@@ -326,19 +343,21 @@ def test_wrong_input_is_one_line_and_writes_nothing(folder, typed, arguments, sa
 
 
 def test_what_the_command_tells_is_a_spelling_for_later_texts(folder, typed):
-    done = typed("tar.tsv", "--like", "src.tsv", "--text", "src.txt", "--spelling", "spelling.json")
+    done = typed(
+        "tar.tsv", "--like", "src.tsv", "--text", "src.txt", "--normalizer", "spelling.json"
+    )
     assert done.code == 0, done.err
-    assert done.out.startswith("spelling.json: a spelling for tar.tsv, all in lower case, ")
+    assert done.out.startswith("spelling.json: a normalizer for tar.tsv, all in lower case, ")
     plain, like, text = (
         deftx.read_examples("tar.tsv"),
         deftx.read_text("src.tsv"),
         deftx.read_text("src.txt"),
     )
-    spelling = deftx.read_spelling("spelling.json")
-    assert spelling == deftx.spelling_for(plain.texts, like, text)
-    assert spelling.lower
-    assert spelling.words
-    assert [respell(line, spelling) for line in plain.texts] == deftx.respelt(
+    normalizer = deftx.read_normalizer("spelling.json")
+    assert normalizer == deftx.build_normalizer(plain.texts, like, text)
+    assert normalizer.lower
+    assert normalizer.words
+    assert [normalize_text(line, normalizer) for line in plain.texts] == deftx.normalize(
         plain, like, text
     ).texts
 
@@ -361,14 +380,14 @@ def test_what_the_command_tells_is_a_spelling_for_later_texts(folder, typed):
 def test_another_file_is_no_spelling(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(
-        DeftxError, match=r"file holds no spelling: write one with `deftx data respell"
+        DeftxError, match=r"file holds no normalizer: write one with `deftx data normalize"
     ):
-        deftx.read_spelling(tmp_path / "file")
+        deftx.read_normalizer(tmp_path / "file")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DeftxError, match=r"cannot read .*file: No such file"):
-        deftx.read_spelling(tmp_path / "file")
+        deftx.read_normalizer(tmp_path / "file")
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
@@ -376,14 +395,14 @@ def test_a_word_that_the_source_has_in_another_form_of_unicodes_is_known(form):
     source = ["malé kota male maleh"] * 4
     text = unicodedata.normalize(form, "malé kota")
     assert cognates([text], source) == {}
-    assert respell(text, spelling_for([text], source)) == text
+    assert normalize_text(text, build_normalizer([text], source)) == text
 
 
 def test_a_word_with_unseen_characters_is_the_same_word():
     source = ["karena kota"] * 3
     assert cognates(["ka\u00adrena ko\ufeffta"], source) == {}
     assert cognates(["ka\u00adruna"], source) == {"karuna": "karena"}
-    assert respell("Ka\u00adruna", Spelling({"karuna": "karena"}, False)) == "Karena"
+    assert normalize_text("Ka\u00adruna", Normalizer({"karuna": "karena"}, False)) == "Karena"
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -391,11 +410,11 @@ def test_what_takes_a_words_place_is_in_the_sources_own_form(form):
     source = [unicodedata.normalize(form, "maléhan")] * 3
     other = "NFD" if form == "NFC" else "NFC"
     text = unicodedata.normalize(other, "maléhun")
-    assert respell(text, spelling_for([text], source)) == source[0]
+    assert normalize_text(text, build_normalizer([text], source)) == source[0]
 
 
 def test_a_spelling_that_was_written_in_another_form_is_read(tmp_path):
     file = tmp_path / "spelling.json"
     words = {unicodedata.normalize("NFD", "maléhun"): "maléhan"}
     file.write_text(json.dumps({"lower_case": False, "words": words}))
-    assert respell("maléhun", read_spelling(file)) == "maléhan"
+    assert normalize_text("maléhun", read_normalizer(file)) == "maléhan"
