@@ -231,6 +231,15 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
     [
         ({"sourec": "src"}, "did you mean 'source'"),
         (
+            {"paper": {"tabel": "Table 2", "url": "u", "rows": {}}},
+            r"unknown setting 'paper\.0\.tabel' \(did you mean 'paper\.0\.table'\?\); known: "
+            r"paper\.0\.rows, paper\.0\.table, paper\.0\.url$",
+        ),
+        (
+            {"variants": {"none": {"tsk": {}}}},
+            r"unknown setting 'variants\.none\.tsk' \(did you mean 'variants\.none\.task'\?\)",
+        ),
+        (
             {"language": {"training": {"learning_rat": 1}}},
             "did you mean 'language.training.learning_rate'",
         ),
@@ -277,6 +286,29 @@ def test_what_is_wrong_in_a_recipe_is_named(
     folder: Path, changes: dict[str, object], said: str
 ) -> None:
     with pytest.raises(DeftxError, match=said):
+        recipe(folder, changes)
+
+
+@pytest.mark.parametrize(("key", "typed"), [("variants", "varients"), ("base", "bsae")])
+def test_a_required_key_that_is_misspelt_is_named_with_the_right_spelling(
+    folder: Path, tmp_path: Path, key: str, typed: str
+) -> None:
+    data = {**RECIPE, typed: RECIPE[key]}
+    del data[key]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(DeftxError, match=f"^unknown setting '{typed}' .did you mean '{key}'"):
+        load_recipe(tmp_path / "recipe.yaml")
+    del data[typed]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(DeftxError, match=f"^setting {key}: field required"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_required_key_of_a_source_that_is_misspelt_is_named(folder: Path) -> None:
+    changes = {"sources": {"src": {"trian": "src.tsv"}}}
+    with pytest.raises(
+        DeftxError, match=r"'sources\.src\.trian' \(did you mean 'sources\.src\.train'\?\)"
+    ):
         recipe(folder, changes)
 
 

@@ -92,6 +92,10 @@ def test_the_known_settings_are_those_of_the_same_place():
             {"training": 5},
             "setting training = 5: give a name before each value, such as {batch_size: 4}",
         ),
+        (
+            {"training": {"epochs": 1e308}},
+            "setting training.epochs = 1e+308: input should be less than or equal to 1000000",
+        ),
         ({"keep": 1.5}, "setting keep = 1.5: input should be less than or equal to 1"),
         ({"keep": None}, "setting keep = None: input should be a valid number"),
         ({"split": "row"}, "setting split = 'row': input should be 'global', 'matrix' or 'layer'"),

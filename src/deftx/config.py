@@ -2,9 +2,9 @@
 errors."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,7 @@ LATER = {"noise": 0.0, "held_out_blocks": None, "dropout": None}
 T = TypeVar("T", bound="TrainingConfig")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
+Epochs = Annotated[float, Field(gt=0, le=1_000_000)]
 
 
 class Config(BaseModel):
@@ -69,7 +70,7 @@ class TrainingConfig(Config):
     """Examples, or blocks of text, in a batch."""
     accumulate: PositiveInt = 1
     """Batches whose gradients are added up before a step."""
-    epochs: PositiveFloat = 100
+    epochs: Epochs = 100
     """Times that the training data are seen, within `min_steps` and `max_steps`."""
     max_steps: PositiveInt | None = None
     """The most steps; null: as many as `epochs` take. Set alone, it lowers `min_steps` where that
@@ -149,7 +150,7 @@ class TaskTrainingConfig(TrainingConfig):
     """Labelled data; the defaults are the paper's for sentiment (Appendix C)."""
 
     batch_size: PositiveInt = 16
-    epochs: PositiveFloat = 10
+    epochs: Epochs = 10
     evaluate_every: PositiveInt = 250
     metric: str | None = None
     """Metric that decides between steps; null: the task's own, which is macro-F1 for
@@ -370,7 +371,13 @@ def parse(kind: type[S], data: Mapping[str, Any]) -> S:
 def _in_one_line(kind: type[Config], error: ValidationError) -> DeftxError:
     """The first fault of settings: the key, its value and what it allows; of an unknown key the
     known ones."""
-    first = error.errors()[0]
+    first, *others = error.errors()
+    if first["type"] == "missing":
+        # its name may be there, misspelt
+        for other in others:
+            if other["type"] == "extra_forbidden" and other["loc"][:-1] == first["loc"][:-1]:
+                first = other
+                break
     location = first["loc"]
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
@@ -398,17 +405,37 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys allowed beside the one at `location`, written out from the top."""
-    prefix = ""
-    for part in location[:-1]:
-        field = kind.model_fields.get(str(part))
-        if (
-            field is None
-            or not isinstance(field.annotation, type)
-            or not issubclass(field.annotation, BaseModel)
-        ):
-            break
-        kind, prefix = field.annotation, f"{prefix}{part}."
-    return [prefix + name for name in kind.model_fields]
+    *parents, _ = location
+    model = _model_at(kind, parents)
+    if model is None:
+        return []
+    prefix = "".join(f"{part}." for part in parents)
+    return [prefix + name for name in model.model_fields]
+
+
+def _model_at(kind: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
+    """The kind of the settings at a place within others; None where there are no settings.
+
+    Args:
+        kind: The kind of the outer settings.
+        location: Names of settings, keys of mappings and numbers in lists, from the outside in.
+    """
+    annotation: Any = kind
+    for part in location:
+        if _is_settings(annotation):
+            field = annotation.model_fields.get(part)
+            annotation = field.annotation if field is not None else None
+        elif get_origin(annotation) is dict:
+            _, annotation = get_args(annotation)
+        elif get_origin(annotation) is tuple:
+            annotation, *_ = get_args(annotation)
+        else:
+            return None
+    return annotation if _is_settings(annotation) else None
+
+
+def _is_settings(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _within(kind: type[BaseModel]) -> list[str]:
