@@ -13,7 +13,13 @@ from deftx.config import VectorConfig
 from deftx.core.apply import check_fit
 from deftx.core.parameters import head as head_of
 from deftx.core.vector import SparseVector, check_language
-from deftx.data.contamination import Leak, counted, find_contamination, leaking, texts_of
+from deftx.data.contamination import (
+    Overlap,
+    describe_counts,
+    find_contaminated_examples,
+    find_contamination,
+    texts_of,
+)
 from deftx.data.examples import (
     HELD_OUT_SHARE,
     Columns,
@@ -205,13 +211,13 @@ def _guarded(data: Data, *, trim: bool) -> Data:
     by_language = " of {}" if len(data.train) > 1 else ""
 
     # What leaks, and in which texts, by the name under which people are told of it
-    found: dict[str, tuple[list[Leak], Sequence[str]]] = {}
+    found: dict[str, tuple[list[Overlap], Sequence[str]]] = {}
     for name, lines in data.texts.items():
         found[name] = find_contamination(lines, evaluation_texts), lines
     for kind, sets in ((LABELLED, data.train), (VALIDATION, data.valid)):
         for name, examples in sets.items():
             found[kind + by_language.format(name)] = (
-                leaking(examples, evaluation_texts),
+                find_contaminated_examples(examples, evaluation_texts),
                 examples.texts,
             )
 
@@ -246,14 +252,14 @@ def _guarded(data: Data, *, trim: bool) -> Data:
         train=rest_of(LABELLED, data.train),
         valid=rest_of(VALIDATION, data.valid),
         trimmed={
-            name: f"{len(of_name)} of {len(texts):,} ({counted(of_name)})"
+            name: f"{len(of_name)} of {len(texts):,} ({describe_counts(of_name)})"
             for name, (of_name, texts) in leaky.items()
         },
     )
 
 
 def _complaint(
-    name: str, found: Sequence[Leak], texts: Sequence[str], evaluation: Sequence[tuple[str, str]]
+    name: str, found: Sequence[Overlap], texts: Sequence[str], evaluation: Sequence[tuple[str, str]]
 ) -> str:
     """One line that names the texts, the first three of them at least."""
     shown = [
