@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from deftx.config import VectorConfig
 from deftx.core.apply import check_fit
-from deftx.core.parameters import head as head_of
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import SparseVector, check_language
 from deftx.data.contamination import (
     Overlap,
@@ -72,12 +72,13 @@ def read(recipe: Recipe) -> Data:
     """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is
     wrong with it, the variants' settings too."""
     model = load_language_model(recipe.base, recipe.language.training.head)
+    groups = parameter_groups(model)
     for variant in recipe.variants:
         language, fitted_task = recipe.language_config(variant, 0), recipe.task_config(variant, 0)
         if isinstance(language, VectorConfig):
-            check_settings(language, model, head=False)
+            check_settings(language, model, groups, head=False)
         if isinstance(fitted_task, VectorConfig):
-            check_settings(fitted_task, model, head=True)
+            check_settings(fitted_task, model, groups, head=True)
     task = task_of(recipe.task.task)
     columns = recipe.columns.over(task.columns)
     train, valid = _labelled(recipe, task, columns)
@@ -168,7 +169,7 @@ def _identity(base: str, model: PreTrainedModel) -> str:
     tokenizer = tokenizer_record(load_tokenizer(base))
     passing = ("_name_or_path", "architectures", "dtype", "transformers_version")
     config = {key: value for key, value in model.config.to_dict().items() if key not in passing}
-    top = head_of(model)
+    top = parameter_groups(model).head
     parts = [
         fingerprint(model),
         fingerprint_of(top, lambda name: top[name].detach()),
