@@ -487,6 +487,8 @@ def test_damaged_predictions_are_named(plain, capsys):
         {"labels": ["one"]},
         {"true": [], "predicted": []},
         {"predicted": [-1]},
+        {"sentence_lengths": [1]},
+        {"sentence_lengths": [-1, 61]},
     ]:
         old = path.read_text()
         path.write_text(json.dumps({**json.loads(old), **change}))
