@@ -1,6 +1,7 @@
 """`deftx demo`: write the artificial languages down as files and a recipe, carry it out, and say
 what to try next."""
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from deftx.experiments.demo.languages import SOURCE, TARGETS, labelled, plain_te
 from deftx.experiments.executors import processes
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import Score, run_recipe, table, vectors_of
+from deftx.messages import program_name
 from deftx.models.compose import compose
 from deftx.models.saving import save_model
 from deftx.models.tokenizers import load_tokenizer
@@ -211,18 +213,30 @@ def compose_one(out: Path, seed: int) -> None:
 
 
 def next_commands(out: Path) -> str:
-    """What to try next, as lines to type."""
-    target, vectors = TARGETS[0], out / "vectors"
-    lines = [
-        f"deftx inspect {vectors / 'task'} {vectors / target}",
-        f"deftx predict {out / 'data' / f'{target}-test.tsv'} --model {out / 'models' / target}",
-        f"deftx evaluate --base {out / 'base'} --task {vectors / 'task'} --language {target}={vectors / target}"
-        f" --test {out / 'data' / f'{target}-test.tsv'}",
-        f"deftx run {out / 'recipe.yaml'} --out {out / 'run'} --set variants.DeFT-X.task.rank=8",
+    """What to try next, as lines to paste into the shell that the demo was started from."""
+    deftx = program_name()
+    target = TARGETS[0]
+    base, vectors = quoted(out / "base"), out / "vectors"
+    task, language = quoted(vectors / "task"), quoted(vectors / target)
+    by_name = shlex.quote(f"{target}={vectors / target}")
+    test, model = quoted(out / "data" / f"{target}-test.tsv"), quoted(_composed(out))
+    recipe, run = quoted(out / "recipe.yaml"), quoted(out / "run")
+    commands = [
+        f"{deftx} inspect {task} {language}",
+        f"{deftx} predict {test} --model {model}",
+        f"{deftx} evaluate --base {base} --task {task} --language {by_name} --test {test}",
+        f"{deftx} run {recipe} --out {run} --set variants.DeFT-X.task.rank=8",
     ]
-    return "\n  ".join(
-        [
-            f"The bars are in {out / 'demo.png'}, a composed model in {out / 'models' / target}. Next:",
-            *lines,
-        ]
-    )
+    lines = [
+        f"The bars are in {out / 'demo.png'}, a composed model in {_composed(out)}. Next:",
+        *(f"  {command}" for command in commands),
+    ]
+    if deftx != "deftx":
+        activate = shlex.quote(str(Path(shlex.split(deftx)[0]).parent / "activate"))
+        lines.append(f"To type `deftx` alone, first: source {activate}")
+    return "\n".join(lines)
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell reads it."""
+    return shlex.quote(str(path))
