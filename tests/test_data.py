@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.data.examples import Columns, Examples, held_out, read_text
-from deftx.data.tables import UNNAMED, WHICH, Table, named, open_source, rows_for
+from deftx.data.tables import NAME_COLUMN_HINT, NO_HEADER_HINT, Table, named, open_source, rows_for
 from deftx.errors import DeftxError
 from deftx.tasks.registry import read_examples
 
@@ -133,7 +133,7 @@ def test_labels_are_not_needed_when_none_are_asked_for(written):
 
 def test_a_missing_column_is_named_beside_those_there_are(written):
     path = written(["review", "stars"], [("a", "1")])
-    what = UNNAMED if path.suffix in (".tsv", ".csv") else WHICH
+    what = NO_HEADER_HINT if path.suffix in (".tsv", ".csv") else NAME_COLUMN_HINT
     assert (
         message(read_examples, path)
         == f"{path} has no column 'text', only 'review', 'stars': {what}"
@@ -395,9 +395,8 @@ def test_a_damaged_file_is_refused_with_its_place_and_a_remedy(file, name, conte
 @pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl"])
 def test_the_line_that_is_not_utf8_is_named(file, name, mark):
     path = file(name, mark + "é\nü\n".encode() + b"good\xff\nmore\n")
-    fix = (
-        f"save the file as UTF-8, or type iconv -f WINDOWS-1252 -t UTF-8 {name}, with what it is in"
-    )
+    convert = f"iconv -f WINDOWS-1252 -t UTF-8 {name}, where -f is its encoding"
+    fix = f"save the file as UTF-8, or convert it ({convert})"
     assert message(read_text, path) == f"{path}, line 3: not UTF-8: {fix}"
 
 
@@ -501,8 +500,9 @@ def test_a_hub_dataset_that_does_not_load_is_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    expected = f"hub:a/b cannot be loaded as hub:NAME[@REVISION][:CONFIG][:SPLIT]: {' '.join(str(error).split())}"
-    assert message(read_text, "hub:a/b") == expected
+    form = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
+    reason = " ".join(str(error).split())
+    assert message(read_text, "hub:a/b") == f"hub:a/b cannot be loaded as {form}: {reason}"
 
 
 @pytest.mark.parametrize(
