@@ -83,7 +83,7 @@ class TrainingConfig(Config):
     """Phase 2 ends at the mean of its last so many evaluated steps; 1: at the best one."""
     length: Count = 256
     """Longest input, in tokens."""
-    l1: Penalty = Annotated[float, Field(ge=0, le=1_000_000)]
+    l1: Penalty = 0.0
     """Weight λ of the penalty λ/N · ‖θ − θ0‖₁, N being the number of all parameters of the
     model."""
     clip: PositiveFloat = 1.0
@@ -127,7 +127,7 @@ class LanguageTrainingConfig(TrainingConfig):
 
     max_steps: Count | None = 100_000
     min_steps: int = Field(30_000, ge=0, lt=2**31, validate_default=True)
-    l1: Penalty = Annotated[float, Field(ge=0, le=1_000_000)]
+    l1: Penalty = 0.1
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that masked language modelling chooses, and that denoising hides."""
     replacements: Literal["vocabulary", "corpus"] = "corpus"
