@@ -411,6 +411,47 @@ def test_columns_that_are_whole_texts_are_cut_short_in_the_message(file):
     assert len(message(read_examples, file("a.tsv", f"{'long ' * 500}\tpositive\nb\tc\n"))) < 300
 
 
+def _bad_texts():
+    content = pyarrow.array([b"fine", b"\xff\xfe", b"\xc3"], pyarrow.binary())
+    return pyarrow.Array.from_buffers(pyarrow.utf8(), 3, content.buffers())
+
+
+ODD_PARQUET = {
+    "a day that no calendar has": lambda: pyarrow.array([0, 2**31 - 1, 0], pyarrow.int32()).cast(
+        pyarrow.date32()
+    ),
+    "a time after the year 9999": lambda: pyarrow.array(
+        [0, 9 * 10**18, 0], pyarrow.timestamp("us")
+    ),
+    "an early time": lambda: pyarrow.array([0, -(2**62), 0], pyarrow.timestamp("ms")),
+    "a duration": lambda: pyarrow.array([0, 2**62, 0], pyarrow.duration("s")),
+    "bytes that are no UTF-8": _bad_texts,
+    "such bytes in a list": lambda: pyarrow.ListArray.from_arrays(
+        pyarrow.array([0, 1, 2, 3], pyarrow.int32()), _bad_texts()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PARQUET)
+def test_a_parquet_value_that_python_does_not_have_is_one_line_with_its_row(tmp_path, name):
+    path = tmp_path / "data.parquet"
+    columns = {"text": pyarrow.array(["a", "b", "c"]), "odd": ODD_PARQUET[name]()}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    table = open_source(path)
+    assert [text for _, text in table.values("text")] == ["a", "b", "c"]
+    with pytest.raises(DeftxError, match=rf"^{path}, row 2: a .* in 'odd' cannot be read") as error:
+        list(table.values("odd"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_parquet_time_in_an_unknown_zone_is_one_line(tmp_path):
+    path = tmp_path / "data.parquet"
+    zone = pyarrow.timestamp("us", tz="Mars/Phobos")
+    pyarrow.parquet.write_table(pyarrow.table({"odd": pyarrow.array([0, 1], zone)}), path)
+    with pytest.raises(DeftxError, match=rf"^{path}, row 1: a .*Mars/Phobos.* cannot be read"):
+        list(open_source(path).values("odd"))
+
+
 def test_a_parquet_file_without_rows_and_one_with_a_column_twice_are_refused(tmp_path):
     path = tmp_path / "data.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), path)

@@ -300,13 +300,26 @@ def _read_parquet(path: Path) -> Table:
     # pyarrow's own errors are among these
     except (OSError, ValueError, NotImplementedError) as error:
         raise DeftxError(f"{path} is not a readable Parquet file: write it again") from error
-    return Table(
-        str(path),
-        table.column_names,
-        range(1, len(table) + 1),
-        lambda name: table[name].to_pylist(),
-        "row",
-    )
+
+    def column(name: str) -> list[object]:
+        try:
+            values: list[object] = table[name].to_pylist()
+        except (ArithmeticError, LookupError, ValueError, NotImplementedError) as error:
+            raise _unreadable_value(path, name, table[name]) from error
+        return values
+
+    return Table(str(path), table.column_names, range(1, len(table) + 1), column, "row")
+
+
+def _unreadable_value(path: Path, name: str, column: Any) -> DeftxError:
+    """The error for a Parquet column of which Python has no such values, with the first row."""
+    for row, value in enumerate(column, start=1):
+        try:
+            value.as_py()
+        except (ArithmeticError, LookupError, ValueError, NotImplementedError) as error:
+            what = f"a {column.type} in {name!r:.100} cannot be read ({str(error):.100})"
+            return DeftxError(f"{path}, row {row}: {what}: correct it, or write texts in UTF-8")
+    return DeftxError(f"{path}: the column {name!r:.100} cannot be read: write it as text")
 
 
 def _open_hub_dataset(source: str) -> Table:
