@@ -328,7 +328,7 @@ def test_a_text_that_is_known_in_part_is_refused_from_half_on_and_warned_of_befo
 def test_texts_of_any_number_of_lines_become_one_stream(monkeypatch):
     texts = [*tiny.sentences(50), "", *tiny.sentences(30, 1)]
     whole = pack(texts, TOKENIZER, 16)
-    monkeypatch.setattr(blocks, "AT_ONCE", 7)
+    monkeypatch.setattr(blocks, "LINES_PER_BATCH", 7)
     assert torch.equal(pack(texts, TOKENIZER, 16), whole)
 
 

@@ -193,7 +193,7 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
         )
     model_class: Any = AutoModelForSequenceClassification
     if not vector.head:
-        model_class = language_of(skeleton(base).config).auto
+        model_class = language_of(skeleton(base).config).auto_model_class
     model = skeleton(base, model_class)
     check_fit(model, replace(vector, head=None))
 
@@ -343,7 +343,7 @@ def _prefix(base: Base, vector: SparseVector) -> str:
     backbone = skeleton(base)
     if vector.head:
         return backbone.base_model_prefix
-    model = skeleton(base, language_of(backbone.config).auto)
+    model = skeleton(base, language_of(backbone.config).auto_model_class)
     return "" if model.base_model is model else model.base_model_prefix
 
 

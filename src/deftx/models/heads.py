@@ -214,7 +214,7 @@ def load_composed(folder: Base) -> PreTrainedModel:
     """
     auto = recorded_task(folder).auto_model_class
     if auto is None:
-        auto = language_of(load_pretrained(AutoConfig, folder)).auto
+        auto = language_of(load_pretrained(AutoConfig, folder)).auto_model_class
     model, missing = load_checked(auto, folder, **padding_option(folder))
     if missing:
         names = ", ".join(missing[:3])

@@ -69,7 +69,7 @@ def load_language_model(
     options = options_with_dropout(base, dropout, **padding_option(base))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = load_checked(language.auto, base, **options)
+        model, missing = load_checked(language.auto_model_class, base, **options)
     if missing and head_of is not None:
         missing = _copy_head(model, missing, load_language_model(head_of))
 
@@ -79,7 +79,9 @@ def load_language_model(
         only_head_is_missing = set(missing) <= _names_outside_the_backbone(model)
         if lm_head == "frozen" or not only_head_is_missing or decoder is None:
             names = ", ".join(missing[:3])
-            raise DeftxError(f"{base} is not a {language.called}: its checkpoint lacks {names}")
+            raise DeftxError(
+                f"{base} is not a {language.description}: its checkpoint lacks {names}"
+            )
         warnings.warn(
             f"{base} has no language modelling head: a new one is trained along", stacklevel=2
         )

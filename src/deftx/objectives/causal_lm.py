@@ -11,15 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from deftx.config import LanguageTrainingConfig
 from deftx.errors import DeftxError
 from deftx.objectives.base import Batch
-from deftx.objectives.packing import blocks, digest
+from deftx.objectives.packing import digest, pack_into_blocks
 
 
 @dataclass(frozen=True, eq=False)
 class CausalLM:
     """Packed text, and the loss on each token given those before it.
 
-    train, held_out  [blocks, length] int64
-    digest           names the data: equal for equal blocks
+    Attributes:
+        train: Blocks to train on [blocks, length] int64.
+        held_out: Blocks to validate on [blocks, length] int64.
+        digest: A fingerprint of the blocks.
     """
 
     train: Tensor
@@ -41,23 +43,23 @@ class CausalLM:
         return {"input_ids": ids, "labels": ids}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean cross-entropy over a batch's tokens, but for the first of each block."""
+        """The mean cross-entropy over a batch's tokens, except the first of each block."""
         return next_token_loss(model, batch["input_ids"])
 
     def loss_denominator(self, batch: Batch) -> int:
-        """The tokens of a batch, but for the first of each block."""
+        """The tokens of a batch, except the first of each block."""
         rows, length = batch["input_ids"].shape
         return int(rows * (length - 1))
 
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
-        """The mean loss over the held-out text, in nats; its blocks are of one length.
+        """The mean loss over the held-out text, in nats; its blocks have one length.
 
-        Logits of all tokens take most of the memory, and more than `batch_size` suits: it is a
-        quarter here.
+        Logits of all tokens take most of the memory, so that a batch is a quarter of `batch_size`.
         """
         device = next(model.parameters()).device
-        parts = self.held_out.split(max(1, batch_size // 4))
-        total = sum(len(part) * float(next_token_loss(model, part.to(device))) for part in parts)
+        total = 0.0
+        for part in self.held_out.split(max(1, batch_size // 4)):
+            total += len(part) * float(next_token_loss(model, part.to(device)))
         return {"loss": total / len(self.held_out)}
 
 
@@ -70,18 +72,27 @@ def causal_lm(
     *,
     held_out: Sequence[str] | None = None,
 ) -> CausalLM:
-    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts
-    into blocks of `length` tokens.
+    """The objective of a causal language model.
 
-    Raises DeftxError where a block is a single token, which none follows.
+    Args:
+        texts: Lines of text.
+        tokenizer: The base's tokenizer.
+        training: Says how much text is held out.
+        length: The tokens of a block.
+        seed: Shuffles the lines.
+        held_out: Lines that are held out, instead of some of `texts`.
+
+    Raises:
+        DeftxError: A block is a single token, which none follows; and as `pack_into_blocks` does.
     """
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(
+    train, valid = pack_into_blocks(
         texts, tokenizer, training, length, generator, closed=False, held_out=held_out
     )
     if min(train.shape[1], valid.shape[1]) < 2:
         raise DeftxError(
-            "a part of the text is one token, and none follows it: give more text or a larger length"
+            "a part of the text is one token, and none follows it: give more text or a larger "
+            "length"
         )
     return CausalLM(train, valid, digest(train, valid))
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from deftx.config import LanguageTrainingConfig
 from deftx.errors import DeftxError
 from deftx.objectives.base import IGNORED, Batch, labelled_tokens
-from deftx.objectives.packing import blocks, digest
+from deftx.objectives.packing import digest, pack_into_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class MaskedLM:
     """Packed text, and the loss on its masked tokens.
 
     Attributes:
-        train: [blocks, length] int64, masked anew each time a block is seen.
+        train: [blocks, length] int64, masked differently each time a block is seen.
         held_out: Inputs and labels, each [blocks, length] int64, with one fixed mask.
         masking: How tokens are masked.
         digest: Names the data: equal for equal blocks and replacements.
@@ -77,9 +77,12 @@ class MaskedLM:
     def validate(self, model: nn.Module, batch_size: int) -> dict[str, float]:
         """The mean loss over all masked tokens of the held-out text, in nats."""
         device = next(model.parameters()).device
-        total, count = 0.0, 0
-        for inputs, labels in zip(*(part.split(batch_size) for part in self.held_out), strict=True):
-            masked = int((labels != IGNORED).sum())
+        total = 0.0
+        count = 0
+        all_inputs, all_labels = self.held_out
+        batches = zip(all_inputs.split(batch_size), all_labels.split(batch_size), strict=True)
+        for inputs, labels in batches:
+            masked = labelled_tokens(labels)
             if masked:
                 total += masked * float(masked_loss(model, inputs.to(device), labels.to(device)))
                 count += masked
@@ -95,8 +98,15 @@ def masked_lm(
     *,
     held_out: Sequence[str] | None = None,
 ) -> MaskedLM:
-    """Shuffle the lines of `texts`, hold some out unless `held_out` are given, and pack both parts
-    into blocks of `length` tokens.
+    """The objective of a masked language model.
+
+    Args:
+        texts: Lines of text.
+        tokenizer: The base's tokenizer.
+        training: Says how tokens are masked, and how much text is held out.
+        length: The tokens of a block.
+        seed: Shuffles the lines, and masks the held-out text.
+        held_out: Lines that are held out, instead of some of `texts`.
 
     Raises:
         DeftxError: The tokenizer has no mask token, or the text is too short or unknown to the
@@ -104,10 +114,13 @@ def masked_lm(
     """
     if tokenizer.mask_token_id is None:
         raise DeftxError(
-            "the base's tokenizer has no mask token: a language vector needs a masked language model"
+            "the base's tokenizer has no mask token: a language vector needs a masked language "
+            "model"
         )
     generator = torch.Generator().manual_seed(seed)
-    train, valid = blocks(texts, tokenizer, training, length, generator, held_out=held_out)
+    train, valid = pack_into_blocks(
+        texts, tokenizer, training, length, generator, held_out=held_out
+    )
     special = torch.tensor(sorted(tokenizer.all_special_ids))
 
     # Random replacements come from the whole vocabulary, as in LT-SFT, or from the text's own
@@ -150,21 +163,21 @@ def masked_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     The language modelling head sees the masked positions only: the same loss, without the logits
     [batch, length, vocabulary] of all the others.
     """
-    places = (labels.view(-1) != IGNORED).nonzero().view(-1)
-    with _only(model, places):
+    flat_labels = labels.view(-1)
+    positions = (flat_labels != IGNORED).nonzero().view(-1)
+    with _hidden_states_at(model, positions):
         logits = model(input_ids=inputs).logits.flatten(0, 1)
-    return cross_entropy(logits.float(), labels.view(-1)[places], reduction="sum") / max(
-        len(places), 1
-    )
+    total = cross_entropy(logits.float(), flat_labels[positions], reduction="sum")
+    return total / max(len(positions), 1)
 
 
 @contextmanager
-def _only(model: Any, places: Tensor) -> Iterator[None]:
-    """While active, the backbone hands on its hidden states at flat `places` [n] alone, as [1, n,
-    width]."""
+def _hidden_states_at(model: Any, positions: Tensor) -> Iterator[None]:
+    """Within the block, the backbone returns the hidden states at flat `positions` [n] alone, as
+    [1, n, width]."""
 
     def narrow(module: nn.Module, inputs: object, output: Any) -> Any:
-        hidden = output[0].flatten(0, 1).index_select(0, places).unsqueeze(0)
+        hidden = output[0].flatten(0, 1).index_select(0, positions).unsqueeze(0)
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output["last_hidden_state"] = hidden

@@ -21,23 +21,24 @@ from deftx.objectives.seq2seq_lm import seq2seq_lm
 
 @dataclass(frozen=True)
 class Language:
-    """A kind of language model.
+    """A kind of language model, and how a language is learnt with it.
 
-    called     what it is, in words
-    configs    the classes of configs that transformers knows such a model of
-    auto       transformers' auto class of it
-    objective  what is learnt: of texts, tokenizer, settings, tokens of a block, seed; `held_out`
-               being other texts to validate on
+    Attributes:
+        description: What it is, in words.
+        configs: The classes of configs for which transformers has such a model.
+        auto_model_class: transformers' auto class of such models.
+        objective: Builds the objective: (texts, tokenizer, settings, tokens of a block, seed,
+            `held_out`: other texts to validate on).
     """
 
-    called: str
+    description: str
     configs: Container[type]
-    auto: Any
+    auto_model_class: Any
     objective: Callable[..., Any]
 
 
-# The first one that transformers knows of a base: encoders may be loaded as decoders too, and BART
-# as any of the three.
+# A base is of the first kind that transformers has for its config: encoders may be loaded as
+# decoders too, and BART as any of the three
 LANGUAGES = (
     Language(
         "encoder-decoder model",
@@ -51,12 +52,16 @@ LANGUAGES = (
 
 
 def language_of(config: Any) -> Language:
-    """The kind of language model that a base of this config is. Raises DeftxError for one that is
-    none of them."""
+    """The kind of language model that a base with this config is.
+
+    Raises:
+        DeftxError: It is none of LANGUAGES.
+    """
     for language in LANGUAGES:
         if type(config) in language.configs:
             return language
-    known = " or ".join(language.called for language in LANGUAGES)
+    known = " or ".join(language.description for language in LANGUAGES)
     raise DeftxError(
-        f"a base of the kind {config.model_type!r} is no {known}: give one such as XLM-R, Qwen or mT5"
+        f"a base of the kind {config.model_type!r} is no {known}: "
+        "give one such as XLM-R, Qwen or mT5"
     )
