@@ -5,20 +5,24 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from killed import killed_at
+from killed import fatal_operations, killed_at
 from tiny_run import recipe, write_recipe
 
 from deftx.errors import DeftxError
-from deftx.experiments import housekeeping
+from deftx.experiments import housekeeping, steps
+from deftx.experiments import run as run_module
 from deftx.experiments.estimate import seconds_left
+from deftx.experiments.plan import Step
 from deftx.experiments.recipe import Recipe
 from deftx.experiments.run import Score, prepare, run_recipe
 from deftx.experiments.steps import attempt
 from deftx.experiments.store import Store, size, write_record
+from deftx.storage.atomic_files import write_text
 
 
 def one(folder: Path) -> Recipe:
@@ -202,6 +206,52 @@ def test_a_prune_that_is_killed_anywhere_leaves_the_step_whole_or_gone(tmp_path,
         if not killed:
             break
     assert kills > 5
+
+
+def kept_files(root: Path) -> dict[str, object]:
+    """All files in a folder by name, with content that depends on neither time nor place."""
+    kept: dict[str, object] = {}
+    for path in root.rglob("*"):
+        name = str(path.relative_to(root))
+        if not path.is_file() or path.parent.name == "runs":
+            continue
+        if path.name == "step.json":
+            record = json.loads(path.read_text())
+            kept[name] = {**record, "seconds": 0, "finished": ""}
+        elif path.suffix in (".txt", ".parquet"):
+            kept[name] = None
+        else:
+            kept[name] = path.read_bytes()
+    return kept
+
+
+@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_anywhere_resumes_and_ends_with_the_same_files(
+    folder, tmp_path, monkeypatch, step
+) -> None:
+    """With steps that take no time: how a training resumes is tested in test_kill.py."""
+
+    def quick(store: Store, step: Step, checkpoint_dir: Path, made: Path) -> None:
+        write_text(checkpoint_dir / "checkpoint", "half")
+        for name in PARTS[step.kind]:
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_text(json.dumps({"macro_f1": 0.5, "accuracy": 0.25}))
+
+    ready = prepare(one(folder), tmp_path / "data")
+    monkeypatch.setattr(steps, "KINDS", dict.fromkeys(steps.KINDS, quick))
+
+    def run_in(root: Path) -> list[Score]:
+        run = replace(ready, store=Store(root / "store"))
+        monkeypatch.setattr(run_module, "prepare", lambda recipe, store: run)
+        return run_recipe(ready.recipe, root / "run", root / "store")
+
+    whole = run_in(tmp_path / "whole")
+    assert len(whole) == 2
+    files = kept_files(tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    for root in fatal_operations(tmp_path / "killed", run_in, step=step):
+        assert run_in(root) == whole
+        assert kept_files(root) == files
 
 
 def test_a_vector_that_is_not_finished_keeps_its_delta(folder, tmp_path) -> None:
