@@ -532,7 +532,7 @@ def test_merge_saves_the_sum_of_vectors_as_one(here, home, run):
     merged = deftx.load("sum")
     assert done.code == 0
     assert done.out == f"sum: one vector, k = {merged.k:,}, from home/task, home/min\n"
-    expected = deftx.merge(task=task, languages=[language])
+    expected = deftx.merge(task=task, language=language)
     assert merged.head.labels == task.head.labels
     assert all(
         merged.tensors[name].to_dense().equal(entries.to_dense())
