@@ -20,7 +20,8 @@ from deftx.cli import main
 from deftx.core.vector import overlap
 from deftx.errors import DeftxError
 from deftx.experiments.report import page
-from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference, compare, score_run
+from deftx.experiments.report.comparisons import AVERAGE, Comparison, compare, score_run
+from deftx.experiments.report.statistics import Difference
 from deftx.experiments.report.style import GREY, colour_cells, new_figure, variant_styles
 from deftx.experiments.report.tables import (
     BETTER,

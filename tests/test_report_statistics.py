@@ -12,20 +12,17 @@ from sklearn.metrics import accuracy_score, f1_score
 from synthetic_run import LABELS, make_run
 
 from deftx.errors import DeftxError
+from deftx.experiments.report.comparisons import Comparison, compare, pairs, score_run
 from deftx.experiments.report.statistics import (
     METRICS,
     POWER,
-    Comparison,
     Difference,
     Score,
-    compare,
     detectable_ratio,
     estimate,
     estimate_crossed,
     holm,
     jackknife,
-    pairs,
-    score_run,
 )
 from deftx.experiments.report.tables import comparison_table
 from deftx.experiments.run_folder import Predictions, Row, RunData, read_run

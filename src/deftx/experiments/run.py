@@ -24,7 +24,7 @@ from deftx.experiments.estimate import seconds_left
 from deftx.experiments.executors import Executor, here, work_off
 from deftx.experiments.plan import Plan, Step, make_plan
 from deftx.experiments.recipe import METRICS, Recipe
-from deftx.experiments.report.statistics import AVERAGE
+from deftx.experiments.report.comparisons import AVERAGE
 from deftx.experiments.report.tables import duration, spread
 from deftx.experiments.run_folder import RECIPE, RESULTS, STEPS, TRIMMED, read_steps
 from deftx.experiments.store import SCORES, VECTOR, Store

@@ -33,8 +33,9 @@ from deftx.experiments.benefit import Benefit, Course, advice_on, benefits, cour
 from deftx.experiments.plain_yaml import parse_yaml
 from deftx.experiments.recipe import TASK, Recipe, recipe_from
 from deftx.experiments.report.benefit_section import FILE as BENEFIT
+from deftx.experiments.report.comparisons import compare, score_run
 from deftx.experiments.report.page import lacking, write_report
-from deftx.experiments.report.statistics import Difference, compare, score_run
+from deftx.experiments.report.statistics import Difference
 from deftx.experiments.run import Prepared, prepare, run_recipe, vectors_of
 from deftx.experiments.run_folder import read_run
 from deftx.models.compose import compose_to
@@ -277,7 +278,9 @@ def check_out(out: Path, data: Mapping[str, Any], *, force: bool) -> None:
     if before != data and not force:
         keys = [key for key in {**before, **data} if before.get(key) != data.get(key)]
         where = f"{out} holds another transfer ({', '.join(keys)} differ)"
-        fix = "choose another folder, or replace it with --force, which keeps what can be used again"
+        fix = (
+            "choose another folder, or replace it with --force, which keeps what can be used again"
+        )
         raise DeftxError(f"{where}: {fix}")
 
 

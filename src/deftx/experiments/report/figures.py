@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from deftx.config import metric_name
 from deftx.experiments.recipe import TASK
-from deftx.experiments.report.statistics import AVERAGE, Comparison, Difference
+from deftx.experiments.report.comparisons import AVERAGE, Comparison
+from deftx.experiments.report.statistics import Difference
 from deftx.experiments.report.style import (
     COLOURS,
     INK,

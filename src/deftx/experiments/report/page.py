@@ -14,9 +14,9 @@ from typing import Any
 
 from deftx.config import metric_name
 from deftx.errors import DeftxError, unknown
+from deftx.experiments.report.comparisons import compare, pairs, score_run
 from deftx.experiments.report.parts import Picture, ReportData, Section
 from deftx.experiments.report.sections import base_name, headline, sections
-from deftx.experiments.report.statistics import compare, pairs, score_run
 from deftx.experiments.report.style import style
 from deftx.experiments.report.tables import Cell, Table
 from deftx.experiments.report.vectors import vector_statistics

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deftx.experiments.report.statistics import Comparison
+from deftx.experiments.report.comparisons import Comparison
 from deftx.experiments.report.style import render
 from deftx.experiments.report.tables import Table
 from deftx.experiments.report.vectors import VectorStatistics

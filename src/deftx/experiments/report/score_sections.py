@@ -4,13 +4,9 @@ from collections.abc import Sequence
 
 from deftx.experiments.recipe import Published
 from deftx.experiments.report import figures, tables
+from deftx.experiments.report.comparisons import AVERAGE, Comparison
 from deftx.experiments.report.parts import ReportData, Section, picture
-from deftx.experiments.report.statistics import (
-    AVERAGE,
-    SEEDS_FOR_A_CONCLUSION,
-    SEEDS_FOR_P,
-    Comparison,
-)
+from deftx.experiments.report.statistics import SEEDS_FOR_A_CONCLUSION, SEEDS_FOR_P
 from deftx.experiments.report.style import variant_styles
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from deftx.config import metric_name
 from deftx.data.tables import named
 from deftx.experiments.report import benefit_section, score_sections, tables, vector_sections
+from deftx.experiments.report.comparisons import AVERAGE
 from deftx.experiments.report.parts import ReportData, Section
-from deftx.experiments.report.statistics import AVERAGE
 from deftx.experiments.run_folder import RunData
 from deftx.hub.privacy import without_paths
 from deftx.storage.hub_client import is_model_id

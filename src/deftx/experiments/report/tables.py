@@ -6,14 +6,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from deftx.config import metric_name
-from deftx.experiments.report.statistics import (
-    AVERAGE,
-    LEVEL,
-    SEEDS_FOR_A_CONCLUSION,
-    Comparison,
-    Difference,
-    holm,
-)
+from deftx.experiments.report.comparisons import AVERAGE, Comparison
+from deftx.experiments.report.statistics import LEVEL, SEEDS_FOR_A_CONCLUSION, Difference, holm
 from deftx.experiments.report.vectors import LayerAndKind
 from deftx.experiments.run_folder import RunData
 from deftx.hub.privacy import without_paths
