@@ -5,7 +5,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 # in the order of their names: by their number of tests, as it would be, the files that take long come last
 TEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-oldest test-newest test-debian bench docs check format format-check lint types clean
+.PHONY: demo test test-oldest test-newest test-debian audit bench docs check format format-check lint types clean
 
 demo: .venv/installed
 	$(BIN)/deftx demo
@@ -24,6 +24,12 @@ test-newest: .venv-newest/installed
 # the newest Python and the oldest torch: those of Debian 13, in a system of its own
 test-debian:
 	scripts/test_debian.sh
+
+# known vulnerabilities of the pinned versions; skipped with a line where pip-audit or its database cannot be had
+audit:
+	@{ $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m $(INSTALL) pip-audit && \
+		.venv-audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off --format json; } \
+		2>/dev/null | $(PYTHON) scripts/audit.py
 
 # the site of docs/, in build/docs; a warning is an error
 docs: .venv/installed-docs

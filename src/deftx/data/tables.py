@@ -317,7 +317,7 @@ def _unreadable_value(path: Path, name: str, column: Any) -> DeftxError:
         try:
             value.as_py()
         except (ArithmeticError, LookupError, ValueError, NotImplementedError) as error:
-            what = f"a {column.type} in {name!r:.100} cannot be read ({str(error):.100})"
+            what = f"a {column.type} in {name!r:.100} cannot be read ({error!s:.100})"
             return DeftxError(f"{path}, row {row}: {what}: correct it, or write texts in UTF-8")
     return DeftxError(f"{path}: the column {name!r:.100} cannot be read: write it as text")
 
