@@ -1,54 +1,69 @@
-"""YAML files that extend others of their folder: what a recipe and those below it say together."""
+"""Recipes that inherit from others of their folder (`extends`): what all of them say together."""
 
 from collections.abc import Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from deftx.errors import DeftxError
 from deftx.experiments.plain_yaml import BadYaml, parse_yaml
 
-_DEEPEST = 8  # recipes below one, one extending the other
-_MOST_RECIPES = 50  # that a recipe extends, in all
 EXTENDS = "extends"
+MOST_LEVELS = 8  # of recipes below one, each extended by the one above
+MOST_RECIPES = 50  # that a recipe extends, directly or not
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a recipe and those it extends say.
+    """The data of a recipe, together with those that it extends.
 
-    Raises DeftxError for what is no recipe, for one that extends itself, and for too many that are
-    extended.
+    Raises:
+        DeftxError: A file is not a recipe, a recipe extends itself, or too many are extended.
     """
     return _read(path, (), {})
 
 
 def _read(path: Path, above: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
-    """`read`, of a recipe that those `above` extend; `known` has those that were read before."""
-    if path in above or len(above) > _DEEPEST:
-        raise DeftxError(
-            f"the recipe {path} extends itself, by way of {', '.join(map(str, above))}"
-        )
+    """The data of a recipe, together with those that it extends.
+
+    Args:
+        path: The recipe.
+        above: The recipes that extend it, the outermost first.
+        known: The data of recipes that were read before; this one's are added.
+    """
+    if path in above or len(above) > MOST_LEVELS:
+        way = ", ".join(str(recipe) for recipe in above)
+        raise DeftxError(f"the recipe {path} extends itself, by way of {way}")
     if path in known:
         return known[path]
-    if len(known) >= _MOST_RECIPES:
-        raise DeftxError(
-            f"the recipe {above[0]} extends more than {_MOST_RECIPES} others: put what they say together"
-        )
-    data = _parsed(path)
-    below = data.pop(EXTENDS, [])
-    files = below if isinstance(below, list) else [below]
-    if not all(isinstance(file, str) and Path(file).name == file for file in files):
-        raise DeftxError(
-            f"the recipe {path} extends {below!r:.200}: give the names of recipes in the same folder"
-        )
-    if len(set(files)) < len(files):
-        raise DeftxError(f"the recipe {path} extends a recipe twice: name each once")
-    parts = [_read(path.parent / file, (*above, path), known) for file in files]
-    known[path] = reduce(_overlaid, [*parts, data], {})
+    if len(known) >= MOST_RECIPES:
+        what = f"extends more than {MOST_RECIPES} others: put what they say together"
+        raise DeftxError(f"the recipe {above[0]} {what}")
+    own_data = _parsed(path)
+    names = _extended_names(path, own_data.pop(EXTENDS, []))
+
+    # later recipes override earlier ones, and the recipe itself overrides all
+    data: dict[str, Any] = {}
+    for name in names:
+        data = _overridden(data, _read(path.parent / name, (*above, path), known))
+    known[path] = _overridden(data, own_data)
     return known[path]
 
 
+def _extended_names(path: Path, value: Any) -> list[str]:
+    """The names of the recipes that `path` extends, given its value of `extends`."""
+    names = [value]
+    if isinstance(value, list):
+        names = value
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            fix = "give the names of recipes in the same folder"
+            raise DeftxError(f"the recipe {path} extends {value!r:.200}: {fix}")
+    if len(set(names)) < len(names):
+        raise DeftxError(f"the recipe {path} extends a recipe twice: name each once")
+    return names
+
+
 def _parsed(path: Path) -> dict[str, Any]:
+    """The data of one recipe file."""
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -62,15 +77,18 @@ def _parsed(path: Path) -> dict[str, Any]:
     return data
 
 
-def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with what `above` says instead, mapping within mapping; without what is null there,
-    and was not."""
-    both = dict(below)
+def _overridden(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with what `above` says instead, mapping within mapping.
+
+    Null in `above` removes a value of `below`; where there is none, it is kept as a value.
+    """
+    data = dict(below)
     for key, value in above.items():
-        if value is None and below.get(key) is not None:
-            del both[key]
-        elif isinstance(value, Mapping) and isinstance(below.get(key), Mapping):
-            both[key] = _overlaid(below[key], value)
+        old = below.get(key)
+        if value is None and old is not None:
+            del data[key]
+        elif isinstance(value, Mapping) and isinstance(old, Mapping):
+            data[key] = _overridden(old, value)
         else:
-            both[key] = value
-    return both
+            data[key] = value
+    return data

@@ -159,10 +159,14 @@ def vectors_of(out: Path, variant: str, seed: int) -> dict[str, Path]:
 
 def _line(run: Prepared, step: Step, became: str) -> str:
     """What became of a step, how many are done, and about how long the others take."""
-    left = run.remaining()
-    seconds = seconds_left(left, run.store) if became == "done" and left else None
-    rest = f", about {duration(seconds)} left" if seconds else ""
-    return f"[{len(run.plan.steps) - len(left)}/{len(run.plan.steps)}{rest}] {became}: {step.kind}, {step.title}"
+    remaining = run.remaining()
+    total = len(run.plan.steps)
+    progress = f"{total - len(remaining)}/{total}"
+    if became == "done" and remaining:
+        seconds = seconds_left(remaining, run.store)
+        if seconds:
+            progress += f", about {duration(seconds)} left"
+    return f"[{progress}] {became}: {step.kind}, {step.title}"
 
 
 def _describe(run: Prepared, out: Path) -> None:
@@ -220,37 +224,46 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def table(found: Sequence[Score], metric: str = "macro_f1", labelled: Collection[str] = ()) -> str:
-    """A Markdown table of a metric in percent: a row per variant, a column per target and their
-    average, then those of languages whose labels were learnt from.
+def table(scores: Sequence[Score], metric: str = "macro_f1", labelled: Collection[str] = ()) -> str:
+    """A Markdown table of a metric in percent, with a row for each variant.
 
-    Cells are mean ± sample standard deviation over the seeds; the average is taken within a seed
-    first, over the seeds that have scores of all targets. A cell without scores is empty.
+    Columns are the target languages, their average, and the languages whose labels were learnt
+    from. A cell is the mean ± sample standard deviation over the seeds, and empty without scores.
+    The average is taken over languages first, for the seeds that have scores of all targets.
+
+    Args:
+        scores: All scores of a run.
+        metric: The metric to show.
+        labelled: The languages whose labels were learnt from.
     """
-    variants, languages = (
-        list(dict.fromkeys(getattr(s, by) for s in found)) for by in ("variant", "language")
-    )
-    targets, sources = (
-        [n for n in languages if (n in labelled) == learnt] for learnt in (False, True)
-    )
+    variants = list(dict.fromkeys(score.variant for score in scores))
+    languages = list(dict.fromkeys(score.language for score in scores))
+    targets = [name for name in languages if name not in labelled]
+    sources = [name for name in languages if name in labelled]
     rows = [["", *targets, AVERAGE, *sources], ["---"] * (len(languages) + 2)]
     for variant in variants:
-        cells = {
-            (s.seed, s.language): 100 * s.scores[metric] for s in found if s.variant == variant
-        }
-        seeds = sorted({seed for seed, _ in cells})
-        columns = {
-            name: [cells[seed, name] for seed in seeds if (seed, name) in cells]
-            for name in languages
-        }
-        whole = [
-            seed for seed in seeds if targets and all((seed, name) in cells for name in targets)
-        ]
-        average = [mean(cells[seed, name] for name in targets) for seed in whole]
-        values = [
-            *(columns[name] for name in targets),
-            average,
-            *(columns[name] for name in sources),
-        ]
-        rows.append([variant, *(spread(of) if of else "" for of in values)])
+        # percentages by seed, then by language
+        by_seed: dict[int, dict[str, float]] = {}
+        for score in scores:
+            if score.variant == variant:
+                percent = 100 * score.scores[metric]
+                by_seed.setdefault(score.seed, {})[score.language] = percent
+        averages = []
+        by_language: dict[str, list[float]] = {name: [] for name in languages}
+        for _, values in sorted(by_seed.items()):
+            for language, value in values.items():
+                by_language[language].append(value)
+            if targets and values.keys() >= set(targets):
+                averages.append(mean(values[name] for name in targets))
+        cells = [by_language[name] for name in targets]
+        cells.append(averages)
+        cells += [by_language[name] for name in sources]
+        rows.append([variant, *map(_cell, cells)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cell(values: Sequence[float]) -> str:
+    """Mean and spread of values, or nothing without values."""
+    if not values:
+        return ""
+    return spread(values)
