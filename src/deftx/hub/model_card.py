@@ -96,7 +96,7 @@ def model_card(vector: SparseVector, repo: str, about: About | None = None) -> s
 def _metadata(vector: SparseVector, repo: str, about: About) -> Any:
     from huggingface_hub import ModelCardData
 
-    base, scores, kind = _base(vector), _scores(vector, about), vector.info.get("kind")
+    base, scores, kind = _base(vector), _scores(vector, about), vector.provenance.kind
     names = [f"base_model:adapter:{base.partition('@')[0]}"] if base else []
     kinds = [f"{kind}-vector"] if kind in ("language", "task") else []
     return ModelCardData(
@@ -116,7 +116,7 @@ def _metadata(vector: SparseVector, repo: str, about: About) -> Any:
 
 def _task(vector: SparseVector) -> str:
     """The hub's name of a task vector's task."""
-    return _TASKS.get(str(vector.info.get("task")), "text-classification")
+    return _TASKS.get(vector.task or "", "text-classification")
 
 
 def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
@@ -124,7 +124,7 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
     score."""
     from huggingface_hub import EvalResult
 
-    best, metric = _best(vector), _part(vector, "training").get("metric")
+    best, metric = _best(vector), vector.provenance.training.metric
     if not vector.head or not isinstance(metric, str) or not isinstance(best, int | float):
         return []
     datasets = _datasets(vector, about)
@@ -140,12 +140,12 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
 
 
 def _best(vector: SparseVector) -> Any:
-    last = [None, *_part(vector, "log").values()][-1]
+    last = [None, *vector.provenance.log.values()][-1]
     return last.get("best_score") if isinstance(last, Mapping) else None
 
 
 def _datasets(vector: SparseVector, about: About) -> list[str]:
-    sources = _part(vector, "data").get("sources") or []
+    sources = vector.provenance.data.record.get("sources") or []
     on_hub = [
         str(source).removeprefix(_HUB_DATA)
         for source in sources
@@ -156,15 +156,8 @@ def _datasets(vector: SparseVector, about: About) -> list[str]:
 
 
 def _base(vector: SparseVector) -> str | None:
-    base = vector.info.get("base")
-    return base if isinstance(base, str) and is_model_id(base) else None
-
-
-def _part(vector: SparseVector, key: str) -> Mapping[str, Any]:
-    """A mapping within the info; it is whatever its maker wrote, so it may be missing or something
-    else."""
-    part = vector.info.get(key)
-    return part if isinstance(part, Mapping) else {}
+    base = vector.base
+    return base if base is not None and is_model_id(base) else None
 
 
 # The body, section by section; one that has nothing to say is empty.
@@ -173,7 +166,7 @@ def _part(vector: SparseVector, key: str) -> Mapping[str, Any]:
 def _summary(vector: SparseVector, repo: str, about: About) -> str:
     size = sum(entries.numel for entries in vector.tensors.values())
     kind = {"language": "language vector", "task": "task vector"}.get(
-        str(vector.info.get("kind")), "vector"
+        vector.provenance.kind or "", "vector"
     )
     base = f"`{_base(vector)}`" if _base(vector) else "its base model"
     languages = f" Languages: {', '.join(about.languages)}." if about.languages else ""
@@ -209,18 +202,21 @@ def _usage(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _facts(vector: SparseVector, repo: str, about: About) -> str:
-    info, base = vector.info, _base(vector)
+    provenance, base = vector.provenance, _base(vector)
     name, _, revision = (base or "").partition("@")
     rows = {
-        "kind": info.get("kind") or info.get("operation"),
+        "kind": provenance.kind or provenance.operation,
         "base model": name or "not on the hub",
         "revision of the base": revision or None,
-        "fingerprint of the base": info.get("base_fingerprint"),
+        "fingerprint of the base": provenance.base_fingerprint,
         "k (entries)": f"{vector.k:,}",
-        **{
-            key: info.get(key)
-            for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")
-        },
+        "task": provenance.task,
+        "method": provenance.method,
+        "rank": provenance.rank,
+        "rank_rule": provenance.rank_rule,
+        "keep": provenance.keep,
+        "keep_of": provenance.keep_of,
+        "seed": provenance.seed,
         "labels": ", ".join(vector.head.labels) if vector.head else None,
         "licence": about.license,
     }
@@ -228,7 +224,7 @@ def _facts(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _data(vector: SparseVector, repo: str, about: About) -> str:
-    data = dict(_part(vector, "data"))
+    data = dict(vector.provenance.data.record)
     sources = [str(source) for source in data.pop("sources", None) or []]
     named = list(dict.fromkeys([*sources, *about.datasets]))
     return _table(
@@ -238,11 +234,11 @@ def _data(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _training(vector: SparseVector, repo: str, about: About) -> str:
-    return _table("Training", {**_part(vector, "training"), **_part(vector, "versions")})
+    return _table("Training", {**vector.provenance.training.record, **vector.provenance.versions})
 
 
 def _results(vector: SparseVector, repo: str, about: About) -> str:
-    metric, best = _part(vector, "training").get("metric", "loss"), _best(vector)
+    metric, best = (vector.provenance.training.metric or "loss"), _best(vector)
     value = f"{best:.4f}" if isinstance(best, int | float) else None
     return _table("Scores", {f"{metric_name(str(metric))} on held-out training data": value})
 

@@ -58,7 +58,7 @@ def push(
         (folder / CARD).write_text(own or model_card(found, repo, about), encoding="utf-8")
         message = (
             message
-            or f"{found.info.get('kind') or 'Sparse'} vector (deftx {version('deftx')})".capitalize()
+            or f"{found.provenance.kind or 'Sparse'} vector (deftx {version('deftx')})".capitalize()
         )
         with plain_errors(f"cannot push to {repo}", repo, revision):
             return _commit(folder, repo, private, revision, message)
