@@ -26,7 +26,7 @@ from measure import DEVICE, Measured, alternate, options_of, peak_in_subprocess,
 from torch import Tensor, nn
 
 from deftx.config import VectorConfig
-from deftx.core.parameters import backbone, head, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.data.examples import read_text
 from deftx.experiments.demo import run as demo
 from deftx.experiments.recipe import Recipe, load_recipe
@@ -96,7 +96,7 @@ def plain(recipe: Recipe) -> float:
     found = []
     for name, file in recipe.test.items():
         model = composed(recipe, labels, [vector_of(name), learnt]).to(DEVICE)
-        for place, weight in head(model).items():
+        for place, weight in parameter_groups(model).head.items():
             weight.data.copy_(top[place])
         found.append(
             evaluate(CLASSIFICATION, model, tokenizer, read_examples(file), length)["macro_f1"]
@@ -108,7 +108,7 @@ def composed(recipe: Recipe, labels: tuple[str, ...], deltas: list[Delta]) -> An
     """A classifier on the base, with dense differences added."""
     model = load_task_model(recipe.base, labels, 0)
     for delta in deltas:
-        for name, weight in tunable(model).items():
+        for name, weight in parameter_groups(model).trainable.items():
             weight.data += delta[name]
     return model
 
@@ -116,30 +116,38 @@ def composed(recipe: Recipe, labels: tuple[str, ...], deltas: list[Delta]) -> An
 def plain_fit(make: Callable[[], Any], objective: Any, fit: VectorConfig) -> tuple[Delta, Delta]:
     """Algorithm 1: the difference that phase 2 makes, dense, and the head that it leaves."""
     model = make().to(DEVICE)
-    start = {name: weight.detach().clone() for name, weight in tunable(model).items()}
+    start = {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).trainable.items()
+    }
     plain_train(model, objective, fit, start, {})
-    delta = {name: weight.detach() - start[name] for name, weight in tunable(model).items()}
+    delta = {
+        name: weight.detach() - start[name]
+        for name, weight in parameter_groups(model).trainable.items()
+    }
     denoised, _ = plain_denoise(delta, str(fit.rank))
     masks = {name: torch.zeros_like(values) for name, values in delta.items()}
     for name, places in list_select(dict(denoised), fit.k).items():
         masks[name].view(-1)[places] = 1
     model = make().to(DEVICE)
     plain_train(model, objective, fit, start, masks)
-    difference = {name: weight.detach() - start[name] for name, weight in tunable(model).items()}
-    top = {name: weight.detach().cpu() for name, weight in head(model).items()}
+    difference = {
+        name: weight.detach() - start[name]
+        for name, weight in parameter_groups(model).trainable.items()
+    }
+    top = {name: weight.detach().cpu() for name, weight in parameter_groups(model).head.items()}
     return {name: values.cpu() for name, values in difference.items()}, top
 
 
 def plain_train(model: Any, objective: Any, fit: VectorConfig, start: Delta, masks: Delta) -> None:
     """Train, and end at the evaluated step with the best score."""
-    settings, body = fit.training, tunable(model)
-    for name, weight in backbone(model).items():
+    settings, body = fit.training, parameter_groups(model).trainable
+    for name, weight in parameter_groups(model).backbone.items():
         weight.requires_grad_(name in body)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps = settings.max_steps or 0
     optimiser = torch.optim.AdamW(trained, settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
-    pull = settings.l1 / sum(weight.numel() for weight in backbone(model).values())
+    pull = settings.l1 / sum(weight.numel() for weight in parameter_groups(model).backbone.values())
     best, state = -float("inf"), {}
     for step in range(1, steps + 1):
         chosen = torch.randint(len(objective.train), (settings.batch_size,)).tolist()

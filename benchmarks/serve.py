@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from deftx.cli.output import print_table
-from deftx.core.parameters import head, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.data.examples import Examples
@@ -70,7 +70,7 @@ def vector_of(base: Path, k: str, seed: int, labels: tuple[str, ...] = ()) -> Sp
     """A vector of k random entries, the same share of every tensor."""
     model, generator = load_task_model(base, LABELS), torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, weight in tunable(model).items():
+    for name, weight in parameter_groups(model).trainable.items():
         places = (
             torch.randperm(weight.numel(), generator=generator)[: parse_k(k, weight.numel())]
             .sort()
@@ -78,7 +78,7 @@ def vector_of(base: Path, k: str, seed: int, labels: tuple[str, ...] = ()) -> Sp
         )
         values = torch.randn(len(places), generator=generator) / 100
         tensors[name] = SparseTensor(places, values, tuple(weight.shape))
-    top = {name: weight.detach().clone() for name, weight in head(model).items()}
+    top = {name: weight.detach().clone() for name, weight in parameter_groups(model).head.items()}
     return SparseVector(tensors, Head(top, labels) if labels else None)
 
 

@@ -41,7 +41,7 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import SparseMask, select
 from deftx.core.vector import SparseTensor, SparseVector
 from deftx.objectives.masked_lm import Masking, mask, masked_loss
@@ -199,7 +199,7 @@ def selected(model: nn.Module, size: Size, seed: int = 2) -> SparseMask:
     generator = torch.Generator().manual_seed(seed)
     delta = {
         name: torch.randn(weight.shape, generator=generator)
-        for name, weight in tunable(model).items()
+        for name, weight in parameter_groups(model).trainable.items()
     }
     next(iter(delta.values()))[size.used :] = 0
     return select(delta, "2.8%")
@@ -207,9 +207,11 @@ def selected(model: nn.Module, size: Size, seed: int = 2) -> SparseMask:
 
 def plain(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     """The plain way, as the module's docstring says."""
-    body = tunable(model)
+    body = parameter_groups(model).trainable
     start = {name: weight.detach().clone() for name, weight in body.items()}
-    frozen = [weight for name, weight in backbone(model).items() if name not in body]
+    frozen = [
+        weight for name, weight in parameter_groups(model).backbone.items() if name not in body
+    ]
     for weight in frozen:
         weight.requires_grad_(False)
     masks = {}
@@ -220,7 +222,7 @@ def plain(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, RATE, weight_decay=0.0)
     pull = (
-        L1 / sum(weight.numel() for weight in backbone(model).values())
+        L1 / sum(weight.numel() for weight in parameter_groups(model).backbone.values())
         if row.kind == "mlm"
         else 0.0
     )
@@ -257,8 +259,8 @@ def loss_of(model: nn.Module, row: Row, ids: Tensor, labels: Tensor) -> Tensor:
 
 def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     """What `deftx.training` does in a step, without the Trainer around it."""
-    body = tunable(model)
-    for name, weight in backbone(model).items():
+    body = parameter_groups(model).trainable
+    for name, weight in parameter_groups(model).backbone.items():
         weight.requires_grad_(name in body)
     head = [parameter for parameter in model.parameters() if parameter.requires_grad]
     head = [p for p in head if not any(p is weight for weight in body.values())]
@@ -274,7 +276,7 @@ def ours(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     language = language_of(model, size) if row.language else None
     optimiser = torch.optim.AdamW([*moving, *head], RATE, weight_decay=0.0, fused=True)
     pull = (
-        L1 / sum(weight.numel() for weight in backbone(model).values())
+        L1 / sum(weight.numel() for weight in parameter_groups(model).backbone.values())
         if row.kind == "mlm"
         else 0.0
     )
@@ -312,8 +314,8 @@ def still(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
 def bare(model: nn.Module, size: Size, row: Row, stack: ExitStack) -> Step:
     """Forward and backward pass with our loss, a dense gradient for every weight, and nothing done
     with them."""
-    body = tunable(model)
-    for name, weight in backbone(model).items():
+    body = parameter_groups(model).trainable
+    for name, weight in parameter_groups(model).backbone.items():
         weight.requires_grad_(name in body)
 
     def step(ids: Tensor, labels: Tensor) -> float:
@@ -335,7 +337,10 @@ def compare(
     """Median seconds of the `chosen` ways' steps, taken in turn in one process; the millions of
     floats that their optimisers keep; how far the weights are apart afterwards."""
     models = {way: build(size, row) for way in chosen}
-    before = {name: weight.detach().clone() for name, weight in backbone(models["ours"]).items()}
+    before = {
+        name: weight.detach().clone()
+        for name, weight in parameter_groups(models["ours"]).backbone.items()
+    }
     seconds: dict[str, list[float]] = {way: [] for way in chosen}
     losses: dict[str, list[float]] = {way: [] for way in chosen}
     with ExitStack() as stack:
@@ -350,7 +355,7 @@ def compare(
     if "plain" not in chosen or row.dropout:
         return took, kept, "random" if row.dropout else ""
     moved = {
-        way: {n: w.detach() - before[n] for n, w in backbone(model).items()}
+        way: {n: w.detach() - before[n] for n, w in parameter_groups(model).backbone.items()}
         for way, model in models.items()
     }
     apart = sum((moved["ours"][n] - moved["plain"][n]).square().sum() for n in before).sqrt()

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 from deftx.core.apply import apply_temporarily
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import select
 from deftx.core.vector import SparseTensor, SparseVector
 from deftx.storage.vector_files import load, save
@@ -79,7 +79,7 @@ def vector_of(model: nn.Module, k: str, seed: int) -> SparseVector:
     CPU."""
     generator = torch.Generator().manual_seed(seed)
     delta = {}
-    for name, weight in tunable(model).items():
+    for name, weight in parameter_groups(model).trainable.items():
         change = torch.empty(weight.shape).exponential_(1 / 3e-4, generator=generator)
         change *= torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
         delta[name] = (weight.detach() + change) - weight.detach()
@@ -110,7 +110,7 @@ def plain_load(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def plain_add(model: nn.Module, vector: SparseVector, sign: int) -> None:
     """Add the values to the weights, or subtract them."""
-    weights = backbone(model)
+    weights = parameter_groups(model).backbone
     for name, entries in vector.tensors.items():
         weights[name].view(-1)[entries.indices] += sign * entries.values
 
@@ -157,7 +157,9 @@ def applying(shape: str, kinds: Sequence[str]) -> Step:
     model = build(shape)
     vectors = [vector_of(model, k, seed).to(DEVICE) for seed, k in enumerate(kinds)]
     nn.Module.to(model, DEVICE)
-    before = {name: weight.detach().clone() for name, weight in backbone(model).items()}
+    before = {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).backbone.items()
+    }
 
     def ours() -> None:
         with apply_temporarily(model, *vectors):
@@ -168,10 +170,13 @@ def applying(shape: str, kinds: Sequence[str]) -> Step:
             plain_add(model, vector, sign)
 
     def changed_by(way: Callable[[], None]) -> int:
-        for name, weight in backbone(model).items():
+        for name, weight in parameter_groups(model).backbone.items():
             weight.data.copy_(before[name])
         way()
-        return sum(int((weight != before[name]).sum()) for name, weight in backbone(model).items())
+        return sum(
+            int((weight != before[name]).sum())
+            for name, weight in parameter_groups(model).backbone.items()
+        )
 
     return Step(
         ours,

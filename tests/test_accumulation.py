@@ -7,7 +7,7 @@ import torch
 from task_examples import EXAMPLES
 
 from deftx.config import LanguageTrainingConfig, TrainingConfig
-from deftx.core.parameters import backbone
+from deftx.core.parameters import parameter_groups
 from deftx.models.heads import load_task_model
 from deftx.models.loading import load_language_model
 from deftx.models.tokenizers import load_tokenizer
@@ -47,7 +47,7 @@ def step_gradients(load, objective, gradients, batch_size, accumulate):
         evaluate_every=99,
         precision="fp32",
     )
-    body = list(backbone(model).values())
+    body = list(parameter_groups(model).backbone.values())
     state = TrainableState(body, [weight.detach().clone() for weight in body])
     gradients.clear()
     train(model, objective, training, state, seed=0)

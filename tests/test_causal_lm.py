@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from deftx.config import LanguageTrainingConfig, LanguageVectorConfig
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.errors import DeftxError
 from deftx.fit import fit
 from deftx.models.loading import load_language_model
@@ -87,9 +87,9 @@ def test_a_base_that_writes_learns_a_language_and_moves_nothing_outside_the_sele
         row["eval_loss"] for row in phi.info["log"]["phase2"]["history"] if "eval_loss" in row
     ]
     assert phi.info["log"]["phase2"]["best_score"] == min(scores) < at_first - 0.3
-    names = {id(weight): name for name, weight in backbone(model).items()}
+    names = {id(weight): name for name, weight in parameter_groups(model).backbone.items()}
     for name, weight in model.named_parameters():
         entries = phi.tensors.get(names.get(id(weight), "none: it is of the head"))
         moved = (weight != before[name]).view(-1).nonzero().view(-1)
         assert set(moved.tolist()) <= set(entries.indices.tolist() if entries else ())
-    assert phi.k == round(0.3 * sum(weight.numel() for weight in tunable(model).values()))
+    assert phi.k == round(0.3 * parameter_groups(model).trainable_size)

@@ -13,6 +13,7 @@ from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, same
 from test_models import vector
 
 from deftx.config import changed
+from deftx.core.parameters import parameter_groups
 from deftx.errors import DeftxError, Diverged
 from deftx.fit import fit_language, fit_task
 from deftx.models.loading import load_language_model
@@ -20,7 +21,6 @@ from deftx.objectives.masked_lm import MaskedLM
 from deftx.storage import tensors
 from deftx.tasks.base import Supervised
 from deftx.training import resume
-from deftx.training.phases import trained_head_parameters
 
 
 class Cut(BaseException):
@@ -153,7 +153,7 @@ def test_in_phase_2_four_numbers_are_kept_for_each_entry_and_nothing_of_the_mode
         **dict.fromkeys(["value.0", "best.0", "optimizer.0.exp_avg", "optimizer.0.exp_avg_sq"], k),
         "optimizer.0.step": 1,
     }
-    heads = len(trained_head_parameters(load_language_model(bases(), lm_head="trained")))
+    heads = len(parameter_groups(load_language_model(bases(), lm_head="trained")).trained_head)
     assert len(kept) == (1 + heads) * len(of_entries)
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from deftx.core import apply as module
 from deftx.core.apply import apply, apply_temporarily
-from deftx.core.parameters import backbone, head
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 
@@ -25,7 +25,7 @@ def vector(model, seed, share=0.3, dtype=torch.float32, head=None):
     """Random changes of about `share` of the backbone."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, weight in backbone(model).items():
+    for name, weight in parameter_groups(model).backbone.items():
         places = (torch.rand(weight.numel(), generator=generator) < share).nonzero().view(-1)
         tensors[name] = SparseTensor(
             places, torch.randn(len(places), generator=generator).to(dtype), tuple(weight.shape)
@@ -50,7 +50,9 @@ def same(one, other):
 def test_entries_that_are_nowhere_are_refused_before_anything_is_changed(indices):
     model, name = made("xlmr", torch.float32), "embeddings.word_embeddings.weight"
     change, before = vector(model, 1), bits(model)
-    stray = SparseTensor(torch.tensor(indices), torch.ones(2), tuple(backbone(model)[name].shape))
+    stray = SparseTensor(
+        torch.tensor(indices), torch.ones(2), tuple(parameter_groups(model).backbone[name].shape)
+    )
     with pytest.raises(DeftxError, match=r"are not within .75, 16., or not in order"):
         apply(model, change, SparseVector({name: stray}))
     assert same(bits(model), before)
@@ -60,18 +62,24 @@ def test_entries_that_are_nowhere_are_refused_before_anything_is_changed(indices
 @pytest.mark.parametrize("shape", tiny.SHAPES)
 def test_applying_adds_the_entries_and_nothing_else(shape, dtype):
     model = made(shape, dtype)
-    before = {name: weight.detach().clone() for name, weight in backbone(model).items()}
-    others = {name: weight.detach().clone() for name, weight in head(model).items()}
+    before = {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).backbone.items()
+    }
+    others = {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).head.items()
+    }
     change = vector(model, 1)
     apply(model, change)
-    for name, weight in backbone(model).items():
+    for name, weight in parameter_groups(model).backbone.items():
         entries = change.tensors[name]
         expected = before[name].clone().view(-1)
         expected[entries.indices] = (
             before[name].view(-1)[entries.indices].float() + entries.values
         ).to(dtype)
         assert torch.equal(weight.view(-1), expected)
-    assert all(torch.equal(weight, others[name]) for name, weight in head(model).items())
+    assert all(
+        torch.equal(weight, others[name]) for name, weight in parameter_groups(model).head.items()
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -115,8 +123,8 @@ def test_applying_two_vectors_equals_applying_their_sum():
     first, second = vector(one, 1), vector(one, 2)
     apply(one, first, second)
     apply(two, first + second)
-    for name, weight in backbone(one).items():
-        torch.testing.assert_close(weight, backbone(two)[name])
+    for name, weight in parameter_groups(one).backbone.items():
+        torch.testing.assert_close(weight, parameter_groups(two).backbone[name])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -195,7 +203,11 @@ def test_tied_weights_change_together_and_once():
     embeddings, decoder = model.get_input_embeddings(), model.get_output_embeddings()
     assert decoder.weight is embeddings.weight
     start, before = bits(model), embeddings.weight.detach().clone()
-    name = next(name for name, weight in backbone(model).items() if weight is embeddings.weight)
+    name = next(
+        name
+        for name, weight in parameter_groups(model).backbone.items()
+        if weight is embeddings.weight
+    )
     change = SparseVector(
         {name: SparseTensor(torch.tensor([5]), torch.tensor([1.0]), tuple(before.shape))}
     )
@@ -214,7 +226,10 @@ def classifier(bases, labels=3, seed=0):
 
 
 def head_of(model, labels=("a", "b", "c")):
-    return Head({name: torch.randn(weight.shape) for name, weight in head(model).items()}, labels)
+    return Head(
+        {name: torch.randn(weight.shape) for name, weight in parameter_groups(model).head.items()},
+        labels,
+    )
 
 
 def test_a_head_replaces_the_models_and_is_taken_off_again(bases):
@@ -228,7 +243,8 @@ def test_a_head_replaces_the_models_and_is_taken_off_again(bases):
     start = bits(model)
     with apply_temporarily(model, vector(model, 2), task):
         assert all(
-            torch.equal(weight, task.head.tensors[name]) for name, weight in head(model).items()
+            torch.equal(weight, task.head.tensors[name])
+            for name, weight in parameter_groups(model).head.items()
         )
     assert same(bits(model), start)
 
@@ -239,7 +255,8 @@ def test_of_two_heads_the_last_one_counts_and_both_are_taken_off(bases):
     start = bits(model)
     with apply_temporarily(model, first, last):
         assert all(
-            torch.equal(weight, last.head.tensors[name]) for name, weight in head(model).items()
+            torch.equal(weight, last.head.tensors[name])
+            for name, weight in parameter_groups(model).head.items()
         )
     assert same(bits(model), start)
 
@@ -247,14 +264,19 @@ def test_of_two_heads_the_last_one_counts_and_both_are_taken_off(bases):
 def test_a_head_is_left_out_where_the_model_has_no_such_head(bases):
     task = vector(classifier(bases), 1, head=head_of(classifier(bases)))
     for model in (made("bert"), made("bert").base_model):
-        before = {name: weight.detach().clone() for name, weight in head(model).items()}
+        before = {
+            name: weight.detach().clone() for name, weight in parameter_groups(model).head.items()
+        }
         apply(model, task)
-        assert all(torch.equal(weight, before[name]) for name, weight in head(model).items())
+        assert all(
+            torch.equal(weight, before[name])
+            for name, weight in parameter_groups(model).head.items()
+        )
 
 
 def test_a_vector_of_the_classifier_fits_the_masked_language_model_and_the_bare_encoder(bases):
     models = [classifier(bases), made("bert"), made("bert").base_model]
-    names = [list(backbone(model)) for model in models]
+    names = [list(parameter_groups(model).backbone) for model in models]
     assert names[0] == names[1] == names[2]
     for model in models:
         with apply_temporarily(model, vector(models[0], 1)):
@@ -262,7 +284,7 @@ def test_a_vector_of_the_classifier_fits_the_masked_language_model_and_the_bare_
 
 
 def misfits(model):
-    name, weight = next(iter(backbone(model).items()))
+    name, weight = next(iter(parameter_groups(model).backbone.items()))
     one = (torch.tensor([0]), torch.ones(1))
     yield (
         "'elsewhere.weight', which the model does not have",
@@ -272,7 +294,10 @@ def misfits(model):
         "in the model.*in the vector",
         SparseVector({name: SparseTensor(*one, tuple(reversed(weight.shape)))}),
     )
-    wrong = {n: torch.zeros(*w.shape[:-1], w.shape[-1] + 1) for n, w in head(model).items()}
+    wrong = {
+        n: torch.zeros(*w.shape[:-1], w.shape[-1] + 1)
+        for n, w in parameter_groups(model).head.items()
+    }
     yield (
         "^head '.*load the model with the vector's labels",
         SparseVector({}, Head(wrong, ("a", "b"))),
@@ -313,7 +338,7 @@ def test_outputs_are_those_of_the_dense_sum_and_come_back():
         with apply_temporarily(model, change):
             inside = model(input_ids=inputs).logits
         after = model(input_ids=inputs).logits
-        for name, weight in backbone(model).items():
+        for name, weight in parameter_groups(model).backbone.items():
             weight += change.tensors[name].to_dense()
         dense = model(input_ids=inputs).logits
     assert torch.equal(start, after)

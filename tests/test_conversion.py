@@ -24,7 +24,7 @@ from transformers import (
 import deftx
 from deftx.cli import main
 from deftx.core.apply import apply
-from deftx.core.parameters import backbone, head, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.interop import convert as conversion
@@ -60,13 +60,13 @@ def entries(dense):
 def vector_of(base, *, with_head=False, seed=0, only=""):
     """A random vector on a base, bound to it."""
     model = load_task_model(base, LABELS, seed=3) if with_head else load_language_model(base)
-    names = [name for name in tunable(model) if only in name]
+    names = [name for name in parameter_groups(model).trainable if only in name]
     tensors = {
-        name: entries(sparse(tuple(tunable(model)[name].shape), i + seed) / 4)
+        name: entries(sparse(tuple(parameter_groups(model).trainable[name].shape), i + seed) / 4)
         for i, name in enumerate(names)
     }
     top = (
-        Head({name: p.detach().clone() for name, p in head(model).items()}, LABELS)
+        Head({name: p.detach().clone() for name, p in parameter_groups(model).head.items()}, LABELS)
         if with_head
         else None
     )
@@ -118,7 +118,7 @@ def test_a_language_vector_of_lt_sft_changes_the_model_as_its_own_code_would(tmp
     theirs = AutoModelForMaskedLM.from_pretrained(bases())
     diffs = {
         f"roberta.{n}": sparse(tuple(p.shape), i)
-        for i, (n, p) in enumerate(backbone(theirs).items())
+        for i, (n, p) in enumerate(parameter_groups(theirs).backbone.items())
     }
     dense = {"lm_head.bias": torch.nn.Parameter(torch.randn(75))}
     write_sft(tmp_path / "sft", diffs, dense, form)
@@ -134,8 +134,14 @@ def test_a_language_vector_of_lt_sft_changes_the_model_as_its_own_code_would(tmp
 
 def test_a_task_vector_of_lt_sft_brings_its_head_and_is_composed(tmp_path, bases):
     theirs = load_task_model(bases(), LABELS, seed=1)
-    diffs = {f"roberta.{name}": sparse(tuple(p.shape)) for name, p in tunable(theirs).items()}
-    dense = {name: torch.randn(parameter.shape) for name, parameter in head(theirs).items()}
+    diffs = {
+        f"roberta.{name}": sparse(tuple(p.shape))
+        for name, p in parameter_groups(theirs).trainable.items()
+    }
+    dense = {
+        name: torch.randn(parameter.shape)
+        for name, parameter in parameter_groups(theirs).head.items()
+    }
     write_sft(tmp_path / "sft", diffs, dense)
     task = convert(tmp_path / "sft", tmp_path / "task", base=bases(), labels=LABELS)
     assert task.head.labels == LABELS
@@ -152,7 +158,10 @@ def test_a_task_vector_of_lt_sft_brings_its_head_and_is_composed(tmp_path, bases
 
 
 def test_without_a_base_a_vector_of_lt_sft_is_bound_to_none(tmp_path, bases):
-    shapes = {name: tuple(p.shape) for name, p in tunable(load_language_model(bases())).items()}
+    shapes = {
+        name: tuple(p.shape)
+        for name, p in parameter_groups(load_language_model(bases())).trainable.items()
+    }
     write_sft(
         tmp_path / "sft", {f"roberta.{name}": sparse(shape) for name, shape in shapes.items()}
     )
@@ -250,8 +259,12 @@ def test_a_head_that_is_not_the_models_is_refused_and_the_kind_of_task_can_be_to
 def test_a_head_whose_outputs_have_no_names_is_converted_and_evaluated(tmp_path, bases, kind):
     base, task = bases("distilbert"), task_of(kind)
     model = load_task_model(base, (), task=task)
-    top = {name: weight.detach().clone() for name, weight in head(model).items()}
-    write_sft(tmp_path / "sft", {f"distilbert.{next(iter(tunable(model)))}": sparse((75, 16))}, top)
+    top = {name: weight.detach().clone() for name, weight in parameter_groups(model).head.items()}
+    write_sft(
+        tmp_path / "sft",
+        {f"distilbert.{next(iter(parameter_groups(model).trainable))}": sparse((75, 16))},
+        top,
+    )
     vector = convert(tmp_path / "sft", tmp_path / "vector", base=base, kind=kind)
     assert vector.head.labels == ()
     lines = {
@@ -799,7 +812,7 @@ def test_task_arithmetic_by_the_file_for_mergekit_is_the_base_with_the_vector(tm
     assert files[0].keys() == files[1].keys()
     ours = load_language_model(bases())
     apply(ours, vector)
-    for name, parameter in backbone(ours).items():
+    for name, parameter in parameter_groups(ours).backbone.items():
         before, after = theta0[f"roberta.{name}"], theta1[f"roberta.{name}"]
         torch.testing.assert_close(
             before + part["parameters"]["weight"] * (after - before), parameter.detach()

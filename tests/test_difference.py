@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 import deftx
 from deftx.cli import main
 from deftx.core.denoise import denoise
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import select
 from deftx.errors import DeftxError
 from deftx.models.compose import compose
@@ -31,7 +31,9 @@ def finetuned(base, folder, *, dtype=torch.float32, norms=False, **options):
     model = AutoModelForMaskedLM.from_pretrained(base)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in (backbone(model) if norms else tunable(model)).values():
+        for parameter in (
+            parameter_groups(model).backbone if norms else parameter_groups(model).trainable
+        ).values():
             chosen = torch.rand(parameter.shape, generator=generator) < 0.3
             parameter += chosen * torch.randn(parameter.shape, generator=generator) / 10
     model.to(dtype).save_pretrained(folder, **options)
@@ -96,7 +98,7 @@ def test_with_a_rank_the_denoised_difference_chooses_and_the_values_stay(bases, 
 def test_a_classifier_gives_a_task_vector_that_composes_to_it(bases, tmp_path):
     model = load_task_model(bases(), ["bad", "good"])
     with torch.no_grad():
-        for parameter in tunable(model).values():
+        for parameter in parameter_groups(model).trainable.values():
             parameter += torch.randn_like(parameter) / 10
     model.save_pretrained(tmp_path / "tuned")
     vector = extract(tmp_path / "tuned", bases())
@@ -209,7 +211,7 @@ def test_a_damaged_index_is_refused(bases, tuned, tmp_path, index):
 
 def test_an_index_that_names_a_file_that_is_not_there_is_refused(bases, tuned, tmp_path):
     shutil.copytree(tuned, tmp_path / "broken")
-    names = [f"roberta.{name}" for name in backbone(load_language_model(bases()))]
+    names = [f"roberta.{name}" for name in parameter_groups(load_language_model(bases())).backbone]
     index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     (tmp_path / "broken" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(DeftxError, match=r"cannot read .* from"):

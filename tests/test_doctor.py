@@ -10,7 +10,7 @@ from tiny import random_vector, save_base
 
 import deftx
 from deftx.cli import doctor, main
-from deftx.core.parameters import head
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
@@ -178,7 +178,9 @@ def test_a_vector_of_any_kind_of_task_fits_with_the_head_of_its_model(run, home,
         DeftxError
     ) as error:  # transformers 5.6 makes XLM-R's model for multiple choice without it
         pytest.skip(str(error)) if "lacks its pooler" in str(error) else pytest.fail(str(error))
-    top = Head({name: tensor.detach() for name, tensor in head(model).items()}, labels)
+    top = Head(
+        {name: tensor.detach() for name, tensor in parameter_groups(model).head.items()}, labels
+    )
     noted = deftx.load(home / "task").info
     deftx.save(SparseVector({}, top, {**noted, "task": kind}), home / kind)
     code, out = run("--base", "base", "--vector", kind, "--json")

@@ -14,7 +14,7 @@ from typed import LANGUAGE, QUICK
 
 import deftx
 from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, TaskVectorConfig, changed
-from deftx.core.parameters import tunable
+from deftx.core.parameters import parameter_groups
 from deftx.experiments import estimate
 from deftx.experiments.estimate import (
     Speed,
@@ -111,7 +111,7 @@ def test_what_is_timed_is_a_real_training_that_changes_nothing(base: str) -> Non
     assert torch.equal(torch.get_rng_state(), state)
     model = load_language_model(base)
     assert speed.parameters == sum(weight.numel() for weight in model.parameters())
-    assert speed.moved == sum(weight.numel() for weight in tunable(model).values())
+    assert speed.moved == parameter_groups(model).trainable_size
     assert 0 < speed.example < speed.step < 5
     assert speed.batch > 50e6  # Python and torch alone
     assert speed.length == 16

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from deftx.config import TrainingConfig, VectorConfig
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.fit import fit
 from deftx.objectives.masked_lm import masked_loss
 from deftx.training.random_streams import derived_seed, generator
@@ -75,7 +75,7 @@ def made(change=None):
         assert not embeddings.weight.is_contiguous()
     if change == "tied":  # to something else than the decoder, that is not used
         model.register_parameter("tie", model.get_input_embeddings().weight)
-    inside = {id(weight) for weight in backbone(model).values()}
+    inside = {id(weight) for weight in parameter_groups(model).backbone.values()}
     for weight in model.parameters():
         weight.requires_grad_(id(weight) in inside)
     return model
@@ -96,8 +96,8 @@ def settings(precision="fp32", rank="80%"):
 
 def by_the_book(model, settings):
     """φ as dense tensors, by Algorithm 1 as it is written."""
-    body, training = tunable(model), settings.training
-    for name, weight in backbone(model).items():
+    body, training = parameter_groups(model).trainable, settings.training
+    for name, weight in parameter_groups(model).backbone.items():
         weight.requires_grad_(name in body)
     start = {name: weight.detach().clone() for name, weight in body.items()}
 
@@ -193,7 +193,7 @@ def test_nothing_that_does_not_move_has_a_gradient():
     names = {
         name
         for name, weight in model.named_parameters()
-        if any(weight is w for w in tunable(model).values())
+        if any(weight is w for w in parameter_groups(model).trainable.values())
     }
     embeddings = {name for name in names if "embeddings" in name}
     fit(model, objective, settings())

@@ -21,7 +21,7 @@ from deftx.config import (
 )
 from deftx.core.apply import apply
 from deftx.core.denoise import denoise
-from deftx.core.parameters import backbone, head, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import select
 from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
@@ -92,7 +92,10 @@ def same(one, other):
 
 
 def size(base):
-    return sum(weight.numel() for weight in tunable(AutoModel.from_pretrained(base)).values())
+    return sum(
+        weight.numel()
+        for weight in parameter_groups(AutoModel.from_pretrained(base)).trainable.values()
+    )
 
 
 @pytest.fixture
@@ -135,7 +138,9 @@ def test_a_language_vector_has_exactly_k_entries(bases, k):
 def test_the_selection_is_made_from_the_denoised_change_of_phase_1(bases, tmp_path):
     vector = fit_language(bases(), TEXT, LANGUAGE, checkpoint_dir=tmp_path)
     delta, _ = load_tensors(tmp_path / "phase1.safetensors")
-    delta = {name: delta[name] for name in tunable(AutoModel.from_pretrained(bases()))}
+    delta = {
+        name: delta[name] for name in parameter_groups(AutoModel.from_pretrained(bases())).trainable
+    }
     denoised = denoise(delta, 3, 0.05)
     assert vector.info["ranks"] == denoised.ranks
     assert set(denoised.ranks.values()) == {3}
@@ -155,7 +160,10 @@ def test_what_is_kept_can_be_counted_over_rows_in_use_and_a_vector_says_so(bases
         )
         vectors[way] = fit_language(bases(), text, settings, checkpoint_dir=tmp_path)
         delta, _ = load_tensors(tmp_path / "phase1.safetensors")
-        expected = select(denoise({name: delta[name] for name in tunable(base)}, 1, 0.3, way), "5%")
+        expected = select(
+            denoise({name: delta[name] for name in parameter_groups(base).trainable}, 1, 0.3, way),
+            "5%",
+        )
         assert all(
             torch.equal(vectors[way].tensors[name].indices, places.indices)
             for name, places in expected.items()
@@ -238,19 +246,21 @@ def test_layer_norms_and_a_frozen_head_do_not_move_in_language_training(bases):
     moved = {
         name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])
     }
-    body = {f"roberta.{name}" for name in tunable(model)}
+    body = {f"roberta.{name}" for name in parameter_groups(model).trainable}
     assert moved <= body
     assert len(moved) > 0.8 * len(body)
-    assert vector.tensors.keys() == tunable(model).keys()
+    assert vector.tensors.keys() == parameter_groups(model).trainable.keys()
     # nor does their gradient count when the gradient is clipped
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == body
 
 
 def test_the_model_is_left_at_theta_2(bases):
     model, objective = language_model(bases())
-    theta0 = {name: weight.detach().clone() for name, weight in backbone(model).items()}
+    theta0 = {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).backbone.items()
+    }
     vector = fit(model, objective, LANGUAGE)
-    for name, weight in backbone(model).items():
+    for name, weight in parameter_groups(model).backbone.items():
         phi = (
             vector.tensors[name].to_dense() if name in vector.tensors else torch.zeros(weight.shape)
         )
@@ -281,18 +291,23 @@ def test_a_task_vector_is_measured_from_the_base_plus_its_source(bases):
     source = fit_language(bases(), TEXT, LANGUAGE)
     phi = fit_task(bases(), TRAIN, VALID, TASK, source=source)
     model, objective = classifier(bases(), source)
-    start = {name: weight.detach().clone() for name, weight in backbone(model).items()}
+    start = {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).backbone.items()
+    }
     by_hand = fit(model, objective, TASK)
     assert same(SparseVector(phi.tensors), by_hand)
-    theta0 = backbone(AutoModel.from_pretrained(bases()))
-    for name, theta2 in backbone(model).items():
+    theta0 = parameter_groups(AutoModel.from_pretrained(bases())).backbone
+    for name, theta2 in parameter_groups(model).backbone.items():
         zero = torch.zeros(theta2.shape)
         from_source = source.tensors[name].to_dense() if name in source.tensors else zero
         from_task = phi.tensors[name].to_dense() if name in phi.tensors else zero
         torch.testing.assert_close(theta2.detach(), theta0[name].detach() + from_source + from_task)
         untouched = from_task == 0
         assert torch.equal(theta2[untouched], start[name][untouched])
-    assert all(torch.equal(weight, phi.head.tensors[name]) for name, weight in head(model).items())
+    assert all(
+        torch.equal(weight, phi.head.tensors[name])
+        for name, weight in parameter_groups(model).head.items()
+    )
     without = fit_task(bases(), TRAIN, VALID, TASK)
     assert not same(phi, without)
     assert without.info["source"] is None
@@ -311,7 +326,9 @@ def test_the_head_starts_from_the_same_random_weights_in_both_phases(bases, phas
     fit_task(bases(), TRAIN, VALID, TASK)
     (first, one), (second, two) = phases
     assert (first, second) == (1, 2)
-    expected = list(head(load_task_model(bases(), ("early", "late"), TASK.seed)).values())
+    expected = list(
+        parameter_groups(load_task_model(bases(), ("early", "late"), TASK.seed)).head.values()
+    )
     assert len(one) == len(two) == len(expected)
     assert all(
         torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, expected, strict=True)
@@ -470,7 +487,7 @@ def test_wrong_task_data_are_refused_before_any_training(bases):
 
 def test_a_task_vector_may_have_a_head_and_nothing_else(bases):
     vector = fit_task(bases(), TRAIN, VALID, changed(TASK, {"k": 0}))
-    start = head(load_task_model(bases(), ("early", "late"), TASK.seed))
+    start = parameter_groups(load_task_model(bases(), ("early", "late"), TASK.seed)).head
     assert vector.k == 0
     assert all(not torch.equal(vector.head.tensors[name], weight) for name, weight in start.items())
 
@@ -497,7 +514,9 @@ class Faulty:
 @pytest.mark.parametrize(("first", "phase", "step"), [(4, 1, 4), (8, 2, 4)])
 def test_the_last_good_state_is_kept_when_a_phase_diverges(bases, tmp_path, first, phase, step):
     model, objective = language_model(bases())
-    theta0 = {name: weight.detach().clone() for name, weight in tunable(model).items()}
+    theta0 = {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).trainable.items()
+    }
     with pytest.raises(Diverged) as caught:
         fit(model, Faulty(objective, first), LANGUAGE, checkpoint_dir=tmp_path, title="min")
     file = tmp_path / "last-good.safetensors"
@@ -509,7 +528,7 @@ def test_the_last_good_state_is_kept_when_a_phase_diverges(bases, tmp_path, firs
     assert "\n" not in message
     delta, about = load_tensors(file)
     assert about == {"phase": phase}
-    for name, weight in tunable(model).items():
+    for name, weight in parameter_groups(model).trainable.items():
         assert torch.equal(delta[name], weight.detach() - theta0[name])
     moved = sum(int(difference.count_nonzero()) for difference in delta.values())
     assert 0 < moved <= (round(0.05 * size(bases())) if phase == 2 else size(bases()))

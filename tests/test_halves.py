@@ -12,7 +12,7 @@ from transformers import AutoModel
 import deftx.training.phases as phases_module
 from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, changed
 from deftx.core.denoise import denoise
-from deftx.core.parameters import head, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.ranks import RECOMMENDED, is_matrix, split_half_ranks
 from deftx.core.select import select
 from deftx.errors import DeftxError
@@ -131,7 +131,7 @@ def test_the_ranks_are_those_that_the_two_halves_agree_on(bases, tmp_path, train
         ("x: phase 1", 4, derived_seed(0, "phase", 1)),
         ("x: phase 2", 4, derived_seed(0, "phase", 2)),
     ]
-    body = tunable(AutoModel.from_pretrained(bases()))
+    body = parameter_groups(AutoModel.from_pretrained(bases())).trainable
     first, second, whole = (
         {n: load_tensors(tmp_path / file)[0][n] for n in body} for file in (HALF_1, HALF_2, ALL)
     )
@@ -170,12 +170,14 @@ def test_a_task_starts_with_the_same_head_on_both_halves(bases, trainings):
     found = fit_task(
         bases(), TRAIN, VALID, changed(TASK, {"rank": "split-half"}), source=vector(bases(), 1)
     )
-    start = list(head(load_task_model(bases(), ("early", "late"), TASK.seed)).values())
+    start = list(
+        parameter_groups(load_task_model(bases(), ("early", "late"), TASK.seed)).head.values()
+    )
     assert len(trainings) == 4
     for *_, top in trainings:
         assert len(top) == len(start)
         assert all(torch.equal(one, other) for one, other in zip(top, start, strict=True))
-    body = tunable(AutoModel.from_pretrained(bases()))
+    body = parameter_groups(AutoModel.from_pretrained(bases())).trainable
     assert found.info["ranks"].keys() == {
         name for name, weight in body.items() if is_matrix(weight)
     }
@@ -202,7 +204,9 @@ class Planted:
         return len(batch["gradients"])
 
     def loss(self, model, batch):
-        weights = torch.stack([tunable(model)[name] for name in (self.signal, self.silent)])
+        weights = torch.stack(
+            [parameter_groups(model).trainable[name] for name in (self.signal, self.silent)]
+        )
         return (weights * batch["gradients"].mean(0)).sum()
 
     def validate(self, model, batch_size):

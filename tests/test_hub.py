@@ -13,7 +13,7 @@ from test_storage import assert_same, example
 from typed import typed
 
 import deftx
-from deftx.core.parameters import head, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
@@ -323,13 +323,14 @@ def test_a_cache_that_cannot_be_written_is_no_trouble_of_the_network(shared, tmp
 def pair(bases):
     """A task vector and a language vector of the tiny base."""
     model = load_task_model(bases(), ["bad", "good"])
-    name, weight = next(iter(tunable(model).items()))
+    name, weight = next(iter(parameter_groups(model).trainable.items()))
     entries = {
         name: SparseTensor(torch.tensor([0, 3]), torch.tensor([0.5, -0.5]), tuple(weight.shape))
     }
     info = {"base": bases(), "base_fingerprint": fingerprint(model)}
     top = Head(
-        {name: weight.detach().clone() for name, weight in head(model).items()}, ("bad", "good")
+        {name: weight.detach().clone() for name, weight in parameter_groups(model).head.items()},
+        ("bad", "good"),
     )
     other = {name: entries[name].map(torch.neg)}
     return SparseVector(entries, top, {**info, "kind": "task"}), SparseVector(

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import deftx
 from deftx.cli.actions import predictions_of_model
 from deftx.config import changed
-from deftx.core.parameters import tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
 from deftx.models.compose import compose_to
@@ -130,7 +130,11 @@ def test_rows_apart_and_layer_norms_left_alone_are_the_same_in_every_kind(
 ):
     norms = re.compile(r"norm|ln_|\.ln\d")
     assert language.k == round(
-        0.05 * sum(weight.numel() for weight in tunable(load_language_model(kind[1])).values())
+        0.05
+        * sum(
+            weight.numel()
+            for weight in parameter_groups(load_language_model(kind[1])).trainable.values()
+        )
     )
     assert not [name for name in language.tensors if norms.search(name.lower())]
     for module in (embedding_rows, sparse):

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import deftx.training.phases as phases_module
 from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, changed
-from deftx.core.parameters import backbone, head, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.errors import DeftxError
 from deftx.fit import fit_language
 from deftx.models.loading import load_language_model
@@ -56,7 +56,10 @@ def test_all_of_the_head_but_its_decoder_moves_in_both_phases_from_one_start(bas
         assert not any(torch.equal(before, after) for before, after in zip(start, end, strict=True))
     assert not all(torch.equal(one, two) for one, two in zip(end1, end2, strict=True))
     assert vector.head is None
-    assert vector.tensors.keys() <= tunable(load_language_model(bases(shape))).keys()
+    assert (
+        vector.tensors.keys()
+        <= parameter_groups(load_language_model(bases(shape))).trainable.keys()
+    )
 
 
 @pytest.mark.parametrize("shape", ALL_SHAPES)
@@ -65,9 +68,11 @@ def test_the_decoder_is_untied_and_frozen_whatever_the_base(bases, shape):
     decoder = model.get_output_embeddings()
     assert decoder.weight is not model.get_input_embeddings().weight
     assert not decoder.weight.requires_grad
-    trained = {name for name, parameter in head(model).items() if parameter.requires_grad}
-    assert trained == head(model).keys() - {
-        name for name, p in head(model).items() if p is decoder.weight
+    trained = {
+        name for name, parameter in parameter_groups(model).head.items() if parameter.requires_grad
+    }
+    assert trained == parameter_groups(model).head.keys() - {
+        name for name, p in parameter_groups(model).head.items() if p is decoder.weight
     }
     assert bool(trained) is (shape in WITH_MORE_THAN_A_DECODER)
 
@@ -76,8 +81,12 @@ def test_the_decoder_is_untied_and_frozen_whatever_the_base(bases, shape):
 def test_a_frozen_head_stays_as_it_is(bases, shape):
     settings = changed(LANGUAGE, {"training": {"lm_head": "frozen"}})
     start = prepare_language(bases(shape), TEXT, settings)
-    assert not any(parameter.requires_grad for parameter in head(start.model).values())
-    assert all(parameter.requires_grad for parameter in backbone(start.model).values())
+    assert not any(
+        parameter.requires_grad for parameter in parameter_groups(start.model).head.values()
+    )
+    assert all(
+        parameter.requires_grad for parameter in parameter_groups(start.model).backbone.values()
+    )
 
 
 def test_trained_and_frozen_heads_give_other_vectors(bases):

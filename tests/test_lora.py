@@ -10,7 +10,7 @@ from test_madx import IDS, equal
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from deftx.config import changed, parse
-from deftx.core.parameters import tunable
+from deftx.core.parameters import parameter_groups
 from deftx.errors import DeftxError
 from deftx.experiments.baselines import lora
 from deftx.experiments.baselines.adapters import load_adapter, save_adapter
@@ -178,7 +178,7 @@ def test_the_rank_for_a_number_of_parameters_is_the_nearest(bases):
         3,
         4,
     ]
-    share = a_rank * 5 / sum(weight.numel() for weight in tunable(model).values())
+    share = a_rank * 5 / parameter_groups(model).trainable_size
     assert lora.rank_for(model, f"{100 * share}%") == 5
 
 

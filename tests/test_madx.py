@@ -11,7 +11,7 @@ from test_fit import QUICK, TEXT, TRAIN, VALID
 from torch.nn.functional import gelu, linear, relu
 
 from deftx.config import changed, parse
-from deftx.core.parameters import tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
@@ -186,7 +186,7 @@ def test_reductions_can_be_set(bases):
 def test_without_a_reduction_an_adapter_has_as_many_parameters_as_k_says(bases, k):
     """Also where that takes bottlenecks wider than the base, as a larger k on a small one does."""
     model = load_language_model(bases())
-    count = parse_k(k, sum(weight.numel() for weight in tunable(model).values()))
+    count = parse_k(k, parameter_groups(model).trainable_size)
     for kind, layers in ((MadxLanguageConfig, LAYERS), (MadxTaskConfig, LAYERS - 1)):
         settings = madx.sized(model, parse(kind, {"k": k, "reduction": None}))
         size = sum(parameter.numel() for parameter in madx.untrained(model, settings).parameters())

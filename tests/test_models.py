@@ -29,7 +29,7 @@ import deftx
 from deftx.config import changed
 from deftx.core.apply import apply_temporarily
 from deftx.core.merge import merge
-from deftx.core.parameters import backbone, head, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
@@ -103,7 +103,7 @@ def test_a_base_that_transformers_knows_loads_without_the_code_beside_it(bringin
 @every_shape
 def test_the_backbone_is_the_same_in_every_model_of_a_base(bases, shape):
     kinds = [AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification]
-    bodies = [backbone(kind.from_pretrained(bases(shape))) for kind in kinds]
+    bodies = [parameter_groups(kind.from_pretrained(bases(shape))).backbone for kind in kinds]
     assert same(bodies[0], bodies[1])
     assert same(bodies[0], bodies[2])
     assert not any("pooler" in name for name in bodies[0])
@@ -113,24 +113,35 @@ def test_the_backbone_is_the_same_in_every_model_of_a_base(bases, shape):
 def test_backbone_and_head_together_are_all_parameters_each_once(bases, shape):
     for kind in (AutoModelForMaskedLM, AutoModelForSequenceClassification):
         model = kind.from_pretrained(bases(shape))
-        parts = [id(weight) for part in (backbone(model), head(model)) for weight in part.values()]
+        parts = [
+            id(weight)
+            for part in (parameter_groups(model).backbone, parameter_groups(model).head)
+            for weight in part.values()
+        ]
         assert sorted(parts) == sorted(id(weight) for weight in model.parameters())
         assert len(set(parts)) == len(parts)
-        assert id(model.get_input_embeddings().weight) in parts[: len(backbone(model))]
+        assert (
+            id(model.get_input_embeddings().weight)
+            in parts[: len(parameter_groups(model).backbone)]
+        )
 
 
 @every_shape
 def test_layer_norms_are_the_only_part_of_the_backbone_that_is_not_tunable(bases, shape):
     model = AutoModelForMaskedLM.from_pretrained(bases(shape))
-    frozen = backbone(model).keys() - tunable(model).keys()
-    assert frozen == {name for name in backbone(model) if "norm" in name.lower()}
+    frozen = parameter_groups(model).backbone.keys() - parameter_groups(model).trainable.keys()
+    assert frozen == {name for name in parameter_groups(model).backbone if "norm" in name.lower()}
     assert len(frozen) >= 4
-    assert list(tunable(model)) == [name for name in backbone(model) if name not in frozen]
+    assert list(parameter_groups(model).trainable) == [
+        name for name in parameter_groups(model).backbone if name not in frozen
+    ]
 
 
 def test_a_pooler_is_part_of_the_head(bases):
     model = AutoModelForSequenceClassification.from_pretrained(bases("bert"))
-    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} <= head(model).keys()
+    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} <= parameter_groups(
+        model
+    ).head.keys()
 
 
 # --- loading ---
@@ -144,8 +155,8 @@ def test_a_half_precision_checkpoint_is_loaded_in_full_precision(tmp_path, shape
     assert {weight.dtype for weight in stored.parameters()} == {dtype}
     for model in (load_language_model(base), load_task_model(base, LABELS)):
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-        for name, weight in backbone(model).items():
-            assert torch.equal(weight, backbone(stored)[name].float())
+        for name, weight in parameter_groups(model).backbone.items():
+            assert torch.equal(weight, parameter_groups(stored).backbone[name].float())
 
 
 @every_shape
@@ -162,8 +173,8 @@ def test_the_masked_language_model_is_the_checkpoints_with_a_frozen_and_untied_h
     decoder, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     assert decoder is not embeddings
     assert torch.equal(decoder, embeddings)
-    assert not any(weight.requires_grad for weight in head(model).values())
-    assert all(weight.requires_grad for weight in backbone(model).values())
+    assert not any(weight.requires_grad for weight in parameter_groups(model).head.values())
+    assert all(weight.requires_grad for weight in parameter_groups(model).backbone.values())
     model(**inputs).loss.backward()
     moved = embeddings.grad.any(dim=1).nonzero().view(-1).tolist()
     assert moved == [0, 2, 4, 7, 9]  # the tokens that were read, and none that was only predicted
@@ -181,10 +192,10 @@ def test_a_classifiers_head_is_drawn_from_its_seed_and_nothing_else_is(bases, sh
         load_task_model(bases(shape), LABELS, seed=5),
         load_task_model(bases(shape), LABELS, seed=6),
     )
-    assert same(head(one), head(again))
-    assert not same(head(one), head(other))
-    assert same(backbone(one), backbone(other))
-    assert head(one)
+    assert same(parameter_groups(one).head, parameter_groups(again).head)
+    assert not same(parameter_groups(one).head, parameter_groups(other).head)
+    assert same(parameter_groups(one).backbone, parameter_groups(other).backbone)
+    assert parameter_groups(one).head
     assert [one.config.id2label[i] for i in range(3)] == list(LABELS)
     assert one.config.label2id == {"bad": 0, "fair": 1, "good": 2}
     assert not one.training
@@ -256,7 +267,10 @@ def test_a_config_without_a_padding_id_takes_the_tokenizers(bases, tmp_path):
     assert models[0].config.pad_token_id == tokenizer.pad_token_id == 1
     found, wanted = (predict(CLASSIFICATION, model, tokenizer, texts, 32) for model in models)
     assert found == wanted
-    assert same(backbone(load_language_model(folder)), backbone(load_language_model(bases())))
+    assert same(
+        parameter_groups(load_language_model(folder)).backbone,
+        parameter_groups(load_language_model(bases())).backbone,
+    )
     assert load_encoder(folder).config.pad_token_id == 1
 
 
@@ -339,25 +353,27 @@ def test_a_classifier_as_base_does_not_lend_its_head_to_another_task(
     one, again, other = (
         load_task_model(tmp_path / "base", labels, seed=seed) for seed in (5, 5, 6)
     )
-    assert same(backbone(one), backbone(first))
-    assert same(head(one), head(again))
+    assert same(parameter_groups(one).backbone, parameter_groups(first).backbone)
+    assert same(parameter_groups(one).head, parameter_groups(again).head)
     drawn = [
         n
-        for n, weight in head(one).items()
+        for n, weight in parameter_groups(one).head.items()
         if weight.any() and n.endswith("weight") and "pooler" not in n
     ]
     assert drawn
     for name in drawn:
         if "norm" not in name.lower():
-            assert not head(one)[name].equal(head(other)[name])
-            assert not head(one)[name].equal(head(first)[name])
+            assert not parameter_groups(one).head[name].equal(parameter_groups(other).head[name])
+            assert not parameter_groups(one).head[name].equal(parameter_groups(first).head[name])
     assert one.config.num_labels == len(labels)
 
 
 def test_a_composed_model_keeps_its_head_when_it_is_loaded(bases, tmp_path):
     model = compose(bases(), vector(bases(), 1, with_head=True))
     save_model(model, load_tokenizer(bases()), tmp_path / "model")
-    assert same(head(load_composed(tmp_path / "model")), head(model))
+    assert same(
+        parameter_groups(load_composed(tmp_path / "model")).head, parameter_groups(model).head
+    )
 
 
 def test_weights_of_the_backbone_with_another_shape_are_one_line(bases, tmp_path):
@@ -416,7 +432,10 @@ def test_the_longest_input_is_also_what_the_tokenizer_says(bases):
 def test_a_folder_may_have_an_at_sign_in_its_name(bases, tmp_path):
     folder = tmp_path / "me@home"
     shutil.copytree(bases(), folder)
-    assert same(backbone(load_language_model(folder)), backbone(load_language_model(str(bases()))))
+    assert same(
+        parameter_groups(load_language_model(folder)).backbone,
+        parameter_groups(load_language_model(str(bases()))).backbone,
+    )
     assert load_tokenizer(str(folder)).mask_token == "<mask>"
 
 
@@ -429,7 +448,7 @@ def test_a_base_without_a_language_modelling_head_is_an_error_that_says_so(bases
     assert message.startswith(
         f"{tmp_path} is not a masked language model: its checkpoint lacks lm_head."
     )
-    assert backbone(load_task_model(tmp_path, LABELS))
+    assert parameter_groups(load_task_model(tmp_path, LABELS)).backbone
 
 
 def test_a_base_that_is_no_language_model_is_an_error_that_says_what_is_needed(tmp_path):
@@ -455,25 +474,31 @@ def test_an_encoder_decoder_has_one_backbone_in_every_model_its_embeddings_once_
         load_task_model(base, LABELS),
         *(kind.from_pretrained(base) for kind in kinds),
     ]:
-        assert same(backbone(model), backbone(other))
+        assert same(parameter_groups(model).backbone, parameter_groups(other).backbone)
         assert fingerprint(model) == fingerprint(other)
     ids = torch.tensor([[7, 4, 9, 2]])
     assert torch.equal(
         model(input_ids=ids, labels=ids).logits, plain(input_ids=ids, labels=ids).logits
     )
-    assert list(head(model)) == ["lm_head.weight"]
+    assert list(parameter_groups(model).head) == ["lm_head.weight"]
     assert not model.lm_head.weight.requires_grad
     assert model.lm_head.weight is not model.get_input_embeddings().weight
-    assert [name for name in backbone(model) if "shared" in name or "embed_tokens" in name] == [
-        "shared.weight"
-    ]
-    assert {name.split(".")[0] for name in backbone(model)} == {"shared", "encoder", "decoder"}
-    frozen = backbone(model).keys() - tunable(model).keys()
-    assert frozen == {name for name in backbone(model) if "norm" in name}
+    assert [
+        name
+        for name in parameter_groups(model).backbone
+        if "shared" in name or "embed_tokens" in name
+    ] == ["shared.weight"]
+    assert {name.split(".")[0] for name in parameter_groups(model).backbone} == {
+        "shared",
+        "encoder",
+        "decoder",
+    }
+    frozen = parameter_groups(model).backbone.keys() - parameter_groups(model).trainable.keys()
+    assert frozen == {name for name in parameter_groups(model).backbone if "norm" in name}
     assert len(frozen) >= 12
-    assert [name.split(".")[0] for name in head(load_task_model(base, LABELS))] == [
-        "classification_head"
-    ] * 4
+    assert [
+        name.split(".")[0] for name in parameter_groups(load_task_model(base, LABELS)).head
+    ] == ["classification_head"] * 4
 
 
 @pytest.mark.parametrize("shape", tiny.ENCODER_DECODERS)
@@ -507,13 +532,16 @@ def test_a_decoder_is_loaded_with_a_frozen_and_untied_head_and_its_backbone_is_t
     ids = torch.tensor([[0, 7, 4, 9]])
     assert torch.equal(model(ids).logits, plain(ids).logits)
     classifier = load_task_model(bases(shape), LABELS)
-    assert same(backbone(model), backbone(AutoModel.from_pretrained(bases(shape))))
-    assert same(backbone(model), backbone(classifier))
-    assert [name.split(".")[0] for name in head(model)] == ["lm_head"]
-    assert list(head(classifier)) == ["score.weight"]
-    assert not any(weight.requires_grad for weight in head(model).values())
-    frozen = backbone(model).keys() - tunable(model).keys()
-    assert frozen == {name for name in backbone(model) if "norm" in name}
+    assert same(
+        parameter_groups(model).backbone,
+        parameter_groups(AutoModel.from_pretrained(bases(shape))).backbone,
+    )
+    assert same(parameter_groups(model).backbone, parameter_groups(classifier).backbone)
+    assert [name.split(".")[0] for name in parameter_groups(model).head] == ["lm_head"]
+    assert list(parameter_groups(classifier).head) == ["score.weight"]
+    assert not any(weight.requires_grad for weight in parameter_groups(model).head.values())
+    frozen = parameter_groups(model).backbone.keys() - parameter_groups(model).trainable.keys()
+    assert frozen == {name for name in parameter_groups(model).backbone if "norm" in name}
     assert len(frozen) >= 5
 
 
@@ -609,13 +637,19 @@ def vector(base, seed, with_head=False, named=True):
     model = load_task_model(base, LABELS, seed)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, weight in tunable(model).items():
+    for name, weight in parameter_groups(model).trainable.items():
         places = (torch.rand(weight.numel(), generator=generator) < 0.2).nonzero().view(-1)
         tensors[name] = SparseTensor(
             places, 0.3 * torch.randn(len(places), generator=generator), tuple(weight.shape)
         )
     top = (
-        Head({name: weight.detach().clone() for name, weight in head(model).items()}, LABELS)
+        Head(
+            {
+                name: weight.detach().clone()
+                for name, weight in parameter_groups(model).head.items()
+            },
+            LABELS,
+        )
         if with_head
         else None
     )
@@ -628,13 +662,13 @@ def test_a_composed_model_is_the_base_plus_both_vectors_with_the_tasks_head(base
     task, language = vector(bases(shape), 1, with_head=True), vector(bases(shape), 2)
     model = compose(bases(shape), task, language)
     assert not model.training
-    start = backbone(AutoModel.from_pretrained(bases(shape)))
-    for name, weight in backbone(model).items():
+    start = parameter_groups(AutoModel.from_pretrained(bases(shape))).backbone
+    for name, weight in parameter_groups(model).backbone.items():
         added = [v.tensors[name].to_dense() for v in (task, language) if name in v.tensors]
         torch.testing.assert_close(
             weight.detach(), start[name].detach() + sum(added, torch.zeros(()))
         )
-    assert same(head(model), dict(task.head.tensors))
+    assert same(parameter_groups(model).head, dict(task.head.tensors))
 
 
 @also_encoder_decoders
@@ -659,10 +693,16 @@ def test_a_saved_composed_model_runs_in_an_ordinary_pipeline(bases, tmp_path, sh
 def test_several_languages_one_or_none_can_be_composed(bases):
     task, one, two = vector(bases(), 1, with_head=True), vector(bases(), 2), vector(bases(), 3)
     both, total = compose(bases(), task, [one, two]), compose(bases(), task, one + two)
-    for name, weight in backbone(both).items():
-        torch.testing.assert_close(weight, backbone(total)[name])
-    assert same(backbone(compose(bases(), task, one)), backbone(compose(bases(), task, [one])))
-    assert same(backbone(compose(bases(), task)), backbone(compose(bases(), task, [])))
+    for name, weight in parameter_groups(both).backbone.items():
+        torch.testing.assert_close(weight, parameter_groups(total).backbone[name])
+    assert same(
+        parameter_groups(compose(bases(), task, one)).backbone,
+        parameter_groups(compose(bases(), task, [one])).backbone,
+    )
+    assert same(
+        parameter_groups(compose(bases(), task)).backbone,
+        parameter_groups(compose(bases(), task, [])).backbone,
+    )
 
 
 def test_of_two_tasks_with_heads_the_one_that_is_chosen_gives_its_head(bases):
@@ -675,8 +715,11 @@ def test_of_two_tasks_with_heads_the_one_that_is_chosen_gives_its_head(bases):
         "2 task vectors have heads"
     )
     model = compose(bases(), [first, second], language, head=1)
-    assert same(head(model), dict(second.head.tensors))
-    assert same(backbone(model), backbone(compose(bases(), [first, second], language, head=0)))
+    assert same(parameter_groups(model).head, dict(second.head.tensors))
+    assert same(
+        parameter_groups(model).backbone,
+        parameter_groups(compose(bases(), [first, second], language, head=0)).backbone,
+    )
 
 
 @pytest.mark.parametrize("rule", ["ties:density=0.7", "scaled:language_scale=0.5", "agree"])
@@ -684,9 +727,13 @@ def test_a_rule_composes_the_merged_vector(bases, rule):
     task, language = vector(bases(), 1, with_head=True), vector(bases(), 2)
     model = compose(bases(), task, language, rule=rule)
     assert same(
-        backbone(model), backbone(compose(bases(), merge(rule, task=task, language=[language])))
+        parameter_groups(model).backbone,
+        parameter_groups(compose(bases(), merge(rule, task=task, language=[language]))).backbone,
     )
-    assert not same(backbone(model), backbone(compose(bases(), task, language)))
+    assert not same(
+        parameter_groups(model).backbone,
+        parameter_groups(compose(bases(), task, language)).backbone,
+    )
 
 
 def test_a_composed_model_takes_another_language_and_gives_it_back(bases):
@@ -694,7 +741,8 @@ def test_a_composed_model_takes_another_language_and_gives_it_back(bases):
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with apply_temporarily(model, language):
         assert not same(
-            backbone(model), {name: before[f"roberta.{name}"] for name in backbone(model)}
+            parameter_groups(model).backbone,
+            {name: before[f"roberta.{name}"] for name in parameter_groups(model).backbone},
         )
     assert same(dict(model.named_parameters()), before)
 
@@ -711,8 +759,11 @@ def test_vectors_of_another_base_are_refused_and_with_force_warned_about(bases, 
     assert f"not on {bases()} (" in message
     with pytest.warns(UserWarning, match="the vector was made on"):
         model = compose(bases(), task, language, ignore_base_mismatch=True)
-    assert same(head(model), dict(task.head.tensors))
-    assert not same(backbone(model), backbone(load_task_model(bases(), LABELS)))
+    assert same(parameter_groups(model).head, dict(task.head.tensors))
+    assert not same(
+        parameter_groups(model).backbone,
+        parameter_groups(load_task_model(bases(), LABELS)).backbone,
+    )
 
 
 def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_is_wanted(
@@ -844,7 +895,7 @@ def test_vectors_that_name_no_base_fit_any(bases):
     model = compose(
         bases(), vector(bases(), 1, with_head=True, named=False), vector(bases(), 2, named=False)
     )
-    assert backbone(model)
+    assert parameter_groups(model).backbone
 
 
 def test_the_head_that_a_base_lacks_may_be_another_models(bases, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deftx.config import LanguageTrainingConfig, TrainingConfig
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import select
 from deftx.data.examples import Examples
 from deftx.models.heads import load_task_model
@@ -50,8 +50,8 @@ def prepared(base, kind):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    for name, weight in backbone(model).items():
-        weight.requires_grad_(name in tunable(model))
+    for name, weight in parameter_groups(model).backbone.items():
+        weight.requires_grad_(name in parameter_groups(model).trainable)
     return model, objective
 
 
@@ -70,17 +70,20 @@ def test_training_with_rows_apart_is_training_of_the_whole(base, kind):
     start, _ = prepared(base, kind)
     whole, objective = prepared(base, kind)
     apart, _ = prepared(base, kind)
-    learnt(whole, objective, list(tunable(whole).values()))
+    learnt(whole, objective, list(parameter_groups(whole).trainable.values()))
     with trainable_embedding_rows(apart, objective.vocabulary_used) as rows:
         assert rows is not None
         assert len(rows.ids) < 20 < len(rows.weight)
         learnt(
             apart,
             objective,
-            [rows.values if w is rows.weight else w for w in tunable(apart).values()],
+            [
+                rows.values if w is rows.weight else w
+                for w in parameter_groups(apart).trainable.values()
+            ],
         )
-    before, expected = backbone(start), backbone(whole)
-    for name, weight in backbone(apart).items():
+    before, expected = parameter_groups(start).backbone, parameter_groups(whole).backbone
+    for name, weight in parameter_groups(apart).backbone.items():
         if not name.endswith(
             ("key.bias", "key_proj.bias", "k_lin.bias")
         ):  # their gradient is rounding alone
@@ -92,7 +95,7 @@ def test_training_with_rows_apart_is_training_of_the_whole(base, kind):
         assert torch.equal(
             model.get_input_embeddings().weight[unused], start.get_input_embeddings().weight[unused]
         )
-    assert set(before) == set(backbone(apart))
+    assert set(before) == set(parameter_groups(apart).backbone)
 
 
 def test_phase_2_with_rows_apart_is_phase_2_of_the_whole(base):
@@ -103,7 +106,7 @@ def test_phase_2_with_rows_apart_is_phase_2_of_the_whole(base):
         generator = torch.Generator().manual_seed(3)
         delta = {
             name: torch.randn(weight.shape, generator=generator)
-            for name, weight in tunable(model).items()
+            for name, weight in parameter_groups(model).trainable.items()
         }
         if tied:
             model.register_parameter("tie", model.get_input_embeddings().weight)

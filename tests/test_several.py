@@ -12,7 +12,7 @@ from test_models import vector
 
 from deftx.config import changed
 from deftx.core.apply import apply, apply_temporarily
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import select
 from deftx.errors import DeftxError
 from deftx.fit import fit, fit_task
@@ -84,7 +84,9 @@ def test_a_batch_sees_its_language_and_its_gradient_is_taken_there(bases, number
     """Also where the language changes entries that are tuned, and embedding rows that are apart."""
     model, objective = made(bases)
     model.eval()
-    change = {name: torch.randn_like(weight) for name, weight in tunable(model).items()}
+    change = {
+        name: torch.randn_like(weight) for name, weight in parameter_groups(model).trainable.items()
+    }
     selection = select(change, "40%")
     which, rows = next(item for item in objective.train if item[0] == number)
     batch = objective.collate([(which, rows)])
@@ -109,7 +111,7 @@ def test_a_batch_sees_its_language_and_its_gradient_is_taken_there(bases, number
     )
     expected.backward()
     torch.testing.assert_close(loss, expected)
-    weights = backbone(plain)
+    weights = parameter_groups(plain).backbone
     dense = [weights[name].grad.view(-1)[places.indices] for name, places in selection.items()]
     torch.testing.assert_close(gradient, torch.cat(dense), rtol=1e-4, atol=1e-6)
     assert gradient.abs().max() > 1e-3
@@ -156,10 +158,12 @@ def test_after_training_no_language_is_left_in_the_weights(bases):
     """Outside of the vector's entries they are θ0, to the last bit, after languages came and went
     with every batch."""
     model, objective = made(bases, temperature=3.0)
-    start = {name: weight.detach().clone() for name, weight in backbone(model).items()}
+    start = {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).backbone.items()
+    }
     learnt = fit(model, objective, changed(TASK, {"training": {"batch_size": 1}}))
     moved = 0
-    for name, weight in backbone(model).items():
+    for name, weight in parameter_groups(model).backbone.items():
         outside = torch.ones(weight.numel(), dtype=torch.bool)
         if name in learnt.tensors:
             entries = learnt.tensors[name]

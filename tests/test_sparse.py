@@ -6,7 +6,7 @@ import tiny
 import torch
 from torch import nn
 
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import TensorMask, select
 from deftx.errors import DeftxError
 from deftx.training.sparse import sparse_tuning
@@ -39,7 +39,11 @@ def chosen(model, k="10%", seed=1):
     """A selection over the tunable parameters, as random differences would give."""
     generator = torch.Generator().manual_seed(seed)
     return select(
-        {name: torch.randn(w.shape, generator=generator) for name, w in tunable(model).items()}, k
+        {
+            name: torch.randn(w.shape, generator=generator)
+            for name, w in parameter_groups(model).trainable.items()
+        },
+        k,
     )
 
 
@@ -48,7 +52,9 @@ def loss_of(model, rows=slice(None)):
 
 
 def weights(model):
-    return {name: weight.detach().clone() for name, weight in backbone(model).items()}
+    return {
+        name: weight.detach().clone() for name, weight in parameter_groups(model).backbone.items()
+    }
 
 
 def selected(tensors, selection):
@@ -80,7 +86,7 @@ def tune(model, selection, make_optimiser, steps=4):
 def tune_densely(model, selection, make_optimiser, steps=4):
     """The reference: dense gradients masked, and after each step all but the selected entries put
     back."""
-    parameters, start = backbone(model), weights(model)
+    parameters, start = parameter_groups(model).backbone, weights(model)
     masks = {name: torch.zeros(w.shape) for name, w in parameters.items()}
     for name, places in selection.items():
         masks[name].view(-1)[places.indices] = 1
@@ -102,9 +108,11 @@ def test_only_the_selection_moves_and_as_in_a_dense_loop_with_masks(optimiser):
     selection, start = chosen(model), weights(model)
     vector = tune(model, selection, OPTIMISERS[optimiser])
     tune_densely(reference, selection, OPTIMISERS[optimiser])
-    for name, weight in backbone(model).items():
+    for name, weight in parameter_groups(model).backbone.items():
         assert torch.equal(outside(selection, name, weight), outside(selection, name, start[name]))
-        torch.testing.assert_close(weight, backbone(reference)[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            weight, parameter_groups(reference).backbone[name], rtol=1e-5, atol=1e-6
+        )
     assert (selected(weights(model), selection) != selected(start, selection)).float().mean() > 0.5
     assert vector.k == sum(len(places.indices) for places in selection.values())
 
@@ -118,11 +126,11 @@ def test_only_the_selection_moves_whatever_the_shape(shape):
     )
     start = weights(model)
     vector = tune(model, selection, OPTIMISERS["AdamW with a large weight decay"])
-    for name, weight in backbone(model).items():
+    for name, weight in parameter_groups(model).backbone.items():
         entries = vector.tensors.get(name)
         moved = torch.zeros(weight.shape) if entries is None else entries.to_dense()
         assert torch.equal(weight.detach() - start[name], moved)
-    inside = {id(weight) for weight in backbone(model).values()}
+    inside = {id(weight) for weight in parameter_groups(model).backbone.values()}
     assert all(
         torch.equal(w, everything[name])
         for name, w in model.named_parameters()
@@ -163,7 +171,7 @@ def test_an_optimiser_with_a_closure_learns_where_the_closure_writes_the_values(
         selected(weights(model), selection), flat.detach(), rtol=1e-3, atol=1e-4
     )
     assert (flat - selected(start, selection)).abs().max() > 0.01
-    for name, weight in backbone(model).items():
+    for name, weight in parameter_groups(model).backbone.items():
         assert torch.equal(outside(selection, name, weight), outside(selection, name, start[name]))
 
 
@@ -174,7 +182,7 @@ def test_the_flat_gradient_holds_the_dense_gradients_entries(shape):
     loss_of(reference).backward()
     dense = {
         name: torch.zeros_like(w) if w.grad is None else w.grad
-        for name, w in backbone(reference).items()
+        for name, w in parameter_groups(reference).backbone.items()
     }
     with sparse_tuning(model, selection) as tuning:
         loss_of(model).backward()
@@ -189,7 +197,7 @@ def test_gradients_of_two_backward_passes_add_up():
     selection = chosen(model)
     for row in (slice(0, 1), slice(1, 2)):
         loss_of(reference, row).backward()
-    dense = {name: weight.grad for name, weight in backbone(reference).items()}
+    dense = {name: weight.grad for name, weight in parameter_groups(reference).backbone.items()}
     with sparse_tuning(model, selection) as tuning:
         loss_of(model, slice(0, 1)).backward()
         first = tuning.values.grad.clone()
@@ -216,13 +224,13 @@ def test_dense_gradients_are_dropped_and_those_of_the_head_are_not():
     model = made()
     with sparse_tuning(model, chosen(model)):
         loss_of(model).backward()
-        assert all(weight.grad is None for weight in backbone(model).values())
+        assert all(weight.grad is None for weight in parameter_groups(model).backbone.values())
         assert model.lm_head.dense.weight.grad is not None
 
 
 def test_at_most_one_dense_gradient_exists_at_a_time():
     model, counts = made(), []
-    everything = backbone(model).values()
+    everything = parameter_groups(model).backbone.values()
     with sparse_tuning(model, chosen(model)):
         for weight in everything:
             if weight.requires_grad:
@@ -277,7 +285,10 @@ def test_with_nothing_selected_the_head_alone_can_be_trained(explicit):
         vector = tuning.vector()
     assert vector.k == 0
     assert not torch.equal(model.lm_head.dense.weight, before)
-    assert all(torch.equal(weight, start[name]) for name, weight in backbone(model).items())
+    assert all(
+        torch.equal(weight, start[name])
+        for name, weight in parameter_groups(model).backbone.items()
+    )
 
 
 def test_a_selection_of_everything_equals_plain_tuning():
@@ -285,8 +296,10 @@ def test_a_selection_of_everything_equals_plain_tuning():
     everything = chosen(model, "100%")
     tune(model, everything, OPTIMISERS["Adam"])
     tune_densely(reference, everything, OPTIMISERS["Adam"])
-    for name, weight in backbone(model).items():
-        torch.testing.assert_close(weight, backbone(reference)[name], rtol=1e-5, atol=1e-6)
+    for name, weight in parameter_groups(model).backbone.items():
+        torch.testing.assert_close(
+            weight, parameter_groups(reference).backbone[name], rtol=1e-5, atol=1e-6
+        )
 
 
 def assert_left_as_found(model, tuning, flags):
@@ -298,7 +311,10 @@ def assert_left_as_found(model, tuning, flags):
     after = weights(model)
     tuning.values.grad = torch.ones_like(tuning.values)
     torch.optim.SGD(tuning.parameters(), 1.0).step()
-    assert all(torch.equal(weight, after[name]) for name, weight in backbone(model).items())
+    assert all(
+        torch.equal(weight, after[name])
+        for name, weight in parameter_groups(model).backbone.items()
+    )
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
@@ -403,15 +419,18 @@ def test_other_optimisers_do_not_write_the_values():
         other = nn.Parameter(torch.ones(1))
         other.grad = torch.ones(1)
         torch.optim.SGD([other], 0.1).step()
-        assert all(torch.equal(weight, before[name]) for name, weight in backbone(model).items())
+        assert all(
+            torch.equal(weight, before[name])
+            for name, weight in parameter_groups(model).backbone.items()
+        )
 
 
 @pytest.mark.parametrize("shape", ["xlmr", "t5", "qwen"])
 def test_what_is_tuned_counts_once_as_part_of_the_backbone(shape):
     model = getattr(tiny, shape)()
-    before = backbone(model).keys()
-    with sparse_tuning(model, select(tunable(model), "5%")):
-        assert backbone(model).keys() == before
+    before = parameter_groups(model).backbone.keys()
+    with sparse_tuning(model, select(parameter_groups(model).trainable, "5%")):
+        assert parameter_groups(model).backbone.keys() == before
 
 
 def test_a_block_within_another_is_refused_and_the_outer_one_goes_on():

@@ -13,7 +13,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from deftx.core.parameters import backbone
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.models import fingerprint as module
@@ -34,7 +34,7 @@ class Tiny(nn.Module):
 
 def plain(model):
     lines = ""
-    for name, parameter in sorted(backbone(model).items()):
+    for name, parameter in sorted(parameter_groups(model).backbone.items()):
         data = parameter.detach().float().numpy().tobytes()
         lines += json.dumps([name, list(parameter.shape), hashlib.sha256(data).hexdigest()]) + "\n"
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -22,7 +22,7 @@ from deftx.config import (
     TaskVectorConfig,
 )
 from deftx.core.apply import apply_temporarily
-from deftx.core.parameters import tunable
+from deftx.core.parameters import parameter_groups
 from deftx.data.examples import Columns, Examples
 from deftx.errors import DeftxError
 from deftx.fit import fit_language, fit_task
@@ -107,7 +107,7 @@ def test_a_task_is_learnt_composed_scored_saved_loaded_and_undone(
     vector = load(tmp_path / "task")
     model, tokenizer = load_base_with_head(base, vector, [phi]), load_tokenizer(base)
     body, before = (
-        tunable(model),
+        parameter_groups(model).trainable,
         {name: weight.detach().clone() for name, weight in model.named_parameters()},
     )
     assert vector.info["task"] == task

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deftx.config import LanguageTrainingConfig, TaskTrainingConfig, TrainingConfig
-from deftx.core.parameters import SPARSE_VALUES, backbone, head
+from deftx.core.parameters import SPARSE_VALUES, parameter_groups
 from deftx.data.examples import Examples
 from deftx.errors import Diverged
 from deftx.models.heads import load_task_model
@@ -87,9 +87,11 @@ def made():
 
 
 def state_of(model, with_head=True):
-    body = list(backbone(model).values())
+    body = list(parameter_groups(model).backbone.values())
     anchors = [weight.detach().clone() for weight in body]
-    return TrainableState(body, anchors, list(head(model).values()) if with_head else [])
+    return TrainableState(
+        body, anchors, list(parameter_groups(model).head.values()) if with_head else []
+    )
 
 
 def copies(model):
@@ -107,7 +109,7 @@ def order_of(seed, epoch):
 
 def plain_loop(model, training, steps, penalty="before clipping", seed=0):
     """What `train` should do, written out: penalty by autograd, clipping, AdamW, linear decay."""
-    body, everything = list(backbone(model).values()), list(model.parameters())
+    body, everything = list(parameter_groups(model).backbone.values()), list(model.parameters())
     start = [weight.detach().clone() for weight in body]
     weight_of_penalty = training.l1 / sum(weight.numel() for weight in everything)
     optimiser = torch.optim.AdamW(everything, training.learning_rate, weight_decay=0.0)
@@ -193,8 +195,8 @@ def test_the_penalty_pulls_towards_the_start_that_is_given():
 
 def test_only_what_is_moving_moves():
     model = made()
-    before, body = copies(model), backbone(model)
-    for weight in [*body.values(), *head(model).values()]:
+    before, body = copies(model), parameter_groups(model).backbone
+    for weight in [*body.values(), *parameter_groups(model).head.values()]:
         weight.requires_grad_(False)
     chosen = body["encoder.layer.0.output.dense.weight"]
     chosen.requires_grad_(True)

@@ -32,7 +32,7 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from deftx.core.parameters import backbone, head
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import Head, SparseTensor, SparseVector
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(10)]
@@ -202,13 +202,14 @@ def random_vector(model: PreTrainedModel, seed: int, labels: tuple[str, ...] = (
     labels."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, weight in backbone(model).items():
+    for name, weight in parameter_groups(model).backbone.items():
         places = (torch.rand(weight.numel(), generator=generator) < 0.3).nonzero().view(-1)
         tensors[name] = SparseTensor(
             places, torch.randn(len(places), generator=generator), tuple(weight.shape)
         )
     top = {
-        name: torch.randn(weight.shape, generator=generator) for name, weight in head(model).items()
+        name: torch.randn(weight.shape, generator=generator)
+        for name, weight in parameter_groups(model).head.items()
     }
     return SparseVector(tensors, Head(top, labels) if labels else None)
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from deftx.config import LanguageVectorConfig, TaskVectorConfig, VectorConfig, check_kind
 from deftx.core.denoise import Denoised, denoise
-from deftx.core.parameters import tunable
+from deftx.core.parameters import ParameterGroups, parameter_groups
 from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
 from deftx.core.select import parse_k, select
 from deftx.core.vector import SparseVector, entries_at
@@ -43,7 +43,6 @@ from deftx.training.phases import (
     full_tuning,
     selected_tuning,
     set_parameters,
-    trained_head_parameters,
 )
 from deftx.training.preparation import learned_head, prepare_language, prepare_task, takes_halves
 
@@ -99,8 +98,9 @@ def fit(
         DeftxError: A setting is out of range; raised before any training.
         Diverged: A loss is not finite; the last good state is in `checkpoint_dir`.
     """
-    learns_a_head = isinstance(settings, TaskVectorConfig) and bool(trained_head_parameters(model))
-    check_settings(settings, model, head=learns_a_head)
+    groups = parameter_groups(model)
+    learns_a_head = isinstance(settings, TaskVectorConfig) and bool(groups.trained_head)
+    check_settings(settings, model, groups, head=learns_a_head)
 
     # Ranks: as they are set, or measured by two trainings, which come first so that δ need not be
     # held meanwhile
@@ -108,10 +108,12 @@ def fit(
     rank: Rank | Mapping[str, int] = rank_setting
     logs: dict[str, Any] = {}
     if takes_halves(settings):
-        rank, logs = _measured_ranks(model, objective, settings, checkpoint_dir, title)
+        rank, logs = _measured_ranks(model, objective, settings, groups, checkpoint_dir, title)
 
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
-    phase1 = full_tuning(model, objective, settings, checkpoint_dir=checkpoint_dir, title=title)
+    phase1 = full_tuning(
+        model, objective, settings, groups, checkpoint_dir=checkpoint_dir, title=title
+    )
     logs["phase1"] = phase1.log
 
     # Denoise:  δ ← L + S, matrix by matrix (Equations 2 to 5)
@@ -129,6 +131,7 @@ def fit(
             model,
             objective,
             settings,
+            groups,
             mask,
             phase1_key,
             checkpoint_dir=checkpoint_dir,
@@ -136,7 +139,7 @@ def fit(
         )
     else:  # the paper's ablation: φ is δ at μ
         phi = entries_at(delta, mask)
-        set_parameters(trained_head_parameters(model), phase1.head)
+        set_parameters(list(groups.trained_head.values()), phase1.head)
     recorded = {**settings.deciding(), **recorded_rank(settings.rank, rank_setting)}
     return replace(phi, info={**recorded, "k": phi.k, "ranks": ranks, "log": logs})
 
@@ -234,7 +237,7 @@ def fit_task(
         checkpoint_dir=checkpoint_dir,
         title=title,
     )
-    head = learned_head(prepared.model, prepared.origin["labels"])
+    head = learned_head(prepared.groups, prepared.origin["labels"])
     info = {**prepared.origin, **vector.info}
     if prepared.settings != settings:  # several sources are trained batch by batch
         info |= {**settings.deciding(), "k": vector.k}
@@ -348,7 +351,9 @@ def transfer(
     return models if several_targets else models["target"]
 
 
-def check_settings(settings: VectorConfig, model: PreTrainedModel, *, head: bool) -> None:
+def check_settings(
+    settings: VectorConfig, model: PreTrainedModel, groups: ParameterGroups, *, head: bool
+) -> None:
     """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is
     learnt too."""
     if settings.method not in METHODS:
@@ -359,8 +364,7 @@ def check_settings(settings: VectorConfig, model: PreTrainedModel, *, head: bool
         )
     if not is_split_half(settings.rank):
         rank_rule(rank_on(model, settings.rank))
-    tunable_entries = sum(weight.numel() for weight in tunable(model).values())
-    if parse_k(settings.k, tunable_entries) == 0 and not head:
+    if parse_k(settings.k, groups.trainable_size) == 0 and not head:
         raise DeftxError(f"k = {settings.k} leaves nothing to learn: give at least 1")
 
 
@@ -368,6 +372,7 @@ def _measured_ranks(
     model: PreTrainedModel,
     objective: Objective,
     settings: VectorConfig,
+    groups: ParameterGroups,
     checkpoint_dir: Path | None,
     title: str,
 ) -> tuple[dict[str, int], dict[str, Any]]:
@@ -377,6 +382,7 @@ def _measured_ranks(
             model,
             objective,
             settings,
+            groups,
             half=half,
             checkpoint_dir=checkpoint_dir,
             title=f"{title}, half {half}",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deftx.data.contamination import by_row, find_contamination
+from deftx.data.contamination import find_contamination, first_by_row
 from deftx.data.examples import usable
 from deftx.data.tables import Table, open_source, rows_for
 from deftx.errors import DeftxError, unknown
@@ -47,7 +47,7 @@ def trim(
     matches = find_contamination(
         [text for _, text in cells], [text for _, text in evaluation_cells]
     )
-    match_of_row = by_row(matches, len(table.lines))
+    match_of_row = first_by_row(matches, len(table.lines))
 
     if out:
         clean_rows = [row for row in range(len(table.lines)) if row not in match_of_row]

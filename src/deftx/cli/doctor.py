@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from deftx.config import LanguageVectorConfig
 from deftx.core.apply import check_fit
-from deftx.core.parameters import tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
@@ -194,7 +194,7 @@ def _needed(model: PreTrainedModel) -> Iterator[Finding]:
     """
     every, sizes = (
         sum(weight.numel() for weight in model.parameters()),
-        [w.numel() for w in tunable(model).values()],
+        [w.numel() for w in parameter_groups(model).trainable.values()],
     )
     k = parse_k(LanguageVectorConfig().k, sum(sizes))
     first, second = phase1_numbers(every, sum(sizes)), every + 2 * sum(sizes) + max(sizes) + 8 * k

@@ -90,7 +90,7 @@ def merge(
     tasks = given.load_tasks(task or [])
     languages = list(given.named_languages(language or []).values())
     head = 0 if tasks and tasks[0].head else None
-    vector = merge_vectors(rule, task=tasks, languages=languages, head=head)
+    vector = merge_vectors(rule, task=tasks, language=languages, head=head)
     save(vector, out, force=force)
     print(
         f"{out}: one vector, k = {vector.k:,}, from {', '.join([*(task or []), *(language or [])])}"

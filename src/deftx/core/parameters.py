@@ -1,12 +1,14 @@
 """Which of a model's parameters belong to the backbone, which of those a vector may hold, and to
-which layers."""
+which layers they belong."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-# What counts as a head even where it stands beside the rest: masked language models have no pooler,
+# What counts as a head even within `base_model`: masked language models have no pooler,
 # and some models of T5's kind no `base_model` around encoder and decoder.
 HEADS = ("pooler.", "lm_head.", "qa_outputs.")
 
@@ -29,38 +31,59 @@ def unwrapped(model: nn.Module) -> nn.Module:
         inner = wrapped
 
 
-def backbone(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters below the model's head: the part that every task and language shares.
+@dataclass(frozen=True, eq=False)
+class ParameterGroups:
+    """A model's parameters by the part that they play; made by `parameter_groups`.
 
-    Names are relative to `model.base_model` (the module itself where there is none), so that the
-    same names hold in the bare model, the language model and the classifier. Tied parameters come
-    once, under their first name. What HEADS names is left out.
+    Attributes:
+        backbone: The parameters below the model's head: the part that every task and language
+            shares. Names are relative to `model.base_model` (the model itself where there is none),
+            so that the same names hold in the bare model, the language model and the classifier.
+            Tied parameters come once, under their first name.
+        trainable: The backbone without its layer norms, which stay as they are (paper, section 3):
+            what a vector may hold.
+        head: The parameters outside the backbone, under their full names. What HEADS names counts
+            as head.
     """
+
+    backbone: Mapping[str, nn.Parameter]
+    trainable: Mapping[str, nn.Parameter]
+    head: Mapping[str, nn.Parameter]
+
+    @property
+    def trained_head(self) -> dict[str, nn.Parameter]:
+        """The parameters of the head that require a gradient."""
+        return {name: weight for name, weight in self.head.items() if weight.requires_grad}
+
+    @property
+    def trainable_size(self) -> int:
+        """The number of entries of the trainable parameters."""
+        return sum(weight.numel() for weight in self.trainable.values())
+
+
+def parameter_groups(model: nn.Module) -> ParameterGroups:
+    """The groups of a model's parameters. What training registers on it is in none of them."""
     model = unwrapped(model)
     inner: Any = getattr(model, "base_model", model)
-    named = inner.named_parameters()
-    left_out = (*HEADS, SPARSE_VALUES, EMBEDDING_ROWS)
-    return {name: parameter for name, parameter in named if not name.startswith(left_out)}
+    registered = (SPARSE_VALUES, EMBEDDING_ROWS)
 
+    backbone: dict[str, nn.Parameter] = {}
+    for name, parameter in inner.named_parameters():
+        if not name.startswith((*HEADS, *registered)):
+            backbone[name] = parameter
+    in_backbone = {id(parameter) for parameter in backbone.values()}
 
-def head(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters outside the backbone, under their full names."""
-    inside = {id(parameter) for parameter in backbone(model).values()}
-    named = unwrapped(model).named_parameters()
-    return {name: parameter for name, parameter in named if id(parameter) not in inside}
+    in_norms: set[int] = set()
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower():
+            in_norms.update(id(weight) for weight in module.parameters(recurse=False))
+    trainable = {name: weight for name, weight in backbone.items() if id(weight) not in in_norms}
 
-
-def tunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The backbone without its layer norms, which stay as they are (paper, section 3)."""
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        for parameter in module.parameters(recurse=False)
-    }
-    return {
-        name: parameter for name, parameter in backbone(model).items() if id(parameter) not in norms
-    }
+    head: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in in_backbone and not name.startswith(registered):
+            head[name] = parameter
+    return ParameterGroups(backbone, trainable, head)
 
 
 def layer_of(name: str) -> str:

@@ -1,18 +1,17 @@
-"""Evaluation text in training text, which makes scores better than they are: finding it, before
-anything is trained.
+"""Contamination: evaluation text in training text, which makes scores look better than they are.
 
-Texts are compared without case, in one of Unicode's forms (NFKC), without characters that are not
-seen, and with every run of punctuation or white space as one space (see
-`deftx.data.unicode_forms`). A training text leaks an evaluation text where
+It is looked for before anything is trained. Texts are compared without case, in one of Unicode's
+forms (NFKC), without invisible characters, and with every run of punctuation or white space as one
+space (see `deftx.data.unicode_forms`). A training text is contaminated by an evaluation text where
 
     equal      they are the same
-    contained  one holds the other, of 25 characters or more, as whole words
+    contained  one contains the other, which has 25 characters or more, as whole words
     words      they share eight words in a row
     similar    their Levenshtein distance is at most a tenth of the longer one's length
 
-These are near to the rules by which SMSA, whose reviews were translated into NusaX, is trimmed for
-an evaluation on NusaX, but for the nearest review of each text, which that trimming leaves out
-however far it is. In scripts that write no spaces between words only `equal` and `similar` find
+These rules are close to those by which SMSA, whose reviews were translated into NusaX, is trimmed
+for an evaluation on NusaX. That trimming also leaves out the nearest review of each text, however
+far it is; this does not. In scripts without spaces between words only `equal` and `similar` find
 much.
 """
 
@@ -28,35 +27,40 @@ from rapidfuzz.process import extract_iter
 from deftx.data.examples import Examples
 from deftx.data.unicode_forms import caseless
 
-CONTAINED = 25  # characters from which on a text that is found in another one is no coincidence
-WORDS = 8  # in a row
-SIMILAR = 0.9  # 1 - distance / length of the longer text
+MIN_CONTAINED_CHARACTERS = 25  # a shorter text may be in another one by coincidence
+SHARED_WORDS = 8  # in a row
+MIN_SIMILARITY = 0.9  # 1 - distance / length of the longer text
 
-# For training and evaluation texts, both normalised: which evaluation text is found in which
-# training text, by index.
-Found = dict[int, int]
-Rule = Callable[[Sequence[str], Sequence[str]], Found]
+# The number of a training text -> the number of an evaluation text that contaminates it
+Matches = dict[int, int]
+Rule = Callable[[Sequence[str], Sequence[str]], Matches]  # of normalised texts
 
 
 @dataclass(frozen=True)
-class Leak:
-    """Training text number `training` holds evaluation text number `evaluation`, as the rule `kind`
-    has it."""
+class Overlap:
+    """A training text that holds an evaluation text.
+
+    Attributes:
+        training: The number of the training text, from 0.
+        evaluation: The number of the evaluation text, from 0.
+        kind: The name of the rule by which it does, in RULES.
+    """
 
     training: int
     evaluation: int
     kind: str
 
 
-def find_contamination(training: Sequence[str], evaluation: Sequence[str]) -> list[Leak]:
-    """The training texts that leak an evaluation text, in order; of several reasons the first of
-    RULES."""
-    old, new = [normalised(text) for text in training], [normalised(text) for text in evaluation]
-    found: dict[int, Leak] = {}
+def find_contamination(training: Sequence[str], evaluation: Sequence[str]) -> list[Overlap]:
+    """The training texts that hold an evaluation text, in order, each once, by the first rule of
+    RULES that finds it."""
+    training_texts = [normalised(text) for text in training]
+    evaluation_texts = [normalised(text) for text in evaluation]
+    overlaps: dict[int, Overlap] = {}
     for kind, rule in RULES.items():
-        for place, of in rule(old, new).items():
-            found.setdefault(place, Leak(place, of, kind))
-    return [found[place] for place in sorted(found)]
+        for train_number, eval_number in rule(training_texts, evaluation_texts).items():
+            overlaps.setdefault(train_number, Overlap(train_number, eval_number, kind))
+    return [overlaps[train_number] for train_number in sorted(overlaps)]
 
 
 def texts_of(examples: Examples) -> list[str]:
@@ -64,105 +68,133 @@ def texts_of(examples: Examples) -> list[str]:
     return [*examples.texts, *(examples.pairs or [])]
 
 
-def leaking(examples: Examples, evaluation: Sequence[str]) -> list[Leak]:
-    """As `leaks`, for labelled examples: `training` is the number of the example, whichever of its
-    texts it is."""
-    found = by_row(find_contamination(texts_of(examples), evaluation), len(examples))
-    return [replace(leak, training=number) for number, leak in found.items()]
+def find_contaminated_examples(examples: Examples, evaluation: Sequence[str]) -> list[Overlap]:
+    """As `find_contamination`, for labelled examples: `training` is the number of the example,
+    whichever of its texts it is."""
+    overlaps = find_contamination(texts_of(examples), evaluation)
+    by_row = first_by_row(overlaps, len(examples))
+    return [replace(overlap, training=row) for row, overlap in by_row.items()]
 
 
-def by_row(found: Sequence[Leak], rows: int) -> dict[int, Leak]:
-    """The first leak of every row that has one, where the training texts were columns of so many
-    rows, one by one."""
-    first = {leak.training % rows: leak for leak in reversed(found)}
+def first_by_row(overlaps: Sequence[Overlap], rows: int) -> dict[int, Overlap]:
+    """The first overlap of every row that has one.
+
+    Args:
+        overlaps: Their training texts are columns of `rows` texts, one column after the other.
+        rows: How many rows there are.
+    """
+    first: dict[int, Overlap] = {}
+    for overlap in overlaps:
+        first.setdefault(overlap.training % rows, overlap)
     return {row: first[row] for row in sorted(first)}
 
 
-def counted(found: Sequence[Leak]) -> str:
-    """How many leaks there are of each kind, in words."""
-    kinds = Counter(leak.kind for leak in found)
-    return ", ".join(f"{kinds[kind]} {kind}" for kind in RULES if kinds[kind])
+def describe_counts(overlaps: Sequence[Overlap]) -> str:
+    """How many overlaps there are of each kind, in words."""
+    counts = Counter(overlap.kind for overlap in overlaps)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in RULES if counts[kind])
 
 
 def normalised(text: str) -> str:
-    """Without case, in one form of Unicode's, every run of what is no letter, digit or mark on one
-    as one space."""
-    return " ".join(caseless(text).translate(_KEPT).split())
+    """The text without case, in one of Unicode's forms, and with every run of other characters than
+    letters, digits and marks as one space."""
+    return " ".join(caseless(text).translate(_WORD_CHARACTERS).split())
 
 
-class _Kept(dict[int, int]):
-    """For `str.translate`: characters that words are made of as they are, all others as a space."""
+class _WordCharacters(dict[int, int]):
+    """For `str.translate`: letters, digits and marks as they are, all others as a space."""
 
     def __missing__(self, code: int) -> int:
-        kept = code if category(chr(code))[0] in "LNM" else ord(" ")
-        self[code] = kept
-        return kept
+        major_category = category(chr(code))[0]
+        self[code] = code if major_category in "LNM" else ord(" ")
+        return self[code]
 
 
-_KEPT = _Kept()
+_WORD_CHARACTERS = _WordCharacters()
 
 
-def _equal(training: Sequence[str], evaluation: Sequence[str]) -> Found:
-    index = {text: of for of, text in enumerate(evaluation) if text}
-    return {place: index[text] for place, text in enumerate(training) if text in index}
+def _find_equal(training: Sequence[str], evaluation: Sequence[str]) -> Matches:
+    number_of = {text: number for number, text in enumerate(evaluation) if text}
+    matches = {}
+    for train_number, text in enumerate(training):
+        if text in number_of:
+            matches[train_number] = number_of[text]
+    return matches
 
 
-def _contained(training: Sequence[str], evaluation: Sequence[str]) -> Found:
-    """Texts of WORDS words and more are left to the rule of shared words, which finds them too."""
-    found = {place: of for of, place in _within(evaluation, training)}
-    return {**{place: of for place, of in _within(training, evaluation)}, **found}
+def _find_contained(training: Sequence[str], evaluation: Sequence[str]) -> Matches:
+    """Parts of SHARED_WORDS words and more are left to the rule of shared words, which finds them
+    too."""
+    matches = {}
+    for train_number, eval_number in _parts_in_wholes(training, evaluation):
+        matches[train_number] = eval_number
+    for eval_number, train_number in _parts_in_wholes(evaluation, training):
+        matches[train_number] = eval_number
+    return matches
 
 
-def _within(parts: Sequence[str], wholes: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(part, whole) where a short part stands in a whole as whole words; one pair for each whole,
-    and for each part."""
-    index: dict[str, list[int]] = {}  # equal parts have one entry
+def _parts_in_wholes(parts: Sequence[str], wholes: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """The numbers of a short part, and of a whole that contains it as whole words."""
+    # Equal parts share an entry
+    numbers_of: dict[str, list[int]] = {}
     for number, part in enumerate(parts):
-        if len(part) >= CONTAINED and part.count(" ") < WORDS - 1:
-            index.setdefault(part, []).append(number)
-    lengths = sorted({part.count(" ") + 1 for part in index})
-    for number, whole in enumerate(wholes):
+        is_short = part.count(" ") + 1 < SHARED_WORDS
+        if is_short and len(part) >= MIN_CONTAINED_CHARACTERS:
+            numbers_of.setdefault(part, []).append(number)
+    lengths = sorted({part.count(" ") + 1 for part in numbers_of})
+
+    for whole_number, whole in enumerate(wholes):
         words = whole.split(" ")
         for length in lengths:
-            for run in _runs(words, length):
-                yield from ((part, number) for part in index.get(run, ()))
+            for run in _word_runs(words, length):
+                for part_number in numbers_of.get(run, ()):
+                    yield part_number, whole_number
 
 
-def _words(training: Sequence[str], evaluation: Sequence[str]) -> Found:
-    index = {run: of for of, text in enumerate(evaluation) for run in _runs(text.split(" "), WORDS)}
-    runs = (
-        (place, run) for place, text in enumerate(training) for run in _runs(text.split(" "), WORDS)
-    )
-    return {place: index[run] for place, run in runs if run in index}
+def _find_shared_words(training: Sequence[str], evaluation: Sequence[str]) -> Matches:
+    number_of = {}
+    for eval_number, text in enumerate(evaluation):
+        for run in _word_runs(text.split(" "), SHARED_WORDS):
+            number_of[run] = eval_number
+    matches = {}
+    for train_number, text in enumerate(training):
+        for run in _word_runs(text.split(" "), SHARED_WORDS):
+            if run in number_of:
+                matches[train_number] = number_of[run]
+    return matches
 
 
-def _runs(words: Sequence[str], length: int) -> Iterator[str]:
-    return (" ".join(words[start : start + length]) for start in range(len(words) - length + 1))
+def _word_runs(words: Sequence[str], length: int) -> Iterator[str]:
+    """All runs of `length` words in a row."""
+    for start in range(len(words) - length + 1):
+        yield " ".join(words[start : start + length])
 
 
-def _similar(training: Sequence[str], evaluation: Sequence[str]) -> Found:
-    """Only texts of about the same length can be: they are looked up in order of length."""
-    order = sorted(range(len(training)), key=lambda place: len(training[place]))
-    texts = [training[place] for place in order]
+def _find_similar(training: Sequence[str], evaluation: Sequence[str]) -> Matches:
+    # Only texts of about the same length can be similar: training texts are sorted by length
+    order = sorted(range(len(training)), key=lambda number: len(training[number]))
+    texts = [training[number] for number in order]
     lengths = [len(text) for text in texts]
-    found = {}
-    for of, text in enumerate(evaluation):
-        if text:
-            first, last = (
-                bisect_left(lengths, SIMILAR * len(text)),
-                bisect_right(lengths, len(text) / SIMILAR),
-            )
-            some = texts[first:last]
-            for _, _, number in extract_iter(
-                text, some, scorer=Levenshtein.normalized_similarity, score_cutoff=SIMILAR
-            ):
-                found[order[first + number]] = of
-    return found
+    matches = {}
+    for eval_number, text in enumerate(evaluation):
+        if not text:
+            continue
+        first = bisect_left(lengths, MIN_SIMILARITY * len(text))
+        last = bisect_right(lengths, len(text) / MIN_SIMILARITY)
+        similar = extract_iter(
+            text,
+            texts[first:last],
+            scorer=Levenshtein.normalized_similarity,
+            score_cutoff=MIN_SIMILARITY,
+        )
+        for _, _, offset in similar:
+            matches[order[first + offset]] = eval_number
+    return matches
 
 
 RULES: dict[str, Rule] = {
-    "equal": _equal,
-    "contained": _contained,
-    "words": _words,
-    "similar": _similar,
+    "equal": _find_equal,
+    "contained": _find_contained,
+    "words": _find_shared_words,
+    "similar": _find_similar,
 }

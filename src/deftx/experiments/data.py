@@ -11,9 +11,15 @@ from transformers import PreTrainedModel
 
 from deftx.config import VectorConfig
 from deftx.core.apply import check_fit
-from deftx.core.parameters import head as head_of
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import SparseVector, check_language
-from deftx.data.contamination import Leak, counted, find_contamination, leaking, texts_of
+from deftx.data.contamination import (
+    Overlap,
+    describe_counts,
+    find_contaminated_examples,
+    find_contamination,
+    texts_of,
+)
 from deftx.data.examples import (
     HELD_OUT_SHARE,
     Columns,
@@ -66,12 +72,13 @@ def read(recipe: Recipe) -> Data:
     """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is
     wrong with it, the variants' settings too."""
     model = load_language_model(recipe.base, recipe.language.training.head)
+    groups = parameter_groups(model)
     for variant in recipe.variants:
         language, fitted_task = recipe.language_config(variant, 0), recipe.task_config(variant, 0)
         if isinstance(language, VectorConfig):
-            check_settings(language, model, head=False)
+            check_settings(language, model, groups, head=False)
         if isinstance(fitted_task, VectorConfig):
-            check_settings(fitted_task, model, head=True)
+            check_settings(fitted_task, model, groups, head=True)
     task = task_of(recipe.task.task)
     columns = recipe.columns.over(task.columns)
     train, valid = _labelled(recipe, task, columns)
@@ -162,7 +169,7 @@ def _identity(base: str, model: PreTrainedModel) -> str:
     tokenizer = tokenizer_record(load_tokenizer(base))
     passing = ("_name_or_path", "architectures", "dtype", "transformers_version")
     config = {key: value for key, value in model.config.to_dict().items() if key not in passing}
-    top = head_of(model)
+    top = parameter_groups(model).head
     parts = [
         fingerprint(model),
         fingerprint_of(top, lambda name: top[name].detach()),
@@ -205,13 +212,13 @@ def _guarded(data: Data, *, trim: bool) -> Data:
     by_language = " of {}" if len(data.train) > 1 else ""
 
     # What leaks, and in which texts, by the name under which people are told of it
-    found: dict[str, tuple[list[Leak], Sequence[str]]] = {}
+    found: dict[str, tuple[list[Overlap], Sequence[str]]] = {}
     for name, lines in data.texts.items():
         found[name] = find_contamination(lines, evaluation_texts), lines
     for kind, sets in ((LABELLED, data.train), (VALIDATION, data.valid)):
         for name, examples in sets.items():
             found[kind + by_language.format(name)] = (
-                leaking(examples, evaluation_texts),
+                find_contaminated_examples(examples, evaluation_texts),
                 examples.texts,
             )
 
@@ -246,14 +253,14 @@ def _guarded(data: Data, *, trim: bool) -> Data:
         train=rest_of(LABELLED, data.train),
         valid=rest_of(VALIDATION, data.valid),
         trimmed={
-            name: f"{len(of_name)} of {len(texts):,} ({counted(of_name)})"
+            name: f"{len(of_name)} of {len(texts):,} ({describe_counts(of_name)})"
             for name, (of_name, texts) in leaky.items()
         },
     )
 
 
 def _complaint(
-    name: str, found: Sequence[Leak], texts: Sequence[str], evaluation: Sequence[tuple[str, str]]
+    name: str, found: Sequence[Overlap], texts: Sequence[str], evaluation: Sequence[tuple[str, str]]
 ) -> str:
     """One line that names the texts, the first three of them at least."""
     shown = [

@@ -29,7 +29,7 @@ from deftx.config import (
     TrainingConfig,
     VectorConfig,
 )
-from deftx.core.parameters import backbone, tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples, joined
 from deftx.experiments.plan import Step
@@ -38,7 +38,6 @@ from deftx.experiments.store import Store
 from deftx.models.limits import longest_input
 from deftx.models.tokenizers import load_tokenizer
 from deftx.training.loop import total_steps
-from deftx.training.phases import trained_head_parameters
 from deftx.training.precision import autocast, bf16_pays
 from deftx.training.preparation import (
     PreparedTraining,
@@ -312,10 +311,10 @@ def _timed(start: PreparedTraining, training: TrainingConfig, length: int) -> Sp
     """
     model, objective = start.model, start.objective
     device = next(model.parameters()).device
-    body = tunable(model)
-    for name, weight in backbone(model).items():
-        weight.requires_grad_(name in body)
-    moved = [*body.values(), *trained_head_parameters(model)]
+    groups = parameter_groups(model)
+    for name, weight in groups.backbone.items():
+        weight.requires_grad_(name in groups.trainable)
+    moved = [*groups.trainable.values(), *groups.trained_head.values()]
     optimizer = torch.optim.AdamW(moved, lr=0.0, fused=True)
     bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(device))
     batches = _batches(objective, training.batch_size, device)
@@ -347,8 +346,9 @@ def _timed(start: PreparedTraining, training: TrainingConfig, length: int) -> Sp
     parameters = sum(weight.numel() for weight in model.parameters())
     if device.type == "cpu":
         batch_bytes += max(0, resident - FLOAT * parameters)
-    tunable_numbers = sum(weight.numel() for weight in body.values())
-    return Speed(mean(durations[1:]), example, parameters, tunable_numbers, batch_bytes, length)
+    return Speed(
+        mean(durations[1:]), example, parameters, groups.trainable_size, batch_bytes, length
+    )
 
 
 def _batches(objective: Any, size: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:

@@ -105,6 +105,7 @@ def _delta(store: Store, step: Step, checkpoint_dir: Path, folder: Path) -> None
         prepared.model,
         prepared.objective,
         prepared.settings,
+        prepared.groups,
         half=half,
         checkpoint_dir=checkpoint_dir,
         title=step.title,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.denoise import KEEP, denoise
-from deftx.core.parameters import backbone, head, tunable, unwrapped
+from deftx.core.parameters import ParameterGroups, parameter_groups, unwrapped
 from deftx.core.ranks import recorded_rank
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseTensor, SparseVector
@@ -55,7 +55,7 @@ def extract(
     k: int | float | str | None = None,
     rank: int | float | str | None = None,
 ) -> SparseVector:
-    """φ = θ1 − θ0 of two checkpoints, of the tunable backbone; with the head, where `finetuned` is
+    """φ = θ1 − θ0 of two checkpoints, of the trainable backbone; with the head, where `finetuned` is
     a classifier.
 
     Takes memory for one tensor of each checkpoint, their difference, and up to twice the result.
@@ -73,12 +73,12 @@ def extract(
             finite.
     """
     body = skeleton(base)
-    weights = tunable(body)
+    groups = parameter_groups(body)
+    weights = groups.trainable
     resolved_rank = None if rank is None else rank_on(body, rank)
     before = _reader(open_checkpoint(base), base, body)
     after = _reader(open_checkpoint(finetuned), finetuned, body)
-    total = sum(weight.numel() for weight in weights.values())
-    count = None if k is None else parse_k(k, total)
+    count = None if k is None else parse_k(k, groups.trainable_size)
 
     # Tensor by tensor; the weakest are left out whenever there are twice as many as are kept
     candidates: dict[str, _Candidates] = {}
@@ -90,7 +90,7 @@ def extract(
     if count is not None:
         candidates = _strongest(candidates, count)
 
-    _warn_of_changed_norms(body, before, after)
+    _warn_of_changed_norms(groups, before, after)
     tensors = {}
     for name, entries in candidates.items():
         if len(entries):
@@ -102,18 +102,17 @@ def extract(
         "finetuned": recorded_name(finetuned),
         "base": recorded_name(base),
         **recorded_rank(rank, resolved_rank),
-        "base_fingerprint": fingerprint_of(backbone(body), before),
+        "base_fingerprint": fingerprint_of(groups.backbone, before),
         "k": _count(candidates),
     }
     return SparseVector(tensors, top, info)
 
 
-def _warn_of_changed_norms(body: PreTrainedModel, before: Reader, after: Reader) -> None:
+def _warn_of_changed_norms(groups: ParameterGroups, before: Reader, after: Reader) -> None:
     """Warn where layer norms differ, which vectors leave as they are."""
-    weights = tunable(body)
     changed = 0
-    for name in backbone(body):
-        if name not in weights and not after(name).equal(before(name)):
+    for name in groups.backbone:
+        if name not in groups.trainable and not after(name).equal(before(name)):
             changed += 1
     if changed:
         warnings.warn(
@@ -124,7 +123,7 @@ def _warn_of_changed_norms(body: PreTrainedModel, before: Reader, after: Reader)
 def delta(
     finetuned: nn.Module | Base, base: nn.Module | Mapping[str, Tensor] | Base
 ) -> dict[str, Tensor]:
-    """δ = θ1 − θ0 of the tunable backbone, dense, float32: for those who have a training loop of
+    """δ = θ1 − θ0 of the trainable backbone, dense, float32: for those who have a training loop of
     their own.
 
     `extract` makes a vector of two checkpoints without loading either.
@@ -140,7 +139,7 @@ def delta(
         DeftxError: The base lacks a tensor, or has another shape of it.
     """
     model = finetuned if isinstance(finetuned, nn.Module) else load_encoder(finetuned)
-    after = tunable(model)
+    after = parameter_groups(model).trainable
 
     # A state dict of a model with a head has the backbone's names with a prefix
     prefix = f"{getattr(unwrapped(model), 'base_model_prefix', '')}."
@@ -159,10 +158,12 @@ def delta(
 
 
 def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Tensor]:
-    """The tunable weights of a model, by their names in the backbone; a state dict as it is."""
+    """The trainable weights of a model, by their names in the backbone; a state dict as it is."""
     if isinstance(model, Mapping):
         return model
-    return tunable(model if isinstance(model, nn.Module) else load_encoder(model))
+    return parameter_groups(
+        model if isinstance(model, nn.Module) else load_encoder(model)
+    ).trainable
 
 
 # --- tensors of checkpoints by their names in the backbone ---
@@ -180,7 +181,7 @@ def _reader(checkpoint: Checkpoint, model: Base, body: PreTrainedModel) -> Reade
     tied_names: dict[int, list[str]] = {}
     for name, parameter in body.named_parameters(remove_duplicate=False):
         tied_names.setdefault(id(parameter), []).append(name)
-    weights = backbone(body)
+    weights = parameter_groups(body).backbone
     prefix = f"{body.base_model_prefix}."
 
     def stored_name(name: str) -> str | None:
@@ -267,7 +268,7 @@ def _head(finetuned: Base) -> Head | None:
     if not architectures[0].endswith("ForSequenceClassification"):
         return None
     checkpoint = open_checkpoint(finetuned)
-    names = head(skeleton(finetuned, AutoModelForSequenceClassification))
+    names = parameter_groups(skeleton(finetuned, AutoModelForSequenceClassification)).head
     missing = [name for name in names if name not in checkpoint.files]
     if missing:
         raise DeftxError(

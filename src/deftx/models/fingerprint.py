@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from deftx.core.parameters import backbone
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 
@@ -33,7 +33,7 @@ def fingerprint(model: nn.Module) -> str:
     Returns:
         SHA-256 of the backbone's weights, 64 hex digits.
     """
-    weights = backbone(model)
+    weights = parameter_groups(model).backbone
     return fingerprint_of(weights, lambda name: weights[name].detach())
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from deftx.core.parameters import head
+from deftx.core.parameters import parameter_groups
 from deftx.errors import DeftxError
 from deftx.models.loading import (
     Base,
@@ -102,7 +102,9 @@ def _trained_head(model: PreTrainedModel, missing: Collection[str]) -> list[str]
     prefix = model.base_model_prefix
     in_backbone = {f"{prefix}.{name}" for name in model.base_model.state_dict()}
     outside = model.state_dict().keys() - in_backbone
-    return sorted(name for name in head(model) if name in outside and name not in missing)
+    return sorted(
+        name for name in parameter_groups(model).head if name in outside and name not in missing
+    )
 
 
 def _with_random(
@@ -125,7 +127,7 @@ def _with_random(
 def _check_whole(base: Base, model: PreTrainedModel, missing: Collection[str]) -> None:
     """Raise DeftxError where a model with a task's head lacks a part of its base."""
     kind = type(model).__name__
-    missing_in_backbone = sorted(set(missing) - head(model).keys())
+    missing_in_backbone = sorted(set(missing) - parameter_groups(model).head.keys())
     if missing_in_backbone:
         raise DeftxError(
             f"{base} lacks {missing_in_backbone[0]}, which {kind} needs:"
@@ -154,7 +156,7 @@ def check_head(model: PreTrainedModel, random: Collection[str], trained: Collect
     """
     reason = "is it of another kind of task (deftx convert --kind) or base?"
     kind = type(model).__name__
-    surplus = set(trained) - head(model).keys()
+    surplus = set(trained) - parameter_groups(model).head.keys()
     lacking = set(random) - set(trained)
     if surplus:
         name = min(surplus)

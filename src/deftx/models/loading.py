@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from deftx.core.parameters import backbone, head
+from deftx.core.parameters import parameter_groups
 from deftx.errors import DeftxError, check_downloaded
 from deftx.objectives.registry import language_of
 from deftx.storage.manifest import FILE
@@ -87,7 +87,7 @@ def load_language_model(
     # The decoder matrix is untied and frozen; the rest of the head moves if it is to be trained
     if decoder is not None and decoder.weight is model.get_input_embeddings().weight:
         decoder.weight = nn.Parameter(decoder.weight.detach().clone())
-    for parameter in head(model).values():
+    for parameter in parameter_groups(model).head.values():
         parameter.requires_grad_(lm_head == "trained")
     if decoder is not None:
         decoder.weight.requires_grad_(False)
@@ -144,8 +144,9 @@ def load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]]
         **options,
     )
     missing = set(loading["missing_keys"])
+    head = parameter_groups(model).head
     for name, stored, wanted in sorted(loading["mismatched_keys"]):
-        if name in head(model):
+        if name in head:
             missing.add(name)
             continue
         shapes = f"{list(stored)} in the checkpoint and {list(wanted)} by config.json"
@@ -306,7 +307,7 @@ def set_dropout(config: Any, dropout: float) -> int:
 
 def _names_outside_the_backbone(model: PreTrainedModel) -> set[str]:
     """The names of a head's parameters: of tied ones all names, the decoder matrix included."""
-    inside = {id(parameter) for parameter in backbone(model).values()}
+    inside = {id(parameter) for parameter in parameter_groups(model).backbone.values()}
     names = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in inside or name.endswith("decoder.weight"):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from deftx.core.apply import apply, apply_temporarily, check_fit
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.merge import resolve_terms, rule_of, select_head
-from deftx.core.parameters import backbone
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import SparseVector, as_list, check_distinct
 from deftx.data.examples import Examples, check_examples, check_pairs, check_read
 from deftx.errors import DeftxError, unknown
@@ -300,7 +300,7 @@ def _differing(
         with_language: What is added to θ0 for the language.
         task_alone: What is added to θ0 without a language.
     """
-    weights = backbone(model)
+    weights = parameter_groups(model).backbone
     changing = _not_shared(with_language, task_alone)
 
     # Where the weights may differ: wherever a vector that is not part of both has an entry
@@ -336,7 +336,7 @@ def _values(
     model: nn.Module, vectors: Sequence[SparseVector], indices: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The values of some entries of the weights, by name, while vectors are applied."""
-    weights = backbone(model)
+    weights = parameter_groups(model).backbone
     with apply_temporarily(model, *vectors):
         return {
             name: read_entries(weights[name].detach(), places) for name, places in indices.items()

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from deftx.core.apply import apply_temporarily
 from deftx.core.entries import read_entries, write_entries
-from deftx.core.parameters import backbone
+from deftx.core.parameters import parameter_groups
 from deftx.core.vector import SparseVector
 from deftx.objectives.base import Batch, Objective
 from deftx.training.embedding_rows import EmbeddingRows
@@ -172,7 +172,9 @@ def _entries_in_rows(
     model: nn.Module, rows: EmbeddingRows, vector: SparseVector
 ) -> Sequence[Tensor]:
     """The vector's entries in these rows: flat indices into these [n], and values [n] float32."""
-    name = next(name for name, weight in backbone(model).items() if weight is rows.weight)
+    name = next(
+        name for name, weight in parameter_groups(model).backbone.items() if weight is rows.weight
+    )
     if name not in vector.tensors:
         return torch.empty(0, dtype=torch.int64, device=rows.ids.device), torch.empty(
             0, device=rows.ids.device

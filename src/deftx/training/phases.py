@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from deftx.config import VectorConfig
-from deftx.core.parameters import backbone, head, tunable
+from deftx.core.parameters import ParameterGroups
 from deftx.core.select import SparseMask, digest
 from deftx.core.vector import SparseVector
 from deftx.errors import Diverged
@@ -101,6 +101,7 @@ def full_tuning(
     model: PreTrainedModel,
     objective: Objective,
     settings: VectorConfig,
+    groups: ParameterGroups,
     *,
     half: int | None = None,
     checkpoint_dir: Path | None = None,
@@ -112,8 +113,9 @@ def full_tuning(
         model: At θ0; it is left there, its head at its start.
         objective: What to train for.
         settings: Of the fit; phase 1 depends on its training and its seed alone.
+        groups: The model's parameters.
         half: 1 or 2: train on one half of the data, see `halved`.
-        work: Folder for checkpoints and the result.
+        checkpoint_dir: Folder for checkpoints and the result.
         title: What the fit is called.
 
     Raises:
@@ -121,9 +123,9 @@ def full_tuning(
     """
     if half:
         objective, settings = halved(objective, settings, half)
-    trainable = tunable(model)
-    trained_head = trained_head_parameters(model)
-    for name, weight in backbone(model).items():
+    trainable = groups.trainable
+    trained_head = list(groups.trained_head.values())
+    for name, weight in groups.backbone.items():
         weight.requires_grad_(name in trainable)
     phase = Phase(1, title, _phase1_key(model, objective, settings), checkpoint_dir, half)
 
@@ -133,9 +135,8 @@ def full_tuning(
     if kept is not None:
         tensors, values = kept
         device = model.device
-        delta = {
-            name: tensors[name].to(device) for name in trainable
-        }  # in the model's order, which decides ties
+        # In the model's order, which decides ties
+        delta = {name: tensors[name].to(device) for name in trainable}
         head_values = [tensors[name].to(device) for name in _head_names(trained_head)]
         return Phase1Result(delta, head_values, values["log"], phase.key)
 
@@ -180,6 +181,7 @@ def selected_tuning(
     model: PreTrainedModel,
     objective: Objective,
     settings: VectorConfig,
+    groups: ParameterGroups,
     selection: SparseMask,
     phase1_key: str,
     *,
@@ -192,9 +194,10 @@ def selected_tuning(
         model: At θ0, its head at its start; it is left at θ2.
         objective: What to train for.
         settings: Of the fit.
+        groups: The model's parameters.
         selection: Which entries move.
         phase1_key: The name of all that determined phase 1.
-        work: Folder for checkpoints.
+        checkpoint_dir: Folder for checkpoints.
         title: What the fit is called.
 
     Returns:
@@ -205,7 +208,7 @@ def selected_tuning(
     """
     key = f"{phase1_key} {digest(selection)} {settings.training.average}"
     phase = Phase(2, title, key, checkpoint_dir)
-    trained_head = trained_head_parameters(model)
+    trained_head = list(groups.trained_head.values())
     with sparse_tuning(model, selection) as tuning:
 
         def difference() -> Delta:
@@ -244,16 +247,6 @@ def _where_it_resumes(checkpoint_dir: Path) -> str | None:
             if number == 1 and (checkpoint_dir / phase1_file(half)).exists():
                 return f"the end of phase 1{of_half}"
     return None
-
-
-def trained_head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The tensors of the head that are trained."""
-    return list(trained_head_by_name(model).values())
-
-
-def trained_head_by_name(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The tensors of the head that are trained, under their full names."""
-    return {name: parameter for name, parameter in head(model).items() if parameter.requires_grad}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from deftx.config import LanguageVectorConfig, TaskVectorConfig, VectorConfig, changed
 from deftx.core.apply import apply, check_fit
-from deftx.core.parameters import head
+from deftx.core.parameters import ParameterGroups, parameter_groups
 from deftx.core.ranks import is_split_half
 from deftx.core.vector import Head, SparseVector, check_language, check_same_base
 from deftx.data.examples import (
@@ -45,6 +45,7 @@ class PreparedTraining:
 
     Attributes:
         model: At θ0, or at θ0 + φ_source.
+        groups: Its parameters.
         objective: What it is to be trained for.
         origin: Where a vector learnt so comes from: kind, base, tokenizer, data, versions.
         settings: How to train it. With several sources a batch is one item, so that the batch size
@@ -52,6 +53,7 @@ class PreparedTraining:
     """
 
     model: PreTrainedModel
+    groups: ParameterGroups
     objective: Objective
     origin: Mapping[str, Any]
     settings: VectorConfig
@@ -81,7 +83,9 @@ def prepare_language(
     objective = build_objective(text, tokenizer, training, length, settings.seed)
     _check_replacements(objective, model)
     data = {"lines": len(text), "digest": objective.digest}
-    return PreparedTraining(model, objective, {**origin, "data": data}, settings)
+    return PreparedTraining(
+        model, parameter_groups(model), objective, {**origin, "data": data}, settings
+    )
 
 
 def _check_replacements(objective: Objective, model: PreTrainedModel) -> None:
@@ -181,7 +185,7 @@ def prepare_task(
     }
     origin |= {"source": None, "sources": source_infos, "temperature": temperature, "data": data}
     by_batches = changed(settings, {"training": {"batch_size": 1}})
-    return PreparedTraining(model, objective, origin, by_batches)
+    return PreparedTraining(model, parameter_groups(model), objective, origin, by_batches)
 
 
 def _prepare_single_source(
@@ -203,7 +207,7 @@ def _prepare_single_source(
     sizes = {"train": len(train_set), "valid": len(valid_set)}
     data = {**sizes, **about_texts(train_set), "digest": objective.digest}
     origin |= {"source": dict(source.info) if source else None, "data": data}
-    return PreparedTraining(model, objective, origin, settings)
+    return PreparedTraining(model, parameter_groups(model), objective, origin, settings)
 
 
 def _task_model(
@@ -275,12 +279,11 @@ def check_same_languages(
     )
 
 
-def learned_head(model: PreTrainedModel, labels: Sequence[str]) -> Head:
+def learned_head(groups: ParameterGroups, labels: Sequence[str]) -> Head:
     """A copy of the head that was trained with a task."""
     tensors = {}
-    for name, parameter in head(model).items():
-        if parameter.requires_grad:
-            tensors[name] = parameter.detach().cpu().clone()
+    for name, parameter in groups.trained_head.items():
+        tensors[name] = parameter.detach().cpu().clone()
     return Head(tensors, tuple(labels))
 
 

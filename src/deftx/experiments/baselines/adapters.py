@@ -19,7 +19,7 @@ from torch import Tensor, float32, nn
 from transformers import PreTrainedModel
 
 from deftx.core.apply import apply
-from deftx.core.parameters import head
+from deftx.core.parameters import parameter_groups
 from deftx.core.provenance import Provenance
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, first_fault
@@ -87,7 +87,7 @@ def learn(
     model = start.model
     task = start.origin["kind"] == "task"
     body = list(parameters.values())
-    top = head(model)
+    top = parameter_groups(model).head
     if not task:  # as for a vector
         top = {name: parameter for name, parameter in top.items() if name in trained_head}
     anchors = [parameter.detach().clone() for parameter in body]
@@ -134,7 +134,7 @@ def classifier(base: Base, method: str, task: Adapter, language: Adapter | None)
     if task.head is None:
         raise DeftxError("the task adapter has no head: give the one that `fit_task` made")
     model = load_task_model(base, task.head.labels)
-    if head(model).keys() != task.head.tensors.keys():
+    if parameter_groups(model).head.keys() != task.head.tensors.keys():
         raise DeftxError(
             f"the task adapter's head is not one of {os.fspath(base)}: give the base it was made on"
         )

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from deftx.config import LanguageVectorConfig, TaskVectorConfig, parse
-from deftx.core.parameters import tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
@@ -28,7 +28,6 @@ from deftx.experiments.baselines.config import (
     LoraTaskConfig,
 )
 from deftx.models.loading import Base
-from deftx.training.phases import trained_head_by_name
 from deftx.training.preparation import prepare_language, prepare_task
 
 METHOD = "lora"
@@ -49,7 +48,7 @@ def fit_language(
         base, text, LanguageVectorConfig(seed=settings.seed, training=settings.training)
     )
     settings = ranked(start.model, settings)
-    trained_head = trained_head_by_name(start.model)
+    trained_head = start.groups.trained_head
     return learn(
         METHOD,
         start,
@@ -115,7 +114,8 @@ def rank_for(model: PreTrainedModel, k: int | float | str) -> int:
     """
     a_rank = sum(layer.in_features + layer.out_features for layer in linear_layers(model).values())
     return max(
-        1, round(parse_k(k, sum(weight.numel() for weight in tunable(model).values())) / a_rank)
+        1,
+        round(parse_k(k, parameter_groups(model).trainable_size) / a_rank),
     )
 
 

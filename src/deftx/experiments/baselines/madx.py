@@ -29,14 +29,13 @@ from torch.nn.functional import layer_norm, relu
 from transformers import PreTrainedModel
 
 from deftx.config import LanguageVectorConfig, TaskVectorConfig, parse
-from deftx.core.parameters import tunable
+from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.experiments.baselines.adapters import Adapter, check, classifier, learn
 from deftx.experiments.baselines.config import MadxConfig, MadxLanguageConfig, MadxTaskConfig
 from deftx.models.loading import Base
-from deftx.training.phases import trained_head_by_name
 from deftx.training.preparation import prepare_language, prepare_task
 
 METHOD = "madx"
@@ -112,7 +111,7 @@ def fit_language(
     start = prepare_language(
         base, text, LanguageVectorConfig(seed=settings.seed, training=settings.training)
     )
-    trained_head = trained_head_by_name(start.model)
+    trained_head = start.groups.trained_head
     settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
     attach(start.model, parts, layers=len(parts.layers))
@@ -183,7 +182,7 @@ def sized(model: PreTrainedModel, settings: M) -> M:
     if settings.reduction is not None:
         return settings
     width, layers = model.config.hidden_size, _adapted_layers(model, settings)
-    wanted = parse_k(settings.k, sum(weight.numel() for weight in tunable(model).values()))
+    wanted = parse_k(settings.k, parameter_groups(model).trainable_size)
     if isinstance(settings, MadxLanguageConfig):
         coupling = Coupling(width, settings.invertible_reduction)
         wanted -= sum(parameter.numel() for parameter in coupling.parameters())

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_base
 
-from deftx.data.contamination import RULES, Leak, counted, find_contamination, leaking, normalised
+from deftx.data.contamination import (
+    RULES,
+    Overlap,
+    describe_counts,
+    find_contaminated_examples,
+    find_contamination,
+    normalised,
+)
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.experiments.data import read
@@ -41,7 +48,7 @@ TEXTS = st.lists(st.text("ab c.,D", max_size=30), max_size=8)
 )
 def test_each_rule_by_an_example(text, kind):
     found = find_contamination([text], ["sesuatu yang lain sama sekali", HELD_OUT])
-    assert found == ([Leak(0, 1, kind)] if kind else [])
+    assert found == ([Overlap(0, 1, kind)] if kind else [])
 
 
 @pytest.mark.parametrize(
@@ -162,9 +169,9 @@ def test_the_quick_ways_find_the_same_in_sentences_that_overlap():
 
 def test_of_pairs_both_texts_count_and_an_example_once():
     examples = Examples(["a b", HELD_OUT, HELD_OUT], ["c d", "e f", HELD_OUT], ["x", "y", "z"])
-    found = leaking(examples, [HELD_OUT, "c d"])
-    assert found == [Leak(0, 1, "equal"), Leak(1, 0, "equal"), Leak(2, 0, "equal")]
-    assert counted(found) == "3 equal"
+    found = find_contaminated_examples(examples, [HELD_OUT, "c d"])
+    assert found == [Overlap(0, 1, "equal"), Overlap(1, 0, "equal"), Overlap(2, 0, "equal")]
+    assert describe_counts(found) == "3 equal"
 
 
 @pytest.fixture(scope="module")
@@ -339,8 +346,8 @@ SAME = {
 def test_texts_that_unicode_writes_in_two_ways_are_equal(kind):
     one, other = SAME[kind]
     assert one != other
-    assert find_contamination([one], [other]) == [Leak(0, 0, "equal")]
-    assert find_contamination([other], [one]) == [Leak(0, 0, "equal")]
+    assert find_contamination([one], [other]) == [Overlap(0, 0, "equal")]
+    assert find_contamination([other], [one]) == [Overlap(0, 0, "equal")]
 
 
 def test_marks_that_make_another_word_stay():
