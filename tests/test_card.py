@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import yaml
 from huggingface_hub import ModelCard
 from test_storage import example
 
@@ -298,3 +299,52 @@ def test_vectors_learnt_on_a_folder_name_it_so_that_nobody_takes_it_for_an_id(
     monkeypatch.chdir("/")
     for vector in (language, difference):
         assert "anna" not in json.dumps(published(vector).info)
+
+
+ODD = [
+    None,
+    [],
+    {},
+    "",
+    3,
+    float("nan"),
+    float("inf"),
+    10**400,
+    True,
+    "\ud800",
+    "\u2028---\n# x",
+    b"x",
+    [[None]],
+    {"best_score": 10**400},
+    {"best_score": float("nan")},
+    {"sources": 5},
+    {"sources": {"a": 1}},
+    {"sources": [None, 3, {}]},
+    {"metric": []},
+    {"metric": "\ud800"},
+]
+
+
+@pytest.mark.parametrize("key", ["kind", "task", "base", "training", "log", "data", "seed", "rank"])
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_a_card_is_written_whatever_the_info_holds(key, odd):
+    """It is whatever its maker wrote."""
+    info = {
+        "kind": "task",
+        "training": {"metric": "macro_f1"},
+        "log": {"phase2": {"best_score": 0.5}},
+    }
+    for value in (odd, {"metric": odd}, {"phase2": odd}, {"phase2": {"best_score": odd}}):
+        vector = replace(example(), info={**info, key: value})
+        card = model_card(vector, "anna/min")
+        metadata = yaml.safe_load(card.encode().decode().split("\n---\n")[0])
+        assert metadata["library_name"] == "deftx"
+
+
+def test_a_score_that_is_no_number_is_not_in_the_card():
+    info = {"training": {"metric": "macro_f1"}, "log": {"phase2": {"best_score": 0.5}}}
+    for best, is_there in {0.5: True, float("nan"): False, 10**400: False}.items():
+        log = {"phase2": {"best_score": best}}
+        card = model_card(replace(example(), info={**info, "log": log}), "anna/min")
+        assert ("## Scores" in card) == is_there
+        assert ("model-index" in card) == is_there

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.data.examples import Columns, Examples, held_out, read_text
-from deftx.data.tables import UNNAMED, WHICH, Table, named, open_source, rows_for
+from deftx.data.tables import NAME_COLUMN_HINT, NO_HEADER_HINT, Table, named, open_source, rows_for
 from deftx.errors import DeftxError
 from deftx.tasks.registry import read_examples
 
@@ -133,7 +133,7 @@ def test_labels_are_not_needed_when_none_are_asked_for(written):
 
 def test_a_missing_column_is_named_beside_those_there_are(written):
     path = written(["review", "stars"], [("a", "1")])
-    what = UNNAMED if path.suffix in (".tsv", ".csv") else WHICH
+    what = NO_HEADER_HINT if path.suffix in (".tsv", ".csv") else NAME_COLUMN_HINT
     assert (
         message(read_examples, path)
         == f"{path} has no column 'text', only 'review', 'stars': {what}"
@@ -395,9 +395,8 @@ def test_a_damaged_file_is_refused_with_its_place_and_a_remedy(file, name, conte
 @pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl"])
 def test_the_line_that_is_not_utf8_is_named(file, name, mark):
     path = file(name, mark + "é\nü\n".encode() + b"good\xff\nmore\n")
-    fix = (
-        f"save the file as UTF-8, or type iconv -f WINDOWS-1252 -t UTF-8 {name}, with what it is in"
-    )
+    convert = f"iconv -f WINDOWS-1252 -t UTF-8 {name}, where -f is its encoding"
+    fix = f"save the file as UTF-8, or convert it ({convert})"
     assert message(read_text, path) == f"{path}, line 3: not UTF-8: {fix}"
 
 
@@ -410,6 +409,47 @@ def test_text_in_utf_16_is_known_by_its_mark(file, code):
 
 def test_columns_that_are_whole_texts_are_cut_short_in_the_message(file):
     assert len(message(read_examples, file("a.tsv", f"{'long ' * 500}\tpositive\nb\tc\n"))) < 300
+
+
+def _bad_texts():
+    content = pyarrow.array([b"fine", b"\xff\xfe", b"\xc3"], pyarrow.binary())
+    return pyarrow.Array.from_buffers(pyarrow.utf8(), 3, content.buffers())
+
+
+ODD_PARQUET = {
+    "a day that no calendar has": lambda: pyarrow.array([0, 2**31 - 1, 0], pyarrow.int32()).cast(
+        pyarrow.date32()
+    ),
+    "a time after the year 9999": lambda: pyarrow.array(
+        [0, 9 * 10**18, 0], pyarrow.timestamp("us")
+    ),
+    "an early time": lambda: pyarrow.array([0, -(2**62), 0], pyarrow.timestamp("ms")),
+    "a duration": lambda: pyarrow.array([0, 2**62, 0], pyarrow.duration("s")),
+    "bytes that are no UTF-8": _bad_texts,
+    "such bytes in a list": lambda: pyarrow.ListArray.from_arrays(
+        pyarrow.array([0, 1, 2, 3], pyarrow.int32()), _bad_texts()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PARQUET)
+def test_a_parquet_value_that_python_does_not_have_is_one_line_with_its_row(tmp_path, name):
+    path = tmp_path / "data.parquet"
+    columns = {"text": pyarrow.array(["a", "b", "c"]), "odd": ODD_PARQUET[name]()}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    table = open_source(path)
+    assert [text for _, text in table.values("text")] == ["a", "b", "c"]
+    with pytest.raises(DeftxError, match=rf"^{path}, row 2: a .* in 'odd' cannot be read") as error:
+        list(table.values("odd"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_parquet_time_in_an_unknown_zone_is_one_line(tmp_path):
+    path = tmp_path / "data.parquet"
+    zone = pyarrow.timestamp("us", tz="Mars/Phobos")
+    pyarrow.parquet.write_table(pyarrow.table({"odd": pyarrow.array([0, 1], zone)}), path)
+    with pytest.raises(DeftxError, match=rf"^{path}, row 1: a .*Mars/Phobos.* cannot be read"):
+        list(open_source(path).values("odd"))
 
 
 def test_a_parquet_file_without_rows_and_one_with_a_column_twice_are_refused(tmp_path):
@@ -501,8 +541,9 @@ def test_a_hub_dataset_that_does_not_load_is_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    expected = f"hub:a/b cannot be loaded as hub:NAME[@REVISION][:CONFIG][:SPLIT]: {' '.join(str(error).split())}"
-    assert message(read_text, "hub:a/b") == expected
+    form = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
+    reason = " ".join(str(error).split())
+    assert message(read_text, "hub:a/b") == f"hub:a/b cannot be loaded as {form}: {reason}"
 
 
 @pytest.mark.parametrize(

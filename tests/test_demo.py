@@ -9,6 +9,7 @@ from statistics import mean
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from deftx.errors import DeftxError
@@ -136,7 +137,7 @@ def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_a_demo_that_was_stopped_goes_on_and_one_that_is_done_is_left_alone(
+def test_a_demo_that_was_stopped_is_resumed_and_one_that_is_done_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, runs = tmp_path / "demo", []
@@ -165,6 +166,30 @@ def test_a_demo_that_was_stopped_goes_on_and_one_that_is_done_is_left_alone(
         run.demo(out)
     run.demo(out, force=True)
     assert runs[2:] == [None]
+
+
+def test_the_plot_has_a_bar_of_the_mean_over_seeds_for_each_variant_and_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, expected = [], []
+    for number, variant in enumerate(run.VARIANTS):
+        for place, target in enumerate(TARGETS):
+            level = 0.1 + 0.2 * number + 0.05 * place
+            expected.append(100 * level)
+            for seed, difference in enumerate((-0.02, 0.02)):
+                f1 = {"macro_f1": level + difference}
+                scores.append(run.Score(variant, seed, target, 4, f1))
+    drawn: list[float] = []
+    bar = Axes.bar
+
+    def recorded(axes, places, heights, *arguments, **options):
+        drawn.extend(heights)
+        return bar(axes, places, heights, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "bar", recorded)
+    run.plot(scores, tmp_path / "demo.png")
+    assert drawn == pytest.approx(expected)
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ from deftx.storage.tensors import load_tensors
 from deftx.tasks.base import evaluate, supervised
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.normalization import build_normalizer
+from deftx.training.phases import phase1_file
 from deftx.training.preparation import prepare_language
 
 TEXT = tiny.sentences(40)
@@ -343,6 +344,15 @@ def test_the_head_starts_from_there_also_where_phase_1_is_read(bases, phases, tm
 
 
 # --- the same again ---
+
+
+def test_a_language_is_recorded_by_name_and_a_folder_may_be_a_text(bases, tmp_path):
+    named = fit_language(bases(), TEXT, LANGUAGE, language="min", checkpoint_dir=str(tmp_path))
+    assert named.languages == ("min",)
+    assert (tmp_path / phase1_file()).is_file()
+    unnamed = fit_language(bases(), TEXT, LANGUAGE, checkpoint_dir=tmp_path)
+    assert unnamed.languages == ()
+    assert unnamed.equal(named)
 
 
 def test_the_same_settings_give_the_same_vector_bit_for_bit(bases):

@@ -1,8 +1,10 @@
 """Imports point one way: from the top of the table in CONTRIBUTING.md down."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import deftx
 
@@ -53,3 +55,37 @@ def test_no_module_imports_from_a_row_above_its_own():
         if depth[other] < depth[place]
     }
     assert wrong == METHODS_OF_VECTORS
+
+
+def draw_imports() -> ModuleType:
+    """The script of that name, as a module."""
+    path = Path(__file__).parents[1] / "scripts" / "draw_imports.py"
+    spec = importlib.util.spec_from_file_location("draw_imports", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_the_layout_is_up_to_date():
+    script = draw_imports()
+    drawn = script.FIGURE.read_text(encoding="utf-8")
+    assert drawn == script.draw(), "run `python scripts/draw_imports.py`"
+
+
+def test_the_picture_leaves_out_only_arrows_that_others_replace():
+    script = draw_imports()
+    down = {("a", "b"), ("b", "c"), ("a", "c"), ("c", "d"), ("a", "d"), ("e", "d")}
+    assert script.without_detours(down) == {("a", "b"), ("b", "c"), ("c", "d"), ("e", "d")}
+    assert script.lanes([(0, 9), (1, 3), (3, 5), (2, 4)]) == [2, 0, 0, 1]
+
+
+def test_the_walks_through_the_code_pass_files_that_exist():
+    page = (Path(__file__).parents[1] / "docs" / "layout.md").read_text(encoding="utf-8")
+    walks = re.findall(r"^## [^\n]*: (\d+) files$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert len(walks) == 3
+    for count, walk in walks:
+        files = re.findall(r"^\d+\. `([\w/]+\.py)`", walk, re.MULTILINE)
+        assert len(files) == int(count)
+        assert [file for file in files if not (ROOT / file).is_file()] == []

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from killed import killed_at
 from test_fit import same
 from test_storage import assert_same, example
 
@@ -160,33 +161,14 @@ def fit(checkpoint_dir):
     return replace(example(), head=None, info={"data": {}})
 
 
-def killed_in_learn(out, fatal):
-    """Whether a process that saves a vector at `out` was killed at the event `fatal`, before its
-    end."""
-    child = os.fork()
-    if child == 0:
-        seen = [0]
-
-        def event(name, args):
-            if name in EVENTS and str(out.parent) in str(args[0]):
-                seen[0] += 1
-                if seen[0] == fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(event)
-        try:
-            learn(out, fit, [], force=False)
-        finally:
-            os._exit(0)
-    return ended(child) == -signal.SIGKILL
-
-
 def test_after_a_kill_at_any_file_touched_the_same_command_leaves_the_vector_and_no_other_file(
     tmp_path,
 ):
     for fatal in itertools.count(1):
         out = tmp_path / str(fatal) / "v"
-        killed, saved = killed_in_learn(out, fatal), out.exists()
+        out.parent.mkdir()
+        killed = killed_at(fatal, out.parent, lambda: learn(out, fit, [], force=False))  # noqa: B023
+        saved = out.exists()
         with (
             suppress(DeftxError) if saved else nullcontext()
         ):  # refused where it was killed when all was done

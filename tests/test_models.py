@@ -73,7 +73,8 @@ def bringing_code(bases, tmp_path, monkeypatch):
     def make(model_type: str) -> Path:
         shutil.copytree(bases("xlmr"), folder)
         write = f"open({str(ran)!r}, 'w')"
-        classes = "from transformers import XLMRobertaConfig as C, XLMRobertaModel as M, XLMRobertaTokenizer as T"
+        names = ["XLMRobertaConfig as C", "XLMRobertaModel as M", "XLMRobertaTokenizer as T"]
+        classes = f"from transformers import {', '.join(names)}"
         (folder / "conf.py").write_text(f"{write}\n{classes}\n")
         classes = {"AutoConfig": "conf.C", "AutoModel": "conf.M", "AutoTokenizer": ["conf.T", None]}
         changes = {"config.json": {"model_type": model_type}, "tokenizer_config.json": {}}
@@ -836,7 +837,10 @@ NO_VECTORS = {  # what is said of what is no vector, and what is asked for with 
         "apply": lambda model, made, folder: deftx.apply(model, "vectors/min"),
         "overlap": lambda model, made, folder: deftx.overlap(made, "vectors/min"),
     },
-    "a list is given where a vector is wanted: give what deftx.load or a fit returns, several one after the other": {
+    (
+        "a list is given where a vector is wanted: give what deftx.load or a fit returns, several"
+        " one after the other"
+    ): {
         "apply": lambda model, made, folder: deftx.apply(model, [made]),
         "apply_temporarily": lambda model, made, folder: deftx.apply_temporarily(
             model, [made]

@@ -10,9 +10,11 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from test_serve import LABELS, NAMES, StandIn, serving
 
+from deftx.serving import Access
+
 pytestmark = pytest.mark.skipif(not browser.PROGRAM, reason="there is no Chromium")
 NONE = "(none: the task alone)"
-SIZES = {"desktop": (1280, 800), "phone": (360, 640)}
+SIZES = {"desktop": (1280, 800), "phone": (390, 800), "small phone": (320, 560)}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +33,9 @@ def filled(page, text, language):
     page.wait("document.querySelectorAll('option').length > 1")
     page.run(f"document.querySelector('textarea').value = {json.dumps(text)}")
     page.run(f"document.querySelector('select').value = {json.dumps(language)}")
-    page.run("document.querySelector('button').click()")
-    page.wait(
-        "document.querySelector('#result').children.length && !document.querySelector('button').disabled"
-    )
+    page.run("document.querySelector('#ask button').click()")
+    page.wait("document.querySelector('#result').children.length")
+    page.wait("!document.querySelector('#ask button').disabled")
     return page.run("document.querySelector('#result').innerText").split("\n")
 
 
@@ -138,6 +139,67 @@ def test_what_is_wrong_is_said_on_the_page(page, url):
     assert filled(page, " \n ", "min") == ["Write a text first."]
 
 
+def pressed(page, *keys):
+    """Press keys, one after the other: names of keys, or text."""
+    codes = {"Tab": (9, None), "Enter": (13, "\r")}
+    for key in keys:
+        if key not in codes:
+            page.send("Input.insertText", text=key)
+            continue
+        number, text = codes[key]
+        named = {"key": key, "code": key, "windowsVirtualKeyCode": number}
+        page.send(
+            "Input.dispatchKeyEvent", type="keyDown", **named, **({"text": text} if text else {})
+        )
+        page.send("Input.dispatchKeyEvent", type="keyUp", **named)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_server_with_a_token_asks_for_it_until_it_is_right(page, size, dark):
+    page.console.clear()
+    access = Access(token="secret")
+    result = "document.querySelector('#result').innerText"
+    with serving(StandIn(), access=access) as port:
+        page.open(f"http://127.0.0.1:{port}/", *size, dark=dark)
+        page.wait(f'{result} === "This server asks for its token."')
+        shown = (
+            "[...document.forms].filter((form) => form.checkVisibility()).map((form) => form.id)"
+        )
+        assert page.run(shown) == ["access"]
+        # nothing but the keyboard: the field has the focus already
+        for wrong in ("secrets", "пароль"):
+            page.run("document.querySelector('#result').replaceChildren()")
+            page.run("document.querySelector('#token').value = ''")
+            pressed(page, wrong, "Enter")
+            page.wait(f"{result} === 'The token is wrong.'")
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        page.run("document.querySelector('#token').value = ''")
+        pressed(page, " secret ", "Enter")
+        page.wait("document.querySelectorAll('option').length > 1")
+        page.wait("document.activeElement.id === 'text'")
+        assert page.run(shown) == ["ask"]
+        assert page.run("document.querySelector('#token').value") == "", (
+            "it is not left in the page"
+        )
+        pressed(page, "four", "Tab", "Tab", "Enter")
+        page.wait("document.querySelector('#result li')")
+    # that a token is missing or wrong, the browser logs itself
+    assert [line for line in page.console if "401" not in line] == []
+    page.console.clear()
+
+
+def test_a_text_can_be_asked_about_by_keyboard_alone(page, url):
+    page.open(url, *SIZES["desktop"])
+    page.wait("document.querySelectorAll('option').length > 1")
+    pressed(page, "Tab", "four", "Tab", "Tab")
+    ring = "getComputedStyle(document.activeElement).outlineWidth"
+    assert (page.run("document.activeElement.tagName"), page.run(ring)) == ("BUTTON", "3px")
+    pressed(page, "Enter")
+    page.wait("document.querySelector('#result li')")
+    assert page.run("document.querySelector('#result h2').textContent") == "four"
+
+
 def test_everything_has_a_name_for_screen_readers_and_can_be_reached_by_keyboard(page, url):
     page.open(url, *SIZES["desktop"])
     tree = page.send("Accessibility.getFullAXTree")["nodes"]
@@ -156,9 +218,6 @@ def test_everything_has_a_name_for_screen_readers_and_can_be_reached_by_keyboard
     assert page.run("document.querySelector('#result').ariaLive") == "polite"
     reached = []
     for _ in range(4):
-        for kind in ("keyDown", "keyUp"):
-            page.send(
-                "Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9
-            )
+        pressed(page, "Tab")
         reached.append(page.run("document.activeElement.tagName"))
     assert reached == ["TEXTAREA", "SELECT", "BUTTON", "A"]

@@ -11,12 +11,15 @@ from typed import QUICK
 import deftx
 from deftx.cli import arguments
 from deftx.config import LANGUAGE_PRESETS, LanguageVectorConfig
+from deftx.messages import program_name
 
 
 def test_later_settings_win_and_a_preset_comes_first():
     flags = {"k": "5%", "rank": "100", "method": None}
     changes = ["k=3", "training.batch_size=4", "training.report_to=[wandb]"]
-    chosen = arguments.settings_from(LanguageVectorConfig(), LANGUAGE_PRESETS, "quick", flags, changes)
+    chosen = arguments.settings_from(
+        LanguageVectorConfig(), LANGUAGE_PRESETS, "quick", flags, changes
+    )
     quick = LANGUAGE_PRESETS["quick"]
     training = quick.training.model_copy(update={"batch_size": 4, "report_to": ("wandb",)})
     assert chosen == quick.model_copy(update={"k": 3, "rank": 100, "training": training})
@@ -87,3 +90,19 @@ def test_every_command_explains_itself_with_an_example(run, monkeypatch, name):
     done = run(*name.split(), "--help")
     assert done.code == 0
     assert f"Example: deftx {name} " in done.out
+
+
+def test_what_to_type_is_the_name_or_the_path_of_the_program(tmp_path, monkeypatch):
+    folder = tmp_path / "my env" / "bin"
+    folder.mkdir(parents=True)
+    program = folder / "deftx"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(program)])
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert program_name() == "'my env/bin/deftx'"
+    monkeypatch.setenv("PATH", str(folder))
+    assert program_name() == "deftx"
+    monkeypatch.setattr("sys.argv", ["-m"])
+    assert program_name() == "deftx"

@@ -179,7 +179,8 @@ def test_null_leaves_out_what_was_set_and_stays_null_over_null(tmp_path: Path) -
 def test_a_recipe_extends_another(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "below.yaml").write_text(yaml.safe_dump(RECIPE))
     (tmp_path / "above.yaml").write_text(
-        "extends: below.yaml\ntask: {rank: 7}\nvariants: {none: null}\nlanguage: {training: {max_steps: null}}"
+        "extends: below.yaml\ntask: {rank: 7}\nvariants: {none: null}\n"
+        "language: {training: {max_steps: null}}"
     )
     both = load_recipe(tmp_path / "above.yaml")
     assert set(both.variants) == {"LT-SFT", "DeFT-X"}
@@ -245,6 +246,9 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
         ),
         ({"variants": {"none": {"task": {"ranc": 1}}}}, "did you mean 'rank'"),
         ({"seeds": "many"}, "seeds"),
+        ({"title": "a\ud800b"}, r"setting title = 'a\\ud800b' is not text in Unicode"),
+        ({"variants": {"a\udcff": {}}}, r"setting variants = 'a\\udcff' is not text in Unicode"),
+        ({"paper": {"\ud800": "u"}}, r"setting paper = '\\ud800' is not text in Unicode"),
         ({"seeds": [2**32]}, "seeds.0 = 4294967296: .* less than"),
         (
             {"languages": {False: "tar.txt"}},

@@ -2,6 +2,7 @@
 browser."""
 
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from statistics import mean, stdev
 
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from synthetic_run import LAYERS, VARIANTS, make_run
 
@@ -485,6 +487,8 @@ def test_damaged_predictions_are_named(plain, capsys):
         {"labels": ["one"]},
         {"true": [], "predicted": []},
         {"predicted": [-1]},
+        {"sentence_lengths": [1]},
+        {"sentence_lengths": [-1, 61]},
     ]:
         old = path.read_text()
         path.write_text(json.dumps({**json.loads(old), **change}))
@@ -571,6 +575,74 @@ def test_the_page_stands_in_a_browser_at_desktop_and_phone_width(run, browser, w
     paper = page_.evaluate("getComputedStyle(document.body).backgroundColor")
     bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
     assert abs(bright[0] - bright[1]) > 400  # the figures' text is light on dark, or dark on light
+    page_.close()
+
+
+def strip_at_right(page_, width: int) -> set[tuple[int, ...]]:
+    """The colours of the table of scores at its right edge, above the text of its heading."""
+    box = page_.locator("#scores .box").first.bounding_box()
+    edge = {
+        "x": box["x"] + box["width"] - width,
+        "y": box["y"] + page_.evaluate("scrollY"),
+        "width": width,
+        "height": 12,
+    }
+    shot = page_.screenshot(clip=edge, full_page=True)
+    picture = Image.open(io.BytesIO(shot)).convert("RGB")
+    return set(picture.get_flattened_data())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_has_a_shadow_where_there_is_more_of_it_and_none_elsewhere(run, browser, scheme):
+    page_ = browser.new_page(viewport={"width": 390, "height": 900}, color_scheme=scheme)
+    page_.goto((run / "report" / page.PAGE).as_uri())
+    paper = page_.evaluate("getComputedStyle(document.body).backgroundColor")
+    nothing = {tuple(map(int, re.findall(r"\d+", paper)))}
+    shadow = strip_at_right(page_, 4)
+    assert min(abs(sum(colour) - sum(*nothing)) for colour in shadow) > 60
+    # to its end by keyboard, since not everybody has a mouse
+    box = page_.locator("#scores .box").first
+    box.focus()
+    page_.keyboard.press("End")
+    for _ in range(40):
+        page_.keyboard.press("ArrowRight")
+    page_.wait_for_function(
+        "box => box.scrollLeft + box.clientWidth >= box.scrollWidth - 1", arg=box.element_handle()
+    )
+    page_.evaluate("document.activeElement.blur()")
+    assert strip_at_right(page_, 4) == nothing
+    page_.set_viewport_size({"width": 1280, "height": 900})
+    assert strip_at_right(page_, 40) == nothing
+    # at this width all tables of such a run are seen whole
+    wide = (
+        "[...document.querySelectorAll('.box')].filter(b => b.scrollWidth > b.clientWidth).length"
+    )
+    assert page_.evaluate(wide) == 0
+    page_.close()
+
+
+def test_a_report_is_read_by_keyboard_alone(run, browser):
+    page_ = browser.new_page(viewport={"width": 390, "height": 900})
+    page_.goto((run / "report" / page.PAGE).as_uri())
+    reached = []
+    for _ in range(100):
+        page_.keyboard.press("Tab")
+        reached.append(
+            page_.evaluate("document.activeElement.ariaLabel ?? document.activeElement.innerText")
+        )
+        ring = page_.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        if page_.evaluate("document.activeElement === document.body"):
+            break
+        assert ring != "none", reached[-1]
+    titles = page_.locator("nav a").all_inner_texts()
+    assert reached[: len(titles)] == titles
+    scrolled = page_.locator(".box:visible").evaluate_all("boxes => boxes.map(b => b.ariaLabel)")
+    folded = page_.locator("summary").all_inner_texts()
+    assert len(scrolled) > 10
+    assert {*scrolled, *folded} <= set(reached)
+    page_.locator("summary").first.focus()
+    page_.keyboard.press("Enter")
+    assert page_.locator("details").first.get_attribute("open") is not None
     page_.close()
 
 

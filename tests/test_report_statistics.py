@@ -28,7 +28,7 @@ from deftx.experiments.report.statistics import (
     score_run,
 )
 from deftx.experiments.report.tables import comparison_table
-from deftx.experiments.run_folder import Predictions, RunData, read_run
+from deftx.experiments.run_folder import Predictions, Row, RunData, read_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "coverage.py"
 
@@ -95,6 +95,45 @@ def test_scores_and_effects_are_those_of_sklearn_with_each_text_left_out(labels)
             variance = 11 / 12 * np.square(left_out - np.mean(left_out)).sum()
             assert np.square(score.text_effects).sum() == pytest.approx(variance)
             assert np.corrcoef(score.text_effects, left_out)[0, 1] < -0.999 or variance == 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_in_tagging_a_sentence_is_left_out_with_all_of_its_words(name):
+    rng = np.random.default_rng(3)
+    lengths = (3, 0, 1, 5, 2, 4)  # one has no words, and counts for nothing
+    true = rng.integers(3, size=15)
+    predicted = guesses(rng, true, 0.5)
+    tagged = answers(true, predicted).model_copy(update={"sentence_lengths": lengths})
+    score = jackknife(METRICS[name], tagged)
+    sentence_of_word = np.repeat(np.arange(6), lengths)
+    left_out = []
+    for sentence in (0, 2, 3, 4, 5):
+        others = sentence_of_word != sentence
+        left_out.append(jackknife(METRICS[name], answers(true[others], predicted[others])).value)
+    assert score.value == jackknife(METRICS[name], answers(true, predicted)).value
+    expected = np.sqrt(4 / 5) * (np.mean(left_out) - left_out)
+    assert score.text_effects == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_words_that_say_the_same_as_their_sentence_add_no_certainty(name):
+    rng = np.random.default_rng(4)
+    true = rng.integers(3, size=30)
+    predicted = guesses(rng, true, 0.6)
+    of_texts = jackknife(METRICS[name], answers(true, predicted))
+    repeated = answers(np.repeat(true, 8), np.repeat(predicted, 8))
+    tagged = repeated.model_copy(update={"sentence_lengths": (8,) * 30})
+    score = jackknife(METRICS[name], tagged)
+    assert score.value == pytest.approx(of_texts.value)
+    assert score.text_effects == pytest.approx(of_texts.text_effects)
+    by_word = np.square(jackknife(METRICS[name], repeated).text_effects).sum()
+    assert by_word < np.square(score.text_effects).sum() / 7
+
+
+def test_a_single_sentence_says_nothing_of_others():
+    one = answers(np.array([0, 1, 2]), np.array([0, 1, 1]))
+    tagged = one.model_copy(update={"sentence_lengths": (0, 3)})
+    assert jackknife(METRICS["accuracy"], tagged).text_effects.tolist() == [0.0]
 
 
 def test_the_text_noise_of_accuracy_is_that_of_a_share():
@@ -378,8 +417,10 @@ def test_a_pair_that_shares_no_seed_is_not_compared(tmp_path):
     assert compare(run, score_run(run), "DeFT-X 90%", "LT-SFT") is None
 
 
-def change_answers(run: RunData, **changes: object) -> Path:
-    path = run.store / run.rows[-1].step / "predictions.json"
+def change_answers(run: RunData, row: Row | None = None, **changes: object) -> Path:
+    """Change the predictions of a row, or of the last one."""
+    row = row or run.rows[-1]
+    path = run.store / row.step / "predictions.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return path
 
@@ -429,6 +470,31 @@ def test_predictions_that_do_not_give_the_score_are_left_out_with_a_word(small):
         found = score_run(small)
     assert ("DeFT-X 90%", 2, "ind") not in found
     assert ("DeFT-X 90%", 1, "ind") in found
+
+
+def test_sentences_are_the_texts_of_a_comparison(small):
+    for row in small.rows:
+        change_answers(small, row, sentence_lengths=[4] * 10)
+    scores = score_run(small)
+    assert {len(score.text_effects) for score in scores.values()} == {10}
+    assert compare(small, scores, "DeFT-X 90%", "LT-SFT").by_language["ace"].seeds == 3
+
+
+def test_words_are_the_texts_where_some_scores_have_no_sentences_and_it_is_said(small):
+    change_answers(small, sentence_lengths=[4] * 10)
+    language = small.rows[-1].language
+    with pytest.warns(UserWarning, match=f"predictions on {language} are of an earlier version"):
+        scores = score_run(small)
+    assert {len(score.text_effects) for score in scores.values()} == {40}
+
+
+def test_scores_on_other_sentences_are_refused(small):
+    of_language = [row for row in small.rows if row.language == "ace"]
+    for row in of_language:
+        change_answers(small, row, sentence_lengths=[4] * 10)
+    change_answers(small, of_language[0], sentence_lengths=[8] * 5)
+    with pytest.raises(DeftxError, match="on ace are not of one test set: sentences differ"):
+        score_run(small)
 
 
 def said(comparisons: list[Comparison]) -> dict[str, tuple[str, bool]]:

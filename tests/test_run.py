@@ -16,6 +16,7 @@ from deftx.experiments import housekeeping, plan, steps
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import Recipe, load_recipe
 from deftx.experiments.run import Score, prepare, run_recipe, table, vectors_of
+from deftx.experiments.run_folder import read_run
 from deftx.experiments.store import Store
 
 
@@ -355,6 +356,13 @@ def test_a_recipe_compares_taggers_too(folder: Path) -> None:
     found = run_recipe(load_recipe(folder / "recipe.yaml", changes), folder / "pos")
     assert len(found) == 6
     assert all(0 <= score.scores["macro_f1"] <= 1 for score in found)
+
+    run = read_run(folder / "pos")
+    lengths = {}
+    for name, seed in [("src", 0), ("tar", 1)]:
+        lengths[name] = tuple(len(text.split()) for text in sentences(20, seed))
+    for row in run.rows:
+        assert run.predictions(row).sentence_lengths == lengths[row.language]
 
 
 def test_a_table_shows_mean_and_spread_over_seeds() -> None:

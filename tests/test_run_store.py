@@ -3,15 +3,13 @@
 import errno
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from killed import killed_at
 from tiny_run import recipe, write_recipe
 
 from deftx.errors import DeftxError
@@ -186,46 +184,14 @@ def test_what_a_removal_that_was_killed_once_left_is_made_anew(tmp_path, kind) -
         assert [path.name for path in store.steps.iterdir()] == [step_id]
 
 
-def pruned_until(store: Store, folder: Path, fatal: int) -> bool:
-    """Whether a process that prunes a folder was killed at a file operation, the one of number
-    `fatal`."""
-    child = os.fork()
-    if child == 0:
-        seen = [0]
-
-        def event(name, args):
-            if name in KILLING_EVENTS and str(store.root) in str(args[0]):
-                seen[0] += 1
-                if seen[0] == fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(event)
-        try:
-            housekeeping.prune(store, [folder])
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
-
-KILLING_EVENTS = {
-    "open",
-    "os.mkdir",
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.listdir",
-    "os.scandir",
-    "shutil.rmtree",
-}
-
-
 @pytest.mark.parametrize("kind", PARTS)
 def test_a_prune_that_is_killed_anywhere_leaves_the_step_whole_or_gone(tmp_path, kind) -> None:
     kills = 0
     for fatal in itertools.count(1):
         store = Store(tmp_path / str(fatal))
         step_id = finished_step(store, kind)
-        killed = pruned_until(store, store.folder(step_id), fatal)
+        folder = store.folder(step_id)
+        killed = killed_at(fatal, store.root, lambda: housekeeping.prune(store, [folder]))  # noqa: B023
         if store.folder(step_id).exists():
             assert store.done(step_id)
             housekeeping.prune(store, [store.folder(step_id)])

@@ -96,6 +96,22 @@ def test_the_known_settings_are_those_of_the_same_place():
             {"training": {"epochs": 1e308}},
             "setting training.epochs = 1e+308: input should be less than or equal to 1000000",
         ),
+        (
+            {"training": {"l1": 1e308}},
+            "setting training.l1 = 1e+308: input should be less than or equal to 1000000",
+        ),
+        (
+            {"training": {"batch_size": 10**30}},
+            "setting training.batch_size = 1000000000000000000000000000000: input should be less",
+        ),
+        (
+            {"training": {"length": 2**31}},
+            "setting training.length = 2147483648: input should be less than 2147483648",
+        ),
+        (
+            {"training": {"logs": "a\ud800b"}},
+            "setting training.logs = 'a\\ud800b' is not text in Unicode: type it again",
+        ),
         ({"keep": 1.5}, "setting keep = 1.5: input should be less than or equal to 1"),
         ({"keep": None}, "setting keep = None: input should be a valid number"),
         ({"split": "row"}, "setting split = 'row': input should be 'global', 'matrix' or 'layer'"),

@@ -25,7 +25,7 @@ from deftx.errors import DeftxError
 from deftx.storage import tensors as tensors_module
 from deftx.storage import vector_files as files
 from deftx.storage.atomic_files import check_target, lock_directory, new_file, write_text
-from deftx.storage.tensors import load_tensors, save_tensors
+from deftx.storage.tensors import load_tensors, read_tensors, save_tensors
 from deftx.storage.vector_files import load, save
 
 
@@ -178,7 +178,7 @@ def test_a_folder_that_appears_while_saving_is_not_replaced(tmp_path, monkeypatc
         write_manifest(*args)
 
     monkeypatch.setattr(files, "write_manifest", meanwhile)
-    with pytest.raises(DeftxError, match="cannot save"):
+    with pytest.raises(DeftxError, match=r"another process has written .*/v meanwhile"):
         save(example(1), tmp_path / "v")
     assert seed_of(tmp_path / "v") == 0
 
@@ -284,6 +284,24 @@ def test_tensors_of_which_any_bit_changed_are_not_used(tmp_path):
                 UserWarning, match="phase1.safetensors is damaged, so it is not used"
             ):
                 assert load_tensors(path) is None
+
+
+@pytest.mark.parametrize(
+    "about", ["{", "[1]", '"x"', "[" * 100_000, f'{{"n": {"9" * 5000}}}'], ids=range(5)
+)
+def test_tensors_with_odd_metadata_are_damaged(tmp_path, about):
+    path = tmp_path / "odd.safetensors"
+    save_file({"a": torch.ones(2)}, path, metadata={"about": about})
+    with pytest.raises(DeftxError, match=r"odd.safetensors is (missing or )?damaged"):
+        read_tensors(path)
+    with pytest.warns(UserWarning, match="odd.safetensors is damaged, so it is not used"):
+        assert load_tensors(path, "k") is None
+
+
+def test_a_missing_file_of_tensors_is_an_error_to_read_and_nothing_to_load(tmp_path):
+    with pytest.raises(DeftxError, match="is missing"):
+        read_tensors(tmp_path / "none.safetensors")
+    assert load_tensors(tmp_path / "none.safetensors") is None
 
 
 def test_tensors_of_an_older_version_have_no_checksum_and_are_read(tmp_path):

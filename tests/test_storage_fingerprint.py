@@ -112,7 +112,9 @@ def test_a_wrong_base_is_an_error_that_names_both(vector):
     wrong = Tiny().requires_grad_(False)
     wrong.scale += 1
     wrong.name_or_path = "other/base"
-    expected = rf"some/base \({fingerprint(Tiny())[:12]}\), not on other/base \({fingerprint(wrong)[:12]}\).*--ignore-base-mismatch"
+    former = rf"some/base \({fingerprint(Tiny())[:12]}\)"
+    latter = rf"other/base \({fingerprint(wrong)[:12]}\)"
+    expected = f"{former}, not on {latter}.*--ignore-base-mismatch"
     with pytest.raises(DeftxError, match=expected):
         check_base(wrong, vector)
     with pytest.raises(DeftxError, match=rf"the base at hand \({'0' * 12}\)"):

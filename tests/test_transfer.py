@@ -564,8 +564,8 @@ def in_python(done: Path, **options: object) -> object:
         source,
         options.pop("target", texts),
         train,
-        language=language,
-        task=task,
+        language_settings=language,
+        task_settings=task,
         **options,
     )
 

@@ -11,9 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -30,7 +28,9 @@ LATER = {"noise": 0.0, "held_out_blocks": None, "dropout": None}
 T = TypeVar("T", bound="TrainingConfig")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 Epochs = Annotated[float, Field(gt=0, le=1_000_000)]
+Penalty = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
 class Config(BaseModel):
@@ -66,24 +66,24 @@ class TrainingConfig(Config):
 
     learning_rate: PositiveFloat = 5e-5
     """Learning rate of AdamW at the first step; it falls linearly to 0."""
-    batch_size: PositiveInt = 8
+    batch_size: Count = 8
     """Examples, or blocks of text, in a batch."""
-    accumulate: PositiveInt = 1
+    accumulate: Count = 1
     """Batches whose gradients are added up before a step."""
     epochs: Epochs = 100
     """Times that the training data are seen, within `min_steps` and `max_steps`."""
-    max_steps: PositiveInt | None = None
+    max_steps: Count | None = None
     """The most steps; null: as many as `epochs` take. Set alone, it lowers `min_steps` where that
     is larger."""
-    min_steps: int = Field(0, ge=0, validate_default=True)
+    min_steps: int = Field(0, ge=0, lt=2**31, validate_default=True)
     """The fewest steps, however few the data."""
-    evaluate_every: PositiveInt = 1000
+    evaluate_every: Count = 1000
     """Steps between two evaluations on held-out data; the best evaluated step is kept."""
-    average: PositiveInt = 1
+    average: Count = 1
     """Phase 2 ends at the mean of its last so many evaluated steps; 1: at the best one."""
-    length: PositiveInt = 256
+    length: Count = 256
     """Longest input, in tokens."""
-    l1: NonNegativeFloat = 0.0
+    l1: Penalty = 0.0
     """Weight λ of the penalty λ/N · ‖θ − θ0‖₁, N being the number of all parameters of the
     model."""
     clip: PositiveFloat = 1.0
@@ -125,9 +125,9 @@ class LanguageTrainingConfig(TrainingConfig):
     """Language modelling on plain text; the defaults are the paper's (Appendix C), but for
     `held_out_blocks`."""
 
-    max_steps: PositiveInt | None = 100_000
-    min_steps: int = Field(30_000, ge=0, validate_default=True)
-    l1: NonNegativeFloat = 0.1
+    max_steps: Count | None = 100_000
+    min_steps: int = Field(30_000, ge=0, lt=2**31, validate_default=True)
+    l1: Penalty = 0.1
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that masked language modelling chooses, and that denoising hides."""
     replacements: Literal["vocabulary", "corpus"] = "corpus"
@@ -138,7 +138,7 @@ class LanguageTrainingConfig(TrainingConfig):
     away (trained), or stays as it is (frozen)."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the lines that the best step is chosen on."""
-    held_out_blocks: PositiveInt | None = 1000
+    held_out_blocks: Count | None = 1000
     """The most blocks of `length` tokens that are held out; null: the whole share, as in the
     paper."""
     head: str | None = None
@@ -149,9 +149,9 @@ class LanguageTrainingConfig(TrainingConfig):
 class TaskTrainingConfig(TrainingConfig):
     """Labelled data; the defaults are the paper's for sentiment (Appendix C)."""
 
-    batch_size: PositiveInt = 16
+    batch_size: Count = 16
     epochs: Epochs = 10
-    evaluate_every: PositiveInt = 250
+    evaluate_every: Count = 250
     metric: str | None = None
     """Metric that decides between steps; null: the task's own, which is macro-F1 for
     classification."""
@@ -362,10 +362,33 @@ def check_kind(settings: object, kind: type[Config]) -> None:
 def parse(kind: type[S], data: Mapping[str, Any]) -> S:
     """`data` as settings of a `kind`. Raises DeftxError, one line, that names the key and what it
     allows."""
+    _check_unicode(data, "")
     try:
         return kind.model_validate(dict(data))
     except ValidationError as error:
         raise _in_one_line(kind, error) from None
+
+
+def _check_unicode(data: Any, key: str) -> None:
+    """Raise DeftxError for text that no file can hold: lone surrogates are half a character.
+
+    Args:
+        data: Settings, as mappings, lists and single values.
+        key: Where they are within others, written out; "" at the top.
+    """
+    if isinstance(data, str):
+        try:
+            data.encode()
+        except UnicodeEncodeError:
+            what = "is not text in Unicode: type it again"
+            raise DeftxError(f"setting {key or 'name'} = {reprlib.repr(data)} {what}") from None
+    elif isinstance(data, Mapping):
+        for name, value in data.items():
+            _check_unicode(name, key)
+            _check_unicode(value, f"{key}.{name}".removeprefix("."))
+    elif isinstance(data, list | tuple):
+        for number, value in enumerate(data):
+            _check_unicode(value, f"{key}.{number}".removeprefix("."))
 
 
 def _in_one_line(kind: type[Config], error: ValidationError) -> DeftxError:

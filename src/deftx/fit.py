@@ -75,7 +75,7 @@ def fit(
     objective: Objective,
     settings: VectorConfig,
     *,
-    checkpoint_dir: Path | None = None,
+    checkpoint_dir: str | Path | None = None,
     title: str = "",
 ) -> SparseVector:
     """Learn a sparse vector (Simon and Jyothi 2025, Algorithm 1).
@@ -98,6 +98,8 @@ def fit(
         DeftxError: A setting is out of range; raised before any training.
         Diverged: A loss is not finite; the last good state is in `checkpoint_dir`.
     """
+    if checkpoint_dir is not None:
+        checkpoint_dir = Path(checkpoint_dir)
     groups = parameter_groups(model)
     learns_a_head = isinstance(settings, TaskVectorConfig) and bool(groups.trained_head)
     check_settings(settings, model, groups, head=learns_a_head)
@@ -149,7 +151,8 @@ def fit_language(
     text: Sequence[str],
     settings: LanguageVectorConfig | None = None,
     *,
-    checkpoint_dir: Path | None = None,
+    language: str | None = None,
+    checkpoint_dir: str | Path | None = None,
     title: str = "language",
 ) -> SparseVector:
     """φ_language = fit(text, language modelling, θ0).
@@ -162,6 +165,7 @@ def fit_language(
         text: Lines of a language's plain text.
         settings: Of the vector and its training; None: the defaults, which are the paper's
             training.
+        language: The language's name, such as `min`, to be recorded in the vector.
         checkpoint_dir: Folder for checkpoints, from which a fit that was stopped resumes.
         title: What the progress bar calls it.
 
@@ -179,7 +183,10 @@ def fit_language(
         checkpoint_dir=checkpoint_dir,
         title=title,
     )
-    return replace(vector, info={**prepared.origin, **vector.info})
+    info = {**prepared.origin, **vector.info}
+    if language is not None:
+        info["language"] = language
+    return replace(vector, info=info)
 
 
 def fit_task(
@@ -191,7 +198,7 @@ def fit_task(
     source: SparseVector | Mapping[str, SparseVector] | None = None,
     temperature: float = 1.0,
     ignore_base_mismatch: bool = False,
-    checkpoint_dir: Path | None = None,
+    checkpoint_dir: str | Path | None = None,
     title: str = "task",
 ) -> SparseVector:
     """φ_task = fit(labelled data, task loss, θ0 + φ_source), with the task's head.
@@ -256,8 +263,8 @@ def transfer(
     target_text: Mapping[str, Sequence[str]],
     train_set: Examples,
     valid_set: Examples | None = None,
-    language: LanguageVectorConfig | None = None,
-    task: TaskVectorConfig | None = None,
+    language_settings: LanguageVectorConfig | None = None,
+    task_settings: TaskVectorConfig | None = None,
     *,
     checkpoint_dir: str | Path | None = None,
 ) -> dict[str, PreTrainedModel]: ...
@@ -270,8 +277,8 @@ def transfer(
     target_text: Sequence[str],
     train_set: Examples,
     valid_set: Examples | None = None,
-    language: LanguageVectorConfig | None = None,
-    task: TaskVectorConfig | None = None,
+    language_settings: LanguageVectorConfig | None = None,
+    task_settings: TaskVectorConfig | None = None,
     *,
     checkpoint_dir: str | Path | None = None,
 ) -> PreTrainedModel: ...
@@ -283,8 +290,8 @@ def transfer(
     target_text: Sequence[str] | Mapping[str, Sequence[str]],
     train_set: Examples,
     valid_set: Examples | None = None,
-    language: LanguageVectorConfig | None = None,
-    task: TaskVectorConfig | None = None,
+    language_settings: LanguageVectorConfig | None = None,
+    task_settings: TaskVectorConfig | None = None,
     *,
     checkpoint_dir: str | Path | None = None,
 ) -> PreTrainedModel | dict[str, PreTrainedModel]:
@@ -296,8 +303,8 @@ def transfer(
         target_text: The same in the target language; for several targets, by language.
         train_set: Labelled data of the source language.
         valid_set: More of them, to choose the best step on; None: a tenth of `train_set`.
-        language: Settings of all language vectors; None: the defaults.
-        task: Settings of the task vector; None: the defaults.
+        language_settings: Of all language vectors; None: the defaults.
+        task_settings: Of the task vector; None: the defaults.
         checkpoint_dir: Folder for what is learnt on the way, from which a call that was stopped
             resumes.
 
@@ -311,12 +318,12 @@ def transfer(
     targets = target_text if isinstance(target_text, Mapping) else {"target": target_text}
     for text in targets.values():
         check_read(text, "read_text")  # the other data when they are used first
-    language = language or LanguageVectorConfig()
-    task = settled(task or TaskVectorConfig())
+    language_settings = language_settings or LanguageVectorConfig()
+    task_settings = settled(task_settings or TaskVectorConfig())
     if valid_set is None:
-        has_named_labels = task_of(task.task).label_names is not None
+        has_named_labels = task_of(task_settings.task).label_names is not None
         train_set, valid_set = held_out(
-            train_set, HELD_OUT_SHARE, task.seed, named=has_named_labels
+            train_set, HELD_OUT_SHARE, task_settings.seed, named=has_named_labels
         )
 
     def folder_of(name: str) -> Path | None:
@@ -326,7 +333,7 @@ def transfer(
     phi_source = fit_language(
         base,
         source_text,
-        language,
+        language_settings,
         checkpoint_dir=folder_of("source language"),
         title="source language",
     )
@@ -334,7 +341,7 @@ def transfer(
         base,
         train_set,
         valid_set,
-        task,
+        task_settings,
         source=phi_source,
         checkpoint_dir=folder_of("task"),
         title="task",
@@ -345,7 +352,12 @@ def transfer(
     for name, text in targets.items():
         title = f"{name} language"
         phi_target = fit_language(
-            base, text, language, checkpoint_dir=folder_of(title), title=title
+            base,
+            text,
+            language_settings,
+            language=name if several_targets else None,
+            checkpoint_dir=folder_of(title),
+            title=title,
         )
         models[name] = compose(base, phi_task, phi_target)
     return models if several_targets else models["target"]

@@ -2,12 +2,15 @@
 
 import io
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from typer.exceptions import TyperException
@@ -25,6 +28,19 @@ KNOWN = {
 def say(message: str) -> None:
     """Write one line to standard error."""
     print(f"deftx: {message}", file=sys.stderr)
+
+
+def program_name() -> str:
+    """What to type for `deftx` in this shell: its name where the shell finds it, else its path."""
+    program = Path(sys.argv[0])
+    if program.name != "deftx" or not program.exists():  # run as a module, or from a test
+        return "deftx"
+    found = shutil.which("deftx")
+    if found and os.path.samefile(found, program):
+        return "deftx"
+    if program.is_absolute() and program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    return shlex.quote(str(program))
 
 
 def error_line(error: Exception) -> str | None:

@@ -12,7 +12,14 @@ from deftx.cli import transfer, learn, use, vectors, experiments
 
 # isort: on
 from deftx.cli.app import app
-from deftx.messages import error_line, exit_on_sigterm, say, short_warnings, write_all_characters
+from deftx.messages import (
+    error_line,
+    exit_on_sigterm,
+    program_name,
+    say,
+    short_warnings,
+    write_all_characters,
+)
 
 # Exit codes: wrong input, and what a shell expects after Ctrl-C and SIGTERM.
 WRONG_INPUT = 2
@@ -42,5 +49,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(line)
         sys.exit(WRONG_INPUT)
     if exit_code in (STOPPED, TERMINATED):
-        say(f"stopped; to go on, type: {shlex.join(['deftx', *words])}")
+        say(f"stopped; to go on, type: {program_name()} {shlex.join(words)}")
     sys.exit(exit_code)

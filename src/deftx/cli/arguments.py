@@ -1,9 +1,8 @@
-"""What a user has typed, as what it stands for: settings, and vectors and files by language."""
+"""What was typed on the command line becomes settings, and vectors and files by language."""
 
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,31 +31,45 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=VectorConfig)
 
-LITTLE = 2000  # characters of a language's text
-MANY = 0.1  # of validation texts, to be also in the training data
+FEW_CHARACTERS = 2000  # of text: fewer say little about a language
+MANY_IN_BOTH = 0.1  # of validation texts: as many in the training data too are worth a warning
+
+
+# Settings
 
 
 def settings_from(
     plain: F,
     presets: Mapping[str, F],
     preset: str | None,
-    flags: Mapping[str, str | None],
+    options: Mapping[str, str | None],
     changes: Iterable[str],
 ) -> F:
-    """The settings of a preset (None: `plain`) with those `flags` that were given, and further
-    changes."""
+    """The settings that a command was given.
+
+    Args:
+        plain: The settings without a preset.
+        presets: All presets by name.
+        preset: The name of the one to start from, if any.
+        options: Values of options such as --rank by the setting's name; None: not given.
+        changes: `KEY.KEY=VALUE` texts of --set, which come last.
+    """
     start = plain if preset is None else preset_named(presets, preset)
-    flagged = [f"{name}={value}" for name, value in flags.items() if value is not None]
-    return changed(start, assigned([*flagged, *changes]))
+    assignments = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return changed(start, assigned([*assignments, *changes]))
 
 
 def assigned(changes: Iterable[str]) -> dict[str, Any]:
     """What `KEY.KEY=VALUE` texts, VALUE being YAML, say together, as nested mappings. Later ones
     win."""
-    return reduce(merged, map(_assignment, changes), {})
+    settings: dict[str, Any] = {}
+    for change in changes:
+        settings = merged(settings, _assignment(change))
+    return settings
 
 
 def _assignment(change: str) -> dict[str, Any]:
+    """`a.b=1` as {"a": {"b": 1}}."""
     key, _, text = change.partition("=")
     example = "write KEY=VALUE, such as training.batch_size=4, VALUE in YAML"
     if not key or not text.strip():
@@ -65,66 +78,102 @@ def _assignment(change: str) -> dict[str, Any]:
         value = parse_yaml(text)
     except BadYaml as error:
         raise DeftxError(f"{change!r:.200} sets nothing ({error}): {example}") from None
-    *path, last = key.strip().split(".")
-    return reduce(lambda inner, part: {part: inner}, reversed(path), {last: value})
+    nested: Any = value
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+# Data
 
 
 def warn_of_little(lines: Sequence[str]) -> None:
-    """Warn where there is too little text for a language to be learnt, or for a held-out loss to
-    mean anything."""
-    different = len(set(map(canonical, lines)))
+    """Warn where there is too little text for training, or for a held-out loss to mean anything."""
+    different = len({canonical(line) for line in lines})
     if 2 * different <= len(lines):
-        what = f"the text has {len(lines):,} lines, of which {different:,} differ"
         warnings.warn(
-            f"{what}: what is learnt by heart makes the held-out loss look good", stacklevel=2
+            f"the text has {len(lines):,} lines, of which {different:,} differ: what is learnt by"
+            " heart makes the held-out loss look good",
+            stacklevel=2,
         )
-    if (size := sum(map(len, lines))) < LITTLE:
-        what = f"the text has {size:,} characters, so few that the held-out loss says little"
-        warnings.warn(f"{what}: give all that you have", stacklevel=2)
+    size = sum(len(line) for line in lines)
+    if size < FEW_CHARACTERS:
+        warnings.warn(
+            f"the text has {size:,} characters, so few that the held-out loss says little: give all"
+            " that you have",
+            stacklevel=2,
+        )
 
 
 def labelled(
     task: Task, train: Mapping[str, str], valid: Mapping[str, str], columns: Columns, seed: int
 ) -> tuple[dict[str, Examples], dict[str, Examples]]:
-    """Training and validation data by language, from files; without files of the latter, a share of
-    the former.
+    """Read training and validation data by language; warns of what may be a mistake.
 
-    Raises DeftxError for labels that are not learnt. Warns of what may be a mistake.
+    Args:
+        task: The kind of task.
+        train: Files by language.
+        valid: Files by language; without any, a share of the training data is held out.
+        columns: Names of the columns.
+        seed: Decides what is held out.
+
+    Raises:
+        DeftxError: A label of the validation data is not in the training data.
     """
     train_sets = {name: task.read(file, columns, True) for name, file in train.items()}
-    names = names_of(task, joined(list(train_sets.values())))
+    label_names = names_of(task, joined(list(train_sets.values())))
     if not valid:
-        parts = {
-            name: held_out(some, HELD_OUT_SHARE, seed, named=bool(names))
-            for name, some in train_sets.items()
-        }
-        rows = sum(len(part) for _, part in parts.values())
-        warnings.warn(
-            f"without --valid, {rows:,} of the rows choose the best step and are not learnt",
-            stacklevel=2,
-        )
-        return {name: part for name, (part, _) in parts.items()}, {
-            name: part for name, (_, part) in parts.items()
-        }
+        return _hold_out(train_sets, seed, named=bool(label_names))
+
     valid_sets = {name: task.read(file, columns, True) for name, file in valid.items()}
-    for name, some in valid_sets.items():
-        if names:
-            check_labels(valid[name], some, names)
-        _warn_of_valid(train_sets[name], some, f" of {name}" if len(valid_sets) > 1 else "")
+    for name, examples in valid_sets.items():
+        if label_names:
+            check_labels(valid[name], examples, label_names)
+        of_language = f" of {name}" if len(valid_sets) > 1 else ""
+        _warn_of_valid(train_sets[name], examples, of_language)
     return train_sets, valid_sets
 
 
-def _warn_of_valid(train: Examples, valid: Examples, of: str) -> None:
-    """Warn where there is more to choose a step on than to learn from, and where it is what is
-    learnt."""
+def _hold_out(
+    train_sets: Mapping[str, Examples], seed: int, *, named: bool
+) -> tuple[dict[str, Examples], dict[str, Examples]]:
+    """The training data of each language, and the share of it that is held out."""
+    kept_sets = {}
+    valid_sets = {}
+    for name, examples in train_sets.items():
+        kept, held = held_out(examples, HELD_OUT_SHARE, seed, named=named)
+        kept_sets[name] = kept
+        valid_sets[name] = held
+    rows = sum(len(held) for held in valid_sets.values())
+    warnings.warn(
+        f"without --valid, {rows:,} of the rows choose the best step and are not learnt",
+        stacklevel=2,
+    )
+    return kept_sets, valid_sets
+
+
+def _warn_of_valid(train: Examples, valid: Examples, of_language: str) -> None:
+    """Warn where validation data is larger than the training data, or partly the same."""
     if len(valid) > len(train):
-        sizes = f"--valid has {len(valid):,} rows and --train {len(train):,}"
-        warnings.warn(f"{sizes}{of}: are they the wrong way round?", stacklevel=2)
-    learnt = {(caseless(text), caseless(pair)) for text, pair in text_pairs(train)}
-    both = sum((caseless(text), caseless(pair)) in learnt for text, pair in text_pairs(valid))
-    if both > MANY * len(valid):
-        what = f"{both:,} of {len(valid):,} texts of --valid{of} are in --train too"
-        warnings.warn(f"{what}: what is learnt by heart looks best then", stacklevel=2)
+        warnings.warn(
+            f"--valid has {len(valid):,} rows and --train {len(train):,}{of_language}: are they the"
+            " wrong way round?",
+            stacklevel=2,
+        )
+    trained = {(caseless(text), caseless(pair)) for text, pair in text_pairs(train)}
+    in_both = 0
+    for text, pair in text_pairs(valid):
+        if (caseless(text), caseless(pair)) in trained:
+            in_both += 1
+    if in_both > MANY_IN_BOTH * len(valid):
+        warnings.warn(
+            f"{in_both:,} of {len(valid):,} texts of --valid{of_language} are in --train too: what"
+            " is learnt by heart looks best then",
+            stacklevel=2,
+        )
+
+
+# Vectors and files by language
 
 
 def load_tasks(folders: Sequence[str]) -> list[SparseVector]:
@@ -154,32 +203,35 @@ def named_languages(texts: Sequence[str]) -> dict[str, SparseVector]:
 def by_language(option: str, texts: Sequence[str]) -> dict[str, str]:
     """Files, or vectors, by the language in `NAME=FILE`; a lone one needs no name: it is ""
     then."""
-    found: dict[str, str] = {}
-    for name, file in map(_named, texts):
+    files: dict[str, str] = {}
+    for text in texts:
+        name, file = _named(text)
         if name is None and len(texts) > 1:
             raise DeftxError(
                 f"{option} {file} is of which language? there are several, so write NAME={file}"
             )
-        if name in found:
+        if name in files:
             raise DeftxError(f"{option} {name}={file} is the second one of {name!r}: give one each")
-        found[name or ""] = file
-    return found
+        files[name or ""] = file
+    return files
 
 
 def named_by_file(option: str, texts: Sequence[str]) -> dict[str, str]:
     """Files by the language in `NAME=FILE`, or that the file is called after, such as ind of
     texts/ind.txt."""
-    found: dict[str, str] = {}
-    for name, file in map(_named, texts):
+    files: dict[str, str] = {}
+    for text in texts:
+        name, file = _named(text)
         if name is None and file.startswith("hub:"):
             raise DeftxError(f"{option} {file} is of which language? write NAME={file}")
         language = name or Path(file).stem
-        if language in found:
+        if language in files:
             raise DeftxError(
-                f"{option} {file} is the second one named {language!r}: give it another name, NAME={file}"
+                f"{option} {file} is the second one named {language!r}: give it another name,"
+                f" NAME={file}"
             )
-        found[language] = file
-    return found
+        files[language] = file
+    return files
 
 
 def transfer_request(
@@ -194,89 +246,120 @@ def transfer_request(
     preset: str,
     changes: Mapping[str, Any],
 ) -> "Request":
-    """What `deftx transfer` is given. Raises DeftxError for languages that are missing, or that are
-    given twice."""
-    sources = named_by_file("--source", [source] if source else [])
+    """What `deftx transfer` was asked for.
+
+    Raises:
+        DeftxError: The source or all targets are missing, or a language is given twice.
+    """
+    from deftx.experiments.transfer import Request
+
+    # The source language, from its text or its vector
+    source_texts = named_by_file("--source", [source] if source else [])
     source_vectors = named_by_file("--source-vector", [source_vector] if source_vector else [])
-    if len({*sources, *source_vectors}) != 1:
-        needed = "give --source NAME=FILE, text of the language of --train, or --source-vector NAME=VECTOR"
-        which = " and ".join([*sources, *source_vectors])
-        raise DeftxError(
-            f"{needed}, of the same name"
-            if which
-            else f"there is no text of the source language: {needed}"
-        )
-    (name,) = {*sources, *source_vectors}
-    texts, vectors = (
-        named_by_file("--target", target),
-        named_by_file("--target-vector", target_vector),
-    )
-    targets = list(dict.fromkeys([*texts, *vectors]))
+    source_name = _source_name(source_texts, source_vectors)
+
+    # The targets, each from its text or its vector
+    target_texts = named_by_file("--target", target)
+    target_vectors = named_by_file("--target-vector", target_vector)
+    targets = list(dict.fromkeys([*target_texts, *target_vectors]))
     if not targets:
         raise DeftxError(
             "there is no target language: give --target NAME=FILE, or --target-vector NAME=VECTOR"
         )
-    if name in targets:
+    if source_name in targets:
         raise DeftxError(
-            f"the target {name!r} is the source, of which --train is: leave it out of the targets"
+            f"the target {source_name!r} is the source, the language of --train: leave it out of"
+            " the targets"
         )
-    for target_name, file in texts.items():
-        if (
-            sources
-            and os.path.exists(file)
-            and os.path.realpath(file) == os.path.realpath(sources.get(name, ""))
-        ):
+    for name, file in target_texts.items():
+        if _is_same_file(file, source_texts.get(source_name)):
             raise DeftxError(
-                f"--target {target_name}={file} is the text of the source {name!r}: give text of the target"
+                f"--target {name}={file} is the text of the source {source_name!r}: give text of"
+                " the target"
             )
-    from deftx.experiments.transfer import Request
 
-    tests = _tests_of_targets(test, targets)
     return Request(
         base=base,
         train=train,
         valid=valid or "",
-        source=name,
+        source=source_name,
         targets=targets,
-        texts={**sources, **texts},
-        vectors={**source_vectors, **vectors},
-        tests=tests,
+        texts={**source_texts, **target_texts},
+        vectors={**source_vectors, **target_vectors},
+        tests=_tests_of_targets(test, targets),
         preset=preset,
         changes=changes,
     )
 
 
+def _source_name(texts: Mapping[str, str], vectors: Mapping[str, str]) -> str:
+    """The one name of the source language. Raises DeftxError where there is none, or two."""
+    names = {*texts, *vectors}
+    needed = (
+        "give --source NAME=FILE, text of the language of --train, or --source-vector NAME=VECTOR"
+    )
+    if not names:
+        raise DeftxError(f"there is no text of the source language: {needed}")
+    if len(names) > 1:
+        raise DeftxError(f"{needed}, of the same name")
+    return names.pop()
+
+
+def _is_same_file(file: str, other: str | None) -> bool:
+    if other is None or not os.path.exists(file):
+        return False
+    return os.path.realpath(file) == os.path.realpath(other)
+
+
 def _tests_of_targets(test: Sequence[str], targets: Sequence[str]) -> dict[str, str]:
-    """Test data by target; a lone file of a lone target needs no name."""
-    found: dict[str, str] = {}
+    """Test data by target; if there is one target, its file needs no name."""
+    tests: dict[str, str] = {}
     for name, file in by_language("--test", test).items():
-        language = name or (targets[0] if len(targets) == 1 else "")
+        language = name
+        if not name and len(targets) == 1:
+            language = targets[0]
         if not language:
             raise DeftxError(
-                f"--test {file} is of which target? write NAME={file}; targets: {', '.join(targets)}"
+                f"--test {file} is of which target? write NAME={file}; targets:"
+                f" {', '.join(targets)}"
             )
         if language not in targets:
             raise unknown("target (--test)", language, targets)
-        found[language] = file
-    return found
+        tests[language] = file
+    return tests
 
 
 def of_sources(
     train: Sequence[str], valid: Sequence[str], source: Sequence[str]
 ) -> list[dict[str, str]]:
-    """What `fit task` is given, by language: training data, validation data, and vectors, which may
-    be none at all.
+    """The files and vectors of `fit task`, each by language.
 
-    Where there is one of each, a name counts for all of them. Without any validation data, there is
-    none.
+    Where there is one of each, a name given once counts for all of them.
+
+    Returns:
+        Training data, validation data (empty: none was given) and language vectors (empty: none).
     """
-    options = {"--train": train, "--valid": valid, "--source": source}
-    given = [by_language(option, texts) for option, texts in options.items()]
-    names = {name for some in given for name in some if name}
+    by_option = [
+        by_language("--train", train),
+        by_language("--valid", valid),
+        by_language("--source", source),
+    ]
+    names = set()
+    for files in by_option:
+        names |= {name for name in files if name}
     if len(names) < 2:
-        given = [{next(iter(names), ""): file for file in some.values()} for some in given]
-    check_same_languages(given[0], given[1] or given[0], given[2] or None)
-    return given
+        name = next(iter(names), "")
+        by_option = [_renamed(files, name) for files in by_option]
+    train_files, valid_files, vectors = by_option
+    check_same_languages(train_files, valid_files or train_files, vectors or None)
+    return by_option
+
+
+def _renamed(files: Mapping[str, str], name: str) -> dict[str, str]:
+    """The only file, if there is one, by another name."""
+    if not files:
+        return {}
+    return {name: next(iter(files.values()))}
 
 
 def tests_of(
@@ -286,31 +369,32 @@ def tests_of(
     columns: ColumnNames,
     labels: Sequence[str],
 ) -> dict[str | None, Examples]:
-    """Test data by language, labelled with `labels` where outputs have names; None stands for no
-    language. A lone file needs no name."""
+    """Read the test data of `evaluate`.
+
+    Args:
+        texts: `NAME=FILE`, or a file alone where there is at most one language.
+        languages: Names of the language vectors.
+        task: The kind of task.
+        columns: Names of the columns.
+        labels: The labels that the head has, if outputs have names.
+
+    Returns:
+        Examples by language; None stands for no language vector.
+    """
     tests: dict[str | None, Examples] = {}
-    for name, file in map(_named, texts):
-        if name is None and len(languages) > 1:
-            raise DeftxError(
-                f"--test {file} is for which language? write NAME={file}; names: {', '.join(languages)}"
-            )
-        if name is not None and name not in languages:
-            named = ", ".join(languages) or "none is given"
-            raise DeftxError(
-                f"--test {name}={file} needs a --language {name}=VECTOR; languages: {named}"
-            )
-        language = name or next(iter(languages), None)
+    for text in texts:
+        name, file = _named(text)
+        language = _language_of_test(name, file, languages)
         if language in tests:
-            raise DeftxError(
-                f"--test {file} is the second one for {language or 'the task alone'}: give one each"
-            )
-        with (
-            warnings.catch_warnings()
-        ):  # odd labels were warned of in training; others are errors below
+            whose = language or "the task alone"
+            raise DeftxError(f"--test {file} is the second one for {whose}: give one each")
+        # Odd labels were warned of in training; others are errors below.
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*: the label ")
-            tests[language] = task.read(file, columns.over(task.columns), True)
+            examples = task.read(file, columns.over(task.columns), True)
         if task.label_names:
-            check_labels(file, tests[language], labels)
+            check_labels(file, examples, labels)
+        tests[language] = examples
     for language in languages:
         if language not in tests:
             raise DeftxError(
@@ -319,28 +403,43 @@ def tests_of(
     return tests
 
 
+def _language_of_test(name: str | None, file: str, languages: Sequence[str]) -> str | None:
+    """Whose test data a file is; None: nobody's, there are no languages."""
+    if name is None and len(languages) > 1:
+        raise DeftxError(
+            f"--test {file} is for which language? write NAME={file}; names: {', '.join(languages)}"
+        )
+    if name is not None and name not in languages:
+        known = ", ".join(languages) or "none is given"
+        raise DeftxError(
+            f"--test {name}={file} needs a --language {name}=VECTOR; languages: {known}"
+        )
+    return name or next(iter(languages), None)
+
+
 def normalizers_of(texts: Sequence[str], languages: Sequence[str]) -> dict[str, Normalizer]:
-    """Normalizers by language; a lone one needs no name where there is one language."""
-    found = {}
+    """Normalizers by language; if there is one language, its file needs no name."""
+    normalizers = {}
+    known = ", ".join(languages) or "none is given"
     for name, file in by_language("--normalizer", texts).items():
-        language = name or (languages[0] if len(languages) == 1 else name)
+        language = name
+        if not name and len(languages) == 1:
+            language = languages[0]
         if language not in languages:
-            which = (
-                f"{name}={file} needs a --language {name}=VECTOR"
-                if name
-                else f"{file} is for which language?"
-            )
-            raise DeftxError(
-                f"--normalizer {which}; languages: {', '.join(languages) or 'none is given'}"
-            )
-        found[language] = read_normalizer(file)
-    return found
+            if name:
+                which = f"{name}={file} needs a --language {name}=VECTOR"
+            else:
+                which = f"{file} is for which language?"
+            raise DeftxError(f"--normalizer {which}; languages: {known}")
+        normalizers[language] = read_normalizer(file)
+    return normalizers
 
 
 def _name(vector: str) -> str:
-    """What a vector is called where it has been given no name: the last part of its path or hub
-    id."""
-    return Path(vector if os.path.exists(vector) else vector.partition("@")[0]).name
+    """What a vector without a name is called: the last part of its path or hub id."""
+    if os.path.exists(vector):
+        return Path(vector).name
+    return Path(vector.partition("@")[0]).name
 
 
 def _named(text: str) -> tuple[str | None, str]:

@@ -21,7 +21,7 @@ from deftx.cli.options import (
     source,
 )
 from deftx.cli.output import print_json, print_plan
-from deftx.messages import quiet_transformers, say
+from deftx.messages import program_name, quiet_transformers, say
 
 if TYPE_CHECKING:
     from deftx.experiments.run import Prepared
@@ -59,7 +59,8 @@ def transfer(
     valid: Annotated[
         str | None,
         option(
-            "Labelled data of the source on which the best step is chosen; without it a tenth of --train.",
+            "Labelled data of the source on which the best step is chosen; without it, a tenth of"
+            " --train.",
             metavar="FILE",
             parser=source,
         ),
@@ -108,15 +109,15 @@ def transfer(
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """From labelled data of one language to a model for another: learns what is missing, and says
-    whether it helped."""
+    """Make a model for a language without labelled data: train what is missing, and say whether it
+    helped."""
     quiet_transformers()
-    from deftx.cli import arguments as given
+    from deftx.cli.arguments import assigned, transfer_request
     from deftx.experiments import transfer as transfers
 
     columns = {"text": text_column, "pair": pair_column, "label": label_column}
-    changes = given.assigned([*_changes(kind, method, rank, seed, columns), *(set_ or [])])
-    request = given.transfer_request(
+    changes = assigned([*_changes(kind, method, rank, seed, columns), *(set_ or [])])
+    request = transfer_request(
         base,
         train,
         valid,
@@ -159,10 +160,10 @@ def _changes(
             changes += [f"language.{name}={value}", f"task.{name}={value}"]
     if kind is not None:
         changes.append(f"task.task={kind}")
-    return [
-        *changes,
-        *(f"columns.{name}={column}" for name, column in columns.items() if column is not None),
-    ]
+    for name, column in columns.items():
+        if column is not None:
+            changes.append(f"columns.{name}={column}")
+    return changes
 
 
 def _next(request: "Request", outcome: "Outcome") -> str:
@@ -177,15 +178,13 @@ def _next(request: "Request", outcome: "Outcome") -> str:
         lines.append(
             "For a report as a page: pip install 'deftx[report]', and the same command again"
         )
-    commands = [["deftx", "predict", "--model", str(out / "models" / target), "new.txt"]]
+    model = str(out / "models" / target)
+    commands = [["predict", "--model", model, "new.txt"]]
     if not outcome.scores:
-        vectors = [
-            "--task",
-            str(out / "vectors" / "task"),
-            "--language",
-            f"{target}={out / 'vectors' / target}",
-        ]
-        commands.append(
-            ["deftx", "evaluate", "--base", request.base, *vectors, "--test", f"{target}=test.tsv"]
-        )
-    return "\n".join([*lines, "Next:", *(f"  {shlex.join(command)}" for command in commands)])
+        task = str(out / "vectors" / "task")
+        language = f"{target}={out / 'vectors' / target}"
+        vectors = ["--base", request.base, "--task", task, "--language", language]
+        commands.append(["evaluate", *vectors, "--test", f"{target}=test.tsv"])
+    lines.append("Next:")
+    lines += [f"  {program_name()} {shlex.join(command)}" for command in commands]
+    return "\n".join(lines)

@@ -81,20 +81,19 @@ def merge(
     force: Force = False,
 ) -> None:
     """Save the sum of vectors, or what another rule makes of them, as one vector."""
-    from deftx.cli import arguments as given
+    from deftx.cli.arguments import load_tasks, named_languages
     from deftx.core.merge import merge as merge_vectors
     from deftx.storage.atomic_files import check_target
     from deftx.storage.vector_files import save
 
     check_target(out, force=force)
-    tasks = given.load_tasks(task or [])
-    languages = list(given.named_languages(language or []).values())
+    tasks = load_tasks(task or [])
+    languages = list(named_languages(language or []).values())
     head = 0 if tasks and tasks[0].head else None
     vector = merge_vectors(rule, task=tasks, language=languages, head=head)
     save(vector, out, force=force)
-    print(
-        f"{out}: one vector, k = {vector.k:,}, from {', '.join([*(task or []), *(language or [])])}"
-    )
+    terms = ", ".join([*(task or []), *(language or [])])
+    print(f"{out}: one vector, k = {vector.k:,}, from {terms}")
 
 
 @app.command(

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from math import isfinite, nan
@@ -21,18 +22,20 @@ from deftx.errors import DeftxError, did_you_mean
 
 NLI = {"premise", "hypothesis"}
 HELD_OUT_SHARE = 0.1  # of labelled data, where no validation data are given
-FEW = 0.01  # of texts that are taken to be in lower case: those with a capital
+MAX_CAPITALS_SHARE = 0.01  # of texts with a capital, where they count as lower-case text
 T = TypeVar("T")
-Cell = Callable[
-    [str, str, object], T
-]  # what a cell holds, by its place in words, its column and its content
+# What a cell holds: (its place in words, the name of its column, its content)
+Cell = Callable[[str, str, object], T]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold the text, what stands beside it (None: nothing) and the label.
+    """The names of columns.
 
-    What stands beside a text is a second one, the context of a question, or its options.
+    Attributes:
+        text: The text.
+        pair: The second input: a text pair, a context, or options. None: there is none.
+        label: The label.
     """
 
     text: str = "text"
@@ -41,14 +44,14 @@ class Columns:
 
 
 class ColumnNames(Config):
-    """The columns that somebody named; None: the usual one of the task."""
+    """The names of columns that a user gave; None: the task's usual one."""
 
     text: str | None = None
     pair: str | None = None
     label: str | None = None
 
     def over(self, usual: Columns) -> Columns:
-        """The usual columns of a task, but for those that were named."""
+        """The usual columns of a task, except for those that were named."""
         return replace(usual, **self.model_dump(exclude_none=True))
 
 
@@ -56,11 +59,15 @@ class ColumnNames(Config):
 class Examples:
     """Examples, column by column, in the order of their source.
 
-    texts   what is to be labelled
-    pairs   second texts, such as hypotheses, or the contexts of questions
-    labels  what the task says: names, tags, numbers, answers
-    parts   what a text is made of or may be answered with: its words, which are then read in its
-            place, or its options
+    Attributes:
+        texts: What is labelled.
+        pairs: Second texts, such as hypotheses, or the contexts of questions.
+        labels: What is predicted: names, lists of tags, numbers, or answers.
+        parts: The words of each text, which are read instead of it, or the options of each
+            question.
+
+    Raises:
+        DeftxError: The columns differ in length.
     """
 
     texts: list[str]
@@ -70,11 +77,10 @@ class Examples:
 
     def __post_init__(self) -> None:
         check_read(self.texts, "read_examples")
-        for each in fields(self):
-            column = getattr(self, each.name)
+        for name, column in self._columns().items():
             if column is not None and len(column) != len(self.texts):
                 raise DeftxError(
-                    f"there are {len(self.texts)} texts and {len(column)} {each.name}: give one for each"
+                    f"there are {len(self.texts)} texts and {len(column)} {name}: give one for each"
                 )
 
     def __len__(self) -> int:
@@ -82,15 +88,25 @@ class Examples:
 
     def at(self, rows: Sequence[int]) -> "Examples":
         """The examples with these numbers, counted from 0."""
-        columns = {each.name: getattr(self, each.name) for each in fields(self)}
-        return Examples(
-            **{name: column and [column[row] for row in rows] for name, column in columns.items()}
-        )
+        selected: dict[str, Any] = {}
+        for name, column in self._columns().items():
+            selected[name] = None if column is None else [column[row] for row in rows]
+        return Examples(**selected)
+
+    def _columns(self) -> dict[str, list[Any] | None]:
+        return {column.name: getattr(self, column.name) for column in fields(self)}
 
 
 def check_read(data: object, reader: str) -> None:
-    """Raise DeftxError for the name of a file, or a text, where a list is wanted, such as
-    `deftx.READER` gives."""
+    """Check that data is not the name of a file, or a single text, where a list is wanted.
+
+    Args:
+        data: What the user gave.
+        reader: The function of `deftx` that reads such data from a file.
+
+    Raises:
+        DeftxError: It is.
+    """
     if isinstance(data, str | os.PathLike):
         name = os.fspath(data)
         fix = f"put it in one, or read the file of that name with deftx.{reader}"
@@ -98,7 +114,11 @@ def check_read(data: object, reader: str) -> None:
 
 
 def check_examples(data: object) -> None:
-    """Raise DeftxError for what are no Examples, such as a list of texts."""
+    """Check that data are Examples, not a list of texts.
+
+    Raises:
+        DeftxError: They are not.
+    """
     check_read(data, "read_examples")
     if not isinstance(data, Examples):
         fix = "give deftx.Examples(texts, labels=labels), or what deftx.read_examples reads"
@@ -106,8 +126,10 @@ def check_examples(data: object) -> None:
 
 
 def written(examples: Examples) -> list[str]:
-    """All that is written in examples: texts, pairs and parts."""
-    return [*examples.texts, *(examples.pairs or []), *chain(*(examples.parts or []))]
+    """All texts in examples: texts, pairs and parts."""
+    pairs = examples.pairs or []
+    parts = chain.from_iterable(examples.parts or [])
+    return [*examples.texts, *pairs, *parts]
 
 
 def text_pairs(examples: Examples) -> list[tuple[str, str]]:
@@ -117,7 +139,8 @@ def text_pairs(examples: Examples) -> list[tuple[str, str]]:
 
 def capitals(texts: Sequence[str]) -> bool:
     """Whether more than a few of the texts have a capital."""
-    return sum(text != text.lower() for text in texts) > FEW * len(texts)
+    with_capital = sum(text != text.lower() for text in texts)
+    return with_capital > MAX_CAPITALS_SHARE * len(texts)
 
 
 def lower_case(texts: Sequence[str]) -> bool:
@@ -127,7 +150,7 @@ def lower_case(texts: Sequence[str]) -> bool:
 
 
 def about_texts(examples: Examples) -> dict[str, bool]:
-    """What a task vector notes of the texts it was learnt from: whether they are in lower case, and
+    """What a task vector records of its training texts: whether they are in lower case, and text
     pairs."""
     return {"lower_case": lower_case(written(examples)), "pairs": examples.pairs is not None}
 
@@ -135,35 +158,50 @@ def about_texts(examples: Examples) -> dict[str, bool]:
 def held_out(
     examples: Examples, share: float, seed: int, *, named: bool
 ) -> tuple[Examples, Examples]:
-    """Examples parted by a seed: those to learn from, and a share of them, one at least.
+    """Split examples at random into those to train on and those held out.
 
-    named  labels are names, of which each stays among those to learn from
+    Texts that occur twice are trained on, so that none is on both sides.
 
-    What occurs twice is learnt from, lest it be on both sides. Raises DeftxError where nothing is
-    left to hold out.
+    Args:
+        examples: What is split.
+        share: How much is held out, 0 to 1; one example at least.
+        seed: Which examples are drawn.
+        named: Whether labels are names. Each of them stays among the examples to train on.
+
+    Returns:
+        The examples to train on, and those held out, each in their order.
+
+    Raises:
+        DeftxError: Nothing can be held out.
     """
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
-    wanted, rows = max(1, round(share * len(examples))), set[int]()
-    mine = [Counter(_listed(label)) for label in examples.labels or []] if named else []
-    left = sum(mine, Counter[str]())
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    wanted = max(1, round(share * len(examples)))
+
     texts = [(canonical(text), canonical(pair)) for text, pair in text_pairs(examples)]
-    times = Counter(texts)
+    occurrences = Counter(texts)
+    # How often each label occurs in each example, and among those that are trained on
+    label_counts: list[Counter[str]] = [Counter() for _ in texts]
+    if named:
+        label_counts = [Counter(_listed(label)) for label in examples.labels or []]
+    remaining = sum(label_counts, Counter[str]())
+
+    rows: set[int] = set()
     for row in order:
         if len(rows) == wanted:
             break
-        if times[texts[row]] == 1 and all(
-            left[name] > count for name, count in (mine[row].items() if named else ())
-        ):
+        is_unique = occurrences[texts[row]] == 1
+        own_labels = label_counts[row]
+        if is_unique and all(remaining[name] > count for name, count in own_labels.items()):
             rows.add(row)
-            left -= mine[row] if named else Counter()
+            remaining -= own_labels
     if not rows or len(rows) == len(examples):
-        why = "since every label, and what occurs twice, has to stay"
         raise DeftxError(
-            f"of {len(examples)} example(s) none can be held out, {why}: give validation data (--valid)"
+            f"of {len(examples)} example(s) none can be held out, since every label, and what "
+            "occurs twice, has to stay: give validation data (--valid)"
         )
-    return examples.at([row for row in range(len(examples)) if row not in rows]), examples.at(
-        sorted(rows)
-    )
+    trained = [row for row in range(len(examples)) if row not in rows]
+    return examples.at(trained), examples.at(sorted(rows))
 
 
 def _listed(label: Any) -> list[str]:
@@ -171,86 +209,122 @@ def _listed(label: Any) -> list[str]:
 
 
 def check_labels(source: str, examples: Examples, names: Sequence[str]) -> None:
-    """Raise DeftxError for a label that is not in `names`."""
+    """Check that all labels are in `names`.
+
+    Raises:
+        DeftxError: A label is not.
+    """
     for number, label in enumerate(examples.labels or [], 1):
-        for each in _listed(label):
-            if each not in names:
-                what = f"label {each!r:.40} is not among those learnt{did_you_mean(each, names)}: {', '.join(names)}"
-                raise DeftxError(f"{source}, example {number}: {what}")
+        for name in _listed(label):
+            if name not in names:
+                raise DeftxError(
+                    f"{source}, example {number}: label {name!r:.40} is not among those learnt"
+                    f"{did_you_mean(name, names)}: {', '.join(names)}"
+                )
 
 
 def check_pairs(learnt: bool | None, examples: Examples) -> None:
-    """Raise DeftxError for single texts where a task was `learnt` from pairs, and for pairs where
-    it was not."""
-    if learnt is not None and learnt != (examples.pairs is not None):
-        wrong = "from pairs of texts, and these are single ones: give the second texts too (--pair-column, or `pairs`)"
-        what = (
-            wrong
-            if learnt
-            else "from single texts, and these are pairs: leave the second texts out"
+    """Check that a task that was learnt from pairs of texts gets pairs, and no other task does.
+
+    Args:
+        learnt: Whether the task was learnt from pairs; None: it is not recorded.
+        examples: What the task is used on.
+
+    Raises:
+        DeftxError: It is not so.
+    """
+    if learnt is None or learnt == (examples.pairs is not None):
+        return
+    if learnt:
+        raise DeftxError(
+            "the task was learnt from pairs of texts, and these are single ones: "
+            "give the second texts too (--pair-column, or `pairs`)"
         )
-        raise DeftxError(f"the task was learnt {what}")
+    raise DeftxError(
+        "the task was learnt from single texts, and these are pairs: leave the second texts out"
+    )
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
     """The examples of all parts, one after the other; without a column that one of them lacks."""
-    columns: dict[str, Any] = {
-        each.name: [getattr(part, each.name) for part in parts] for each in fields(Examples)
-    }
-    whole: dict[str, Any] = {
-        name: None if None in some else list(chain(*some)) for name, some in columns.items()
-    }
+    whole: dict[str, Any] = {}
+    for column in fields(Examples):
+        columns = [getattr(part, column.name) for part in parts]
+        is_missing = any(values is None for values in columns)
+        whole[column.name] = None if is_missing else list(chain.from_iterable(columns))
     return Examples(**whole)
 
 
 def read_text(*sources: str | Path, column: str = "text") -> list[str]:
-    """The texts in `sources`, one after the other, without surrounding white space and without
-    empty ones.
+    """Read plain text.
 
-    A source is a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`. In plain text every line is a
-    text; elsewhere `column` holds them. Raises DeftxError where a source cannot be read or holds no
-    text.
+    Args:
+        *sources: Files, or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`. In plain text every line is a
+            text.
+        column: The column that holds the texts in sources that have columns.
+
+    Returns:
+        The texts of all sources, one after the other, without surrounding white space and without
+        empty ones.
+
+    Raises:
+        DeftxError: A source cannot be read or holds no text.
     """
-    tables = map(open_source, sources)
-    found = (
-        (table.source, cells(table, "text" if table.plain else column, text)) for table in tables
-    )
-    return [each for name, texts in found for each in usable(name, texts)]
+    texts = []
+    for source in sources:
+        table = open_source(source)
+        text_column = "text" if table.plain else column
+        texts += usable(table.source, cells(table, text_column, text))
+    return texts
 
 
 def read_pairs(source: str | Path, columns: Columns, label: Cell[Any] | None) -> Examples:
-    """Texts, or pairs of them, and their labels, read by `label` (None: labels are not looked for).
+    """Read texts, or pairs of texts, and their labels.
 
     Where there is no column `text`, and no other one is asked for, texts are `premise` and
     `hypothesis`.
+
+    Args:
+        source: A file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+        columns: The names of the columns.
+        label: Reads a label; None: labels are not read.
     """
     table = open_source(source)
-    if columns == Columns(label=columns.label) and {"text", *NLI} & {*table.names} == NLI:
+    are_usual = columns == Columns(label=columns.label)
+    if are_usual and "text" not in table.names and NLI.issubset(table.names):
         columns = replace(columns, text="premise", pair="hypothesis")
     texts = cells(table, columns.text, text)
-    labels = cells(table, columns.label, label) if label else None
-    if labels is not None:
+    labels = None
+    if label:
+        labels = cells(table, columns.label, label)
         _check_no_header(table, columns, texts, labels)
         if label is name:
             warn_of_odd_labels(table, columns, labels)
-    return Examples(texts, cells(table, columns.pair, text) if columns.pair else None, labels)
+    pairs = None
+    if columns.pair:
+        pairs = cells(table, columns.pair, text)
+    return Examples(texts, pairs, labels)
 
 
 def _check_no_header(
     table: Table, columns: Columns, texts: Sequence[str], labels: Sequence[Any]
 ) -> None:
-    """Raise DeftxError where the names of the columns come again as a row: two files were put
-    together."""
-    for (place, _), example, label in zip(table.values(columns.text), texts, labels, strict=True):
-        if (
-            example.strip().lower() == columns.text.lower()
-            and str(label).lower() == columns.label.lower()
-        ):
+    """Check that the names of the columns do not come again as a row, as in concatenated files.
+
+    Raises:
+        DeftxError: They do.
+    """
+    places = table.values(columns.text)
+    for (place, _), example, label in zip(places, texts, labels, strict=True):
+        is_text_header = example.strip().lower() == columns.text.lower()
+        if is_text_header and str(label).lower() == columns.label.lower():
             raise DeftxError(
-                f"{place}: {example!r} {label!r} are the names of the columns again: remove this line"
+                f"{place}: {example!r} {label!r} are the names of the columns again: "
+                "remove this line"
             )
 
 
+# Values that often stand for a missing label
 NO_LABELS = {
     "-",
     "--",
@@ -268,7 +342,7 @@ NO_LABELS = {
     "unlabelled",
 }
 QUOTES = "\"'`“”„‘’«»"
-MOST_WARNINGS = 5  # of odd labels
+MAX_LABEL_WARNINGS = 5
 SEPARATORS = re.compile(r"\s*[,;|/+]\s*")
 
 
@@ -284,7 +358,7 @@ def warn_of_odd_labels(table: Table, columns: Columns, labels: Sequence[str]) ->
     for label, row in first_rows.items():
         twin = by_form.setdefault(_label_form(label), label)
         reason = _odd_label(label, twin, first_rows)
-        if reason and warned < MOST_WARNINGS:
+        if reason and warned < MAX_LABEL_WARNINGS:
             warned += 1
             what = f"{places[row]}: the label {label!r:.60} {reason}"
             warnings.warn(
@@ -295,8 +369,10 @@ def warn_of_odd_labels(table: Table, columns: Columns, labels: Sequence[str]) ->
 def _odd_label(label: str, twin: str, labels: Container[str]) -> str:
     """What is odd about a label; "" where nothing is.
 
-    twin    the first label that is the same but for how it is written
-    labels  all of them
+    Args:
+        label: The label.
+        twin: The first label that differs only by how it is written.
+        labels: All labels.
     """
     if label.lower() in NO_LABELS:
         return "often stands for none"
@@ -332,46 +408,49 @@ def text(place: str, column: str, value: object) -> str:
 
 def name(place: str, column: str, value: object) -> str:
     """The name of a label, which may not be empty; integers and hub class labels become text."""
-    if (
-        isinstance(value, float) and value.is_integer()
-    ):  # an integer, in a column where one was missing once
+    # pandas makes floats of a column of integers in which one is missing
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int | None):
         raise DeftxError(
             f"{place}: label {value!r:.40} is neither text nor an integer: write it as one"
         )
-    found = "" if value is None else str(value).strip()
-    if not found:
+    label = "" if value is None else str(value).strip()
+    if not label:
         raise DeftxError(f"{place}: the label in {column!r} is empty: fill it in or remove the row")
-    return found
+    return label
 
 
 def names(place: str, column: str, value: object) -> list[str]:
     """A list of names, at least one."""
     if not isinstance(value, list) or not value:
         raise DeftxError(
-            f"{place}: {column!r} is {value!r:.40}, not a list: write .jsonl with a list in each line"
+            f"{place}: {column!r} is {value!r:.40}, not a list: "
+            "write .jsonl with a list in each line"
         )
-    return [name(place, column, each) for each in value]
+    return [name(place, column, item) for item in value]
 
 
 def number(place: str, column: str, value: object) -> float:
     """A finite number."""
-    try:
-        found = float(value) if isinstance(value, str | int | float) else nan
-    except (ValueError, OverflowError):
-        found = nan
-    if not isfinite(found):
+    parsed = nan
+    if isinstance(value, str | int | float):
+        with suppress(ValueError, OverflowError):
+            parsed = float(value)
+    if not isfinite(parsed):
         raise DeftxError(
             f"{place}: {value!r:.40} in {column!r} is not a number: correct it or remove the row"
         )
-    return found
+    return parsed
 
 
 def usable(source: str, texts: Sequence[str]) -> list[str]:
-    """Texts without surrounding white space and without empty ones. Raises DeftxError where none is
-    left."""
-    found = [each.strip() for each in texts if each.strip()]
-    if not found:
+    """Texts without surrounding white space and without empty ones.
+
+    Raises:
+        DeftxError: None is left.
+    """
+    kept = [text.strip() for text in texts if text.strip()]
+    if not kept:
         raise DeftxError(f"{source} has no usable line: it needs at least one that is not blank")
-    return found
+    return kept

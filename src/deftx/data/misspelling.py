@@ -1,5 +1,5 @@
-"""Letters changed at random in the texts that a task is learnt from: spelling is much of what parts
-related languages.
+"""Random misspellings in the texts that a task is learnt from: related languages differ in spelling
+first.
 
 Aepli and Sennrich (2022), Improving Zero-Shot Cross-lingual Transfer Between Closely Related
 Languages by Injecting Character-Level Noise, https://arxiv.org/abs/2109.06772.
@@ -8,33 +8,40 @@ Languages by Injecting Character-Level Noise, https://arxiv.org/abs/2109.06772.
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import chain
 
 import regex
 
-_WORD = regex.compile(
-    r"[\p{L}\p{M}]{2,}"
-)  # letters and their marks in a row, too many to be lost with one of them
+# Two or more letters and their marks in a row: a word of one letter could be lost with it
+_WORD = regex.compile(r"[\p{L}\p{M}]{2,}")
 
 
 def misspeller(texts: Iterable[str], share: float, seed: int) -> Callable[[str], str]:
-    """A function that changes one letter in each word of a text with probability `share`; other
-    words stay.
+    """A function that changes one letter in some words of a text.
 
-    The letter is left out, replaced, or has another put before it, each as likely; new letters are
-    drawn as often as they occur in `texts`. The same calls in the same order give the same texts
-    for a seed.
+    The letter is left out, replaced, or has another one put before it, each equally likely. New
+    letters are drawn as often as they occur in `texts`. The same calls in the same order give the
+    same texts for a seed.
+
+    Args:
+        texts: Text of the language.
+        share: The probability that a word is changed.
+        seed: Which words and letters are drawn.
     """
-    counts = Counter(letter for letter in chain.from_iterable(texts) if letter.isalpha())
-    letters, weights = list(counts), list(counts.values())
-    lots = random.Random(f"noise {seed}")
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(letter for letter in text if letter.isalpha())
+    letters = list(counts)
+    weights = list(counts.values())
+    generator = random.Random(f"noise {seed}")
 
-    def changed(found: regex.Match[str]) -> str:
-        word = found.group()
-        if lots.random() >= share:
+    def misspelt(match: regex.Match[str]) -> str:
+        word = match.group()
+        if generator.random() >= share:
             return word
-        at, (drawn,) = lots.randrange(len(word)), lots.choices(letters, weights)
-        put, left_out = lots.choice([("", 1), (drawn, 1), (drawn, 0)])
-        return word[:at] + put + word[at + left_out :]
+        position = generator.randrange(len(word))
+        (drawn,) = generator.choices(letters, weights)
+        leave_out, insert, replace = ("", 1), (drawn, 0), (drawn, 1)
+        inserted, removed = generator.choice([leave_out, replace, insert])
+        return word[:position] + inserted + word[position + removed :]
 
-    return lambda text: _WORD.sub(changed, text)
+    return lambda text: _WORD.sub(misspelt, text)

@@ -12,59 +12,83 @@ from typing import Any
 
 from deftx.errors import DeftxError, check_downloaded, did_you_mean, not_installed, unknown
 
-PARQUET = "refs/convert/parquet"
+PARQUET_REVISION = "refs/convert/parquet"  # of a hub dataset: the hub's own copy as Parquet
 HUB = "hub:"
 HUB_FORM = "hub:NAME[@REVISION][:CONFIG][:SPLIT]"
-WHICH = "say which to read (options that end in `column`; `columns` in a recipe)"
-MOST_NAMED = 30  # columns, in a message
-UNNAMED = f"{WHICH}, or name columns in a first line"
+USUAL_SPLITS = ("train", "validation", "test")
+NAME_COLUMN_HINT = "say which to read (options that end in `column`; `columns` in a recipe)"
+NO_HEADER_HINT = f"{NAME_COLUMN_HINT}, or name columns in a first line"
+MAX_COLUMNS_LISTED = 30  # in a message
 
 
 @dataclass(frozen=True)
 class Table:
-    """An opened source: `column(name)` has one value for each of `lines`, which are its rows'
-    places for messages; a `hint` says what to do where a column is not there. Plain text has no
-    columns to choose from, but for its `text`."""
+    """An opened source of data.
+
+    Attributes:
+        source: What was opened.
+        names: The names of the columns.
+        lines: The number of each row, for messages.
+        column: The values of a column, one for each of `lines`.
+        unit: What `lines` are numbers of.
+        hint: What to do where a column is missing.
+        plain: Whether it is plain text, whose only column is `text`.
+    """
 
     source: str
     names: list[str]
     lines: Sequence[int]
     column: Callable[[str], Sequence[object]]
     unit: str = "line"
-    hint: str = WHICH
+    hint: str = NAME_COLUMN_HINT
     plain: bool = False
 
     def values(self, name: str) -> Iterator[tuple[str, object]]:
-        """Each value of a column, after its place in words."""
+        """The values of a column.
+
+        Yields:
+            The place of a value in words, such as `a.tsv, line 3`, and the value.
+
+        Raises:
+            DeftxError: There is no such column.
+        """
         if name not in self.names:
-            there = ", ".join(
-                f"{name!r:.40}" for name in self.names[:MOST_NAMED]
-            )  # without a header, whole texts
-            if len(self.names) > MOST_NAMED:
-                there += f" and {len(self.names) - MOST_NAMED:,} others"
-            near = did_you_mean(name, self.names)
-            raise DeftxError(
-                f"{self.source} has no column {name!r:.100}{near}, only {there}: {self.hint}"
-            )
+            raise self._no_column(name)
         for line, value in zip(self.lines, self.column(name), strict=True):
             yield f"{self.source}, {self.unit} {line}", value
+
+    def _no_column(self, name: str) -> DeftxError:
+        # Without a header, the names may be whole texts
+        known = ", ".join(f"{column!r:.40}" for column in self.names[:MAX_COLUMNS_LISTED])
+        unlisted = len(self.names) - MAX_COLUMNS_LISTED
+        if unlisted > 0:
+            known += f" and {unlisted:,} others"
+        near = did_you_mean(name, self.names)
+        return DeftxError(
+            f"{self.source} has no column {name!r:.100}{near}, only {known}: {self.hint}"
+        )
 
 
 Reader = Callable[[Path], Table]
 
 
 def open_source(source: str | Path, readers: Mapping[str, Reader] | None = None) -> Table:
-    """The table in `source`, a file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+    """Open a source of data.
 
-    readers  of files, by the end of their names; without them READERS
+    Args:
+        source: A file or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+        readers: The readers of files, by the end of their names; None: READERS.
 
-    It has at least one row, and no name twice. Raises DeftxError where the source cannot be read.
+    Returns:
+        A table with at least one row, and with different names of columns.
+
+    Raises:
+        DeftxError: The source cannot be read, has no rows, or has a column twice.
     """
-    table = (
-        _hub(str(source))
-        if str(source).startswith(HUB)
-        else _file(Path(source), readers or READERS)
-    )
+    if str(source).startswith(HUB):
+        table = _open_hub_dataset(str(source))
+    else:
+        table = _open_file(Path(source), readers or READERS)
     for name, count in Counter(table.names).items():
         if count > 1:
             raise DeftxError(f"{source} has more than one column {name!r:.100}: rename all but one")
@@ -74,36 +98,45 @@ def open_source(source: str | Path, readers: Mapping[str, Reader] | None = None)
 
 
 def rows_for(path: Path, table: Table, kept: Sequence[int]) -> str:
-    """What the file `path`, of the kind that its name says, is to hold: the rows `kept`, by number
-    from 0, of a table.
+    """The content of a file that holds some rows of a table.
 
-    Raises DeftxError for a kind that is not in WRITERS, and for values that this kind cannot hold.
+    Args:
+        path: The file; the end of its name says of which kind it is.
+        table: The table.
+        kept: The numbers of the rows, from 0.
+
+    Raises:
+        DeftxError: The kind of file is not in WRITERS, or it cannot hold the values.
     """
-    if path.suffix.lower() not in WRITERS:
+    suffix = path.suffix.lower()
+    if suffix not in WRITERS:
         raise unknown(f"kind of file to write ({path})", path.suffix, WRITERS)
     columns = [table.column(name) for name in table.names]
-    rows = [[column[number] for column in columns] for number in kept]
-    return WRITERS[path.suffix.lower()](path, table.names, rows)
+    rows = []
+    for number in kept:
+        rows.append([column[number] for column in columns])
+    return WRITERS[suffix](path, table.names, rows)
 
 
 def named(source: str | Path) -> str:
-    """How a vector names a source, for strangers to read: a hub dataset as it was given, a file
-    without its folder."""
+    """How a vector names a source for strangers: a hub dataset as it is, a file without its
+    folder."""
     name = str(source) if str(source).startswith(HUB) else Path(source).name
-    return name.encode(errors="replace").decode()  # of a file, it may be no text
+    return name.encode(errors="replace").decode()  # the name of a file may be no valid text
 
 
-def _file(path: Path, readers: Mapping[str, Reader]) -> Table:
+def _open_file(path: Path, readers: Mapping[str, Reader]) -> Table:
     if path.is_dir():
         raise DeftxError(f"{path} is a folder: name a file in it")
     if not path.exists():
         raise DeftxError(
             f"{path} does not exist: check the path (a hub dataset is written {HUB_FORM})"
         )
-    if path.suffix.lower() not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise unknown(f"kind of file ({path})", path.suffix, readers)
     check_downloaded(path)
-    return readers[path.suffix.lower()](path)
+    return readers[suffix](path)
 
 
 def _decoded(path: Path) -> str:
@@ -115,42 +148,48 @@ def _decoded(path: Path) -> str:
         ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        usual = "UTF-16" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
-        fix = f"save the file as UTF-8, or type iconv -f {usual} -t UTF-8 {path.name}, with what it is in"
-        raise DeftxError(f"{path}, line {line}: not UTF-8: {fix}") from error
+        has_utf16_mark = error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
+        usual = "UTF-16" if has_utf16_mark else "WINDOWS-1252"
+        raise DeftxError(
+            f"{path}, line {line}: not UTF-8: save the file as UTF-8, or convert it "
+            f"(iconv -f {usual} -t UTF-8 {path.name}, where -f is its encoding)"
+        ) from error
     if not text.strip():
         raise DeftxError(f"{path} is empty: it needs at least one line that is not blank")
     return text
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file of text, without what ends them. Raises DeftxError for one that is blank
-    or not UTF-8."""
-    # not str.splitlines, which also breaks at characters that occur inside texts, such as U+2028
+    """The lines of a text file, without line ends.
+
+    Raises:
+        DeftxError: The file is blank or not UTF-8.
+    """
+    # Not str.splitlines, which also breaks at characters that occur inside texts, such as U+2028
     return [line.removesuffix("\r") for line in _decoded(path).rstrip("\r\n").split("\n")]
 
 
-def _plain(path: Path) -> Table:
-    """A text on every line, blank ones at the end among them: what is written for each goes beside
-    it."""
+def _read_plain_text(path: Path) -> Table:
+    """A text on every line. Blank lines at the end are kept, since what is written for each text
+    goes beside it."""
     lines = [line.removesuffix("\r") for line in _decoded(path).removesuffix("\n").split("\n")]
-    tabs = "\t" in lines[0]
-    hint = (
-        f"if tabs part its columns, call it {path.stem}.tsv"
-        if tabs
-        else "write .tsv or .csv with columns"
-    )
-    return Table(
-        str(path), ["text"], range(1, len(lines) + 1), lambda _: lines, hint=hint, plain=True
-    )
+    hint = "write .tsv or .csv with columns"
+    if "\t" in lines[0]:
+        hint = f"if tabs separate its columns, call it {path.stem}.tsv"
+    numbers = range(1, len(lines) + 1)
+    return Table(str(path), ["text"], numbers, lambda _: lines, hint=hint, plain=True)
 
 
-def _jsonl(path: Path) -> Table:
-    rows = {
-        number: _json_object(path, number, line)
-        for number, line in enumerate(lines_of(path), 1)
-        if line.strip()
-    }
+def _read_jsonl(path: Path) -> Table:
+    rows = {}
+    for number, line in enumerate(lines_of(path), 1):
+        if line.strip():
+            rows[number] = _json_object(path, number, line)
+
+    # All names, in the order in which they occur
+    names: dict[str, None] = {}
+    for row in rows.values():
+        names.update(dict.fromkeys(row))
 
     def column(name: str) -> list[object]:
         for number, row in rows.items():
@@ -160,12 +199,7 @@ def _jsonl(path: Path) -> Table:
                 )
         return [row[name] for row in rows.values()]
 
-    return Table(
-        str(path),
-        list(dict.fromkeys(name for row in rows.values() for name in row)),
-        list(rows),
-        column,
-    )
+    return Table(str(path), list(names), list(rows), column)
 
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, object]:
@@ -174,10 +208,10 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, object]:
         if "\\ud" in line.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        what = (
-            f"half a character ({_escaped(error)}), as is left where a text was cut within an emoji"
-        )
-        raise DeftxError(f"{path}, line {number}: {what}: remove it") from None
+        raise DeftxError(
+            f"{path}, line {number}: half a character ({_escaped(error)}), as is left where a "
+            "text was cut within an emoji: remove it"
+        ) from None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -192,30 +226,34 @@ def _escaped(error: UnicodeEncodeError) -> str:
     return f"\\u{ord(error.object[error.start]):04x}"
 
 
-def _tsv(path: Path) -> Table:
+def _read_tsv(path: Path) -> Table:
     lines = lines_of(path)
-    rows = (
-        (number, line.split("\t"))
-        for number, line in enumerate(lines, 1)
-        if line or "\t" not in lines[0]
-    )
-    commas = "\t" not in lines[0] and ("," in lines[0] or ";" in lines[0])
-    return _under_header(
-        path, rows, f"if commas part its columns, call it {path.stem}.csv" if commas else UNNAMED
-    )
+    has_tabs = "\t" in lines[0]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        # With a single column, a blank line is an empty text
+        if line or not has_tabs:
+            rows.append((number, line.split("\t")))
+    hint = NO_HEADER_HINT
+    if not has_tabs and ("," in lines[0] or ";" in lines[0]):
+        hint = f"if commas separate its columns, call it {path.stem}.csv"
+    return _under_header(path, rows, hint)
 
 
-def _csv(path: Path) -> Table:
+def _read_csv(path: Path) -> Table:
     return _under_header(path, _csv_rows(path))
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows after the lines they begin in. Fields are divided by tabs, or by semicolons, as
-    spreadsheets write them where commas are decimal marks, if the header has such and no comma."""
+    """The rows of a file, each after the number of the line that it begins in.
+
+    If the header has no comma, tabs separate the fields, or semicolons, as in spreadsheets of
+    places where commas are decimal marks.
+    """
     text = _decoded(path)
     header = text.lstrip("\r\n").split("\n", 1)[0]
     separator = next((mark for mark in ",\t;" if mark in header), ",")
-    # A quote after a space would be part of the text: all or none of the fields are written so
+    # Skip a space before a quote, if it stands before all of them: else it is part of the text
     spaced = f'{separator} "' in text and f'{separator}"' not in text
     file = io.StringIO(text, newline="")
     reader = csv.reader(file, delimiter=separator, skipinitialspace=spaced, strict=True)
@@ -234,61 +272,79 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(usual_limit)
 
 
-def _under_header(path: Path, rows: Iterable[tuple[int, list[str]]], hint: str = UNNAMED) -> Table:
+def _under_header(
+    path: Path, rows: Iterable[tuple[int, list[str]]], hint: str = NO_HEADER_HINT
+) -> Table:
+    """Numbered rows as a table; the first one has the names of the columns."""
     (_, header), *body = rows
     for line, fields in body:
         if len(fields) != len(header):
-            fix = "give every row one field for each column"
             raise DeftxError(
-                f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}: {fix}"
+                f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}: "
+                "give every row one field for each column"
             )
     names = [name.strip() for name in header]
 
     def column(name: str) -> list[str]:
-        at = names.index(name)
-        return [fields[at] for _, fields in body]
+        index = names.index(name)
+        return [fields[index] for _, fields in body]
 
     return Table(str(path), names, [line for line, _ in body], column, hint=hint)
 
 
-def _parquet(path: Path) -> Table:
+def _read_parquet(path: Path) -> Table:
     parquet = _extra("pyarrow.parquet")
     try:
         with parquet.ParquetFile(path) as file:
             table = file.read()
-    except (
-        OSError,
-        ValueError,
-        NotImplementedError,
-    ) as error:  # pyarrow's own errors are among them
+    # pyarrow's own errors are among these
+    except (OSError, ValueError, NotImplementedError) as error:
         raise DeftxError(f"{path} is not a readable Parquet file: write it again") from error
-    return Table(
-        str(path),
-        table.column_names,
-        range(1, len(table) + 1),
-        lambda name: table[name].to_pylist(),
-        "row",
-    )
+
+    def column(name: str) -> list[object]:
+        try:
+            values: list[object] = table[name].to_pylist()
+        except (ArithmeticError, LookupError, ValueError, NotImplementedError) as error:
+            raise _unreadable_value(path, name, table[name]) from error
+        return values
+
+    return Table(str(path), table.column_names, range(1, len(table) + 1), column, "row")
 
 
-def _hub(source: str) -> Table:
-    """A hub dataset; SPLIT is `train` where it is not given. A lone part that names a usual split
-    is no CONFIG.
+def _unreadable_value(path: Path, name: str, column: Any) -> DeftxError:
+    """The error for a Parquet column of which Python has no such values, with the first row."""
+    for row, value in enumerate(column, start=1):
+        try:
+            value.as_py()
+        except (ArithmeticError, LookupError, ValueError, NotImplementedError) as error:
+            what = f"a {column.type} in {name!r:.100} cannot be read ({str(error):.100})"
+            return DeftxError(f"{path}, row {row}: {what}: correct it, or write texts in UTF-8")
+    return DeftxError(f"{path}: the column {name!r:.100} cannot be read: write it as text")
 
-    In the revision PARQUET, where the hub keeps datasets that are made by a script, each config is
-    a folder.
+
+def _open_hub_dataset(source: str) -> Table:
+    """Open a hub dataset.
+
+    SPLIT is `train` where it is not given. A lone part that names a usual split is not a CONFIG. In
+    the revision `refs/convert/parquet`, where the hub keeps datasets that a script makes, each
+    config is a folder.
     """
     repository, *parts = source.removeprefix(HUB).split(":", 2)
-    if len(parts) == 1 and parts[0] in ("train", "validation", "test"):
-        parts.insert(0, "")
-    config, split = [*parts, "", ""][:2]
+    config = ""
+    split = "train"
+    if len(parts) == 1 and parts[0] in USUAL_SPLITS:
+        split = parts[0]
+    elif parts:
+        config = parts[0]
+        if len(parts) == 2 and parts[1]:
+            split = parts[1]
     name, _, revision = repository.partition("@")
+
     datasets = _extra("datasets")
+    config_option = "data_dir" if revision == PARQUET_REVISION else "name"
+    options = {config_option: config or None}
     try:
-        which = {"data_dir" if revision == PARQUET else "name": config or None}
-        dataset = datasets.load_dataset(
-            name, **which, split=split or "train", revision=revision or None
-        )
+        dataset = datasets.load_dataset(name, **options, split=split, revision=revision or None)
     except (
         OSError,
         ValueError,
@@ -301,9 +357,10 @@ def _hub(source: str) -> Table:
 
     def column(name: str) -> list[object]:
         values: list[Any] = dataset[name][:]
-        if not isinstance(dataset.features[name], datasets.ClassLabel):
+        feature = dataset.features[name]
+        if not isinstance(feature, datasets.ClassLabel):
             return values
-        classes = dict(enumerate(dataset.features[name].names))
+        classes = dict(enumerate(feature.names))
         return [classes.get(value) for value in values]  # unlabelled rows have the class -1
 
     return Table(source, dataset.column_names, range(1, len(dataset) + 1), column, "row")
@@ -317,18 +374,19 @@ def _extra(module: str) -> Any:
 
 
 READERS: dict[str, Reader] = {
-    ".csv": _csv,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
-    ".tsv": _tsv,
-    ".txt": _plain,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".tsv": _read_tsv,
+    ".txt": _read_plain_text,
 }
 
 
 def _as_text(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     if len(names) > 1:
         raise DeftxError(
-            f"{path} is plain text, which holds one column, not {', '.join(names)}: write .tsv or .jsonl"
+            f"{path} is plain text, which holds one column, not {', '.join(names)}: "
+            "write .tsv or .jsonl"
         )
     return _separated(path, rows, "")
 
@@ -338,12 +396,17 @@ def _as_tsv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _separated(path: Path, rows: Iterable[Sequence[object]], separator: str) -> str:
-    lines = [[_cell(path, value) for value in row] for row in rows]
-    if any(mark in value for line in lines for value in line for mark in ("\n", separator or "\n")):
-        raise DeftxError(
-            f"{path} cannot hold texts with tabs or line breaks in them: write .jsonl or .csv"
-        )
-    return "".join(separator.join(line) + "\n" for line in lines)
+    lines = []
+    for row in rows:
+        cells = [_cell(path, value) for value in row]
+        for cell in cells:
+            if "\n" in cell or (separator and separator in cell):
+                raise DeftxError(
+                    f"{path} cannot hold texts with tabs or line breaks in them: "
+                    "write .jsonl or .csv"
+                )
+        lines.append(separator.join(cells) + "\n")
+    return "".join(lines)
 
 
 def _cell(path: Path, value: object) -> str:
@@ -356,21 +419,25 @@ def _cell(path: Path, value: object) -> str:
 
 def _as_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows(
-        [names, *([_cell(path, value) for value in row] for row in rows)]
-    )
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_cell(path, value) for value in row])
     return file.getvalue()
 
 
 def _as_jsonl(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    objects = (dict(zip(names, row, strict=True)) for row in rows)
-    try:
-        return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
-    except TypeError as error:
-        raise DeftxError(f"{path} cannot hold all values ({error}): write .csv") from None
+    lines = []
+    for row in rows:
+        record = dict(zip(names, row, strict=True))
+        try:
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        except TypeError as error:
+            raise DeftxError(f"{path} cannot hold all values ({error}): write .csv") from None
+    return "".join(lines)
 
 
-# What a file with these columns and rows is to hold.
+# The content of a file: (its path, the names of its columns, its rows)
 Writer = Callable[[Path, Sequence[str], Sequence[Sequence[object]]], str]
 
 WRITERS: dict[str, Writer] = {

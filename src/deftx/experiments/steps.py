@@ -291,11 +291,15 @@ def _write_predictions(
     number = {name: position for position, name in enumerate(names)}
     true_labels = _flattened(examples.labels or [])
     predicted_labels = _flattened([row[0] for row in predicted])
-    predictions = {
+    predictions: dict[str, Any] = {
         "true": [number[label] for label in true_labels],
         "predicted": [number[label] for label in predicted_labels],
         "labels": list(names),
     }
+    # words of a sentence are not independent, so reports need to know where sentences end
+    labels = examples.labels or []
+    if not all(isinstance(label, str) for label in labels):
+        predictions["sentence_lengths"] = [len(words) for words in labels]
     (folder / PREDICTIONS).write_text(json.dumps(predictions), encoding="utf-8")
     (folder / SCORES).write_text(json.dumps(scores(kind, examples, predicted)), encoding="utf-8")
 

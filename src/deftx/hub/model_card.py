@@ -8,6 +8,7 @@ write it.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from deftx.config import metric_name
@@ -25,9 +26,12 @@ _TASKS = {
     "tagging": "token-classification",
     "ner": "token-classification",
     "generation": "text-generation",
+    "question-answering": "question-answering",
+    "multiple-choice": "multiple-choice",
 }
-_TASKS |= {name: name for name in ("question-answering", "multiple-choice")}
-_HUB_DATA = "hub:"
+_VECTORS = {"language": "language vector", "task": "task vector"}  # by `info.kind`
+_HUB_DATA = "hub:"  # how the names of hub datasets begin
+_LONGEST_FACT = 300  # characters
 CITATION = """@inproceedings{simon-jyothi-2025-deft,
   title     = {{DeFT-X}: Denoised Sparse Fine-Tuning for Zero-Shot Cross-Lingual Transfer},
   author    = {Simon, Sona Elza and Jyothi, Preethi},
@@ -39,13 +43,17 @@ CITATION = """@inproceedings{simon-jyothi-2025-deft,
 
 @dataclass(frozen=True)
 class About:
-    """What a card says and a vector does not know. Raises DeftxError for what the hub would refuse.
+    """What a card says and a vector does not know.
 
-    base       hub id of the vector's base, `ID` or `ID@REVISION`, where it was made on a folder
-               with that model
-    languages  ISO 639 codes, such as min
-    datasets   hub ids of the training data, besides those that the vector names
-    license    the hub's name of a licence, such as apache-2.0
+    Attributes:
+        base: Hub id of the vector's base, `ID` or `ID@REVISION`, where it was made on a folder with
+            that model.
+        languages: ISO 639 codes, such as min.
+        datasets: Hub ids of the training data, besides those that the vector names.
+        license: The hub's name of a licence, such as apache-2.0.
+
+    Raises:
+        DeftxError: The hub would refuse one of them.
     """
 
     base: str | None = None
@@ -79,28 +87,44 @@ class About:
 
 
 def model_card(vector: SparseVector, repo: str, about: About | None = None) -> str:
-    """README.md for `vector` in the repository `repo`: YAML metadata and Markdown.
+    """The model card of a vector. It says what `privacy.published` lets through.
 
-    It says what `privacy.published` lets through. A base that is a folder is not named in it.
+    Args:
+        vector: The vector; a base that is a folder is not named.
+        repo: The repository that it is for, USER/NAME.
+        about: What the vector does not know.
+
+    Returns:
+        README.md: YAML metadata and Markdown.
     """
     from huggingface_hub import ModelCard
 
     about = about or About()
     vector = published(vector, about.base)
     metadata = _metadata(vector, repo, about).to_yaml()
-    parts = [f"# {repo.split('/')[-1]}", *(section(vector, repo, about) for section in SECTIONS)]
-    body = "\n\n".join(part for part in parts if part)
-    return str(ModelCard(f"---\n{metadata}\n---\n\n{body}\n"))
+    sections = [section(vector, repo, about) for section in SECTIONS]
+    title = f"# {repo.split('/')[-1]}"
+    body = "\n\n".join([title, *filter(None, sections)])
+    card = str(ModelCard(f"---\n{metadata}\n---\n\n{body}\n"))
+    return _encodable(card)
 
 
 def _metadata(vector: SparseVector, repo: str, about: About) -> Any:
+    """What the hub reads, as huggingface_hub's ModelCardData, which leaves out what is None."""
     from huggingface_hub import ModelCardData
 
-    base, scores, kind = _base(vector), _scores(vector, about), vector.provenance.kind
-    names = [f"base_model:adapter:{base.partition('@')[0]}"] if base else []
-    kinds = [f"{kind}-vector"] if kind in ("language", "task") else []
+    tags = ["deftx", "sparse-fine-tuning"]
+    kind = vector.provenance.kind
+    if kind in ("language", "task"):
+        tags.append(f"{kind}-vector")
+    tags.append("cross-lingual-transfer")
+    base = _base(vector)
+    base_name = base.partition("@")[0] if base else None
+    if base_name:
+        tags.append(f"base_model:adapter:{base_name}")
+    scores = _scores(vector, about)
     return ModelCardData(
-        base_model=base.partition("@")[0] if base else None,
+        base_model=base_name,
         base_model_relation="adapter" if base else None,
         datasets=_datasets(vector, about) or None,
         eval_results=scores or None,
@@ -110,7 +134,7 @@ def _metadata(vector: SparseVector, repo: str, about: About) -> Any:
         metrics=[score.metric_type for score in scores] or None,
         model_name=repo.split("/")[-1] if scores else None,
         pipeline_tag=_task(vector) if vector.head else None,
-        tags=["deftx", "sparse-fine-tuning", *kinds, "cross-lingual-transfer", *names],
+        tags=tags,
     )
 
 
@@ -124,8 +148,9 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
     score."""
     from huggingface_hub import EvalResult
 
-    best, metric = _best(vector), vector.provenance.training.metric
-    if not vector.head or not isinstance(metric, str) or not isinstance(best, int | float):
+    best = _best(vector)
+    metric = vector.provenance.training.metric
+    if not vector.head or not isinstance(metric, str) or best is None:
         return []
     datasets = _datasets(vector, about)
     score = EvalResult(
@@ -139,50 +164,71 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
     return [score]
 
 
-def _best(vector: SparseVector) -> Any:
-    last = [None, *vector.provenance.log.values()][-1]
-    return last.get("best_score") if isinstance(last, Mapping) else None
+def _best(vector: SparseVector) -> float | None:
+    """The best score of the last phase; None where the info has no number there."""
+    phases = list(vector.provenance.log.values())
+    if not phases or not isinstance(phases[-1], Mapping):
+        return None
+    best = phases[-1].get("best_score")
+    if isinstance(best, bool) or not isinstance(best, int | float):
+        return None
+    try:
+        return float(best) if isfinite(best) else None
+    except OverflowError:  # an integer with hundreds of digits
+        return None
+
+
+def _sources(vector: SparseVector) -> list[str]:
+    """The names of the training data; a single name that stands for itself is one, too."""
+    sources = vector.provenance.data.record.get("sources")
+    if isinstance(sources, str):
+        return [sources]
+    if not isinstance(sources, list | tuple):
+        return []
+    return [str(source) for source in sources]
 
 
 def _datasets(vector: SparseVector, about: About) -> list[str]:
-    sources = vector.provenance.data.record.get("sources") or []
-    on_hub = [
-        str(source).removeprefix(_HUB_DATA)
-        for source in sources
-        if str(source).startswith(_HUB_DATA)
-    ]
-    names = [re.split("[:@]", source)[0] for source in on_hub]
-    return list(dict.fromkeys([*about.datasets, *filter(is_model_id, names)]))
+    """The hub ids of the training data, without revision, configuration and split."""
+    names = list(about.datasets)
+    for source in _sources(vector):
+        name = re.split("[:@]", source.removeprefix(_HUB_DATA))[0]
+        if source.startswith(_HUB_DATA) and is_model_id(name):
+            names.append(name)
+    return list(dict.fromkeys(names))
 
 
 def _base(vector: SparseVector) -> str | None:
     base = vector.base
-    return base if base is not None and is_model_id(base) else None
+    return base if isinstance(base, str) and is_model_id(base) else None
 
 
 # The body, section by section; one that has nothing to say is empty.
 
 
 def _summary(vector: SparseVector, repo: str, about: About) -> str:
+    kind = _VECTORS.get(str(vector.provenance.kind), "vector")
+    base = _base(vector)
+    base_name = f"`{base}`" if base else "its base model"
     size = sum(entries.numel for entries in vector.tensors.values())
-    kind = {"language": "language vector", "task": "task vector"}.get(
-        vector.provenance.kind or "", "vector"
-    )
-    base = f"`{_base(vector)}`" if _base(vector) else "its base model"
-    languages = f" Languages: {', '.join(about.languages)}." if about.languages else ""
-    share = f", {vector.k / size:.2%} of the weights of the tensors that it changes" if size else ""
+    share = ""
+    if size:
+        share = f", {vector.k / size:.2%} of the weights of the tensors that it changes"
+    languages = ""
+    if about.languages:
+        languages = f" Languages: {', '.join(about.languages)}."
     return (
-        f"A sparse {kind} for {base}, made with `deftx`: {vector.k:,} numbers to be added to its "
-        f"weights{share}."
-        " Vectors of one base add up: base + task vector + language vector is a model for a task "
-        "in a language"
-        f" without labelled data.{languages}"
+        f"A sparse {kind} for {base_name}, made with `deftx`: {vector.k:,} numbers to be added to"
+        f" its weights{share}. Vectors of one base add up: base + task vector + language vector is"
+        f" a model for a task in a language without labelled data.{languages}"
     )
 
 
 def _usage(vector: SparseVector, repo: str, about: About) -> str:
     base = _base(vector) or "BASE"
-    task, language = (repo, "LANGUAGE_VECTOR") if vector.head else ("TASK_VECTOR", repo)
+    task, language = "TASK_VECTOR", repo
+    if vector.head:
+        task, language = repo, "LANGUAGE_VECTOR"
     lines = [
         "## How to use it",
         "```sh",
@@ -195,42 +241,36 @@ def _usage(vector: SparseVector, repo: str, about: About) -> str:
         f'task, language = deftx.load("{task}"), deftx.load("{language}")',
         f'model = deftx.compose("{base}", task=task, language=language)',
         "```",
-        f"`{repo}@COMMIT` pins a commit of this repository. Words in capitals stand for what you "
-        "choose.",
+        f"`{repo}@COMMIT` pins a commit of this repository."
+        " Words in capitals stand for what you choose.",
     ]
     return "\n".join(lines)
 
 
 def _facts(vector: SparseVector, repo: str, about: About) -> str:
-    provenance, base = vector.provenance, _base(vector)
-    name, _, revision = (base or "").partition("@")
+    provenance = vector.provenance
+    name, _, revision = (_base(vector) or "").partition("@")
     rows = {
         "kind": provenance.kind or provenance.operation,
         "base model": name or "not on the hub",
-        "revision of the base": revision or None,
+        "revision of the base": revision,
         "fingerprint of the base": provenance.base_fingerprint,
         "k (entries)": f"{vector.k:,}",
-        "task": provenance.task,
-        "method": provenance.method,
-        "rank": provenance.rank,
-        "rank_rule": provenance.rank_rule,
-        "keep": provenance.keep,
-        "keep_of": provenance.keep_of,
-        "seed": provenance.seed,
-        "labels": ", ".join(vector.head.labels) if vector.head else None,
-        "licence": about.license,
     }
+    for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed"):
+        rows[key] = getattr(provenance, key)
+    if vector.head:
+        rows["labels"] = ", ".join(vector.head.labels)
+    rows["licence"] = about.license
     return _table("What it is", rows)
 
 
 def _data(vector: SparseVector, repo: str, about: About) -> str:
-    data = dict(vector.provenance.data.record)
-    sources = [str(source) for source in data.pop("sources", None) or []]
-    named = list(dict.fromkeys([*sources, *about.datasets]))
-    return _table(
-        "Training data",
-        {"languages": ", ".join(about.languages), "sources": ", ".join(named), **data},
-    )
+    other_facts = dict(vector.provenance.data.record)
+    other_facts.pop("sources", None)
+    sources = dict.fromkeys([*_sources(vector), *about.datasets])
+    rows = {"languages": ", ".join(about.languages), "sources": ", ".join(sources)}
+    return _table("Training data", {**rows, **other_facts})
 
 
 def _training(vector: SparseVector, repo: str, about: About) -> str:
@@ -238,16 +278,15 @@ def _training(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _results(vector: SparseVector, repo: str, about: About) -> str:
-    metric, best = (vector.provenance.training.metric or "loss"), _best(vector)
-    value = f"{best:.4f}" if isinstance(best, int | float) else None
-    return _table("Scores", {f"{metric_name(str(metric))} on held-out training data": value})
+    metric = metric_name(str(vector.provenance.training.metric or "loss"))
+    best = _best(vector)
+    score = f"{best:.4f}" if best is not None else None
+    return _table("Scores", {f"{metric} on held-out training data": score})
 
 
 def _citation(vector: SparseVector, repo: str, about: About) -> str:
-    return (
-        "## Citation\n\nThe method is DeFT-X "
-        f"(https://arxiv.org/abs/2505.15090):\n\n```bibtex\n{CITATION}\n```"
-    )
+    method = "The method is DeFT-X (https://arxiv.org/abs/2505.15090):"
+    return f"## Citation\n\n{method}\n\n```bibtex\n{CITATION}\n```"
 
 
 SECTIONS: list[Callable[[SparseVector, str, About], str]] = [
@@ -262,16 +301,23 @@ SECTIONS: list[Callable[[SparseVector, str, About], str]] = [
 
 
 def _table(title: str, facts: Mapping[str, Any]) -> str:
-    rows = [
-        f"| {_text(key)} | {_text(fact)} |"
-        for key, fact in facts.items()
-        if fact not in (None, "", [], ())
-    ]
-    return "\n".join([f"## {title}", "", "| | |", "| --- | --- |", *rows]) if rows else ""
+    """A section with a table of the facts that say something; empty where none does."""
+    rows = []
+    for key, fact in facts.items():
+        if fact not in (None, "", [], ()):
+            rows.append(f"| {_cell(key)} | {_cell(fact)} |")
+    if not rows:
+        return ""
+    return "\n".join([f"## {title}", "", "| | |", "| --- | --- |", *rows])
 
 
-def _text(fact: Any) -> str:
+def _cell(fact: Any) -> str:
     """A fact as one line that is nothing but text in a cell: it may come from a stranger's
     vector."""
-    line = " ".join(str(fact).split())[:300]
-    return re.sub(r"[|`<>\[\]\\!&]", lambda found: f"&#{ord(found[0])};", line)
+    line = " ".join(str(fact).split())[:_LONGEST_FACT]
+    return re.sub(r"[|`<>\[\]\\!&]", lambda mark: f"&#{ord(mark[0])};", line)
+
+
+def _encodable(text: str) -> str:
+    """The text with `?` for halves of characters, which no file can hold."""
+    return text.encode(errors="replace").decode()

@@ -29,48 +29,60 @@ def push(
     datasets: Sequence[str] = (),
     license: str | None = None,
 ) -> str:
-    """Put a vector into the hub's repository USER/NAME, which is made where it is missing, with a
-    model card.
+    """Put a vector into a repository of the hub, with a model card, all files in one commit.
 
-    vector    a vector or its folder; a README.md in the folder is pushed as it is, in place of the
-              model card
-    private   make the repository private
-    revision  branch to push to, made where it is missing; the main one by default
-    message   of the commit
+    Paths on your disk are left out of what is pushed (`privacy.published`).
 
-    The other parameters are what the model card says besides what the vector knows: see
-    `card.About`. Paths on your disk are left out of what is pushed (`privacy.published`). All files
-    change in one commit.
+    Args:
+        vector: A vector or its folder; a README.md in the folder is pushed as it is, in place of
+            the model card.
+        repo: The repository, USER/NAME; it is made where it is missing.
+        private: Make the repository private.
+        revision: The branch to push to, made where it is missing; the main one by default.
+        message: The message of the commit.
+        base: For the model card, as are the parameters after it: see `model_card.About`.
+        languages: ISO 639 codes.
+        datasets: Hub ids of the training data.
+        license: The hub's name of a licence.
 
-    Returns USER/NAME@COMMIT, which `load` takes. Raises DeftxError, one line, for whatever keeps it
-    from being pushed.
+    Returns:
+        USER/NAME@COMMIT, which `load` takes.
+
+    Raises:
+        DeftxError: Whatever keeps the vector from being pushed, in one line.
     """
     if not is_vector_id(repo) or "@" in repo:
         raise DeftxError(
             f"{repo!r} is no place to push to: write USER/NAME, and a branch with --revision"
         )
     about = About(base, languages, datasets, license)
-    own = None if isinstance(vector, SparseVector) else _own_card(Path(vector), about)
-    found = vector if isinstance(vector, SparseVector) else load(vector)
-    with TemporaryDirectory() as place:
-        folder = Path(place) / "vector"
-        save(published(found, base), folder)
-        (folder / CARD).write_text(own or model_card(found, repo, about), encoding="utf-8")
-        message = (
-            message
-            or f"{found.provenance.kind or 'Sparse'} vector (deftx {version('deftx')})".capitalize()
-        )
+    own_card = None
+    if not isinstance(vector, SparseVector):
+        own_card = _own_card(Path(vector), about)
+        vector = load(vector)
+    if message is None:
+        kind = vector.provenance.kind or "Sparse"
+        message = f"{kind} vector (deftx {version('deftx')})".capitalize()
+    card = own_card or model_card(vector, repo, about)
+
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / "vector"
+        save(published(vector, base), folder)
+        (folder / CARD).write_text(card, encoding="utf-8")
         with plain_errors(f"cannot push to {repo}", repo, revision):
             return _commit(folder, repo, private, revision, message)
 
 
 def pull(vector_id: str, out: str | os.PathLike[str], *, force: bool = False) -> SparseVector:
-    """Save the vector that the hub has under USER/NAME[@REVISION] as the folder `out`, whole or not
-    at all.
+    """Save a vector of the hub as a folder, whole or not at all.
 
-    force  replace the vector at `out`
+    Args:
+        vector_id: USER/NAME or USER/NAME@REVISION.
+        out: The folder to write.
+        force: Replace the vector at `out`.
 
-    Raises DeftxError for what is no id, for what `load` refuses and for what `save` refuses.
+    Raises:
+        DeftxError: It is no id, or `load` or `save` refuses it.
     """
     if not is_vector_id(vector_id):
         raise DeftxError(f"{vector_id!r} is no vector on the hub: write {FORM}")
@@ -113,8 +125,7 @@ def _commit(folder: Path, repo: str, private: bool, revision: str | None, messag
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names
     ]
     if HEAD not in names and api.file_exists(repo, HEAD, revision=revision):
-        operations.append(
-            CommitOperationDelete(path_in_repo=HEAD)
-        )  # of a vector that was there before
+        # the head of a vector that was there before
+        operations.append(CommitOperationDelete(path_in_repo=HEAD))
     commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
     return f"{repo}@{commit.oid}"

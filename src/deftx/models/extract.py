@@ -55,8 +55,8 @@ def extract(
     k: int | float | str | None = None,
     rank: int | float | str | None = None,
 ) -> SparseVector:
-    """φ = θ1 − θ0 of two checkpoints, of the trainable backbone; with the head, where `finetuned` is
-    a classifier.
+    """φ = θ1 − θ0 of two checkpoints, of the trainable backbone; with the head, where `finetuned`
+    is a classifier.
 
     Takes memory for one tensor of each checkpoint, their difference, and up to twice the result.
 

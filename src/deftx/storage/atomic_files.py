@@ -1,6 +1,7 @@
 """Folders and files written whole or not at all, by one process at a time, and replaced only where
 that is meant."""
 
+import errno
 import os
 import secrets
 import shutil
@@ -61,7 +62,9 @@ def lock_directory(folder: Path) -> Iterator[None]:
     the end is removed.
     """
     lock = folder / LOCK
-    with _opened(lock) as file:
+    with space_needed(folder):
+        lock_file = _opened(lock)
+    with lock_file as file:
         if not _locked(file.fileno(), lock):
             raise Locked(
                 f"{folder} is in use by another deftx: wait until it is done, or choose another "
@@ -119,9 +122,21 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             _sync(path)
         if force:
             _set_aside(target)
-        os.rename(new, target)
+        _rename_to_free(new, target)
         _sync(target.parent)
         shutil.rmtree(_aside(target), ignore_errors=True)
+
+
+def _rename_to_free(new: Path, target: Path) -> None:
+    """Rename `new` to `target`. Raises DeftxError where another process made `target` meanwhile."""
+    try:
+        os.rename(new, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise DeftxError(
+            f"another process has written {target} meanwhile: choose another folder"
+        ) from error
 
 
 @contextmanager

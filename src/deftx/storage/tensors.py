@@ -82,7 +82,9 @@ def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any
                 return None
             # the file is no mapping, so that it cannot be iterated over
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, RecursionError, json.JSONDecodeError):
+    except DeftxError:
+        raise
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
         raise DeftxError(f"{path} is missing or damaged") from None
     has_checksum = "sha256" in metadata
     if has_checksum and metadata["sha256"] != _checksum(tensors, metadata["about"]):

@@ -66,7 +66,8 @@ def gpu_of_process(local_rank: int) -> int | None:
         return 0
     if local_rank >= len(gpus):
         raise DeftxError(
-            f"there are more processes than GPUs on this machine ({len(gpus)}): start one for each GPU"
+            f"there are more processes than GPUs on this machine ({len(gpus)}):"
+            " start one for each GPU"
         )
     return local_rank
 
@@ -169,7 +170,8 @@ def assert_same_on_all_ranks(folder: Path | None, value: int) -> None:
             dist.all_reduce(ends, dist.ReduceOp.MAX)
         if ends.sum() != 0:
             raise DeftxError(
-                f"the processes see different files in {folder}: give a folder on a disk that all share"
+                f"the processes see different files in {folder}:"
+                " give a folder on a disk that all share"
             )
 
 
@@ -180,6 +182,6 @@ def _lost_process_is_an_error() -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).strip().split("\n")[0]
         raise DeftxError(
-            f"another process of this job is gone ({reason}): start the job again as before, and it resumes from the"
-            " state that was kept"
+            f"another process of this job is gone ({reason}): start the job again as before, and"
+            " it resumes from the state that was kept"
         ) from error

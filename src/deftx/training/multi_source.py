@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from statistics import mean
 from typing import Any
 
@@ -89,9 +90,8 @@ class MultiSource:
         by_language = []
         for name, part in self.parts.items():
             with in_language(model, self.vectors[name]):
-                by_language.append(
-                    part.validate(model, batch_size * self.batch_size)
-                )  # an item is a batch
+                examples = batch_size * self.batch_size  # an item is a batch
+                by_language.append(part.validate(model, examples))
         return {score: mean(scores[score] for scores in by_language) for score in by_language[0]}
 
     def _part(self, number: int) -> Objective:
@@ -127,9 +127,7 @@ def multi_source(
     for number, part in enumerate(parts.values()):
         count = len(part.train)
         examples_per_epoch = round(most * (count / most) ** (1 / temperature))
-        passes = -(
-            -examples_per_epoch // count
-        )  # every example as often as any other, give or take one
+        passes = ceil(examples_per_epoch / count)  # each example as often as others, give or take 1
         orders = [torch.randperm(count, generator=generator) for _ in range(passes)]
         order = torch.cat(orders)[:examples_per_epoch]
         for rows in order.split(batch_size):
@@ -141,8 +139,8 @@ def multi_source(
 
 @contextmanager
 def in_language(model: nn.Module, vector: SparseVector) -> Iterator[None]:
-    """`applied`, also to embedding rows that are trained by themselves, and to autocast's copies of
-    the weights."""
+    """`apply_temporarily`, also to embedding rows that are trained by themselves, and to autocast's
+    copies of the weights."""
     rows = getattr(model, "trainable_embedding_rows", None)
     with apply_temporarily(model, vector), _fresh_autocast_copies():
         if rows is None:
@@ -171,18 +169,18 @@ def _fresh_autocast_copies() -> Iterator[None]:
 def _entries_in_rows(
     model: nn.Module, rows: EmbeddingRows, vector: SparseVector
 ) -> Sequence[Tensor]:
-    """The vector's entries in these rows: flat indices into these [n], and values [n] float32."""
-    name = next(
-        name for name, weight in parameter_groups(model).backbone.items() if weight is rows.weight
-    )
-    if name not in vector.tensors:
-        return torch.empty(0, dtype=torch.int64, device=rows.ids.device), torch.empty(
-            0, device=rows.ids.device
-        )
-    entries = vector.tensors[name]
-    indices = entries.indices.to(rows.ids.device)
-    reached = rows.row_of_id[indices // rows.weight.shape[1]] >= 0
-    return rows.local(indices[reached]), entries.values.to(rows.ids.device)[reached].float()
+    """The vector's entries in these rows.
+
+    Returns:
+        Flat indices into the rows [n], and values [n] float32.
+    """
+    device = rows.ids.device
+    for name, weight in parameter_groups(model).backbone.items():
+        if weight is rows.weight and name in vector:
+            entries = vector[name].to(device)
+            is_in_rows = rows.row_of_id[entries.indices // weight.shape[1]] >= 0
+            return rows.local(entries.indices[is_in_rows]), entries.values[is_in_rows].float()
+    return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
 
 
 def _digest(vector: SparseVector) -> str:

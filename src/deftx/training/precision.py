@@ -11,23 +11,23 @@ from torch.overrides import TorchFunctionMode
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs made for it (Ampere
-    on), and CPUs with AMX.
+    """Whether `device` multiplies bf16 matrices faster than fp32 ones: GPUs made for it (Ampere and
+    later), and CPUs with AMX.
 
-    avx512_bf16 alone is not enough: there products of matrices took twice as long as in fp32 on an
-    Intel Xeon.
+    avx512_bf16 alone is not enough: with it products of matrices took twice as long as in fp32 on
+    an Intel Xeon.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    told: Mapping[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # releases before 2.13 do not tell
-    return told.get("amx_bf16", False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.13
+        return False
+    capabilities: Mapping[str, bool] = torch.cpu.get_capabilities()
+    return capabilities.get("amx_bf16", False)
 
 
 @contextmanager
 def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
-    """bf16 autocast on `device` where `bf16` says so, nothing otherwise."""
+    """Autocast to bf16 on `device` within the block where `bf16` says so; else nothing."""
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         if bf16 and device.type == "cpu":
             with _AttentionInFp32():
@@ -37,8 +37,11 @@ def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
 
 
 class _AttentionInFp32(TorchFunctionMode):
-    """Fused attention in fp32: backward, torch's CPU kernel is several times slower in bf16, unless
-    there is AMX and heads have 64 dimensions or more."""
+    """Fused attention in fp32.
+
+    In the backward pass torch's CPU kernel is several times slower in bf16, unless there is AMX and
+    heads have 64 dimensions or more.
+    """
 
     def __torch_function__(
         self,
@@ -47,14 +50,19 @@ class _AttentionInFp32(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        arguments = kwargs or {}
         if func is not scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        named = dict(kwargs or {})
-        query = args[0] if args else named["query"]
+            return func(*args, **arguments)
+        query = args[0] if args else arguments["query"]
+        wide_args = [_widen(value) for value in args]
+        wide_arguments = {name: _widen(value) for name, value in arguments.items()}
         with torch.autocast("cpu", enabled=False):
-            wide = func(*map(_widen, args), **{name: _widen(arg) for name, arg in named.items()})
-        return wide.to(query.dtype)
+            attended = func(*wide_args, **wide_arguments)
+        return attended.to(query.dtype)
 
 
-def _widen(arg: Any) -> Any:
-    return arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+def _widen(value: Any) -> Any:
+    """A floating-point tensor in fp32, anything else as it is."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.float()
+    return value

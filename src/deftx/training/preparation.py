@@ -270,13 +270,12 @@ def check_same_languages(
     languages = {frozenset(mapping) for mapping in mappings}
     if train and len(languages) == 1:
         return
-    listed = []
+    listings = []
     for mapping in mappings:
         names = sorted(name or "one without a name" for name in mapping)
-        listed.append(", ".join(names) or "none")
-    raise DeftxError(
-        f"training data, validation data and vectors must be of the same languages, but are of {'; '.join(listed)}"
-    )
+        listings.append(", ".join(names) or "none")
+    rule = "training data, validation data and vectors must be of the same languages"
+    raise DeftxError(f"{rule}, but are of {'; '.join(listings)}")
 
 
 def learned_head(groups: ParameterGroups, labels: Sequence[str]) -> Head:

@@ -1,2 +1,1 @@
-"""The embedded default of `deftx demo`: artificial languages, a tiny base, and the whole method on
-them."""
+"""`deftx demo`: artificial languages, a tiny base, and the whole method on them."""

@@ -1,8 +1,9 @@
-"""`deftx demo`: write the artificial languages down as files and a recipe, carry it out, and say
-what to try next."""
+"""`deftx demo`: write the artificial languages and a recipe as files, run it, and say what to try
+next."""
 
+import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from deftx.experiments.demo.languages import SOURCE, TARGETS, labelled, plain_te
 from deftx.experiments.executors import processes
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import Score, run_recipe, table, vectors_of
+from deftx.messages import program_name
 from deftx.models.compose import compose
 from deftx.models.saving import save_model
 from deftx.models.tokenizers import load_tokenizer
@@ -50,9 +52,11 @@ TASK = {
         "evaluate_every": 100,
     },
 }
-# Matrices of this size are multiplied sooner by one core than they are shared out to several.
+# Matrices of this size are multiplied faster by one core than by several.
 TWO_PROCESSES = partial(processes, jobs=2, threads=1)
-NONE, LT_SFT, DEFT_X = "no language vector", "LT-SFT", "DeFT-X"
+NONE = "no language vector"
+LT_SFT = "LT-SFT"
+DEFT_X = "DeFT-X"
 VARIANTS = {
     NONE: {"source": False, "target": False, "task": {"method": "lt-sft"}},
     LT_SFT: {"language": {"method": "lt-sft"}, "task": {"method": "lt-sft"}},
@@ -64,53 +68,74 @@ def demo(out: Path, seed: int = 0, force: bool = False) -> list[Score]:
     """Run the whole method on the artificial languages; everything is left in `out`, as ordinary
     files.
 
-    out/data holds text and labelled data, out/base the tiny base, out/recipe.yaml what is done with
-    them, out/run what comes of it. A demo of the same seed that was stopped goes on. Raises
-    DeftxError where another process is at work in `out`, and where it exists, unless `force` and it
-    holds an earlier demo.
+    out/data         text and labelled data
+    out/base         the tiny base
+    out/recipe.yaml  what is done with them
+    out/run          the run of the recipe
+    out/vectors      the task vector and the vectors of the targets
+    out/models       a composed model
+
+    Args:
+        out: The folder. A demo of the same seed that was stopped there is resumed.
+        seed: Of the texts and the training.
+        force: Whether another demo in `out` is replaced.
+
+    Returns:
+        The scores of all variants.
+
+    Raises:
+        DeftxError: Where another process is at work in `out`, and where it exists, unless `force`
+            and it holds a demo.
     """
     refuse_several_processes("the demo")
-    written = yaml.safe_dump(recipe(seed), sort_keys=False)
-    goes_on = _recipe_in(out) == written and not _composed(out).exists()
-    if out.exists() and not goes_on:
+    recipe_text = yaml.safe_dump(recipe(seed), sort_keys=False)
+    recipe_before = _recipe_in(out)
+    is_resumed = recipe_before == recipe_text and not _composed(out).exists()
+    if out.exists() and not is_resumed:
         if not force:
-            raise DeftxError(
-                f"{out} exists: choose another folder with --out, or replace the demo there with --force"
-            )
-        if _recipe_in(out) is None:
-            raise DeftxError(
-                f"{out} exists and is not a demo, so --force does not replace it: choose another folder"
-            )
+            fix = "choose another folder with --out, or replace the demo there with --force"
+            raise DeftxError(f"{out} exists: {fix}")
+        if recipe_before is None:
+            problem = f"{out} exists and is not a demo, so --force does not replace it"
+            raise DeftxError(f"{problem}: choose another folder")
+
     with lock_directory(out):
-        if not goes_on:
+        if not is_resumed:
             _clear(out)
-        write_text(out / "recipe.yaml", written)
+        write_text(out / "recipe.yaml", recipe_text)
         write_data(out / "data", seed)
         shutil.copytree(BASE, out / "base", dirs_exist_ok=True)
-        with _progress() as said:
-            found = run_recipe(
-                load_recipe(out / "recipe.yaml"), out / "run", None, TWO_PROCESSES, 2, said
+        with _progress() as report_progress:
+            scores = run_recipe(
+                load_recipe(out / "recipe.yaml"),
+                out / "run",
+                None,
+                TWO_PROCESSES,
+                2,
+                report_progress,
             )
-        plot(found, out / "demo.png")
+        plot(scores, out / "demo.png")
         compose_one(out, seed)
-    print(f"\nmacro-F1 (%) on languages without labelled data\n\n{table(found)}")
+    print(f"\nmacro-F1 (%) on languages without labelled data\n\n{table(scores)}")
     print(next_commands(out))
-    return found
+    return scores
 
 
 def _recipe_in(out: Path) -> str | None:
-    """What a demo left in `out` as its recipe; None where there is no demo."""
+    """The recipe that a demo left in `out`; None where there is no demo."""
     file = out / "recipe.yaml"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    if not file.is_file():
+        return None
+    return file.read_text(encoding="utf-8")
 
 
 def _composed(out: Path) -> Path:
-    """What a demo makes last."""
+    """The folder of the composed model, which a demo makes last."""
     return out / "models" / TARGETS[0]
 
 
 def _clear(out: Path) -> None:
-    """Remove all but the lock."""
+    """Remove everything in a folder but the lock."""
     for path in out.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -120,7 +145,7 @@ def _clear(out: Path) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar over all steps, with a line for the latest."""
+    """A bar over all steps, with a line for the latest one."""
     columns = [
         BarColumn(),
         MofNCompleteColumn(),
@@ -129,25 +154,34 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     ]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         steps = bar.add_task("", total=None)
-        yield lambda line, done, total: bar.update(
-            steps, description=line.partition("] ")[2], completed=done, total=total
-        )
+
+        def report(line: str, done: int, total: int) -> None:
+            _, _, description = line.partition("] ")  # without the number of the step
+            bar.update(steps, description=description, completed=done, total=total)
+
+        yield report
 
 
 def write_data(folder: Path, seed: int) -> None:
-    """Plain text of the source and the target languages, and labelled data, as files."""
+    """Write plain text of the source and the targets, and labelled data: for training in the
+    source, for testing in the targets."""
     folder.mkdir(parents=True, exist_ok=True)
     for language in (SOURCE, *TARGETS):
-        _write(folder / f"{language}.txt", plain_text(language, LINES, seed))
+        _write_lines(folder / f"{language}.txt", plain_text(language, LINES, seed))
     for part, size in SIZES.items():
-        rows = labelled(part, size, seed)
-        for language in TARGETS if part == "test" else [SOURCE]:
-            said = [f"{say(meanings, language)}\t{label}" for meanings, label in rows]
-            _write(folder / f"{language}-{part}.tsv", ["text\tlabel", *said])
+        examples = labelled(part, size, seed)
+        languages = TARGETS if part == "test" else [SOURCE]
+        for language in languages:
+            rows = ["text\tlabel"]
+            for meanings, label in examples:
+                rows.append(f"{say(meanings, language)}\t{label}")
+            _write_lines(folder / f"{language}-{part}.tsv", rows)
 
 
-def _write(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a text file, a line feed after every line."""
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
 
 
 def recipe(seed: int) -> dict[str, object]:
@@ -160,69 +194,86 @@ def recipe(seed: int) -> dict[str, object]:
         "valid": f"data/{SOURCE}-valid.tsv",
         "languages": {name: f"data/{name}.txt" for name in (SOURCE, *TARGETS)},
         "test": {name: f"data/{name}-test.tsv" for name in TARGETS},
-        "contamination": "ignore",  # `write_data` keeps its clauses out; with so few words some lines are alike by chance
+        # no clause of test data is in `write_data`'s other texts; with so few words, some lines
+        # are alike by chance
+        "contamination": "ignore",
         "language": LANGUAGE,
         "task": TASK,
         "variants": VARIANTS,
     }
 
 
-def plot(found: list[Score], path: Path) -> None:
-    """A bar for each variant and language, as a picture; left out, with a word, where matplotlib is
-    missing."""
+def plot(scores: Sequence[Score], path: Path) -> None:
+    """Draw a bar for each variant and target, as a picture; without matplotlib, say so."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("no plot: for one, pip install 'deftx[plot]'")
         return
+    percent_by_bar: dict[tuple[str, str], list[float]] = {}
+    for score in scores:
+        of_bar = percent_by_bar.setdefault((score.variant, score.language), [])
+        of_bar.append(100 * score.scores["macro_f1"])
+
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
+    places = range(len(TARGETS))
     for number, variant in enumerate(VARIANTS):
-        heights = [
-            100
-            * mean(s.scores["macro_f1"] for s in found if (s.variant, s.language) == (variant, t))
-            for t in TARGETS
-        ]
-        bars = axes.bar(
-            [place + 0.27 * (number - 1) for place in range(len(TARGETS))],
-            heights,
-            0.25,
-            label=variant,
-        )
+        heights = [mean(percent_by_bar[variant, target]) for target in TARGETS]
+        shift = 0.27 * (number - 1)
+        centres = [place + shift for place in places]
+        bars = axes.bar(centres, heights, 0.25, label=variant)
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
-    axes.set_xticks(range(len(TARGETS)), TARGETS)
-    axes.set(
-        ylim=(0, 108), ylabel="macro-F1 (%)", title="Sentiment in languages without labelled data"
-    )
+    title = "Sentiment in languages without labelled data"
+    axes.set_xticks(places, TARGETS)
+    axes.set(ylim=(0, 108), ylabel="macro-F1 (%)", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.savefig(path, dpi=150)
 
 
 def compose_one(out: Path, seed: int) -> None:
-    """Put DeFT-X's task vector and first target vector where they are easily found, and compose
-    them to a model."""
-    found = vectors_of(out / "run", DEFT_X, seed)
-    folders = {name: out / "vectors" / name for name in ("task", *TARGETS)}
-    for name, folder in folders.items():
-        shutil.copytree(found[name], folder, dirs_exist_ok=True)
-    model = compose(out / "base", load(folders["task"]), load(folders[TARGETS[0]]))
+    """Copy DeFT-X's vectors to out/vectors, and compose the task's and the first target's to a
+    model."""
+    finished = vectors_of(out / "run", DEFT_X, seed)
+    vectors = out / "vectors"
+    for name in ("task", *TARGETS):
+        shutil.copytree(finished[name], vectors / name, dirs_exist_ok=True)
+    task = load(vectors / "task")
+    language = load(vectors / TARGETS[0])
+    model = compose(out / "base", task, language)
     save_model(model, load_tokenizer(out / "base"), _composed(out))
 
 
 def next_commands(out: Path) -> str:
-    """What to try next, as lines to type."""
-    target, vectors = TARGETS[0], out / "vectors"
+    """What to try next, as lines to paste into the shell that the demo was started from."""
+    deftx = program_name()
+    target = TARGETS[0]
+    target_vector = out / "vectors" / target
+    base = quoted(out / "base")
+    task = quoted(out / "vectors" / "task")
+    language = quoted(target_vector)
+    language_by_name = shlex.quote(f"{target}={target_vector}")
+    test = quoted(out / "data" / f"{target}-test.tsv")
+    model = quoted(_composed(out))
+    recipe_file = quoted(out / "recipe.yaml")
+    run_folder = quoted(out / "run")
+
+    vectors = f"--task {task} --language {language_by_name}"
     lines = [
-        f"deftx inspect {vectors / 'task'} {vectors / target}",
-        f"deftx predict {out / 'data' / f'{target}-test.tsv'} --model {out / 'models' / target}",
-        f"deftx evaluate --base {out / 'base'} --task {vectors / 'task'} --language {target}={vectors / target}"
-        f" --test {out / 'data' / f'{target}-test.tsv'}",
-        f"deftx run {out / 'recipe.yaml'} --out {out / 'run'} --set variants.DeFT-X.task.rank=8",
+        f"The bars are in {out / 'demo.png'}, a composed model in {_composed(out)}. Next:",
+        f"  {deftx} inspect {task} {language}",
+        f"  {deftx} predict {test} --model {model}",
+        f"  {deftx} evaluate --base {base} {vectors} --test {test}",
+        f"  {deftx} run {recipe_file} --out {run_folder} --set variants.DeFT-X.task.rank=8",
     ]
-    return "\n  ".join(
-        [
-            f"The bars are in {out / 'demo.png'}, a composed model in {out / 'models' / target}. Next:",
-            *lines,
-        ]
-    )
+    if deftx != "deftx":
+        program = Path(shlex.split(deftx)[0])
+        activate = shlex.quote(str(program.parent / "activate"))
+        lines.append(f"To type `deftx` alone, first: source {activate}")
+    return "\n".join(lines)
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell reads it."""
+    return shlex.quote(str(path))

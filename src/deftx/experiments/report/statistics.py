@@ -15,8 +15,8 @@ so that the mean over seeds has variance A/S + B + C/S. Two parts estimate it:
 
 Adding the text noise of the mean itself would count C twice. This is the analysis that radiology
 uses for readers and cases (Obuchowski and Rockette 1995; Hillis 2007, who sets a negative text part
-to 0). Text noise comes from the jackknife. docs/report.md derives the degrees of freedom; tests
-hold the coverage.
+to 0). Text noise comes from the jackknife; in tagging a text is a sentence. docs/report.md derives
+the degrees of freedom; tests hold the coverage.
 """
 
 import warnings
@@ -190,41 +190,74 @@ METRICS: dict[str, Callable[[Floats], Floats]] = {"macro_f1": macro_f1, "accurac
 def jackknife(metric: Callable[[Floats], Floats], answers: Predictions) -> Score:
     """The score of some answers, and the effect of each text on it by leaving that text out.
 
-    All texts with the same true and predicted label have the same effect, so the metric is computed
-    once for each pair of labels that occurs.
+    In tagging, a text is a sentence, all of whose words are left out together: words of a sentence
+    are not independent.
 
     Args:
         metric: Turns confusion counts into a score: a value of METRICS.
-        answers: True and predicted labels of the texts.
+        answers: True and predicted labels.
 
     Returns:
         The score; its text effects are 0 where there is a single text.
     """
+    # the confusion matrix, and the flat index of the cell that each label is counted in
     labels = len(answers.labels)
-    texts = len(answers.true)
-
-    # the confusion matrix, flat: a text is in cell (true label x number of labels + predicted one)
     true = np.array(answers.true)
     predicted = np.array(answers.predicted)
     cells = true * labels + predicted
     counts = np.bincount(cells, minlength=labels * labels)
     confusion = counts.astype(np.float64).reshape(labels, labels)
     value = float(metric(confusion))
+
+    # the score without each text
+    lengths = answers.sentence_lengths
+    if lengths is not None:
+        lengths = tuple(length for length in lengths if length > 0)
+    texts = len(cells) if lengths is None else len(lengths)
     if texts < 2:
         return Score(value, np.zeros(texts))
-
-    # the score without one text of each cell that has any
-    flat = confusion.reshape(-1)  # shares its memory with `confusion`
-    score_without = np.zeros(labels * labels)
-    for cell in np.unique(cells):
-        flat[cell] -= 1
-        score_without[cell] = metric(confusion)
-        flat[cell] += 1
+    if lengths is None:
+        left_out = _without_each_label(metric, confusion, cells)
+    else:
+        left_out = _without_each_sentence(metric, confusion, cells, lengths)
 
     # scaled so that the sum of squares is the jackknife variance
-    left_out = score_without[cells]
     scale = np.sqrt((texts - 1) / texts)
     return Score(value, scale * (left_out.mean() - left_out))
+
+
+def _without_each_label(
+    metric: Callable[[Floats], Floats], confusion: Floats, cells: NDArray[np.int64]
+) -> Floats:
+    """The score without each of the labels in turn [labels].
+
+    It is the same for all labels in one cell, so it is computed once for each cell that has any.
+    """
+    without = confusion.copy()
+    flat = without.reshape(-1)  # shares its memory with `without`
+    score_of_cell = np.zeros(confusion.size)
+    for cell in np.unique(cells):
+        flat[cell] -= 1
+        score_of_cell[cell] = metric(without)
+        flat[cell] += 1
+    return score_of_cell[cells]
+
+
+def _without_each_sentence(
+    metric: Callable[[Floats], Floats],
+    confusion: Floats,
+    cells: NDArray[np.int64],
+    lengths: Sequence[int],
+) -> Floats:
+    """The score without each of the sentences in turn [sentences]."""
+    scores = []
+    start = 0
+    for length in lengths:
+        of_sentence = np.bincount(cells[start : start + length], minlength=confusion.size)
+        without = confusion - of_sentence.reshape(confusion.shape)
+        scores.append(float(metric(without)))
+        start += length
+    return np.array(scores)
 
 
 def score_run(run: RunData) -> Scores:
@@ -271,7 +304,31 @@ def _answers(run: RunData, language: str) -> dict[tuple[str, int], Predictions]:
             problem = f"the scores on {language} are not of one test set"
             raise DeftxError(f"{problem}: step {row.step} has other true labels")
         by_variant_and_seed[row.variant, row.seed] = answers
-    return by_variant_and_seed
+    return _with_the_same_sentences(by_variant_and_seed, language)
+
+
+def _with_the_same_sentences(
+    answers: dict[tuple[str, int], Predictions], language: str
+) -> dict[tuple[str, int], Predictions]:
+    """The answers, without sentences where some of them were recorded without.
+
+    Raises:
+        DeftxError: Where they are of different sentences.
+    """
+    boundaries = {predictions.sentence_lengths for predictions in answers.values()}
+    if len(boundaries) <= 1:
+        return answers
+    if None not in boundaries:
+        raise DeftxError(f"the scores on {language} are not of one test set: sentences differ")
+    warnings.warn(
+        f"some predictions on {language} are of an earlier version, without sentences: words "
+        "count as independent texts, so that intervals are too narrow",
+        stacklevel=4,
+    )
+    by_word = {}
+    for variant_and_seed, predictions in answers.items():
+        by_word[variant_and_seed] = predictions.model_copy(update={"sentence_lengths": None})
+    return by_word
 
 
 def _gives_its_score(run: RunData, row: Row, answers: Predictions) -> bool:
@@ -287,7 +344,8 @@ def _numbered_by_name(answers: Predictions, names: Sequence[str]) -> Predictions
     numbers = [names.index(label) for label in answers.labels]
     true = tuple(numbers[label] for label in answers.true)
     predicted = tuple(numbers[label] for label in answers.predicted)
-    return Predictions(true=true, predicted=predicted, labels=tuple(names))
+    changed = {"true": true, "predicted": predicted, "labels": tuple(names)}
+    return answers.model_copy(update=changed)
 
 
 # Differences
