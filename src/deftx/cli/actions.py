@@ -263,7 +263,7 @@ def language_losses(
     training = LanguageTrainingConfig()
     lengths = [longest_input(model, tokenizer), training.length]
     for vector in languages.values():
-        lengths.append(vector.info.get("training", {}).get("length") or training.length)
+        lengths.append(vector.provenance.training.length or training.length)
     kind = language_of(model.config)
     objective = kind.objective(lines, tokenizer, training, min(lengths), 0, held_out=lines)
 

@@ -181,7 +181,7 @@ def load_tasks(folders: Sequence[str]) -> list[SparseVector]:
     language."""
     vectors = [load(folder) for folder in folders]
     for folder, vector in zip(folders, vectors, strict=True):
-        if vector.head is None and vector.info.get("kind") == "language":
+        if vector.head is None and vector.provenance.kind == "language":
             fix = "give it as --language, and a task vector (deftx fit task) as --task"
             raise DeftxError(f"--task {folder} is a language vector, which has no labels: {fix}")
     return vectors

@@ -166,7 +166,7 @@ def _tried(name: str, fits: Callable[[SparseVector], None]) -> Finding:
     except DeftxError as error:
         return Finding(name, str(error), fine=False)
     labels = f", for {', '.join(vector.head.labels)}" if vector.head else ""
-    return Finding(name, f"fits: {vector.info.get('kind') or 'a'} vector, k = {vector.k:,}{labels}")
+    return Finding(name, f"fits: {vector.provenance.kind or 'a'} vector, k = {vector.k:,}{labels}")
 
 
 def _check_head(base: str, vector: SparseVector) -> None:

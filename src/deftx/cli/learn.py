@@ -210,10 +210,10 @@ def _print_new_vector(out: Path, vector: "SparseVector") -> None:
     course = course_of(vector)
     alone = ""
     if vector.head is not None:
-        sources = [vector.info["source"], *vector.info.get("sources", {}).values()]
-        if not any(sources):
+        sources = [vector.provenance.source, *vector.provenance.sources.values()]
+        if all(source is None for source in sources):
             alone = "; without --source, so trained on the base alone"
-    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}, {course}{alone}")
+    print(f"{out}: {vector.provenance.kind} vector, k = {vector.k:,}, {course}{alone}")
     for line in advice_on(course):
         say(line)
 

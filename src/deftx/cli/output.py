@@ -196,20 +196,22 @@ def print_vectors(
 
 def _summary(vector: "SparseVector") -> dict[str, Any]:
     """What `inspect` shows of one vector."""
-    info, ranks = vector.info, sorted(vector.info.get("ranks", {}).values())
-    spread = (
-        {"smallest": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]}
-        if ranks
-        else None
-    )
+    provenance = vector.provenance
+    ranks = sorted(provenance.ranks.values())
+    spread = None
+    if ranks:
+        spread = {"smallest": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]}
     return {
-        "kind": info.get("kind") or info.get("operation"),
-        "base": info.get("base"),
-        "fingerprint": info.get("base_fingerprint"),
-        **{
-            key: info.get(key)
-            for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed")
-        },
+        "kind": provenance.kind or provenance.operation,
+        "base": provenance.base,
+        "fingerprint": provenance.base_fingerprint,
+        "task": provenance.task,
+        "method": provenance.method,
+        "rank": provenance.rank,
+        "rank_rule": provenance.rank_rule,
+        "keep": provenance.keep,
+        "keep_of": provenance.keep_of,
+        "seed": provenance.seed,
         "k": vector.k,
         "ranks": spread,
         "labels": list(vector.head.labels) if vector.head else None,

@@ -117,7 +117,7 @@ def pull(
     from deftx.hub.share import pull as pull_vector
 
     found = pull_vector(vector, out, force=force)
-    print(f"{out}: {found.info.get('kind') or 'sparse'} vector, k = {found.k:,}, from {vector}")
+    print(f"{out}: {found.provenance.kind or 'sparse'} vector, k = {found.k:,}, from {vector}")
 
 
 @app.command(epilog="Example: deftx convert pytorch_diff.bin vectors/min --base xlm-roberta-base")
@@ -156,7 +156,7 @@ def convert(
     vector = conversion.convert(old, new, to, base=base, labels=label or [], kind=kind, force=force)
     bound = (
         ""
-        if vector.info.get("base_fingerprint")
+        if vector.provenance.base_fingerprint
         else "; not bound to a base: give --base to check and note it"
     )
     print(f"{new}: {to}, from a vector of k = {vector.k:,}{bound}")
@@ -192,4 +192,4 @@ def extract(
     check_free(out, force=force)
     vector = difference.extract(finetuned, base, k=k, rank=rank)
     save(vector, out, force=force)
-    print(f"{out}: {vector.info['kind']} vector, k = {vector.k:,}")
+    print(f"{out}: {vector.provenance.kind} vector, k = {vector.k:,}")

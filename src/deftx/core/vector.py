@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deftx.core.entries import read_entries
 from deftx.core.parameters import layer_of
+from deftx.core.provenance import Provenance
 from deftx.core.select import TensorMask
 from deftx.errors import DeftxError
 
@@ -189,14 +190,19 @@ class SparseVector:
         return sum(len(entries.indices) for entries in self.tensors.values())
 
     @property
+    def provenance(self) -> Provenance:
+        """Where it comes from: `info`, typed."""
+        return Provenance(self.info)
+
+    @property
     def base(self) -> str | None:
         """Folder or hub id of the base that it was made on, as far as it is recorded."""
-        return _text_or_none(self.info.get("base"))
+        return self.provenance.base
 
     @property
     def task(self) -> str | None:
         """The type of task that it is for, such as `classification`; None for a language vector."""
-        return _text_or_none(self.info.get("task"))
+        return self.provenance.task
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -207,7 +213,7 @@ class SparseVector:
     def languages(self) -> tuple[str, ...]:
         """The languages that it was trained on, as far as they are recorded; of a computed vector
         those of the vectors that it was computed from."""
-        return tuple(dict.fromkeys(_recorded_languages(self.info)))
+        return self.provenance.languages
 
     def density(self) -> dict[str, float]:
         """The share of each tensor's entries that the vector holds, in the order of the tensors."""
@@ -360,9 +366,9 @@ def check_same_base(*vectors: SparseVector) -> None:
     """Raise DeftxError unless all vectors that record their base record the same one."""
     names: dict[str, str] = {}
     for vector in vectors:
-        fingerprint = vector.info.get("base_fingerprint")
+        fingerprint = vector.provenance.base_fingerprint
         if fingerprint:
-            names[fingerprint] = str(vector.info.get("base", "unnamed"))
+            names[fingerprint] = vector.base or "unnamed"
     if len(names) > 1:
         listing = ", ".join(f"{name} ({digest[:12]})" for digest, name in names.items())
         raise DeftxError(f"vectors of different bases do not combine: {listing}")
@@ -372,9 +378,9 @@ def check_same_tokenizer(*vectors: SparseVector) -> None:
     """Raise DeftxError unless all vectors that record their tokenizer record the same one."""
     names: dict[str, str] = {}
     for vector in vectors:
-        tokenizer = vector.info.get("tokenizer")
-        if isinstance(tokenizer, Mapping) and isinstance(tokenizer.get("digest"), str):
-            names[tokenizer["digest"]] = str(tokenizer.get("name"))
+        tokenizer = vector.provenance.tokenizer
+        if tokenizer is not None and tokenizer.digest is not None:
+            names[tokenizer.digest] = str(tokenizer.name)
     if len(names) > 1:
         listing = ", ".join(f"{name} ({digest[:12]})" for digest, name in names.items())
         raise DeftxError(f"vectors made with different tokenizers do not combine: {listing}")
@@ -453,7 +459,7 @@ def derived(
         if kept_of_data:
             info["data"] = kept_of_data
     for vector in vectors:
-        if vector.info.get("base_fingerprint"):
+        if vector.provenance.base_fingerprint:
             info |= _picked(vector.info, ("base", "base_fingerprint"))
             break
     return {**info, "operation": operation, "of": [dict(vector.info) for vector in vectors]}
@@ -461,24 +467,6 @@ def derived(
 
 def _picked(info: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: info[key] for key in keys if key in info}
-
-
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _recorded_languages(info: Mapping[str, Any]) -> Iterator[str]:
-    """The languages in a vector's provenance: its own, its sources', those of its terms."""
-    if isinstance(info.get("language"), str):
-        yield info["language"]
-    sources = info.get("sources")
-    if isinstance(sources, Mapping):
-        yield from sources
-    terms = info.get("of")
-    if isinstance(terms, list):
-        for term in terms:
-            if isinstance(term, Mapping):
-                yield from _recorded_languages(term)
 
 
 def _vector_with_head(first: SparseVector, second: SparseVector) -> SparseVector | None:

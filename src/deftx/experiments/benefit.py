@@ -67,11 +67,11 @@ class Course:
 
 def course_of(vector: SparseVector) -> Course | None:
     """How a vector's training went; None where it has no log, as one that was converted."""
-    log = vector.info.get("log") or {}
+    log = vector.provenance.log
     if "phase1" not in log:
         return None
     first, second = log["phase1"], log.get("phase2", {})
-    metric = vector.info.get("training", {}).get("metric") or "loss"
+    metric = vector.provenance.training.metric or "loss"
     return Course(
         metric, first.get("start_score"), first.get("best_score"), second.get("best_score")
     )

@@ -114,7 +114,7 @@ def _metadata(vector: SparseVector, repo: str, about: About) -> Any:
     from huggingface_hub import ModelCardData
 
     tags = ["deftx", "sparse-fine-tuning"]
-    kind = vector.info.get("kind")
+    kind = vector.provenance.kind
     if kind in ("language", "task"):
         tags.append(f"{kind}-vector")
     tags.append("cross-lingual-transfer")
@@ -140,7 +140,7 @@ def _metadata(vector: SparseVector, repo: str, about: About) -> Any:
 
 def _task(vector: SparseVector) -> str:
     """The hub's name of a task vector's task."""
-    return _TASKS.get(str(vector.info.get("task")), "text-classification")
+    return _TASKS.get(vector.task or "", "text-classification")
 
 
 def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
@@ -149,7 +149,7 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
     best = _best(vector)
-    metric = _part(vector, "training").get("metric")
+    metric = vector.provenance.training.metric
     if not vector.head or not isinstance(metric, str) or best is None:
         return []
     datasets = _datasets(vector, about)
@@ -166,7 +166,7 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
 
 def _best(vector: SparseVector) -> float | None:
     """The best score of the last phase; None where the info has no number there."""
-    phases = list(_part(vector, "log").values())
+    phases = list(vector.provenance.log.values())
     if not phases or not isinstance(phases[-1], Mapping):
         return None
     best = phases[-1].get("best_score")
@@ -180,7 +180,7 @@ def _best(vector: SparseVector) -> float | None:
 
 def _sources(vector: SparseVector) -> list[str]:
     """The names of the training data; a single name that stands for itself is one, too."""
-    sources = _part(vector, "data").get("sources")
+    sources = vector.provenance.data.record.get("sources")
     if isinstance(sources, str):
         return [sources]
     if not isinstance(sources, list | tuple):
@@ -199,22 +199,15 @@ def _datasets(vector: SparseVector, about: About) -> list[str]:
 
 
 def _base(vector: SparseVector) -> str | None:
-    base = vector.info.get("base")
+    base = vector.base
     return base if isinstance(base, str) and is_model_id(base) else None
-
-
-def _part(vector: SparseVector, key: str) -> Mapping[str, Any]:
-    """A mapping within the info; it is whatever its maker wrote, so it may be missing or something
-    else."""
-    part = vector.info.get(key)
-    return part if isinstance(part, Mapping) else {}
 
 
 # The body, section by section; one that has nothing to say is empty.
 
 
 def _summary(vector: SparseVector, repo: str, about: About) -> str:
-    kind = _VECTORS.get(str(vector.info.get("kind")), "vector")
+    kind = _VECTORS.get(str(vector.provenance.kind), "vector")
     base = _base(vector)
     base_name = f"`{base}`" if base else "its base model"
     size = sum(entries.numel for entries in vector.tensors.values())
@@ -255,17 +248,17 @@ def _usage(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _facts(vector: SparseVector, repo: str, about: About) -> str:
-    info = vector.info
+    provenance = vector.provenance
     name, _, revision = (_base(vector) or "").partition("@")
     rows = {
-        "kind": info.get("kind") or info.get("operation"),
+        "kind": provenance.kind or provenance.operation,
         "base model": name or "not on the hub",
         "revision of the base": revision,
-        "fingerprint of the base": info.get("base_fingerprint"),
+        "fingerprint of the base": provenance.base_fingerprint,
         "k (entries)": f"{vector.k:,}",
     }
     for key in ("task", "method", "rank", "rank_rule", "keep", "keep_of", "seed"):
-        rows[key] = info.get(key)
+        rows[key] = getattr(provenance, key)
     if vector.head:
         rows["labels"] = ", ".join(vector.head.labels)
     rows["licence"] = about.license
@@ -273,7 +266,7 @@ def _facts(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _data(vector: SparseVector, repo: str, about: About) -> str:
-    other_facts = dict(_part(vector, "data"))
+    other_facts = dict(vector.provenance.data.record)
     other_facts.pop("sources", None)
     sources = dict.fromkeys([*_sources(vector), *about.datasets])
     rows = {"languages": ", ".join(about.languages), "sources": ", ".join(sources)}
@@ -281,11 +274,11 @@ def _data(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _training(vector: SparseVector, repo: str, about: About) -> str:
-    return _table("Training", {**_part(vector, "training"), **_part(vector, "versions")})
+    return _table("Training", {**vector.provenance.training.record, **vector.provenance.versions})
 
 
 def _results(vector: SparseVector, repo: str, about: About) -> str:
-    metric = metric_name(str(_part(vector, "training").get("metric", "loss")))
+    metric = metric_name(str(vector.provenance.training.metric or "loss"))
     best = _best(vector)
     score = f"{best:.4f}" if best is not None else None
     return _table("Scores", {f"{metric} on held-out training data": score})

@@ -61,7 +61,7 @@ def push(
         own_card = _own_card(Path(vector), about)
         vector = load(vector)
     if message is None:
-        kind = vector.info.get("kind") or "Sparse"
+        kind = vector.provenance.kind or "Sparse"
         message = f"{kind} vector (deftx {version('deftx')})".capitalize()
     card = own_card or model_card(vector, repo, about)
 

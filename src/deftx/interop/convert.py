@@ -189,7 +189,7 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
     target = check_target(out, PEFT, force=force)
     if vector.head and task_type(vector).auto_model_class is not AutoModelForSequenceClassification:
         raise DeftxError(
-            f"an adapter of type SHiRA is written for classifiers, not for {vector.info['task']}"
+            f"an adapter of type SHiRA is written for classifiers, not for {vector.task}"
         )
     model_class: Any = AutoModelForSequenceClassification
     if not vector.head:
@@ -324,7 +324,7 @@ def _of_kind(kind: str, vector: SparseVector) -> SparseVector:
 
 def _base_of(vector: SparseVector, base: Base | None) -> Base:
     """`base`, or the one that the vector names. Raises DeftxError where there is neither."""
-    named: Base | None = base or vector.info.get("base")
+    named: Base | None = base or vector.base
     if named is None:
         raise DeftxError("the vector does not name its base: give --base")
     return named

@@ -1,13 +1,14 @@
 """Composed models: a base with a task vector and language vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deftx.core.apply import apply
 from deftx.core.merge import NO_HEAD, resolve_terms, rule_of, select_head
+from deftx.core.provenance import Provenance
 from deftx.core.vector import SparseVector, as_list, check_distinct, check_language, check_same_base
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base
@@ -26,12 +27,12 @@ PAIRS = "deftx_pairs"
 LOWER_CASE = "deftx_lower_case"
 
 
-class HasInfo(Protocol):
+class HasProvenance(Protocol):
     """What records where it comes from, as vectors and adapters do."""
 
     @property
-    def info(self) -> Mapping[str, Any]:
-        """JSON-like data."""
+    def provenance(self) -> Provenance:
+        """Where it comes from."""
 
 
 def compose(
@@ -173,13 +174,13 @@ def load_base_with_head(
     model, random = load_with_new_head(base, top.head.labels, task=task_type(top))
 
     # What `load_composed` and `deftx predict --model` need to know
-    setattr(model.config, TASK, top.info.get("task") or DEFAULT_TASK)
+    setattr(model.config, TASK, top.task or DEFAULT_TASK)
     setattr(model.config, PAIRS, uses_text_pairs(top))
     setattr(model.config, LOWER_CASE, without_capitals(top))
 
     # All vectors that record a base record the same one: checking the first of them is enough
     for vector in (top, *languages, *tasks):
-        if vector.info.get("base_fingerprint"):
+        if vector.provenance.base_fingerprint:
             check_base(model, vector, ignore_base_mismatch=ignore_base_mismatch)
             break
     check_recorded_tokenizer(
@@ -192,33 +193,26 @@ def load_base_with_head(
 # --- what a task vector records ---
 
 
-def task_type(vector: HasInfo) -> Task:
+def task_type(vector: HasProvenance) -> Task:
     """The kind of task that a task vector is for; one that records none is a classifier's."""
-    return task_of(str(vector.info.get("task") or DEFAULT_TASK))
+    return task_of(vector.provenance.task or DEFAULT_TASK)
 
 
-def recorded_data(task: HasInfo) -> Mapping[str, Any]:
-    """What a task vector records of its data."""
-    data = task.info.get("data")
-    return data if isinstance(data, Mapping) else {}
-
-
-def uses_text_pairs(task: HasInfo) -> bool | None:
+def uses_text_pairs(task: HasProvenance) -> bool | None:
     """Whether a task was trained on pairs of texts; None where it is not recorded."""
-    pairs = recorded_data(task).get("pairs")
-    return pairs if isinstance(pairs, bool) else None
+    return task.provenance.data.pairs
 
 
-def without_capitals(task: HasInfo) -> bool:
+def without_capitals(task: HasProvenance) -> bool:
     """Whether it is recorded that a task was trained on texts without capitals."""
-    return recorded_data(task).get("lower_case") is True
+    return task.provenance.data.lower_case
 
 
 def trained_length(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: HasInfo
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: HasProvenance
 ) -> int:
     """The number of tokens that a task's inputs are cut to: as in its training, if the model takes
     so many."""
     longest = longest_input(model, tokenizer)
-    recorded = task.info.get("training", {}).get("length")
+    recorded = task.provenance.training.length
     return min(recorded or longest, longest)

@@ -65,13 +65,13 @@ def check_base(
     Raises:
         DeftxError: The vector was made on other weights.
     """
-    recorded = vector.info.get("base_fingerprint")
+    recorded = vector.provenance.base_fingerprint
     if recorded is None:
         return
     current = base if isinstance(base, str) else fingerprint(base)
     if current == recorded:
         return
-    recorded_base = vector.info.get("base", "an unnamed base")
+    recorded_base = vector.base or "an unnamed base"
     current_base = getattr(base, "name_or_path", "") or "the base at hand"
     message = (
         f"the vector was made on {recorded_base} ({recorded[:12]}),"

@@ -78,7 +78,7 @@ def tune_scales(
     check_examples(valid)
     kind = task_type(task)
     if metric is None:
-        metric = task.info.get("training", {}).get("metric") or next(iter(kind.metrics))
+        metric = task.provenance.training.metric or next(iter(kind.metrics))
     if metric not in kind.metrics:
         raise unknown("metric", metric, kind.metrics)
 

@@ -113,10 +113,10 @@ def check_tokenizer(
     """
     current = tokenizer_record(tokenizer)
     for vector in vectors:
-        recorded = vector.info.get("tokenizer")
-        if not isinstance(recorded, Mapping) or recorded.get("digest") == current["digest"]:
+        recorded = vector.provenance.tokenizer
+        if recorded is None or recorded.digest == current["digest"]:
             continue
-        former = f"{recorded.get('name')} ({str(recorded.get('digest'))[:12]})"
+        former = f"{recorded.name} ({str(recorded.digest)[:12]})"
         latter = f"{current['name']} ({current['digest'][:12]})"
         message = f"the vector was made with the tokenizer {former}, not with {latter}"
         if ignore_base_mismatch:
@@ -143,7 +143,7 @@ def check_recorded_tokenizer(
     Raises:
         DeftxError: A vector was made with another tokenizer.
     """
-    recording = [v for v in vectors if isinstance(v.info.get("tokenizer"), Mapping)]
+    recording = [vector for vector in vectors if vector.provenance.tokenizer is not None]
     if not recording:
         return
     tokenizer = base if isinstance(base, PreTrainedTokenizerBase) else load_tokenizer(base)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from deftx.core.apply import apply
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, first_fault
 from deftx.experiments.baselines.config import LoraArithmeticConfig, MadxConfig
@@ -52,6 +53,11 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     head: Head | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where it comes from: `info`, typed."""
+        return Provenance(self.info)
 
     @property
     def size(self) -> int:
@@ -142,14 +148,14 @@ def classifier(base: Base, method: str, task: Adapter, language: Adapter | None)
 def check(adapter: Adapter, method: str, kind: str, base: Base, base_fingerprint: str) -> None:
     """Raise DeftxError unless `adapter` is of this method and kind, and was made on the base of
     that fingerprint."""
-    if (adapter.method, adapter.info.get("kind")) != (method, kind):
-        given = f"{adapter.info.get('kind')} adapter of {adapter.method}"
+    if (adapter.method, adapter.provenance.kind) != (method, kind):
+        given = f"{adapter.provenance.kind} adapter of {adapter.method}"
         raise DeftxError(
             f"a {given} is not a {kind} adapter of {method}: give one that its `fit_{kind}` made"
         )
-    made_on = str(adapter.info.get("base_fingerprint"))
+    made_on = str(adapter.provenance.base_fingerprint)
     if made_on != base_fingerprint:
-        named = f"{adapter.info.get('base')} ({made_on[:12]})"
+        named = f"{adapter.provenance.base} ({made_on[:12]})"
         here = f"{os.fspath(base)} ({base_fingerprint[:12]})"
         raise DeftxError(
             f"the {kind} adapter was made on {named}, not on {here}: give the base it was made on"

@@ -204,7 +204,7 @@ def untrained(model: PreTrainedModel, settings: MadxConfig) -> Parts:
 def trained(model: PreTrainedModel, adapter: Adapter) -> Parts:
     """The parts of an adapter of `model` as they were learnt. Raises DeftxError where they are of
     other shapes."""
-    kind = MadxTaskConfig if adapter.info.get("kind") == "task" else MadxLanguageConfig
+    kind = MadxTaskConfig if adapter.provenance.kind == "task" else MadxLanguageConfig
     sizes = {
         name: adapter.info[name]
         for name in kind.model_fields

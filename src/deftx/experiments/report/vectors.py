@@ -4,11 +4,11 @@ kept, and the curves of their training."""
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from deftx.core.denoise import singular_values
+from deftx.core.provenance import Provenance
 from deftx.core.ranks import is_matrix
 from deftx.core.vector import SparseTensor, SparseVector, overlap
 from deftx.experiments.recipe import TASK
@@ -103,7 +103,7 @@ def vector_statistics(run: RunData) -> VectorStatistics:
                 part = TASK if name == TASK else LANGUAGE
                 _add_counts(counts.setdefault(part, {}), vector.tensors)
                 _add_ranks(statistics, variant, part, vector)
-                for phase, curve in _curves(vector.info):
+                for phase, curve in _curves(vector.provenance):
                     by_variant = statistics.curves.setdefault((name, phase), {})
                     by_variant.setdefault(variant, []).append(curve)
 
@@ -221,16 +221,16 @@ def _add_counts(
 
 def _add_ranks(statistics: VectorStatistics, variant: str, part: str, vector: SparseVector) -> None:
     """Add the ranks that denoising kept for a vector; there are none where it was not denoised."""
-    ranks = vector.info.get("ranks", {})
+    ranks = vector.provenance.ranks
     for name, rank in ranks.items():
         by_place = statistics.ranks.setdefault((variant, part), {})
         by_place.setdefault(layer_and_kind(name), []).append(rank)
 
 
-def _curves(info: Mapping[str, Any]) -> Iterator[tuple[int, Curve]]:
+def _curves(provenance: Provenance) -> Iterator[tuple[int, Curve]]:
     """The phases of a training whose history is kept."""
-    metric = info.get("training", {}).get("metric", "loss")
-    log = info.get("log", {})
+    metric = provenance.training.metric or "loss"
+    log = provenance.log
     for phase in (1, 2):
         history: History = log.get(f"phase{phase}", {}).get("history", [])
         if history:
