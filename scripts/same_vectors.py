@@ -118,7 +118,7 @@ def learn(checkout: Path, inputs: Path, place: Path) -> dict[str, str]:
     }
     digests = {}
     for name, arguments in COMMANDS.items():
-        command = [sys.executable, "-m", "deftx.cli", *arguments, "--out", name]
+        command = [sys.executable, "-m", "deftx", *arguments, "--out", name]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{checkout}: deftx {' '.join(arguments)}: {done.stderr[-2000:]}")
