@@ -106,3 +106,9 @@ def test_what_to_type_is_the_name_or_the_path_of_the_program(tmp_path, monkeypat
     assert program_name() == "deftx"
     monkeypatch.setattr("sys.argv", ["-m"])
     assert program_name() == "deftx"
+    # `python -m deftx`
+    monkeypatch.setattr("sys.argv", [str(folder.parent / "lib" / "deftx" / "__main__.py")])
+    monkeypatch.setattr("sys.executable", str(folder / "python"))
+    assert program_name() == "deftx"
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert program_name() == f"'{folder / 'python'}' -m deftx"
