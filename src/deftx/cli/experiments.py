@@ -154,7 +154,7 @@ def report(
         option("Variant to compare with, instead of the recipe's.", metavar="VARIANT"),
     ] = None,
 ) -> None:
-    """Write a run's report, tables, comparisons and figures, as one page and as Markdown; an earlier
+    """Write a run's report as one page and as Markdown: tables, comparisons and figures. An earlier
     report is replaced."""
     from deftx.experiments.report.page import write_report
 
