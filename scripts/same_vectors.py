@@ -31,6 +31,7 @@ SETTINGS = {
 }
 SHORT = [part for name, value in SETTINGS.items() for part in ("--set", f"training.{name}={value}")]
 SHORT += ["--set", "training.precision=fp32", "--base", "base"]
+PROGRAM = "from deftx.cli import main; main()"  # in every version of the checkout
 LANGUAGE = ["fit", "language", *SHORT, "--set", "training.min_steps=0", "--text", "text.txt"]
 TASK = ["fit", "task", *SHORT, "--train", "train.tsv", "--valid", "valid.tsv"]
 COMMANDS = {
@@ -118,7 +119,7 @@ def learn(checkout: Path, inputs: Path, place: Path) -> dict[str, str]:
     }
     digests = {}
     for name, arguments in COMMANDS.items():
-        command = [sys.executable, "-m", "deftx.cli", *arguments, "--out", name]
+        command = [sys.executable, "-c", PROGRAM, *arguments, "--out", name]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{checkout}: deftx {' '.join(arguments)}: {done.stderr[-2000:]}")

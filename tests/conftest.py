@@ -2,9 +2,11 @@
 
 import gc
 import os
+import pickle
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
 
+import built
 import hub_server
 import huggingface_hub
 import pytest
@@ -12,6 +14,7 @@ import tiny
 import torch
 import transformers
 import typed
+from filelock import FileLock
 from hypothesis import settings
 
 from deftx.experiments.baselines import adapters
@@ -109,3 +112,16 @@ def moved(monkeypatch):
 
     monkeypatch.setattr(adapters, "train", watched)
     return seen
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory, worker_id):
+    """deftx in an environment of its own, from the wheel; made once for all processes that test."""
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent
+    finished = folder / "installed.pickle"
+    with FileLock(folder / "installed.lock"):
+        if not finished.exists():
+            finished.write_bytes(pickle.dumps(built.install(folder / "installed")))
+        return pickle.loads(finished.read_bytes())

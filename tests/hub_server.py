@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -86,7 +87,22 @@ class Refused(Exception):
 
 
 def large(path: str) -> bool:
-    return path.endswith(".safetensors")
+    return path.endswith((".safetensors", ".parquet"))
+
+
+def described(path: str, data: bytes) -> dict[str, Any]:
+    """A file as the hub lists it."""
+    row: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": git_oid(data)}
+    if large(path):
+        sha256 = hashlib.sha256(data).hexdigest()
+        row["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 9}
+    return row
+
+
+def parents(path: str) -> list[str]:
+    """The folders that a file is in."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: number + 1]) for number in range(len(parts))]
 
 
 def git_oid(data: bytes) -> str:
@@ -190,19 +206,31 @@ class Handler(BaseHTTPRequestHandler):
             {"id": name, "sha": oid, "private": self.hub.repos[name].private, "siblings": siblings}
         )
 
-    def list_tree(self, body: bytes, name: str, rev: str) -> None:
+    def list_tree(self, body: bytes, name: str, rev: str, folder: str | None = None) -> None:
+        """The files and folders in a folder, or with `recursive` all below it."""
         _, files = self.tree(name, rev)
-        rows = [
-            {"type": "file", "path": path, "size": len(data), "oid": git_oid(data)}
-            for path, data in files.items()
+        folder = folder or ""
+        below = {path: data for path, data in files.items() if path.startswith(folder)}
+        if folder and not below:
+            raise Refused(404, "EntryNotFound", f"{folder} does not exist on {rev}")
+        rows = [described(path, data) for path, data in below.items()]
+        folders = {parent for path in below for parent in parents(path) if parent > folder}
+        rows += [{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders)]
+        if parse_qs(urlsplit(self.path).query).get("recursive", ["true"])[0].lower() == "false":
+            rows = [row for row in rows if "/" not in row["path"][len(folder) :].strip("/")]
+        self.answer(rows)
+
+    def paths_info(self, body: bytes, name: str, rev: str) -> None:
+        """What is at each of some paths, and nothing of those at which there is nothing."""
+        _, files = self.tree(name, rev)
+        asked = json.loads(body)["paths"]
+        rows = [described(path, files[path]) for path in asked if path in files]
+        folders = {parent for path in files for parent in parents(path)}
+        rows += [
+            {"type": "directory", "path": path, "oid": "0" * 40}
+            for path in asked
+            if path in folders
         ]
-        for row in rows:
-            if large(row["path"]):
-                row["lfs"] = {
-                    "oid": hashlib.sha256(files[row["path"]]).hexdigest(),
-                    "size": row["size"],
-                    "pointerSize": 9,
-                }
         self.answer(rows)
 
     def resolve(self, body: bytes, name: str, rev: str, path: str) -> None:
@@ -335,12 +363,19 @@ class Handler(BaseHTTPRequestHandler):
 
 
 NAME, REV = r"(?P<name>[\w.-]+/[\w.-]+)", r"(?P<rev>[\w./-]+)"
+DATASET = r"(?P<name>datasets/[\w.-]+/[\w.-]+)"
+REF = r"(?P<rev>refs/convert/[\w-]+|[\w.-]+)"  # where a path follows
 ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate),
     ("GET", f"/api/models/{NAME}", Handler.info),
     ("GET", f"/api/models/{NAME}/revision/{REV}", Handler.info),
     ("GET", f"/api/models/{NAME}/tree/{REV}", Handler.list_tree),
+    ("GET", f"/api/{DATASET}", Handler.info),
+    ("GET", f"/api/{DATASET}/revision/{REV}", Handler.info),
+    ("GET", f"/api/{DATASET}/tree/{REF}(?:/(?P<folder>.+))?", Handler.list_tree),
+    ("POST", f"/api/{DATASET}/paths-info/{REV}", Handler.paths_info),
+    ("GET HEAD", f"/{DATASET}/resolve/{REF}/(?P<path>.+)", Handler.resolve),
     ("POST", f"/api/models/{NAME}/preupload/{REV}", Handler.preupload),
     ("POST", f"/api/models/{NAME}/commit/{REV}", Handler.commit),
     ("POST", f"/api/models/{NAME}/branch/(?P<branch>.+)", Handler.branch),

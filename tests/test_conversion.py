@@ -3,6 +3,7 @@ input."""
 
 import json
 import os
+import resource
 import zipfile
 from dataclasses import replace
 from time import process_time
@@ -31,6 +32,7 @@ from deftx.interop import convert as conversion
 from deftx.interop import lt_sft
 from deftx.interop import safe_unpickling as pickled
 from deftx.interop.convert import convert, read
+from deftx.messages import error_line
 from deftx.models.compose import compose
 from deftx.models.fingerprint import fingerprint
 from deftx.models.heads import load_task_model
@@ -570,6 +572,22 @@ def test_sharing_data_among_tensors_does_not_multiply_memory(tmp_path):
 
 
 # --- PEFT ---
+
+
+@pytest.mark.parametrize("to", ["deftx", "lt-sft", "model"])
+def test_a_disk_without_room_is_one_line_in_every_format(tmp_path, bases, to):
+    deftx.save(vector_of(bases(), with_head=True), tmp_path / "vector")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        with pytest.raises((DeftxError, OSError)) as error:
+            convert(tmp_path / "vector", tmp_path / "new", to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error_line(error.value)
+    if to == "lt-sft":
+        assert str(error.value).startswith(f"cannot write {tmp_path / 'new'}: no space left")
+    assert not (tmp_path / "new").exists()
 
 
 def with_adapter(model, folder):

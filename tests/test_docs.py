@@ -71,13 +71,9 @@ def shortened(command: list[str]) -> list[str]:
     return [*command, *(part for setting in settings for part in ("--set", setting))]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the pages speak of and what their fits make; the base is a tiny
-    one."""
-    folder = tmp_path_factory.mktemp("docs")
+def write_own_files(folder: Path) -> Path:
+    """The files that the pages ask a person for, in `folder`; the base is a tiny one."""
     save_base(folder / BASE)
-    save_base(folder / "google/mt5-base", "mt5")
     for number, name in enumerate(["ind", "min"]):
         (folder / f"{name}.txt").write_text("\n".join(sentences(120, number)))
     for number, name in enumerate(["train", "valid", "test"]):
@@ -86,6 +82,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for text in sentences(60, number)
         ]
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    (folder / "new.txt").write_text("\n".join(sentences(3, 9)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the pages speak of and what their fits make."""
+    folder = write_own_files(tmp_path_factory.mktemp("docs"))
+    save_base(folder / "google/mt5-base", "mt5")
     for name in ["train", "valid", "test"]:
         words = [text.split() for text in sentences(20, len(name))]
         tagged = ["".join(f"{word}\t{word[-1].upper()}\n" for word in row) for row in words]
@@ -96,7 +101,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"question": text[:2], "context": text, "answers": text[3:5]} for text in sentences(20)
     ]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    (folder / "new.txt").write_text("\n".join(sentences(3, 9)))
     finetuned, layer = (
         AutoModelForMaskedLM.from_pretrained(folder / BASE),
         "roberta.encoder.layer.0.output.dense",

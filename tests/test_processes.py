@@ -186,7 +186,7 @@ def test_torchrun_starts_processes_of_which_one_writes_and_prints(tmp_path, coun
         "--nproc-per-node",
         count,
         "-m",
-        "deftx.cli",
+        "deftx",
     ]
     done = apart(tmp_path, [*launch, *COMMAND])
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["v"]

@@ -42,7 +42,7 @@ def test_importing_deftx_or_its_command_imports_nothing_heavy():
 
 def test_the_program_keeps_results_and_news_apart(home, tmp_path):
     task = ["--base", home / "base", "--train", home / "train.tsv", "--valid", home / "valid.tsv"]
-    done = program("-m", "deftx.cli", "fit", "task", *task, "--out", tmp_path / "task", *QUICK)
+    done = program("-m", "deftx", "fit", "task", *task, "--out", tmp_path / "task", *QUICK)
     assert done.returncode == 0
     alone = "; without --source, so trained on the base alone"
     assert re.fullmatch(
@@ -54,7 +54,7 @@ def test_the_program_keeps_results_and_news_apart(home, tmp_path):
 
 
 def test_the_program_refuses_with_one_line_and_code_2(home):
-    done = program("-m", "deftx.cli", "inspect", home / "min", home)
+    done = program("-m", "deftx", "inspect", home / "min", home)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         r"deftx: .* is not a vector: it has no vector\.json; in it are .*\n", done.stderr
@@ -106,3 +106,9 @@ def test_what_to_type_is_the_name_or_the_path_of_the_program(tmp_path, monkeypat
     assert program_name() == "deftx"
     monkeypatch.setattr("sys.argv", ["-m"])
     assert program_name() == "deftx"
+    # `python -m deftx`
+    monkeypatch.setattr("sys.argv", [str(folder.parent / "lib" / "deftx" / "__main__.py")])
+    monkeypatch.setattr("sys.executable", str(folder / "python"))
+    assert program_name() == "deftx"
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert program_name() == f"'{folder / 'python'}' -m deftx"

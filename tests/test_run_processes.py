@@ -54,7 +54,7 @@ def test_a_run_that_is_killed_goes_on_and_finds_the_same(found, folder, tmp_path
     command = [
         sys.executable,
         "-m",
-        "deftx.cli",
+        "deftx",
         "run",
         str(folder / "recipe.yaml"),
         "--out",
@@ -78,7 +78,7 @@ def test_children_end_with_the_process_that_started_them(folder, tmp_path) -> No
     command = [
         sys.executable,
         "-m",
-        "deftx.cli",
+        "deftx",
         "run",
         str(folder / "recipe.yaml"),
         "--jobs",

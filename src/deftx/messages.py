@@ -33,6 +33,9 @@ def say(message: str) -> None:
 def program_name() -> str:
     """What to type for `deftx` in this shell: its name where the shell finds it, else its path."""
     program = Path(sys.argv[0])
+    as_module = (program.parent.name, program.name) == ("deftx", "__main__.py")
+    if as_module and shutil.which("deftx") is None:
+        return f"{shlex.quote(sys.executable)} -m deftx"
     if program.name != "deftx" or not program.exists():  # run as a module, or from a test
         return "deftx"
     found = shutil.which("deftx")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from deftx.cli import transfer, learn, use, vectors, experiments
 
 # isort: on
-from deftx.cli.app import app
+from deftx.cli.app import app, unwrap_help
 from deftx.messages import (
     error_line,
     exit_on_sigterm,
@@ -25,6 +25,8 @@ from deftx.messages import (
 WRONG_INPUT = 2
 STOPPED = 130
 TERMINATED = 143
+
+unwrap_help()
 
 __all__ = ["app", "experiments", "learn", "main", "transfer", "use", "vectors"]
 

@@ -1,5 +1,6 @@
-"""The `deftx` command itself, which the modules beside this one hang their commands on."""
+"""The `deftx` command itself, to which the other modules of this folder add their commands."""
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -14,11 +15,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 fit_app = typer.Typer(
-    help="Learn a language vector from text, or a task vector from labels.", no_args_is_help=True
+    help="Train a language vector on text, or a task vector on labels.", no_args_is_help=True
 )
 app.add_typer(fit_app, name="fit")
-data_app = typer.Typer(help="Look after training and evaluation data.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare training and evaluation data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+def unwrap_help() -> None:
+    """Give each command its docstring as help, with paragraphs of one line: the terminal wraps
+    them."""
+    for group in (app, fit_app, data_app):
+        for command in group.registered_commands:
+            text = inspect.getdoc(command.callback) or ""
+            paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+            command.help = "\n\n".join(paragraphs)
 
 
 def _print_version(wanted: bool) -> None:

@@ -32,7 +32,6 @@ from deftx.training.precision import bf16_pays
 
 PACKAGES = ("deftx", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
 OURS = {"dev", "docs", "neighbours"}  # extras that only work on deftx itself needs
-# FLOAT  # bytes
 PATIENCE = 5  # seconds that the hub is given to answer
 
 
@@ -124,45 +123,53 @@ def _hub() -> str:
             get_session().head(constants.ENDPOINT, timeout=PATIENCE)
     except DeftxError as error:
         return f"{error}; until then only what is in {constants.HF_HUB_CACHE}"
-    return f"{constants.ENDPOINT} answers; {'a token is there' if get_token() else 'nobody is logged in'}"
+    login = "a token is there" if get_token() else "nobody is logged in"
+    return f"{constants.ENDPOINT} answers; {login}"
 
 
 def _about_base(base: str, vectors: Sequence[str]) -> Iterator[Finding]:
-    """What a base is good for, what fits it, and what a training on it takes."""
+    """What a base can be used for, which vectors fit it, and what a training on it takes."""
+    # A base without a language model may still do for tasks.
+    problem = None
     try:
-        model, finding = load_language_model(base), Finding("base", "")
+        model = load_language_model(base)
     except DeftxError as error:
-        finding = Finding("base", str(error), fine=False)
+        problem = Finding("base", str(error), fine=False)
         try:
             model = load_encoder(base)
         except DeftxError as worse:
             yield Finding("base", str(worse), fine=False)
             return
-    tokenizer, found = load_tokenizer(base), fingerprint(model)
-    count, longest = (
-        sum(weight.numel() for weight in model.parameters()),
-        longest_input(model, tokenizer),
-    )
-    about = f"{base} ({found[:12]}): {type(model).__name__}, {count:,} parameters, at most {longest} tokens"
-    yield Finding("base", about)
-    if not finding.fine:
-        yield finding
 
-    def fits(vector: SparseVector) -> None:
-        check_base(found, vector)
+    tokenizer = load_tokenizer(base)
+    base_fingerprint = fingerprint(model)
+    count = sum(weight.numel() for weight in model.parameters())
+    longest = longest_input(model, tokenizer)
+    yield Finding(
+        "base",
+        f"{base} ({base_fingerprint[:12]}): {type(model).__name__}, {count:,} parameters, at most"
+        f" {longest} tokens",
+    )
+    if problem is not None:
+        yield problem
+
+    def check(vector: SparseVector) -> None:
+        check_base(base_fingerprint, vector)
         check_tokenizer(tokenizer, vector)
         check_fit(model, vector)
         if vector.head is not None:
             _check_head(base, vector)
 
     for name in vectors:
-        yield _tried(name, fits)
+        yield _checked(name, check)
     yield from _needed(model)
 
 
-def _tried(name: str, fits: Callable[[SparseVector], None]) -> Finding:
+def _checked(name: str, check: Callable[[SparseVector], None]) -> Finding:
+    """Whether a vector can be loaded and passes a check."""
     try:
-        fits(vector := load(name))
+        vector = load(name)
+        check(vector)
     except DeftxError as error:
         return Finding(name, str(error), fine=False)
     labels = f", for {', '.join(vector.head.labels)}" if vector.head else ""
@@ -173,34 +180,33 @@ def _check_head(base: str, vector: SparseVector) -> None:
     """Raise DeftxError where the base's model for a vector's task is of another form than its
     head."""
     assert vector.head is not None
-    task, labels = task_type(vector), vector.head.labels
+    task = task_type(vector)
     if task.auto_model_class is None:  # the base's own language model, whose head is no vector's
         return
-    model = skeleton(
-        base,
-        task.auto_model_class,
-        **({"num_labels": len(labels)} if labels else {}),
-        **task.config,
-    )
+    settings = dict(task.config)
+    if vector.head.labels:
+        settings["num_labels"] = len(vector.head.labels)
+    model = skeleton(base, task.auto_model_class, **settings)
     check_head(model, (), vector.head.tensors)
     check_fit(model, vector)
 
 
 def _needed(model: PreTrainedModel) -> Iterator[Finding]:
-    """The memory that the two phases hold at most, beside what a batch takes for itself.
+    """The memory that the two phases hold at most, without what a batch takes.
 
     Phase 1: see `phase1_numbers`. Phase 2: the weights, their start and the denoised delta, one
     dense gradient at a time, and eight numbers for each of the k entries.
     """
-    every, sizes = (
-        sum(weight.numel() for weight in model.parameters()),
-        [w.numel() for w in parameter_groups(model).trainable.values()],
-    )
-    k = parse_k(LanguageVectorConfig().k, sum(sizes))
-    first, second = phase1_numbers(every, sum(sizes)), every + 2 * sum(sizes) + max(sizes) + 8 * k
-    least = "less where the text uses few of the tokens"
+    every = sum(weight.numel() for weight in model.parameters())
+    sizes = [weight.numel() for weight in parameter_groups(model).trainable.values()]
+    trainable = sum(sizes)
+    k = parse_k(LanguageVectorConfig().k, trainable)
+    first = phase1_numbers(every, trainable)
+    second = every + 2 * trainable + max(sizes) + 8 * k
     yield Finding(
-        "phase 1", f"at most {_gb(FLOAT * first)} of memory, and what a batch takes; {least}"
+        "phase 1",
+        f"at most {_gb(FLOAT * first)} of memory, and what a batch takes; less where the text uses"
+        " few of the tokens",
     )
     yield Finding(
         "phase 2", f"at most {_gb(FLOAT * second)} with k = {k:,}, and what a batch takes"

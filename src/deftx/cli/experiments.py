@@ -18,6 +18,8 @@ from deftx.cli.options import (
 from deftx.cli.output import print_json, print_plan, print_table
 from deftx.messages import quiet_transformers, say
 
+SHOWN_WORDS = 6  # examples of what was replaced
+
 
 @app.command(epilog="Example: deftx run recipes/nusax-nano.yaml --out runs/nusax --set seeds=[0]")
 def run(
@@ -47,7 +49,7 @@ def run(
     dry_run: Annotated[
         bool,
         option(
-            "Print the plan, what is done of it, and about what the rest takes; train nothing.",
+            "Print the plan, which steps are done, and an estimate for the rest; train nothing.",
             "--dry-run",
         ),
     ] = False,
@@ -64,7 +66,7 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Carry out a recipe, or go on with it: every fit, every score, and the table."""
+    """Carry out a recipe, or resume it: every fit, every score, and the table."""
     quiet_transformers()
     from deftx.cli.arguments import assigned
     from deftx.experiments import executors
@@ -93,7 +95,7 @@ def runs(
     ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """List runs: how far each is, and the room that its steps take in the store."""
+    """List runs: how far each is, and how much disk its steps take in the store."""
     from deftx.experiments.housekeeping import runs as runs_in
 
     found = runs_in(folder)
@@ -119,21 +121,25 @@ def prune(
         ),
     ] = None,
     deltas: Annotated[
-        bool, option("Also what phase 1 learnt of finished vectors.", "--deltas")
+        bool, option("Also remove the phase-1 results of finished vectors.", "--deltas")
     ] = False,
-    dry_run: Annotated[bool, option("Only say what would go.", "--dry-run")] = False,
+    dry_run: Annotated[bool, option("Only say what would be removed.", "--dry-run")] = False,
 ) -> None:
-    """Free room in a store: steps that no run comes to, and with --deltas the largest part of the
-    others."""
+    """Free disk space in a store: remove steps that no run needs, and with --deltas also the
+    phase-1 results of finished vectors."""
     from deftx.experiments import housekeeping
     from deftx.experiments.store import size
 
-    place = housekeeping.store_at(store)
-    folders = housekeeping.prunable(place, runs or place.root.absolute().parent, deltas=deltas)
-    freed = sum(map(size, folders)) if dry_run else housekeeping.prune(place, folders)
-    print(
-        f"{store}: {len(folders)} folders, {freed / 1e9:.2f} GB {'would be' if dry_run else 'are'} freed"
-    )
+    opened = housekeeping.store_at(store)
+    runs_folder = runs or opened.root.absolute().parent
+    folders = housekeeping.prunable(opened, runs_folder, deltas=deltas)
+    if dry_run:
+        freed = sum(size(folder) for folder in folders)
+        verb = "would be"
+    else:
+        freed = housekeeping.prune(opened, folders)
+        verb = "are"
+    print(f"{store}: {len(folders)} folders, {freed / 1e9:.2f} GB {verb} freed")
 
 
 @app.command(epilog="Example: deftx report runs/nusax-nano")
@@ -145,11 +151,11 @@ def report(
     ] = None,
     baseline: Annotated[
         str | None,
-        option("Variant that others are held against, instead of the recipe's.", metavar="VARIANT"),
+        option("Variant to compare with, instead of the recipe's.", metavar="VARIANT"),
     ] = None,
 ) -> None:
-    """Write a run's report: tables, comparisons and figures on one page, and as Markdown; replaces
-    an earlier one."""
+    """Write a run's report as one page and as Markdown: tables, comparisons and figures. An earlier
+    report is replaced."""
     from deftx.experiments.report.page import write_report
 
     print(f"{write_report(run, out, baseline=baseline)}: the report of {run}")
@@ -173,20 +179,18 @@ def data_trim(
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Find training text that holds evaluation text: the same, contained, eight words in a row,
-    nearly the same."""
+    """Find training text that contains evaluation text: equal, contained, with eight words in a row
+    in common, or nearly equal."""
     from deftx.cli.data_actions import trim
 
-    found = trim(data, against, column or [], out, force=force)
+    matches = trim(data, against, column or [], out, force=force)
     if as_json:
-        print_json(found)
+        print_json(matches)
         return
-    for row in found:
-        print(f"{row['row']}: {row['kind']}, {row['of']}")
-    print(
-        f"{len(found)} rows of {data} hold evaluation text"
-        + (f"; the others are in {out}" if out else "")
-    )
+    for match in matches:
+        print(f"{match['row']}: {match['kind']}, {match['of']}")
+    written = f"; the others are in {out}" if out else ""
+    print(f"{len(matches)} rows of {data} hold evaluation text{written}")
 
 
 @data_app.command(
@@ -224,7 +228,7 @@ def data_normalize(
     from deftx.cli.data_actions import write_normalized
     from deftx.tasks.normalization import plain_normalizer
 
-    found = write_normalized(
+    result = write_normalized(
         data,
         like,
         text or [],
@@ -235,9 +239,10 @@ def data_normalize(
         force=force,
     )
     if as_json:
-        print_json(plain_normalizer(found))
+        print_json(plain_normalizer(result))
         return
-    some = ", ".join(f"{word} {other}" for word, other in list(found.words.items())[:6])
-    such, how = f", such as {some}" if some else "", ", all in lower case" if found.lower else ""
     what = f"{out}: the texts of" if out else f"{normalizer}: a normalizer for"
-    print(f"{what} {data}{how}, {len(found.words):,} words in another spelling{such}")
+    case = ", all in lower case" if result.lower else ""
+    examples = [f"{word} {other}" for word, other in list(result.words.items())[:SHOWN_WORDS]]
+    such_as = f", such as {', '.join(examples)}" if examples else ""
+    print(f"{what} {data}{case}, {len(result.words):,} words in another spelling{such_as}")

@@ -31,17 +31,16 @@ VECTOR = {"metavar": "VECTOR", "parser": source}  # a folder, or USER/NAME[@REVI
 
 DryRun = Annotated[
     bool,
-    option(
-        "Only print about what time, memory and disk it takes, by a few timed steps.", "--dry-run"
-    ),
+    option("Only print an estimate of time, memory and disk, from a few timed steps.", "--dry-run"),
 ]
 Base = Annotated[
     str, option("Pretrained model: a folder or hub id.", metavar="MODEL", parser=source)
 ]
 Out = Annotated[Path, option("Folder to write.", metavar="FOLDER", parser=path)]
-Force = Annotated[bool, option("Replace what is at the place of the output.", "--force")]
+Force = Annotated[bool, option("Replace an existing output.", "--force")]
 AnyBase = Annotated[
-    bool, option("Go on although the vectors were made on other weights.", "--ignore-base-mismatch")
+    bool,
+    option("Continue although the vectors were made on other weights.", "--ignore-base-mismatch"),
 ]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]
 Tasks = Annotated[
@@ -80,7 +79,8 @@ Method = Annotated[
 Rank = Annotated[
     str | None,
     option(
-        "What denoising keeps: a share of variance (90%), a rank (100) or a rule (gavish-donoho, split-half).",
+        "What denoising keeps: a share of variance (90%), a rank (100) or a rule"
+        " (gavish-donoho, split-half).",
         metavar="RANK",
     ),
 ]
@@ -99,8 +99,8 @@ Seed = Annotated[str | None, option("Decides everything random.", metavar="NUMBE
 Kind = Annotated[
     str | None,
     option(
-        "Kind of task: classification (the default), tagging, ner, question-answering, multiple-choice, regression,"
-        " generation.",
+        "Kind of task: classification (the default), tagging, ner, question-answering,"
+        " multiple-choice, regression, generation.",
         metavar="NAME",
     ),
 ]
@@ -110,7 +110,7 @@ TextColumn = Annotated[
 ]
 PairColumn = Annotated[
     str | None,
-    option("Column of what stands beside: second texts, contexts, options.", metavar="NAME"),
+    option("Name of the second input column (text pair, context or options).", metavar="NAME"),
 ]
 LabelColumn = Annotated[
     str | None, option("Column of labels, such as label, tags or answers.", metavar="NAME")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deftx.experiments.run import Prepared
 
 MEANING = "meaning"  # a column of sentences
-NO_SHARES = {"mse"}  # metrics that are not shown in percent
+NOT_IN_PERCENT = {"mse"}  # metrics that are not shown in percent
 
 
 def print_json(data: Any) -> None:
@@ -41,14 +41,13 @@ def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
     from deftx.config import metric_name
 
     metrics = [name for name in rows[0] if name not in ("language", "examples")]
-    cells = [
-        [
-            row["language"] or "(none)",
-            *(f"{row[name]:.4f}" if name in NO_SHARES else f"{row[name]:.1%}" for name in metrics),
-            str(row["examples"]),
-        ]
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        values = []
+        for name in metrics:
+            format_ = ".4f" if name in NOT_IN_PERCENT else ".1%"
+            values.append(format(row[name], format_))
+        cells.append([row["language"] or "(none)", *values, str(row["examples"])])
     print_table(["language", *(metric_name(name) for name in metrics), "examples"], cells)
 
 
@@ -165,33 +164,43 @@ def print_vectors(
     """Print what vectors are, which share of each layer they change, and how much they overlap."""
     from deftx.core.vector import overlap
 
-    about = [_summary(vector) for vector in vectors]
-    layers = [vector.density_by_layer() for vector in vectors]
-    shared = [[overlap(first, second) for second in vectors] for first in vectors]
+    summaries = [_summary(vector) for vector in vectors]
+    densities = [vector.density_by_layer() for vector in vectors]
+    overlaps = []
+    for first in vectors:
+        overlaps.append([overlap(first, second) for second in vectors])
     if as_json:
-        found = [
-            {"vector": n, **facts, "density": d}
-            for n, facts, d in zip(names, about, layers, strict=True)
-        ]
-        print_json({"vectors": found, "overlap": shared})
+        described = []
+        for name, summary, density in zip(names, summaries, densities, strict=True):
+            described.append({"vector": name, **summary, "density": density})
+        print_json({"vectors": described, "overlap": overlaps})
         return
-    last = [name.rstrip("/").rpartition("/")[2] for name in names]
-    names = last if len({*last}) == len(last) else names  # whole paths would be broken within words
-    print_table(
-        ["", *names], [[key, *(_short(key, facts[key]) for facts in about)] for key in about[0]]
-    )
+
+    # Whole paths would be broken within words: their last parts do, where they differ.
+    last_parts = [name.rstrip("/").rpartition("/")[2] for name in names]
+    if len(set(last_parts)) == len(last_parts):
+        names = last_parts
+
+    facts = []
+    for key in summaries[0]:
+        facts.append([key, *(_short(key, summary[key]) for summary in summaries)])
+    print_table(["", *names], facts)
+
     print()
-    every = dict.fromkeys(layer for densities in layers for layer in densities)
-    print_table(
-        ["density", *names],
-        [[layer, *(f"{d.get(layer, 0):.2%}" for d in layers)] for layer in every],
-    )
+    layers: dict[str, None] = {}
+    for density in densities:
+        layers |= dict.fromkeys(density)
+    shares = []
+    for layer in layers:
+        shares.append([layer, *(f"{density.get(layer, 0):.2%}" for density in densities)])
+    print_table(["density", *names], shares)
+
     if len(vectors) > 1:
         print()
-        rows = zip(names, shared, strict=True)
-        print_table(
-            ["overlap", *names], [[name, *(f"{share:.1%}" for share in row)] for name, row in rows]
-        )
+        rows = []
+        for name, row in zip(names, overlaps, strict=True):
+            rows.append([name, *(f"{share:.1%}" for share in row)])
+        print_table(["overlap", *names], rows)
 
 
 def _summary(vector: "SparseVector") -> dict[str, Any]:

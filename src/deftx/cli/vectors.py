@@ -37,7 +37,8 @@ def inspect(
 
 
 @app.command(
-    epilog="Example: deftx doctor --base xlm-roberta-base --vector vectors/min --vector vectors/sentiment"
+    epilog="Example: deftx doctor --base xlm-roberta-base --vector vectors/min"
+    " --vector vectors/sentiment"
 )
 def doctor(
     base: Annotated[
@@ -53,12 +54,12 @@ def doctor(
     quiet_transformers()
     from deftx.cli.doctor import examine
 
-    found = examine(base, vector or [])
+    findings = examine(base, vector or [])
     if as_json:
-        print_json([asdict(finding) for finding in found])
+        print_json([asdict(finding) for finding in findings])
     else:
-        print_findings(found)
-    if not all(finding.fine for finding in found):
+        print_findings(findings)
+    if not all(finding.fine for finding in findings):
         raise typer.Exit(MISFIT)
 
 
@@ -116,8 +117,9 @@ def pull(
     quiet_hub()
     from deftx.hub.share import pull as pull_vector
 
-    found = pull_vector(vector, out, force=force)
-    print(f"{out}: {found.provenance.kind or 'sparse'} vector, k = {found.k:,}, from {vector}")
+    pulled = pull_vector(vector, out, force=force)
+    kind = pulled.provenance.kind or "sparse"
+    print(f"{out}: {kind} vector, k = {pulled.k:,}, from {vector}")
 
 
 @app.command(epilog="Example: deftx convert pytorch_diff.bin vectors/min --base xlm-roberta-base")
@@ -154,12 +156,10 @@ def convert(
     from deftx.interop import convert as conversion
 
     vector = conversion.convert(old, new, to, base=base, labels=label or [], kind=kind, force=force)
-    bound = (
-        ""
-        if vector.provenance.base_fingerprint
-        else "; not bound to a base: give --base to check and note it"
-    )
-    print(f"{new}: {to}, from a vector of k = {vector.k:,}{bound}")
+    hint = ""
+    if not vector.provenance.base_fingerprint:
+        hint = "; not bound to a base: give --base to check and record it"
+    print(f"{new}: {to}, from a vector of k = {vector.k:,}{hint}")
 
 
 @app.command(
@@ -186,10 +186,10 @@ def extract(
     """Save the difference of two checkpoints as a vector: all of it, or its k largest entries."""
     quiet_transformers()
     from deftx.cli.actions import check_free
-    from deftx.models import extract as difference
+    from deftx.models.extract import extract as extract_vector
     from deftx.storage.vector_files import save
 
     check_free(out, force=force)
-    vector = difference.extract(finetuned, base, k=k, rank=rank)
+    vector = extract_vector(finetuned, base, k=k, rank=rank)
     save(vector, out, force=force)
     print(f"{out}: {vector.provenance.kind} vector, k = {vector.k:,}")

@@ -78,7 +78,10 @@ def read_sentences(pick: FieldPicker, columns: int | None, path: Path) -> Table:
 
     def column(name: str) -> list[list[str]]:
         index = names.index(name)
-        return [[fields[index] for fields in sentence] for sentence in sentences]
+        cells = []
+        for sentence in sentences:
+            cells.append([fields[index] for fields in sentence])
+        return cells
 
     return Table(str(path), names, first_lines, column, hint=COLUMNS_HINT)
 

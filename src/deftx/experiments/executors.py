@@ -97,9 +97,8 @@ def named(
     if name != "local":
         raise unknown("executor", name, ["local", "ray"])
     if address is not None or given:
-        raise DeftxError(
-            "--ray-address, --step-cpus and --step-gpus are for Ray: add --executor ray, or leave them out"
-        )
+        fix = "add --executor ray, or leave them out"
+        raise DeftxError(f"--ray-address, --step-cpus and --step-gpus are for Ray: {fix}")
     return (partial(processes, jobs=jobs), jobs) if jobs > 1 else (here, 1)
 
 

@@ -35,61 +35,82 @@ def runs(folder: Path) -> list[About]:
 
 
 def _about(run: Path) -> About:
-    about = read_steps(run)
-    store, kinds = run / about.store, {step.id: step.kind for step in about.steps}
-    done = [step for step in kinds if (store / step / RECORD).is_file()]
-    scores = [step for step, kind in kinds.items() if kind in SCORING]
-    taken = sum(size(store / step) for step in done)
+    """How far the run in a folder has come."""
+    listed = read_steps(run)
+    store = run / listed.store
+    kinds = {step.id: step.kind for step in listed.steps}
+    done = [step_id for step_id in kinds if (store / step_id / RECORD).is_file()]
+    scoring = [step_id for step_id, kind in kinds.items() if kind in SCORING]
+    scored = [step_id for step_id in scoring if step_id in done]
     return About(
-        run,
-        len(kinds),
-        len(done),
-        len(scores),
-        len([step for step in scores if step in done]),
-        taken,
+        folder=run,
+        steps=len(kinds),
+        done=len(done),
+        scores=len(scoring),
+        scored=len(scored),
+        bytes=sum(size(store / step_id) for step_id in done),
     )
 
 
 def prunable(store: Store, runs: Path, *, deltas: bool) -> list[Path]:
-    """The folders in a store that can go: steps that no run comes to, what stopped steps of no run
-    left behind, and with `deltas` what phase 1 learnt of all vectors that are finished (to be
-    learnt again for another method, rank or k). Runs are those in the folder `runs`, and those that
-    the store has noted, which are still there and use it.
+    """The folders in a store that no run needs any more.
 
-    Raises DeftxError where there are none, so that all would go.
+    These are steps that belong to no run, checkpoints of finished steps and of steps that belong
+    to no run, and with `deltas` phase 1 of finished vectors, which another method, rank or k would
+    have to learn again.
+
+    Args:
+        store: The store.
+        runs: A folder with runs. Runs that the store has recorded count too, where they are still
+            there and use it.
+        deltas: Whether phase 1 of finished vectors can go.
+
+    Raises:
+        DeftxError: No run uses the store, so that everything would go.
     """
-    wanted, needed = set[str](), set[str]()
-    for step in chain.from_iterable(_using(store, runs)):
+    wanted = set[str]()
+    needed_deltas = set[str]()
+    for step in chain.from_iterable(_steps_of_runs(store, runs)):
         wanted.add(step.id)
         if step.kind == "vector" and not store.done(step.id):
-            needed.update(step.inputs)
+            needed_deltas.update(step.inputs)
 
-    def superfluous(folder: Path) -> bool:
-        if folder.parent == store.steps:
-            return deltas and folder.name.startswith("delta-") and folder.name not in needed
-        return store.done(folder.name)
-
-    there = [*store.steps.glob("[!.]*-*"), *store.root.glob("work/*-*")]
-    if there and not wanted:
+    finished = list(store.steps.glob("[!.]*-*"))
+    checkpoints = list(store.root.glob("work/*-*"))
+    if (finished or checkpoints) and not wanted:
         why = "so all of it would go: say where its --runs are"
         raise DeftxError(f"no run in {runs} uses the store {store.root}, {why}")
-    return [folder for folder in there if superfluous(folder) or folder.name not in wanted]
+
+    folders = []
+    for folder in finished:
+        is_delta = folder.name.startswith("delta-")
+        superfluous = deltas and is_delta and folder.name not in needed_deltas
+        if superfluous or folder.name not in wanted:
+            folders.append(folder)
+    for folder in checkpoints:
+        if store.done(folder.name) or folder.name not in wanted:
+            folders.append(folder)
+    return folders
 
 
-def _using(store: Store, runs: Path) -> Iterator[tuple[Step, ...]]:
-    """The steps of each run that uses a store."""
-    noted = [run for run in store.recorded_runs() if (run / STEPS).is_file()]
-    for run in {
-        folder.resolve() for folder in [*noted, *(file.parent for file in runs.glob(f"*/{STEPS}"))]
-    }:
-        about = read_steps(run)
-        if (run / about.store).resolve() == store.steps.resolve():
-            yield about.steps
+def _steps_of_runs(store: Store, runs: Path) -> Iterator[tuple[Step, ...]]:
+    """The steps of each run that uses a store, of those in a folder and those it has recorded."""
+    folders = {file.parent.resolve() for file in runs.glob(f"*/{STEPS}")}
+    for folder in store.recorded_runs():
+        if (folder / STEPS).is_file():
+            folders.add(folder.resolve())
+    for folder in folders:
+        listed = read_steps(folder)
+        if (folder / listed.store).resolve() == store.steps.resolve():
+            yield listed.steps
 
 
 def prune(store: Store, folders: list[Path]) -> int:
-    """Remove folders of a store, but for those of steps that a process is at; the bytes that were
-    freed."""
+    """Remove folders of a store, except those of steps that a process is computing.
+
+    Returns:
+        The bytes that were freed.
+    """
     freed = 0
     for folder in folders:
         with suppress(Locked), lock_directory(store.checkpoint_dir(folder.name)):

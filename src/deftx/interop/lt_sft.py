@@ -5,6 +5,8 @@ diffs   name in the task model -> {size, index_steps, values}: the index of entr
 abs     name in the task model -> dense tensor: what is trained fully, such as a head
 """
 
+import errno
+import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -48,10 +50,16 @@ def write(path: Path, diffs: Mapping[str, SparseTensor], dense: Mapping[str, Ten
         path: The file.
         diffs: Name in the task model -> difference.
         dense: Name in the task model -> tensor that was trained fully.
+
+    Raises:
+        OSError: The disk is full, or the file cannot be written.
     """
     coded = {name: _encode(entries) for name, entries in diffs.items()}
     copies = {name: tensor.detach().cpu().clone() for name, tensor in dense.items()}
-    torch.save({"diffs": coded, "abs": copies}, path)
+    try:
+        torch.save({"diffs": coded, "abs": copies}, path)
+    except RuntimeError as error:  # torch does not say why: a file that opened cannot be filled
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
 
 
 def _check_content(content: object, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

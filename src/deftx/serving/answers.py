@@ -87,22 +87,23 @@ def by_parts(switcher: Switcher, examples: Examples, languages: Sequence[str | N
 
 def labels(switcher: Switcher, examples: Examples, languages: Sequence[str | None]) -> list[Said]:
     """The most probable label of each, and the probabilities of all."""
-    rows = [
-        dict(zip(switcher.labels, row, strict=True))
-        for row in switcher.probabilities(examples, languages).tolist()
-    ]
-    best = [max(row, key=row.__getitem__) for row in rows]
-    return [
-        {"label": name, "probability": row[name], "probabilities": row}
-        for name, row in zip(best, rows, strict=True)
-    ]
+    answers = []
+    for row in switcher.probabilities(examples, languages).tolist():
+        probabilities = dict(zip(switcher.labels, row, strict=True))
+        best = max(probabilities, key=probabilities.__getitem__)
+        answers.append(
+            {"label": best, "probability": probabilities[best], "probabilities": probabilities}
+        )
+    return answers
 
 
 def tags(switcher: Switcher, examples: Examples, languages: Sequence[str | None]) -> list[Said]:
     """The words of each and their tags."""
-    words = in_words(examples).parts or []
-    said = by_parts(switcher, examples, languages)
-    return [{"words": some, **one} for some, one in zip(words, said, strict=True)]
+    words_of_texts = in_words(examples).parts or []
+    answers = by_parts(switcher, examples, languages)
+    return [
+        {"words": words, **answer} for words, answer in zip(words_of_texts, answers, strict=True)
+    ]
 
 
 ANSWERS: dict[str, Answers] = {

@@ -53,14 +53,17 @@ class Asked(BaseModel):
     )
     pairs: list[str] | None = Field(
         None,
-        description="Second texts, such as hypotheses, or the contexts of questions: one for each text.",
+        description="Second texts, such as hypotheses, or the contexts of questions: one for each"
+        " text.",
     )
     parts: list[list[str]] | None = Field(
         None,
-        description="For each text its options, or its words, where they are not what stands between spaces.",
+        description="For each text its options, or its words, where they are not what stands"
+        " between spaces.",
     )
     language: str | list[str | None] | None = Field(
-        description="The language of all texts, or a list with one for each; null: the task without a language vector."
+        description="The language of all texts, or a list with one for each; null: the task"
+        " without a language vector."
     )
 
 
@@ -224,17 +227,21 @@ def _listen(host: str, port: int) -> socket.socket:
 def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> tuple[Examples, list[str | None]]:
     """What is asked, and the language of each text. Raises HTTPException for what is too large and
     for what does not fit together."""
-    count, given, task = len(asked.texts), asked.language, TASKS[switcher.kind]
-    languages = given if isinstance(given, list) else [given] * count
-    options = (
-        sum(map(len, asked.parts or [])) if task.required_columns.get("parts") else 0
-    )  # each is read beside its text
-    for what, there in {"texts": count, "options": options}.items():
-        if there > limits.texts:
+    task = TASKS[switcher.kind]
+    count = len(asked.texts)
+    languages = asked.language if isinstance(asked.language, list) else [asked.language] * count
+    parts = asked.parts or []
+
+    # How much is asked
+    sizes = {"texts": count}
+    if task.required_columns.get("parts"):  # options: each is read beside its text
+        sizes["options"] = sum(map(len, parts))
+    for what, size in sizes.items():
+        if size > limits.texts:
             raise HTTPException(
-                413, f"{there} {what}; at most {limits.texts} are taken at once: ask in parts"
+                413, f"{size} {what}; at most {limits.texts} are taken at once: ask in parts"
             )
-    texts = [*asked.texts, *(asked.pairs or []), *map(" ".join, asked.parts or [])]
+    texts = [*asked.texts, *(asked.pairs or []), *map(" ".join, parts)]
     longest = max(map(len, texts))
     if longest > limits.chars:
         raise HTTPException(
@@ -246,13 +253,14 @@ def _checked(asked: Asked, switcher: Switcher, limits: Limits) -> tuple[Examples
         raise HTTPException(
             422, "a text holds half a character, a surrogate by itself: send whole ones"
         ) from error
-    for what, there in {
-        "pairs": count if asked.pairs is None else len(asked.pairs),
-        "parts": count if asked.parts is None else len(asked.parts),
-        "languages": len(languages),
-    }.items():
-        if there != count:
-            raise HTTPException(422, f"{count} texts and {there} {what}: give one for each text")
+
+    # Whether it fits together, and fits the task
+    columns = {"pairs": asked.pairs, "parts": asked.parts, "languages": languages}
+    for what, column in columns.items():
+        if column is not None and len(column) != count:
+            raise HTTPException(
+                422, f"{count} texts and {len(column)} {what}: give one for each text"
+            )
     for name in dict.fromkeys(languages):
         if name is not None and name not in switcher.languages:
             raise HTTPException(422, str(unknown("language", name, switcher.languages)))

@@ -11,10 +11,9 @@ from typing import Generic, TypeVar
 
 from deftx.data.examples import Examples, joined
 
-A = TypeVar("A")  # what is said of one text
-Answer = Callable[
-    [Examples, str | None], Sequence[A]
-]  # of texts of one language, which may be None
+A = TypeVar("A")  # the answer to one text
+# (texts of one language, the language or None) -> their answers
+Answer = Callable[[Examples, str | None], Sequence[A]]
 
 
 class Busy(Exception):
@@ -30,9 +29,8 @@ class _Waiting(Generic[A]):
     answer: Future[A] = field(default_factory=Future)
 
 
-_Kind = tuple[
-    str | None, bool, bool
-]  # what can be answered together: one language, the same columns
+# what can be answered together: one language, with or without pairs, with or without parts
+_Kind = tuple[str | None, bool, bool]
 
 
 class Batches(Generic[A]):
@@ -52,9 +50,13 @@ class Batches(Generic[A]):
     def __init__(
         self, answer: Answer[A], *, most: int = 32, waiting: int = 1024, patience: float = 0.5
     ) -> None:
-        self._answer, self._most, self._room, self._patience = answer, most, waiting, patience
+        self._answer = answer
+        self._most = most
+        self._room = waiting
+        self._patience = patience
         self._queues: dict[_Kind, deque[_Waiting[A]]] = {}  # none of them empty
-        self._changed, self._closing = threading.Condition(), False
+        self._changed = threading.Condition()
+        self._closing = False
         self._thread = threading.Thread(target=self._work, name="deftx-model", daemon=True)
         self._thread.start()
 
@@ -75,7 +77,8 @@ class Batches(Generic[A]):
         Raises Busy, and takes none of them, where there is no room for all.
         """
         new = [_Waiting[A](examples.at([row])) for row in range(len(examples))]
-        paired, parted = examples.pairs is not None, examples.parts is not None
+        has_pairs = examples.pairs is not None
+        has_parts = examples.parts is not None
         with self._changed:
             if self._closing:
                 raise Busy("the server is about to stop")
@@ -83,10 +86,11 @@ class Batches(Generic[A]):
                 raise Busy(
                     f"{self._count()} texts wait already, and {self._room} may: try again later"
                 )
-            for one, language in zip(new, languages, strict=True):
-                self._queues.setdefault((language, paired, parted), deque()).append(one)
+            for waiting, language in zip(new, languages, strict=True):
+                kind = (language, has_pairs, has_parts)
+                self._queues.setdefault(kind, deque()).append(waiting)
             self._changed.notify()
-        return [one.answer for one in new]
+        return [waiting.answer for waiting in new]
 
     def close(self) -> None:
         """Take no more, and return when all that wait have been answered."""
@@ -104,23 +108,23 @@ class Batches(Generic[A]):
             kind, batch = taken
             if not batch:  # nobody wants their answers any more
                 continue
-            self._tell(batch, kind[0])
+            self._answer_batch(batch, kind[0])
 
-    def _tell(self, batch: list[_Waiting[A]], language: str | None) -> None:
+    def _answer_batch(self, batch: list[_Waiting[A]], language: str | None) -> None:
         """Answer a batch; where that fails, its halves, so that a text that cannot be answered, or
         more of them than memory takes at once, is no harm to those beside it."""
         try:
-            answers = self._answer(joined([one.example for one in batch]), language)
+            answers = self._answer(joined([waiting.example for waiting in batch]), language)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].answer.set_exception(error)
                 return
             half = len(batch) // 2
-            self._tell(batch[:half], language)
-            self._tell(batch[half:], language)
+            self._answer_batch(batch[:half], language)
+            self._answer_batch(batch[half:], language)
         else:
-            for one, said in zip(batch, answers, strict=True):
-                one.answer.set_result(said)
+            for waiting, answer in zip(batch, answers, strict=True):
+                waiting.answer.set_result(answer)
 
     def _take(self, last: _Kind | None) -> tuple[_Kind, list[_Waiting[A]]] | None:
         """The next batch, when there is one, after one of the kind `last`; None at the end."""
@@ -133,7 +137,8 @@ class Batches(Generic[A]):
             batch = [queue.popleft() for _ in range(min(self._most, len(queue)))]
             if not queue:
                 del self._queues[kind]
-        return kind, [one for one in batch if one.answer.set_running_or_notify_cancel()]
+        wanted = [waiting for waiting in batch if waiting.answer.set_running_or_notify_cancel()]
+        return kind, wanted
 
     def _next(self, last: _Kind | None) -> _Kind:
         """The kind at hand, unless one has waited for too long; otherwise the one that has waited

@@ -68,11 +68,18 @@ def encode(
     start = 0
     for own_options in options:
         end = start + len(own_options)
-        rows = pair_inputs[start:end]
-        inputs.append({name: [row[name] for row in rows] for name in rows[0]})
+        inputs.append(_as_one_input(pair_inputs[start:end]))
         start = end
     targets = list(examples.labels or []) if labelled else []
     return Encoded(examples, inputs, targets, names, _option_padding(tokenizer))
+
+
+def _as_one_input(options: list[dict[str, Any]]) -> dict[str, Any]:
+    """The inputs of a question's options as one input, with a list of rows for each name."""
+    together: dict[str, Any] = {}
+    for name in options[0]:
+        together[name] = [option[name] for option in options]
+    return together
 
 
 def _option_padding(tokenizer: PreTrainedTokenizerBase) -> Pad:

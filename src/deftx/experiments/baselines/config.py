@@ -28,7 +28,7 @@ class MadxConfig(FitConfig):
 
     k: int | float | str = "2.8%"
     """Size of the adapter where `reduction` is null, in parameters: a count, or a share of the
-    tunable weights. The nearest size that bottlenecks allow is taken."""
+    trainable weights. The nearest size that bottlenecks allow is taken."""
     reduction: PositiveFloat | None = 2
     """Width of the base divided by the width of a bottleneck (below 1: a wider bottleneck); null:
     chosen so that the size is nearest to k."""
@@ -54,7 +54,7 @@ class LoraArithmeticConfig(FitConfig):
     """A LoRA, W + α / rank · B A."""
 
     k: int | float | str = "2.8%"
-    """Size of the LoRA where `rank` is null, in parameters: a count, or a share of the tunable
+    """Size of the LoRA where `rank` is null, in parameters: a count, or a share of the trainable
     weights."""
     rank: PositiveInt | None = None
     """Rank r of the LoRA; null: chosen so that the size is nearest to k."""

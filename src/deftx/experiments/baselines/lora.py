@@ -110,7 +110,7 @@ def rank_for(model: PreTrainedModel, k: int | float | str) -> int:
     """The rank whose LoRA on all linear layers has the number of parameters nearest to `k`; at
     least 1.
 
-    k  a count, or a share of the tunable entries, as for a vector
+    k  a count, or a share of the trainable entries, as for a vector
     """
     a_rank = sum(layer.in_features + layer.out_features for layer in linear_layers(model).values())
     return max(

@@ -178,7 +178,7 @@ def compose(base: Base, task: Adapter, language: Adapter | None) -> PreTrainedMo
 def sized(model: PreTrainedModel, settings: M) -> M:
     """`settings` with the reduction that they stand for on this model: without one, that of the
     bottlenecks with which the adapter's number of parameters, the coupling's included, is nearest
-    to k of the tunable entries."""
+    to k of the trainable entries."""
     if settings.reduction is not None:
         return settings
     width, layers = model.config.hidden_size, _adapted_layers(model, settings)

@@ -1,4 +1,4 @@
-"""`python -m deftx.cli` is `deftx`."""
+"""`python -m deftx` is `deftx`."""
 
 from deftx.cli import main
 
