@@ -25,7 +25,10 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 ]
-AT_3_AND_4 = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+AT_3_AND_4 = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
+    " os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 class Page:
@@ -68,7 +71,11 @@ class Page:
         """Until a condition holds in the page."""
         script = f"""new Promise((done, fail) => {{
             const end = Date.now() + {1000 * seconds};
-            const look = () => ({condition}) ? done(true) : Date.now() > end ? fail("waited") : setTimeout(look, 20);
+            const look = () => {{
+                if ({condition}) done(true);
+                else if (Date.now() > end) fail("waited");
+                else setTimeout(look, 20);
+            }};
             look();
         }})"""
         self.run(script)

@@ -191,7 +191,10 @@ def test_the_loss_of_a_base_with_a_vector_is_that_of_the_model_with_it(shape, tm
 
 def test_the_command_holds_vectors_against_the_base_on_any_text(here, run):
     (here / "new.txt").write_text("\n".join(sentences(30, 9)))
-    command = "evaluate-language --base home/base --language min=home/min --language home/ind --text new.txt".split()
+    command = (
+        "evaluate-language --base home/base --language min=home/min --language home/ind"
+        " --text new.txt"
+    ).split()
     rows = json.loads(run(*command, "--json").out)
     assert [row["language"] for row in rows] == [None, "min", "ind"]
     table = run(*command).out.splitlines()

@@ -175,7 +175,8 @@ WRONG = {
     "label in another case": (
         EVALUATE,
         "--test cased.tsv",
-        r"cased\.tsv, example 2: label 'FRONT' is not among those learnt \(did you mean 'front'\?\): back, front",
+        r"cased\.tsv, example 2: label 'FRONT' is not among those learnt \(did you mean"
+        r" 'front'\?\): back, front",
     ),
     "pairs for a task of single texts": (
         EVALUATE,
@@ -185,7 +186,8 @@ WRONG = {
     "column in another case": (
         FIT_TASK,
         "--train cased.tsv --text-column Text",
-        r"cased\.tsv has no column 'Text' \(did you mean 'text'\?\), only 'text', 'label': say which",
+        r"cased\.tsv has no column 'Text' \(did you mean 'text'\?\), only 'text', 'label': say"
+        r" which",
     ),
     "commas in TSV": (
         FIT_TASK,
@@ -227,7 +229,8 @@ WRONG = {
     "sources without a name": (
         FIT_TASK,
         "--train home/train.tsv --train home/test.tsv",
-        r"--train home/train\.tsv is of which language\? there are several, so write NAME=home/train\.tsv",
+        r"--train home/train\.tsv is of which language\? there are several, so write"
+        r" NAME=home/train\.tsv",
     ),
     "source twice": (
         FIT_TASK,
@@ -267,7 +270,8 @@ WRONG = {
     "task for language": (
         COMPOSE,
         "--language home/task",
-        r"the vector given as a language is a task vector, for back, front: give one that `deftx fit language` made",
+        r"the vector given as a language is a task vector, for back, front: give one that `deftx"
+        r" fit language` made",
     ),
     "task for source": (
         FIT_TASK,
@@ -454,7 +458,8 @@ ERRORS = {
     "memory": (MemoryError(), "out of memory: lower training.batch_size"),
     "torch's memory": (
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you"
+            " tried to ..."
         ),
         "out of memory: lower training.batch_size",
     ),

@@ -411,7 +411,7 @@ def embedding_with_few_rows_in_use():
     return matrix, rows
 
 
-def test_with_few_rows_in_use_a_share_of_the_matrix_is_all_of_them_and_a_share_of_those_rows_is_not():
+def test_with_few_rows_in_use_a_share_of_the_matrix_is_all_of_them_one_of_these_rows_is_not():
     """5% of 500 · 16 entries are 400, and 20 rows have 320: nothing is denoised. 5% of these 320
     are 16."""
     matrix, rows = embedding_with_few_rows_in_use()

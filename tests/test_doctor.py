@@ -134,8 +134,10 @@ def test_vectors_that_fit_are_said_to_fit_and_what_a_fit_takes_is_estimated(run)
 MISFITS = {
     "elsewhere": r"the vector was made on other \([0-9a-f]{12}\), not on the base at hand ",
     "spelt": r"the vector was made with the tokenizer other",
-    "shapes": r".* is \(.*\) in the model, \(.*\) in the vector|the vector changes .*, which the model does not have",
-    "top": r"the task vector has 'bert.pooler.*', which is not in the head of XLMRobertaForSequenceClassification",
+    "shapes": r".* is \(.*\) in the model, \(.*\) in the vector|the vector changes .*, which the"
+    r" model does not have",
+    "top": r"the task vector has 'bert.pooler.*', which is not in the head of"
+    r" XLMRobertaForSequenceClassification",
     "nowhere": r"there is no vector at nowhere",
 }
 

@@ -158,7 +158,8 @@ def test_a_private_vector_is_had_by_its_owner_alone(anna, monkeypatch):
     for token in ("hf_ben", None):
         monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
         assert refusal(deftx.load, "anna/min") == (
-            "there is no folder anna/min; anna/min on the hub: there is no such repository, or it is private:"
+            "there is no folder anna/min; anna/min on the hub: there is no such repository, or"
+            " it is private:"
             " check the name, or log in with `hf auth login` or set HF_TOKEN"
         )
     monkeypatch.setenv("HF_TOKEN", "hf_anna")
@@ -197,7 +198,8 @@ def test_what_is_not_there_is_told_from_what_may_not_be_had(shared, monkeypatch)
         ("hf_stale", "the hub does not know who you are, or your token is no longer valid: log in"),
         (
             "hf_ben",
-            "your token does not allow it: check the user's name, and that the token may write there",
+            "your token does not allow it: check the user's name, and that the token may write"
+            " there",
         ),
     ],
 )
@@ -349,9 +351,8 @@ def test_every_command_takes_a_vector_from_the_hub(
         assert typed("push", f"vectors/{name}", f"anna/{name}", *options) == 0
         pinned = anna.repos[f"anna/{name}"].refs["v1"]
         done = capsys.readouterr()
-        assert (
-            done.out
-            == f"anna/{name}: vectors/{name} is on the hub, and stays there as anna/{name}@{pinned}\n"
+        assert done.out == (
+            f"anna/{name}: vectors/{name} is on the hub, and stays there as anna/{name}@{pinned}\n"
         )
         assert anna.repos[f"anna/{name}"].messages == [name]
     Path("test.tsv").write_text("text\tlabel\nba be\tgood\nbi bo\tbad\n")

@@ -368,7 +368,8 @@ def test_of_two_heads_one_must_be_chosen():
     [
         (
             "tise",
-            r"unknown rule 'tise' \(did you mean 'ties'\?\); known: agree, dare, dare-ties, layers, ",
+            r"unknown rule 'tise' \(did you mean 'ties'\?\); known: agree, dare, dare-ties,"
+            r" layers, ",
         ),
         (
             "ties:densty=0.5",

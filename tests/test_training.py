@@ -373,7 +373,10 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_best_state(evaluat
     with pytest.raises(Diverged) as caught:
         train(model, objective, training, state_of(model), seed=0, title="language: phase 1")
     kept = "the state of step 4 is kept" if evaluated else "nothing had been evaluated yet"
-    message = f"language: phase 1: the loss became {fault} at step 8; {kept}; lower the learning rate or check the data"
+    message = (
+        f"language: phase 1: the loss became {fault} at step 8; {kept}; lower the learning"
+        " rate or check the data"
+    )
     assert str(caught.value) == message
     assert same(copies(model), seen[1] if evaluated else start)
     assert objective.losses == 8

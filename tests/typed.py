@@ -32,9 +32,14 @@ FIT_TASK = (
     "fit task --base home/base --train home/train.tsv --valid home/valid.tsv --out new".split()
     + QUICK
 )
-TWO = "--train a=home/train.tsv --train b=home/test.tsv --valid a=home/valid.tsv --valid b=home/valid.tsv"
+TWO = (
+    "--train a=home/train.tsv --train b=home/test.tsv --valid a=home/valid.tsv --valid"
+    " b=home/valid.tsv"
+)
 COMPOSE = "compose --base home/base --task home/task --language home/min --out new".split()
-EVALUATE = "evaluate --base home/base --task home/task --language min=home/min --test home/test.tsv".split()
+EVALUATE = (
+    "evaluate --base home/base --task home/task --language min=home/min --test home/test.tsv"
+).split()
 
 
 @dataclass(frozen=True)

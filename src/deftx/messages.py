@@ -19,8 +19,10 @@ from deftx.errors import NO_SPACE_ERRORS, DeftxError, NoSpace
 
 # By class name, since the classes are those of libraries that need not have been imported.
 KNOWN = {
-    "MemoryError": "out of memory: lower training.batch_size and raise training.accumulate, with --set",
-    "OutOfMemoryError": "out of GPU memory: lower training.batch_size and raise training.accumulate, with --set",
+    "MemoryError": "out of memory: lower training.batch_size and raise training.accumulate, with"
+    " --set",
+    "OutOfMemoryError": "out of GPU memory: lower training.batch_size and raise"
+    " training.accumulate, with --set",
     "SafetensorError": "cannot read or write weights ({}): check the free space and the files",
 }
 

@@ -88,13 +88,15 @@ def advice_on(course: Course | None) -> list[str]:
     more = "train longer (training.max_steps), or with a higher training.learning_rate"
     if last < 0:
         return [
-            f"it is worse than before the training: lower training.learning_rate, or {more.partition(',')[0]}"
+            "it is worse than before the training: lower training.learning_rate, or"
+            f" {more.partition(',')[0]}"
         ]
     if last <= LITTLE_GAIN * abs(course.start):
         return [f"the vector did next to nothing: {more}"]
     if course.phase2 is not None and last < KEPT * first:
         return [
-            f"phase 2 kept only {last / first:.0%} of what phase 1 gained: give a larger k, or {more}"
+            f"phase 2 kept only {last / first:.0%} of what phase 1 gained: give a larger k, or"
+            f" {more}"
         ]
     return []
 
@@ -230,7 +232,10 @@ class Benefit:
         """What is wrong, and what to try."""
         yield from advice_on(self.course)
         if self.unknown is not None and self.unknown >= MUCH_UNKNOWN:
-            yield f"the base's tokenizer does not know {self.unknown:.0%} of the text: try a base that knows its script"
+            yield (
+                f"the base's tokenizer does not know {self.unknown:.0%} of the text: try a"
+                " base that knows its script"
+            )
         if self.answers is not None:
             yield from self.answers.advice(self.trained_share)
 
@@ -242,7 +247,8 @@ class Benefit:
         said.append(f"{self.overlap:.0%} of its places are the task's too")
         if self.answers is not None:
             said.append(
-                f"with it {1 - self.answers.agreement:.0%} of {self.answers.texts} texts are answered otherwise"
+                f"with it {1 - self.answers.agreement:.0%} of {self.answers.texts} texts are"
+                " answered otherwise"
             )
         return said
 

@@ -160,7 +160,10 @@ def _warn_of_capitals(recipe: Recipe, data: Data) -> None:
         and unlike
         and not all(variant.normalize for variant in recipe.variants.values())
     ):
-        where = f"the labelled texts have no capitals, and the test texts of {', '.join(unlike)} have some"
+        where = (
+            f"the labelled texts have no capitals, and the test texts of {', '.join(unlike)}"
+            " have some"
+        )
         warnings.warn(f"{where}: `normalize: case` of a variant takes them away", stacklevel=2)
 
 
@@ -230,7 +233,8 @@ def _guarded(data: Data, *, trim: bool) -> Data:
     for name, (of_name, texts) in leaky.items():
         if len(of_name) == len(texts):
             raise DeftxError(
-                f"{name}: all {len(texts):,} texts hold evaluation text, so nothing is left: give others"
+                f"{name}: all {len(texts):,} texts hold evaluation text, so nothing is left:"
+                " give others"
             )
 
     def rest(name: str) -> list[int]:
@@ -264,9 +268,13 @@ def _complaint(
 ) -> str:
     """One line that names the texts, the first three of them at least."""
     shown = [
-        f"no. {leak.training + 1} {texts[leak.training]!r:.60} ({leak.kind}, test of {evaluation[leak.evaluation][0]})"
+        f"no. {leak.training + 1} {texts[leak.training]!r:.60} ({leak.kind}, test of"
+        f" {evaluation[leak.evaluation][0]})"
         for leak in found[:3]
     ]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     fix = "see `deftx data trim`, or set contamination to trim (or ignore)"
-    return f"{name}: {len(found)} of {len(texts):,} texts hold evaluation text: {'; '.join(shown)}{more}; {fix}"
+    return (
+        f"{name}: {len(found)} of {len(texts):,} texts hold evaluation text:"
+        f" {'; '.join(shown)}{more}; {fix}"
+    )

@@ -182,7 +182,8 @@ def add(model: PreTrainedModel, adapter: Adapter) -> None:
     if wanted != found or not rank:
         strange = min(dict(wanted.items() ^ found.items()), default="rank")
         raise DeftxError(
-            f"the adapter does not fit the model: {strange!r} is missing, not in it or of another shape"
+            f"the adapter does not fit the model: {strange!r} is missing, not in it or of"
+            " another shape"
         )
     for name, layer in layers.items():
         a, b = (adapter.tensors[f"{name}.{part}"].to(layer.weight.device) for part in "AB")
