@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_tasks import EXAMPLES
+from task_examples import EXAMPLES
 from tiny import random_vector
 
 import deftx
@@ -16,7 +16,7 @@ from deftx.tasks.registry import TASKS
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
-from test_serve import StandIn, ask, call, serving
+from serve_stand_in import StandIn, ask, call, serving
 
 from deftx.serving import Limits
 from deftx.serving.answers import ANSWERS

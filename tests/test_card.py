@@ -10,7 +10,7 @@ import pytest
 import tiny
 import yaml
 from huggingface_hub import ModelCard
-from test_storage import example
+from storage_examples import example
 
 import deftx
 from deftx.core.vector import SparseVector

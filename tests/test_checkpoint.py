@@ -8,9 +8,9 @@ import resource
 
 import pytest
 import tiny
+from fit_examples import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, same
 from safetensors.torch import load_file
-from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, same
-from test_models import vector
+from vector_examples import vector
 
 from deftx.config import changed
 from deftx.core.parameters import parameter_groups

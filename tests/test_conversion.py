@@ -13,8 +13,9 @@ import pytest
 import tiny
 import torch
 import yaml
+from lt_sft_files import LABELS, coded, entries, sparse, vector_of
 from safetensors.torch import load_file
-from test_storage import assert_same
+from storage_examples import assert_same
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -26,7 +27,7 @@ import deftx
 from deftx.cli import main
 from deftx.core.apply import apply
 from deftx.core.parameters import parameter_groups
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.vector import Head, SparseTensor
 from deftx.errors import DeftxError
 from deftx.interop import convert as conversion
 from deftx.interop import lt_sft
@@ -40,54 +41,9 @@ from deftx.models.loading import load_language_model
 from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.registry import task_of
 
-LABELS = ("bad", "good")
 TEXTS = tiny.sentences(6, seed=5)
 BERT_QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 both_forms = pytest.mark.parametrize("form", ["zip", "older"])
-
-
-def sparse(shape, seed=0, share=0.3):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) * (
-        torch.rand(shape, generator=generator) < share
-    )
-
-
-def entries(dense):
-    flat = dense.reshape(-1)
-    indices = flat.nonzero().view(-1)
-    return SparseTensor(indices, flat[indices], tuple(dense.shape))
-
-
-def vector_of(base, *, with_head=False, seed=0, only=""):
-    """A random vector on a base, bound to it."""
-    model = load_task_model(base, LABELS, seed=3) if with_head else load_language_model(base)
-    names = [name for name in parameter_groups(model).trainable if only in name]
-    tensors = {
-        name: entries(sparse(tuple(parameter_groups(model).trainable[name].shape), i + seed) / 4)
-        for i, name in enumerate(names)
-    }
-    top = (
-        Head({name: p.detach().clone() for name, p in parameter_groups(model).head.items()}, LABELS)
-        if with_head
-        else None
-    )
-    return SparseVector(
-        tensors, top, {"base": base, "base_fingerprint": fingerprint(model), "kind": "any"}
-    )
-
-
-def coded(dense):
-    """A dense difference as LT-SFT stores it: here by a transposed copy, there by multiplying
-    coordinates."""
-    flat = dense.permute(*reversed(range(dense.dim()))).reshape(-1)  # the first dimension fastest
-    indices = flat.nonzero().view(-1).numpy()
-    steps = np.diff(indices, prepend=0).tolist()
-    return {
-        "size": dense.size(),
-        "index_steps": [np.int64(step) for step in steps[:1]] + steps[1:],
-        "values": flat[torch.from_numpy(indices)],
-    }
 
 
 def write_sft(folder, diffs, dense=None, form="zip"):

@@ -5,9 +5,9 @@ import os
 
 import pytest
 import torch
-from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, language_model, same, size
-from test_models import vector
+from fit_examples import LANGUAGE, TASK, TEXT, TRAIN, VALID, labelled, language_model, same, size
 from transformers import AutoModel
+from vector_examples import vector
 
 import deftx.training.phases as phases_module
 from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, changed

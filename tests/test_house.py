@@ -89,3 +89,10 @@ def test_the_walks_through_the_code_pass_files_that_exist():
         files = re.findall(r"^\d+\. `([\w/]+\.py)`", walk, re.MULTILINE)
         assert len(files) == int(count)
         assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_no_test_module_imports_another():
+    """What tests share is in modules of its own, which hold no tests."""
+    pattern = re.compile(r"^(?:from|import) (test_\w+)", re.MULTILINE)
+    for file in Path(__file__).parent.glob("*.py"):
+        assert pattern.findall(file.read_text(encoding="utf-8")) == []

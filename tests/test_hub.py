@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Fault, Repo
-from test_storage import assert_same, example
+from storage_examples import assert_same, example
 from typed import typed
 
 import deftx

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import tiny
+from fit_examples import same
 from killed import killed_at
-from test_fit import same
-from test_storage import assert_same, example
+from storage_examples import assert_same, example
 
 from deftx.cli import main
 from deftx.cli.actions import SAVING, learn

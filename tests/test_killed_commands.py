@@ -7,8 +7,8 @@ import shutil
 import huggingface_hub
 import pytest
 from killed import fatal_operations, killed_at
-from test_conversion import vector_of
-from test_storage import assert_same, example
+from lt_sft_files import vector_of
+from storage_examples import assert_same, example
 
 import deftx
 from deftx.models import compose as composing

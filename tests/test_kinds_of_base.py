@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID
+from fit_examples import LANGUAGE, TASK, TEXT, TRAIN, VALID
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import deftx

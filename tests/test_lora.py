@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_fit import QUICK, TEXT, TRAIN, VALID
-from test_madx import IDS, equal
+from adapter_examples import IDS, equal
+from fit_examples import QUICK, TEXT, TRAIN, VALID
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from deftx.config import changed, parse

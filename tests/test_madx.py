@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from adapter_examples import IDS, equal
+from fit_examples import QUICK, TEXT, TRAIN, VALID
 from safetensors.torch import load_file, save_file
-from test_fit import QUICK, TEXT, TRAIN, VALID
 from torch.nn.functional import gelu, linear, relu
 
 from deftx.config import changed, parse
@@ -29,7 +30,6 @@ from deftx.training.best import BestState
 LANGUAGE = parse(MadxLanguageConfig, {"training": {**QUICK, "min_steps": 0}})
 TASK = parse(MadxTaskConfig, {"training": QUICK})
 WIDTH, LAYERS = 16, 2  # of the tiny bases
-IDS = torch.arange(5, 17).view(2, 6)  # two texts of six words
 SHAPES = ["xlmr", "bert"]
 
 
@@ -50,16 +50,6 @@ def parts(model, settings=LANGUAGE, spread=0.3, seed=1):
     for parameter in made.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * spread
     return made
-
-
-def equal(one, other):
-    """Whether two adapters are equal bit for bit, heads included."""
-
-    def tensors(adapter):
-        return {**adapter.tensors, **(adapter.head.tensors if adapter.head else {})}
-
-    pairs = [(tensor, tensors(other).get(name)) for name, tensor in tensors(one).items()]
-    return tensors(one).keys() == tensors(other).keys() and all(a.equal(b) for a, b in pairs)
 
 
 # --- the equations ---

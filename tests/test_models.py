@@ -24,13 +24,13 @@ from transformers import (
     pipeline,
 )
 from transformers.utils import logging
+from vector_examples import LABELS, vector
 
 import deftx
 from deftx.config import changed
 from deftx.core.apply import apply_temporarily
 from deftx.core.merge import merge
 from deftx.core.parameters import parameter_groups
-from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.models.compose import compose, compose_to
@@ -44,7 +44,6 @@ from deftx.tasks.base import evaluate, output_names, predict
 from deftx.tasks.classification import CLASSIFICATION, probabilities
 from deftx.tasks.registry import task_of
 
-LABELS = ("bad", "fair", "good")
 TEXTS = tiny.sentences(6, seed=5)
 every_shape = pytest.mark.parametrize("shape", tiny.SHAPES)
 also_encoder_decoders = pytest.mark.parametrize("shape", [*tiny.SHAPES, *tiny.ENCODER_DECODERS])
@@ -632,30 +631,6 @@ def test_a_damaged_tokenizer_is_one_line(bases, tmp_path, content):
 
 
 # --- composing ---
-
-
-def vector(base, seed, with_head=False, named=True):
-    model = load_task_model(base, LABELS, seed)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, weight in parameter_groups(model).trainable.items():
-        places = (torch.rand(weight.numel(), generator=generator) < 0.2).nonzero().view(-1)
-        tensors[name] = SparseTensor(
-            places, 0.3 * torch.randn(len(places), generator=generator), tuple(weight.shape)
-        )
-    top = (
-        Head(
-            {
-                name: weight.detach().clone()
-                for name, weight in parameter_groups(model).head.items()
-            },
-            LABELS,
-        )
-        if with_head
-        else None
-    )
-    info = {"base": str(base), "base_fingerprint": fingerprint(model)} if named else {}
-    return SparseVector(tensors, top, info)
 
 
 @also_encoder_decoders

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from test_conversion import LABELS, vector_of
+from lt_sft_files import LABELS, vector_of
 
 import deftx
 from deftx.cli import actions

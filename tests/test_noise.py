@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 import regex
 import tiny
+from fit_examples import TASK, TRAIN, VALID, same
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fit import TASK, TRAIN, VALID, same
-from test_tasks import EXAMPLES
+from task_examples import EXAMPLES
 
 from deftx.config import LATER, TaskTrainingConfig, changed
 from deftx.data.misspelling import misspeller

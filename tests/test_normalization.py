@@ -12,7 +12,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tasks import EXAMPLES
+from task_examples import EXAMPLES
 from tiny_run import RECIPE, labelled
 
 import deftx

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
-from test_serve import LABELS, NAMES, StandIn, serving
+from serve_stand_in import LABELS, NAMES, StandIn, serving
 
 from deftx.serving import Access
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_fit import LANGUAGE, TASK, TEXT, TRAIN, VALID, same
+from fit_examples import LANGUAGE, TASK, TEXT, TRAIN, VALID, same
 from transformers import AutoModelForMaskedLM
 
 from deftx.cli import main

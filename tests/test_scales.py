@@ -3,7 +3,7 @@ time."""
 
 import pytest
 import tiny
-from test_models import LABELS, vector
+from vector_examples import LABELS, vector
 
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_fit import TASK, TRAIN, VALID, labelled, same
-from test_models import vector
+from fit_examples import TASK, TRAIN, VALID, labelled, same
+from vector_examples import vector
 
 from deftx.config import changed
 from deftx.core.apply import apply, apply_temporarily

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from test_storage import assert_same, example
+from storage_examples import assert_same, example
 
 from deftx.errors import DeftxError
 from deftx.storage import tensors as tensors_module

@@ -11,8 +11,8 @@ import zipfile
 
 import pytest
 import torch
-from test_conversion import coded, sparse
-from test_storage import example
+from lt_sft_files import coded, sparse
+from storage_examples import example
 
 from deftx.core.vector import SparseTensor, SparseVector
 from deftx.errors import DeftxError

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_storage import assert_same, example
+from storage_examples import assert_same, example
 
 from deftx.errors import DeftxError
 from deftx.storage.codec import encode_indices, encode_values

@@ -6,7 +6,7 @@ import torch
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from test_storage import BITS, FLOATS, assert_same_tensor
+from storage_examples import BITS, FLOATS, assert_same_tensor
 
 from deftx.errors import DeftxError
 from deftx.storage.codec import decode_values, encode_values

@@ -3,7 +3,7 @@ no sense in it."""
 
 import pytest
 import tiny
-from test_fit import TASK, VALID
+from fit_examples import TASK, VALID
 
 import deftx
 from deftx.data.examples import Examples
