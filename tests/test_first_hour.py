@@ -148,12 +148,12 @@ def test_where_the_command_is_not_found_the_module_is(installed: Installed, desk
     assert done.returncode == 0, done.stderr
 
 
-def test_without_a_preset_and_without_valid_the_plan_says_what_is_used(
+def test_without_a_preset_and_without_valid_there_is_a_plan_and_nothing_is_left_behind(
     installed: Installed, desk: Path
 ) -> None:
-    done = installed.run(
-        "deftx", *TRANSFER.split(), "--out", "out", "--dry-run", cwd=desk, HF_HUB_OFFLINE="1"
-    )
+    words = [*TRANSFER.split(), "--out", "out", "--dry-run"]
+    done = installed.run("deftx", *words, cwd=desk, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    for step in ("ind", "min", "task"):
+        assert step in done.stdout
     assert not (desk / "out").exists()
