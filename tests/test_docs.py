@@ -7,16 +7,15 @@ exist all the same, with all their options, and its Python must be Python.
 
 import json
 import re
-import shlex
 import shutil
 import tomllib
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from doc_blocks import BASE, ROOT, blocks, write_own_files
 from hub_server import Hub
 from tiny import save_base, sentences
 from transformers import AutoModelForMaskedLM
@@ -26,35 +25,13 @@ import deftx
 from deftx.cli import app, main
 from deftx.experiments.recipe import load_recipe
 
-ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
-BLOCK = re.compile(
-    r"(?:<!-- not run: ([^>]+) -->\n)?^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE
-)
-BASE = "FacebookAI/xlm-roberta-base"
 # Two steps instead of the presets' thousands: what else a command says holds as it is written.
 SHORT = ["max_steps=2", "min_steps=0", "evaluate_every=1"]
 SHORT_FIT = [f"training.{setting}" for setting in SHORT]
 SHORT_TRANSFER = [
     f"{what}.training.{setting}" for what in ("language", "task") for setting in SHORT
 ]
-
-
-@dataclass(frozen=True)
-class Block:
-    language: str
-    code: str
-    reason: str | None  # why it is not run; None: it is
-
-    @property
-    def commands(self) -> list[list[str]]:
-        lines = self.code.replace("\\\n", " ").splitlines() if self.language == "sh" else []
-        return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def blocks(page: str) -> list[Block]:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return [Block(language, code, reason or None) for reason, language, code in BLOCK.findall(text)]
 
 
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
@@ -69,21 +46,6 @@ def exit_code(command: list[str]) -> int:
 def shortened(command: list[str]) -> list[str]:
     settings = {"fit": SHORT_FIT, "transfer": SHORT_TRANSFER}.get(command[1], [])
     return [*command, *(part for setting in settings for part in ("--set", setting))]
-
-
-def write_own_files(folder: Path) -> Path:
-    """The files that the pages ask a person for, in `folder`; the base is a tiny one."""
-    save_base(folder / BASE)
-    for number, name in enumerate(["ind", "min"]):
-        (folder / f"{name}.txt").write_text("\n".join(sentences(120, number)))
-    for number, name in enumerate(["train", "valid", "test"]):
-        rows = [
-            f"{text}\t{'positive' if text[-1] in 'ei' else 'negative'}"
-            for text in sentences(60, number)
-        ]
-        (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
-    (folder / "new.txt").write_text("\n".join(sentences(3, 9)))
-    return folder
 
 
 @pytest.fixture(scope="module")

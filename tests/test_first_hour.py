@@ -12,7 +12,7 @@ from pathlib import Path
 import hub_server
 import pytest
 from built import Installed
-from test_docs import BASE, Block, blocks, write_own_files
+from doc_blocks import BASE, Block, blocks, write_own_files
 
 pytestmark = pytest.mark.slow
 SPINE = ["README.md", "docs/own-language.md"]
