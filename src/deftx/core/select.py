@@ -46,7 +46,7 @@ class TensorMask:
 
 @dataclass(frozen=True, eq=False)
 class SparseMask(Mapping[str, TensorMask]):
-    """Selected entries of a model's tensors: a mapping from their names to `TensorMask`s.
+    """Selected entries of a model's tensors: a mapping from their names to each one's `TensorMask`.
 
     Attributes:
         masks: Tensor name -> its selected entries.

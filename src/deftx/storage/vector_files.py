@@ -43,12 +43,16 @@ _NAMES = {dtype: name for name, dtype in _FLOATS.items()}
 
 
 def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Write `vector` to `folder`, whole or not at all; with `force`, replace the vector there, the
-    whole folder.
+    """Write a vector to a folder, whole or not at all.
 
-    Raises DeftxError for what `folders.check_target` refuses, for what is no vector, for one that
-    `load` would refuse (values that are not finite, info that is not JSON), and for a disk that is
-    full or read-only.
+    Args:
+        vector: The vector, with its head if it has one.
+        folder: The folder to write, which must not exist.
+        force: Replace the vector there, the whole folder.
+
+    Raises:
+        DeftxError: The folder exists, `vector` is no vector or one that `load` would refuse (values
+            that are not finite, info that is not JSON), or the disk is full or read-only.
     """
     check_vectors(vector)
     target = check_target(folder, force=force)
@@ -57,13 +61,19 @@ def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = 
 
 
 def load(vector: str | os.PathLike[str]) -> SparseVector:
-    """The vector in a folder, bit for bit as it was saved, or the one that the hub has under an id.
+    """Load a vector from a folder or the hub, bit for bit as it was saved.
 
-    vector  a folder; or the text USER/NAME or USER/NAME@REVISION, where no folder of that name
-            exists
+    Nothing is unpickled, and memory is bounded by the size of the files.
 
-    Nothing is unpickled, and memory is bounded by the size of the files. Raises DeftxError that
-    says which file is wrong and how, unless the vector is complete and undamaged.
+    Args:
+        vector: A folder; or USER/NAME or USER/NAME@REVISION on the hub, where no folder of that
+            name exists.
+
+    Returns:
+        The vector, on the CPU.
+
+    Raises:
+        DeftxError: The vector is incomplete or damaged; the message says which file and how.
     """
     target, standing = find(vector)
     if os.path.isfile(standing):
