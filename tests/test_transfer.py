@@ -427,7 +427,7 @@ def test_without_the_libraries_of_the_report_all_else_is_there(folder: Path, run
             "is the second one named 'a'",
         ),
         (
-            [*SOURCE, "--target", "ind=ace.txt"],
+            [*SOURCE, "--target", "ind=texts/min.txt"],
             "the target 'ind' is the source, of which --train is",
         ),
         (
@@ -604,3 +604,19 @@ def test_in_python_a_single_target_gives_a_model(done: Path) -> None:
     )
     with pytest.raises(DeftxError, match=r"'ace\.txt' is one text, where a list is wanted"):
         in_python(done, target={"ace": "ace.txt"})
+
+
+@pytest.mark.parametrize(
+    "option", ["--train", "--valid", "--source ind=", "--target min=", "--test min="]
+)
+def test_a_file_that_is_not_there_is_named_as_it_was_typed(here, run, option):
+    words = "transfer --base home/base --train home/train.tsv --valid home/valid.tsv"
+    words += " --source ind=home/ind.txt --target min=home/min.txt --test min=home/test.tsv"
+    flag, _, language = option.partition(" ")
+    missing = f"{language}nowhere.tsv"
+    parts = words.split()
+    parts[parts.index(flag) + 1] = missing
+    done = run(*parts, "--out", "out")
+    assert done.code == 2
+    assert "deftx: nowhere.tsv does not exist: check the path" in done.err
+    assert not (here / "out").exists()

@@ -125,13 +125,18 @@ def named(source: str | Path) -> str:
     return name.encode(errors="replace").decode()  # the name of a file may be no valid text
 
 
-def _open_file(path: Path, readers: Mapping[str, Reader]) -> Table:
+def check_file(path: Path) -> None:
+    """Raise DeftxError where there is no file at `path`."""
     if path.is_dir():
         raise DeftxError(f"{path} is a folder: name a file in it")
     if not path.exists():
         raise DeftxError(
             f"{path} does not exist: check the path (a hub dataset is written {HUB_FORM})"
         )
+
+
+def _open_file(path: Path, readers: Mapping[str, Reader]) -> Table:
+    check_file(path)
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise unknown(f"kind of file ({path})", path.suffix, readers)

@@ -28,6 +28,7 @@ import yaml
 from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, merged, metric_name, with_preset
 from deftx.core.vector import SparseVector
 from deftx.data.examples import read_text
+from deftx.data.tables import check_file
 from deftx.errors import DeftxError, unknown
 from deftx.experiments.benefit import Benefit, Course, advice_on, benefits, course_of
 from deftx.experiments.plain_yaml import parse_yaml
@@ -198,6 +199,7 @@ def transfer(
     distributed.refuse_several_processes("a transfer")
     data = recipe_data(request, out)
     recipe = recipe_from(data, out / RECIPE)
+    check_files(request)
     check_out(out, data, force=force)
     with lock_directory(out):
 
@@ -217,10 +219,21 @@ def plan(
     """Have `show` told what a transfer would do; nothing is learnt, and nothing left in `out`."""
     data = recipe_data(request, out)
     recipe = recipe_from(data, out / RECIPE)
+    check_files(request)
     check_out(out, data, force=force)
     with TemporaryDirectory() as folder:
         known = out / STORE
         show(prepare(recipe, known if known.is_dir() else Path(folder)))
+
+
+def check_files(request: Request) -> None:
+    """Raise DeftxError for a data file that is not there, named as it was typed."""
+    sources = [request.train, *request.texts.values(), *request.tests.values()]
+    if request.valid:
+        sources.append(request.valid)
+    for source in sources:
+        if not source.startswith(HUB):
+            check_file(Path(source))
 
 
 def recipe_data(request: Request, out: Path) -> dict[str, Any]:
@@ -243,10 +256,11 @@ def recipe_data(request: Request, out: Path) -> dict[str, Any]:
     }
     if request.valid:
         data["valid"] = from_out(request.valid)
-    files = {"languages": request.texts, "vectors": request.vectors, "test": request.tests}
-    for key, sources in files.items():
-        if sources:
-            data[key] = {name: from_out(source) for name, source in sources.items()}
+    for key, files in {"languages": request.texts, "test": request.tests}.items():
+        if files:
+            data[key] = {name: from_out(file) for name, file in files.items()}
+    if request.vectors:
+        data["vectors"] = {name: from_out(vector) for name, vector in request.vectors.items()}
     data |= {
         "targets": list(request.targets),
         "contamination": "trim",
