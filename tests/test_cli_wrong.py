@@ -192,12 +192,12 @@ WRONG = {
     "commas in TSV": (
         FIT_TASK,
         "--train commas.tsv",
-        r"only 'text,label': if commas part its columns, call it commas\.csv",
+        r"only 'text,label': if commas separate its columns, call it commas\.csv",
     ),
     "tabs in plain text": (
         FIT_TASK,
         "--train tabs.txt",
-        r"if tabs part its columns, call it tabs\.tsv",
+        r"if tabs separate its columns, call it tabs\.tsv",
     ),
     "two rows and no validation data": (
         FIT_TASK_ALONE,

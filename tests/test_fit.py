@@ -616,7 +616,7 @@ def test_arguments_of_another_kind_are_told_before_any_training(bases, says):
 
 def test_labels_that_are_no_text_are_refused_before_any_training(bases):
     numbered = replace(TRAIN, labels=[number % 2 for number in range(len(TRAIN))])
-    with pytest.raises(DeftxError, match="label 0 is no text, as names of labels are: give '0'"):
+    with pytest.raises(DeftxError, match="label 0 is not text, as names of labels are: give '0'"):
         fit_task(bases(), numbered, numbered, TASK)
 
 

@@ -427,8 +427,8 @@ def test_without_the_libraries_of_the_report_all_else_is_there(folder: Path, run
             "is the second one named 'a'",
         ),
         (
-            [*SOURCE, "--target", "ind=texts/min.txt"],
-            "the target 'ind' is the source, of which --train is",
+            [*SOURCE, "--target", "ind=ace.txt"],
+            "the target 'ind' is the source, the language of --train",
         ),
         (
             [*SOURCE, "--target", "new=ind.txt"],

@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from deftx.errors import DeftxError, Diverged, Locked
+from deftx.errors import DeftxError, Diverged, Locked, NoSpace
 
 if TYPE_CHECKING:
     from deftx.config import (
@@ -43,6 +43,7 @@ __all__ = [
     "LanguageTrainingConfig",
     "LanguageVectorConfig",
     "Locked",
+    "NoSpace",
     "Normalizer",
     "Scales",
     "SparseMask",

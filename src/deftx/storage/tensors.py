@@ -13,22 +13,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, space_needed
 from deftx.storage.atomic_files import new_file
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write `tensors` and JSON-like data `about` them, whole or not at all; arrays in the latter
-    become lists.
+    """Write `tensors` and JSON-like data `about` them, whole or not at all.
 
-    Raises DeftxError where the disk is full or the folder read-only; what was at `path` is left
-    then.
+    Arrays in `about` become lists. What was at `path` is left where writing fails.
+
+    Raises:
+        NoSpace: The disk is full.
+        DeftxError: The folder is read-only, or cannot be written otherwise.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about, default=lambda array: array.tolist())
     metadata = {"about": text, "sha256": _checksum(plain, text)}
     try:
-        with new_file(path) as half:
+        with space_needed(path), new_file(path) as half:
             save_file(plain, half, metadata=metadata)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
