@@ -14,7 +14,7 @@ from deftx.errors import DeftxError
 
 def test_the_public_names_are_all_there():
     assert sorted(name for names in deftx._HOMES.values() for name in names) == sorted(
-        {*deftx.__all__} - {"DeftxError", "Diverged", "Locked"}
+        {*deftx.__all__} - {"DeftxError", "Diverged", "Locked", "NoSpace"}
     )
     assert all(callable(getattr(deftx, name)) for name in dir(deftx) if name != "__version__")
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
