@@ -10,13 +10,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     PositiveFloat,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from deftx.core.ranks import recorded_rank
 from deftx.errors import DeftxError, unknown
