@@ -370,7 +370,7 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", "/api/validate-yaml", Handler.validate),
     ("GET", f"/api/models/{NAME}", Handler.info),
     ("GET", f"/api/models/{NAME}/revision/{REV}", Handler.info),
-    ("GET", f"/api/models/{NAME}/tree/{REV}", Handler.list_tree),
+    ("GET", f"/api/models/{NAME}/tree/{REF}(?:/(?P<folder>.+))?", Handler.list_tree),
     ("GET", f"/api/{DATASET}", Handler.info),
     ("GET", f"/api/{DATASET}/revision/{REV}", Handler.info),
     ("GET", f"/api/{DATASET}/tree/{REF}(?:/(?P<folder>.+))?", Handler.list_tree),

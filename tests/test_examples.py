@@ -22,13 +22,14 @@ import json, subprocess, sys
 from pathlib import Path
 cells = json.loads(Path(sys.argv[1]).read_text("utf-8"))["cells"]
 sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+names = {"__name__": "__main__"}  # of the notebook alone
 for number, source in enumerate(sources, 1):
     if source.startswith("%pip install "):
         continue
     if source.startswith("!"):
         subprocess.run(source[1:], shell=True, check=True)
     else:
-        exec(compile(source, f"cell {number}", "exec"), globals())
+        exec(compile(source, f"cell {number}", "exec"), names)
 """
 ON_THE_HUB = "free-gpu"  # the notebook that downloads what it needs
 OFFLINE = [notebook for notebook in NOTEBOOKS if notebook.stem != ON_THE_HUB]
