@@ -125,6 +125,7 @@ def make_app(
         app.add_middleware(
             TrustedHostMiddleware, allowed_hosts=list(access.hosts), www_redirect=False
         )
+        app.add_middleware(_LowerCaseHost)  # older releases of starlette compare cases
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(400, _unreadable)
     app.add_exception_handler(Exception, _failed)
@@ -296,6 +297,21 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(
         {"detail": f"the server failed ({type(error).__name__}): its log says why"}, 500
     )
+
+
+class _LowerCaseHost:
+    """Hands on requests with their Host header in lower case: names of hosts have no case."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = []
+            for name, value in scope["headers"]:
+                headers.append((name, value.lower() if name == b"host" else value))
+            scope = {**scope, "headers": headers}
+        await self.app(scope, receive, send)
 
 
 class _TokenCheck:
