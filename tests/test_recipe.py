@@ -379,3 +379,13 @@ def test_one_source_is_held_against_three() -> None:
     )
     sources = {variant: found.sources_of(variant) for variant in found.variants}
     assert sorted(sources.values()) == [["ind"]] * 2 + [["ind", "eng", "jav"]] * 2
+
+
+def test_older_recipes_say_leakage_for_contamination(tmp_path):
+    text = "base: b\nlanguages: {id: a.txt, min: b.txt}\nsource: id\ntrain: t.tsv\nvalid: v.tsv\n"
+    text += "test: {min: x.tsv}\nvariants: {one: {}}\n"
+    (tmp_path / "old.yaml").write_text(text + "leakage: trim\n")
+    (tmp_path / "both.yaml").write_text(text + "leakage: trim\ncontamination: stop\n")
+    assert load_recipe(tmp_path / "old.yaml").contamination == "trim"
+    with pytest.raises(DeftxError, match="leakage"):
+        load_recipe(tmp_path / "both.yaml")

@@ -246,3 +246,6 @@ def data_normalize(
     examples = [f"{word} {other}" for word, other in list(result.words.items())[:SHOWN_WORDS]]
     such_as = f", such as {', '.join(examples)}" if examples else ""
     print(f"{what} {data}{case}, {len(result.words):,} words in another spelling{such_as}")
+
+
+data_app.command("respell", hidden=True)(data_normalize)  # what it was called before

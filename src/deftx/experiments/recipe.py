@@ -193,6 +193,16 @@ class Recipe(Config):
     paper: PublishedTables = ()
     contamination: Literal["stop", "trim", "ignore"] = "stop"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, values: Any) -> Any:
+        """Older recipes say `leakage` for `contamination`."""
+        if not isinstance(values, Mapping) or "leakage" not in values or "contamination" in values:
+            return values
+        return {
+            {"leakage": "contamination"}.get(name, name): value for name, value in values.items()
+        }
+
     @field_validator("languages", "sources", "vectors", "targets", "test", "source", mode="before")
     @classmethod
     def _names_are_text(cls, value: Any) -> Any:
