@@ -389,3 +389,29 @@ def test_older_recipes_say_leakage_for_contamination(tmp_path):
     assert load_recipe(tmp_path / "old.yaml").contamination == "trim"
     with pytest.raises(DeftxError, match="leakage"):
         load_recipe(tmp_path / "both.yaml")
+
+
+def test_language_vectors_of_fewer_seeds_are_used_by_several_tasks(
+    folder: Path, tmp_path: Path
+) -> None:
+    crossed = recipe(folder, {"seeds": [0, 1, 2, 3, 4], "language_seeds": [7, 8]})
+    language_seeds = [crossed.language_config("DeFT-X", seed).seed for seed in crossed.seeds]
+    assert language_seeds == [7, 8, 7, 8, 7]
+    assert [crossed.task_config("DeFT-X", seed).seed for seed in crossed.seeds] == [0, 1, 2, 3, 4]
+
+    # without language_seeds a language has the seed of its task
+    paired = recipe(folder, {"seeds": [3, 4]})
+    assert [paired.language_config("DeFT-X", seed).seed for seed in paired.seeds] == [3, 4]
+
+    # two vectors for each of two languages, five task vectors
+    plan = prepare(
+        recipe(folder, {"seeds": [0, 1, 2, 3, 4], "language_seeds": [7, 8]}), tmp_path
+    ).plan
+    users = [use for use, _ in plan.uses_of("vector") if use.variant == "DeFT-X"]
+    steps = {
+        step_id
+        for use, step_id in plan.uses_of("vector")
+        if use.variant == "DeFT-X" and use.name != "task"
+    }
+    assert len(steps) == 4
+    assert len([use for use in users if use.name == "task"]) == 5

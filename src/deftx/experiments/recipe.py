@@ -148,6 +148,9 @@ class Recipe(Config):
         title: What is compared, in a line.
         base: Folder or hub id of the pretrained model.
         seeds: Every fit is repeated with each of these.
+        language_seeds: Seeds of the language fits, where these are to be fewer: the first of
+            `seeds` goes with the first of these, and so on, from the beginning again after the
+            last. Without any, a language fit has the seed of its task fit.
         languages: language -> plain text (one file or several) to learn its language vector from.
         source: The language of the labelled data.
         train: Labelled data of the source.
@@ -175,6 +178,7 @@ class Recipe(Config):
     title: str = ""
     base: str
     seeds: tuple[Seed, ...] = (0,)
+    language_seeds: tuple[Seed, ...] = ()
     languages: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     source: str = ""
     train: str = ""
@@ -227,8 +231,12 @@ class Recipe(Config):
         return value
 
     def language_config(self, variant: str, seed: int) -> FitConfig:
-        """The settings of a variant's language fits."""
-        changes = {**self.variants[variant].language, "seed": seed}
+        """The settings of a variant's language fits that go with a task fit's seed."""
+        language_seed = seed
+        if self.language_seeds:
+            position = self.seeds.index(seed)
+            language_seed = self.language_seeds[position % len(self.language_seeds)]
+        changes = {**self.variants[variant].language, "seed": language_seed}
         return _converted(self.language, self.family(variant).language, changes)
 
     def task_config(self, variant: str, seed: int) -> FitConfig:
