@@ -91,6 +91,29 @@ def test_a_fit_that_was_stopped_goes_on_where_phase_1_ended(here, home, run, mon
     )
 
 
+def test_what_other_settings_left_is_not_named_as_where_a_fit_resumes(here, home, run, monkeypatch):
+    train, titles = deftx.training.phases.train, []
+
+    def stopping(*arguments, title, **options):
+        titles.append(title)
+        if len(titles) in (2, 3):  # phase 2 of the first run, phase 1 of the second
+            raise KeyboardInterrupt
+        return train(*arguments, title=title, **options)
+
+    monkeypatch.setattr("deftx.training.phases.train", stopping)
+    command = ["fit", "language", "--base", "home/base", "--text", "home/min.txt", "--out", "new"]
+    command += LANGUAGE
+    assert lines(run(*command).err)[0] == "deftx: new: it will resume from the end of phase 1"
+    other = [*command, "--set", "training.learning_rate=0.5"]
+    said = lines(run(*other).err)
+    assert said[0] == "deftx: new: stopped before the first checkpoint, so nothing was kept"
+    assert titles == ["new: phase 1", "new: phase 2", "new: phase 1"]
+
+    # the first settings find theirs
+    assert run(*command).code == 0
+    assert titles[3:] == ["new: phase 2"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_with_what_to_type_and_leaves_the_handler_as_it_was(
     here, run, monkeypatch, number, code

@@ -6,7 +6,7 @@ import shutil
 
 import huggingface_hub
 import pytest
-from killed import fatal_operations, killed_at
+from killed import fatal_operations, full_disk_at, killed_at
 from lt_sft_files import vector_of
 from storage_examples import assert_same, example
 
@@ -66,6 +66,33 @@ def test_a_killed_compose_leaves_a_whole_model_or_none(tmp_path, compose_to, ste
         folder.mkdir()
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}
+
+
+def test_compose_on_a_disk_without_free_inodes_says_so_and_keeps_the_old_model(
+    tmp_path, compose_to
+):
+    root = tmp_path / "disk"
+    compose_to(root / "model", 0)
+    messages = set()
+    for failing in itertools.count(1):
+        message = full_disk_at(
+            failing,
+            root,
+            lambda: compose_to(root / "model", 1, force=True),
+            tmp_path / "message",
+        )
+        if message is None:
+            break
+        assert message.startswith(f"NoSpace: cannot write {root}"), message
+        assert "no space left on the disk" in message
+        assert "\n" not in message
+        messages.add(message)
+        # the old model is there, at its place or set aside, and is put back by the next command
+        standing = root / "model" if (root / "model").exists() else root / ".model.old"
+        assert same_model(standing, compose_to.models[0])
+    assert failing > 3
+    assert same_model(root / "model", compose_to.models[1])
+    assert [path.name for path in root.iterdir()] == ["model"]
 
 
 @pytest.mark.slow

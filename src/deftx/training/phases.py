@@ -7,8 +7,9 @@ A head starts from the same values in both, and is trained in both.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,9 @@ from deftx.training.resume import ResumePoint
 from deftx.training.sparse import sparse_tuning
 
 Delta = Mapping[str, Tensor]
+
+# the keys of the phases that a fit began, while `say_where_it_resumes` waits for its end
+_keys_in_use: ContextVar[set[str] | None] = ContextVar("keys of phases in use", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +132,7 @@ def full_tuning(
     for name, weight in groups.backbone.items():
         weight.requires_grad_(name in trainable)
     phase = Phase(1, title, _phase1_key(model, objective, settings), checkpoint_dir, half)
+    _key_in_use(phase)
 
     # An earlier run's result
     kept = load_tensors(checkpoint_dir / phase1_file(half), phase.key) if checkpoint_dir else None
@@ -208,6 +213,7 @@ def selected_tuning(
     """
     key = f"{phase1_key} {digest(selection)} {settings.training.average}"
     phase = Phase(2, title, key, checkpoint_dir)
+    _key_in_use(phase)
     trained_head = list(groups.trained_head.values())
     with sparse_tuning(model, selection) as tuning:
 
@@ -225,28 +231,47 @@ def selected_tuning(
 @contextmanager
 def say_where_it_resumes(checkpoint_dir: Path, title: str) -> Iterator[None]:
     """Where a fit within the block is stopped, say what the same command starts from next time."""
+    keys: set[str] = set()
+    token = _keys_in_use.set(keys)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        point = _where_it_resumes(checkpoint_dir)
+        point = _where_it_resumes(checkpoint_dir, keys)
         if point is None:
             say(f"{title}: stopped before the first checkpoint, so nothing was kept")
         else:
             say(f"{title}: it will resume from {point}")
         raise
+    finally:
+        _keys_in_use.reset(token)
 
 
-def _where_it_resumes(checkpoint_dir: Path) -> str | None:
-    """The latest point that a fit's files lead back to, in words; None without any."""
+def _where_it_resumes(checkpoint_dir: Path, keys: Container[str]) -> str | None:
+    """The latest point that a fit's files lead back to, in words; None without any.
+
+    Args:
+        checkpoint_dir: The folder of the files.
+        keys: Of the fit's phases; files with another one were left by other settings or data.
+    """
     for number in (2, 1):
         for half in (None, 2, 1):
             of_half = f" on half {half} of the data" if half else ""
             about = read_about(checkpoint_dir / _file_name(number, half, ".state"))
-            if about is not None:
+            if about is not None and about.get("key") in keys:
                 return f"step {about['step']} of phase {number}{of_half}"
-            if number == 1 and (checkpoint_dir / phase1_file(half)).exists():
+            if number == 2:
+                continue
+            about_result = read_about(checkpoint_dir / phase1_file(half))
+            if about_result is not None and about_result.get("key") in keys:
                 return f"the end of phase 1{of_half}"
     return None
+
+
+def _key_in_use(phase: Phase) -> None:
+    """Remember the key of a phase that has begun, for `say_where_it_resumes`."""
+    keys = _keys_in_use.get()
+    if keys is not None:
+        keys.add(phase.key)
 
 
 @torch.no_grad()
