@@ -39,6 +39,8 @@ from deftx.objectives.registry import language_of
         (3.0, 2.0, 3.1, ["it is worse than before the training: lower training.learning_rate"]),
         (3.0, 2.0, None, []),  # without phase 2
         (3.0, 3.2, None, ["it is worse than before the training"]),
+        (3.0, None, 2.5, []),  # without phase 1
+        (3.0, None, 3.1, ["it is worse than before the training"]),
         (None, 2.0, 2.9, []),  # vectors of older versions
     ],
 )
@@ -59,6 +61,9 @@ def test_a_score_is_better_the_larger_it_is_and_a_squared_error_the_smaller():
 def test_a_course_is_one_line_of_what_is_known():
     assert str(Course("loss", 3, 2, 2.25)) == (
         "held-out loss 3.0000 before, 2.0000 after phase 1, 2.2500 after phase 2"
+    )
+    assert str(Course("loss", 3, None, 2.25)) == (
+        "held-out loss 3.0000 before, 2.2500 after the training"
     )
     assert str(Course("macro_f1", None, 0.5, None)) == "held-out macro-F1 0.5000 after phase 1"
 

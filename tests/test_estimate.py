@@ -23,6 +23,7 @@ from deftx.experiments.estimate import (
     estimate_steps,
     estimate_task,
     language_speed,
+    one_training_numbers,
     phase1_numbers,
     seconds_by_cost,
 )
@@ -92,6 +93,10 @@ def test_a_language_is_timed_once_for_both_phases(base: str, timed: list[str]) -
         estimate_language(base, lines, changed(QUICK_LANGUAGE, {"rank": "split-half"})).seconds
         == 3 * once
     )
+    one_training = estimate_language(base, lines, changed(QUICK_LANGUAGE, {"method": "pafi"}))
+    assert one_training.seconds == once
+    assert one_training.memory == 4 * one_training_numbers(1000, 100, 40) + 7
+    assert one_training.disk_state == 4 * 12 * 40
     assert found.memory == SPEED.memory
     assert found.disk == int(4.2 * 40)
     assert found.disk_state == 5 * 4 * 100

@@ -413,8 +413,12 @@ def no_training(monkeypatch):
         ({"rank": "best"}, "unknown rank 'best'"),
         ({"rank": "768/100"}, "rank 768/100 is out of range: give a part of the width"),
         (
+            {"method": "pafi", "phase2": False},
+            "method pafi has no phase 1, so that phase2 = false leaves nothing to learn",
+        ),
+        (
             {"method": "deft-x"},
-            "unknown method 'deft-x' (did you mean 'deftx'?); known: deftx, lt-sft",
+            "unknown method 'deft-x' (did you mean 'deftx'?); known: deftx, largest-weights",
         ),
     ],
 )
@@ -687,6 +691,31 @@ def test_a_task_vector_learns_its_task(taught):
         CLASSIFICATION, compose(taught, vector), load_tokenizer(taught), labelled(200, 5), 16
     )
     assert scores["macro_f1"] > 0.9
+
+
+@pytest.mark.parametrize("method", ["pafi", "largest-weights"])
+def test_a_choice_by_weights_takes_one_training_and_exactly_the_extreme_weights(
+    bases, phases, method
+):
+    settings = changed(LANGUAGE, {"method": method})
+    vector = fit_language(bases(), TEXT, settings)
+    model, _ = language_model(bases())
+    trainable = parameter_groups(model).trainable
+    flat = torch.cat([weight.detach().abs().view(-1) for weight in trainable.values()])
+    k = round(0.05 * len(flat))
+    expected = flat.argsort(stable=True, descending=method == "largest-weights")[:k].sort().values
+    assert torch.equal(flat_positions(vector, trainable), expected)
+    assert list(vector.info["log"]) == ["phase2"]
+    assert numbers(phases) == [2]
+
+
+def flat_positions(vector, trainable):
+    """Where the entries of a vector are among all entries of the tensors, in order."""
+    positions, start = [], 0
+    for name, weight in trainable.items():
+        positions.append(vector[name].indices + start)
+        start += weight.numel()
+    return torch.cat(positions)
 
 
 def test_random_entries_are_others_for_each_difference_and_always_the_same_for_one():

@@ -101,6 +101,18 @@ def test_a_finished_vector_is_taken_as_it_is_and_gives_the_same_scores(
         )
 
 
+def test_a_method_without_phase_1_has_no_step_for_it(folder: Path, tmp_path: Path) -> None:
+    by_weight = {"method": "pafi"}
+    data = yaml.safe_load((folder / "recipe.yaml").read_text())
+    data |= {"variants": {"PaFi": {"language": by_weight, "task": by_weight}}, "ngrams": False}
+    (folder / "pafi.yaml").write_text(yaml.safe_dump(data))
+    run = prepare(load_recipe(folder / "pafi.yaml"), tmp_path / "store")
+    kinds = [step.kind for step in run.plan.steps.values()]
+    assert kinds == ["vector", "vector", "vector", "score", "score"]
+    scores = run_recipe(load_recipe(folder / "pafi.yaml"), tmp_path / "out")
+    assert [score.variant for score in scores] == ["PaFi", "PaFi"]
+
+
 def test_predictions_are_kept_and_give_the_scores(found: list[Score], folder: Path) -> None:
     for score in found:
         kept = json.loads(

@@ -193,7 +193,8 @@ class VectorConfig(FitConfig):
 
     method: str = "deftx"
     """What selects the entries: deftx, lt-sft (without denoising), or random (any k entries that
-    phase 1 moved)."""
+    phase 1 moved); without phase 1: pafi or largest-weights (the smallest or largest weights of the
+    base)."""
     k: int | float | str = "2.8%"
     """Entries that the vector may change: a count (7.6M), or a share of the trainable weights
     (2.8% or 0.028)."""

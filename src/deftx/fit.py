@@ -24,6 +24,7 @@ from deftx.core.parameters import ParameterGroups, parameter_groups
 from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
 from deftx.core.select import parse_k, select
 from deftx.core.vector import SparseVector, entries_at
+from deftx.core.weights import WEIGHT_RULES, select_by_weight
 from deftx.data.examples import (
     HELD_OUT_SHARE,
     Examples,
@@ -43,8 +44,15 @@ from deftx.training.phases import (
     full_tuning,
     selected_tuning,
     set_parameters,
+    training_key,
 )
-from deftx.training.preparation import learned_head, prepare_language, prepare_task, takes_halves
+from deftx.training.preparation import (
+    learned_head,
+    prepare_language,
+    prepare_task,
+    takes_halves,
+    takes_phase1,
+)
 
 
 def _denoised(delta: Delta, rank: Rank | Mapping[str, int], settings: VectorConfig) -> Denoised:
@@ -62,7 +70,8 @@ def _at_random(delta: Delta, rank: Rank | Mapping[str, int], settings: VectorCon
     return Denoised(_random_strengths(delta, settings), {})
 
 
-# What happens to δ = θ1 − θ0 before the selection: the methods differ in nothing else.
+# What happens to δ = θ1 − θ0 before the selection: methods with two trainings differ in nothing
+# else.
 METHODS: dict[str, Callable[[Delta, Rank | Mapping[str, int], VectorConfig], Denoised]] = {
     "deftx": _denoised,
     "lt-sft": _as_it_is,
@@ -112,6 +121,21 @@ def fit(
     if takes_halves(settings):
         rank, logs = _measured_ranks(model, objective, settings, groups, checkpoint_dir, title)
 
+    # Methods that need no phase 1
+    if settings.method in WEIGHT_RULES:
+        mask = select_by_weight(groups.trainable, settings.k, settings.method, settings.split)
+        phi, logs["phase2"] = selected_tuning(
+            model,
+            objective,
+            settings,
+            groups,
+            distributed.broadcast_selection(mask),
+            training_key(model, objective, settings),
+            checkpoint_dir=checkpoint_dir,
+            title=title,
+        )
+        return _with_record(phi, settings, rank_setting, {}, logs)
+
     # Phase 1: θ1 = full fine-tuning of θ0;  δ = θ1 − θ0
     phase1 = full_tuning(
         model, objective, settings, groups, checkpoint_dir=checkpoint_dir, title=title
@@ -120,7 +144,7 @@ def fit(
 
     # Denoise:  δ ← L + S, matrix by matrix (Equations 2 to 5)
     delta = METHODS[settings.method](phase1.delta, rank, settings)
-    ranks = dict(delta.ranks)
+    ranks = delta.ranks
 
     # Select:  μ = the k largest entries of δ
     mask = distributed.broadcast_selection(select(delta, settings.k, settings.split))
@@ -142,8 +166,19 @@ def fit(
     else:  # the paper's ablation: φ is δ at μ
         phi = entries_at(delta, mask)
         set_parameters(list(groups.trained_head.values()), phase1.head)
-    recorded = {**settings.deciding(), **recorded_rank(settings.rank, rank_setting)}
-    return replace(phi, info={**recorded, "k": phi.k, "ranks": ranks, "log": logs})
+    return _with_record(phi, settings, rank_setting, ranks, logs)
+
+
+def _with_record(
+    phi: SparseVector,
+    settings: VectorConfig,
+    rank: Rank,
+    ranks: Mapping[str, int],
+    logs: Mapping[str, Any],
+) -> SparseVector:
+    """A vector with its settings, ranks and log."""
+    recorded = {**settings.deciding(), **recorded_rank(settings.rank, rank)}
+    return replace(phi, info={**recorded, "k": phi.k, "ranks": dict(ranks), "log": dict(logs)})
 
 
 def fit_language(
@@ -368,11 +403,16 @@ def check_settings(
 ) -> None:
     """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is
     learnt too."""
-    if settings.method not in METHODS:
-        raise unknown("method", settings.method, METHODS)
+    if settings.method not in METHODS and takes_phase1(settings):
+        raise unknown("method", settings.method, [*METHODS, *WEIGHT_RULES])
     if settings.method == "random" and not settings.phase2:
         raise DeftxError(
             "method random needs phase 2: without it the entries would stay as phase 1 left them"
+        )
+    if not takes_phase1(settings) and not settings.phase2:
+        raise DeftxError(
+            f"method {settings.method} has no phase 1, so that phase2 = false leaves nothing to"
+            " learn: set phase2 = true"
         )
     if not is_split_half(settings.rank):
         rank_rule(rank_on(model, settings.rank))

@@ -74,7 +74,12 @@ Preset = Annotated[
     option("Settings to start from; without it the paper's, with k as a share.", metavar="NAME"),
 ]
 Method = Annotated[
-    str | None, option("deftx (the default), lt-sft, or random (any k entries).", metavar="NAME")
+    str | None,
+    option(
+        "deftx (the default), lt-sft, or random (any k entries); without phase 1: pafi or"
+        " largest-weights.",
+        metavar="NAME",
+    ),
 ]
 Rank = Annotated[
     str | None,

@@ -185,7 +185,7 @@ class Provenance:
 
     @property
     def method(self) -> str | None:
-        """`deftx`, `lt-sft` or `random`."""
+        """What selected the entries, such as `deftx` or `lt-sft`."""
         return _text(self.record.get("method"))
 
     @property

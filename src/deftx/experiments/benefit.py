@@ -60,7 +60,8 @@ class Course:
         return self.phase1 if self.phase2 is None else self.phase2
 
     def __str__(self) -> str:
-        stages = {"before": self.start, "after phase 1": self.phase1, "after phase 2": self.phase2}
+        end = "after the training" if self.phase1 is None else "after phase 2"
+        stages = {"before": self.start, "after phase 1": self.phase1, end: self.phase2}
         values = [f"{value:.4f} {stage}" for stage, value in stages.items() if value is not None]
         return f"held-out {metric_name(self.metric)} {', '.join(values)}"
 
@@ -68,13 +69,12 @@ class Course:
 def course_of(vector: SparseVector) -> Course | None:
     """How a vector's training went; None where it has no log, as one that was converted."""
     log = vector.provenance.log
-    if "phase1" not in log:
+    if not {"phase1", "phase2"} & set(log):
         return None
-    first, second = log["phase1"], log.get("phase2", {})
+    first, second = log.get("phase1", {}), log.get("phase2", {})
+    start = (first or second).get("start_score")  # some methods have no phase 1
     metric = vector.provenance.training.metric or "loss"
-    return Course(
-        metric, first.get("start_score"), first.get("best_score"), second.get("best_score")
-    )
+    return Course(metric, start, first.get("best_score"), second.get("best_score"))
 
 
 def advice_on(course: Course | None) -> list[str]:
@@ -82,7 +82,7 @@ def advice_on(course: Course | None) -> list[str]:
     if course is None:
         return []
     first, last = course.gain(course.phase1), course.gain(course.end)
-    if first is None or last is None:
+    if last is None:
         return []
     assert course.start is not None
     more = "train longer (training.max_steps), or with a higher training.learning_rate"
@@ -93,7 +93,7 @@ def advice_on(course: Course | None) -> list[str]:
         ]
     if last <= LITTLE_GAIN * abs(course.start):
         return [f"the vector did next to nothing: {more}"]
-    if course.phase2 is not None and last < KEPT * first:
+    if course.phase2 is not None and first is not None and last < KEPT * first:
         return [
             f"phase 2 kept only {last / first:.0%} of what phase 1 gained: give a larger k, or"
             f" {more}"

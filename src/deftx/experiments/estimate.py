@@ -44,6 +44,7 @@ from deftx.training.preparation import (
     prepare_language,
     prepare_task,
     takes_halves,
+    takes_phase1,
 )
 
 TIMED = 3  # steps, after one to warm up
@@ -109,6 +110,22 @@ def phase1_numbers(parameters: int, moved: int) -> int:
     return parameters + 6 * moved
 
 
+def one_training_numbers(parameters: int, moved: int, k: int) -> int:
+    """The numbers that a fit without phase 1 holds at most, beside a batch: the weights; a dense
+    tensor of what can move, either to choose by or a gradient; and of each of its k entries the
+    value, start, gradient, moments, best value, and what tells and chooses its index."""
+    return parameters + moved + 20 * k
+
+
+def memory_of(settings: FitConfig, speed: Speed) -> int:
+    """The most bytes that a fit or a baseline holds; a baseline is taken to hold what phase 1
+    does."""
+    if not isinstance(settings, VectorConfig) or takes_phase1(settings):
+        return speed.memory
+    k = parse_k(settings.k, speed.moved)
+    return FLOAT * one_training_numbers(speed.parameters, speed.moved, k) + speed.batch
+
+
 def estimate_language(base: str, lines: Sequence[str], settings: LanguageVectorConfig) -> Estimate:
     """What `deftx.fit_language` will take."""
     speed = language_speed(base, lines, settings)
@@ -124,15 +141,20 @@ def estimate_task(
 
 
 def _of_fit(speed: Speed, sizes: tuple[int, int], settings: VectorConfig) -> Estimate:
-    """Both phases of a fit, of which nothing but the vector stays."""
-    phases = 1
+    """All phases of a fit, of which nothing but the vector stays."""
+    phases = 0
+    if takes_phase1(settings):
+        phases += 1
     if settings.phase2:
         phases += 1
     if takes_halves(settings):  # two trainings of half the steps
         phases += 1
-    phase1 = FLOAT * speed.moved
     seconds = phases * speed.seconds(*sizes, settings.training)
-    return Estimate(seconds, speed.memory, _vector_bytes(settings, speed), phase1 + STATE * phase1)
+    phase1 = FLOAT * speed.moved
+    state = phase1 + STATE * phase1
+    if not takes_phase1(settings):
+        state = FLOAT * 12 * parse_k(settings.k, speed.moved)
+    return Estimate(seconds, memory_of(settings, speed), _vector_bytes(settings, speed), state)
 
 
 def estimate_steps(steps: Sequence[Step], store: Store) -> Estimate:
@@ -154,7 +176,7 @@ def estimate_steps(steps: Sequence[Step], store: Store) -> Estimate:
             if rate is not None
             else _training_seconds(step, step.settings, speed, store)
         )
-        memory = max(memory, speed.memory)
+        memory = max(memory, memory_of(step.settings, speed))
         state = max(state, STATE * FLOAT * speed.moved)
         disk += FLOAT * speed.moved if step.kind == "delta" else _vector_bytes(step.settings, speed)
     return Estimate(seconds, memory, int(disk), state)

@@ -17,7 +17,7 @@ sources too. The inputs of a score are the task vector and the language vectors 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +28,7 @@ from deftx.experiments.recipe import FAMILIES, TASK, VECTORS, Recipe
 from deftx.experiments.store import Store
 from deftx.tasks.normalization import normalize
 from deftx.training.halves import HALVES
-from deftx.training.preparation import takes_halves
+from deftx.training.preparation import takes_halves, takes_phase1
 
 # Versions of the code of each kind of step, of what all task fits share, and of fits with several
 # sources. Raise one when a change alters the results: stored results of older code are not used
@@ -364,6 +364,10 @@ class _Planner:
             adapter = Step("adapter", whole_spec, inputs, base, settings, title, cost)
             return self.plan.add(adapter, use)
 
+        vector = Step("vector", whole_spec, inputs, base, settings, title, cost)
+        if isinstance(settings, VectorConfig) and not takes_phase1(settings):
+            return self.plan.add(vector, use)
+
         # phase 1 on all data
         delta_spec = {**spec, "settings": settings.deciding_phase1()}
         delta = Step("delta", delta_spec, inputs, base, settings, title, cost)
@@ -378,5 +382,4 @@ class _Planner:
                 delta = Step("delta", half_spec, inputs, base, settings, half_title, half_cost)
                 deltas[role] = self.plan.add(delta, use)
 
-        vector = Step("vector", whole_spec, {**inputs, **deltas}, base, settings, title, cost)
-        return self.plan.add(vector, use)
+        return self.plan.add(replace(vector, inputs={**inputs, **deltas}), use)

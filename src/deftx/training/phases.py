@@ -131,7 +131,7 @@ def full_tuning(
     trained_head = list(groups.trained_head.values())
     for name, weight in groups.backbone.items():
         weight.requires_grad_(name in trainable)
-    phase = Phase(1, title, _phase1_key(model, objective, settings), checkpoint_dir, half)
+    phase = Phase(1, title, training_key(model, objective, settings), checkpoint_dir, half)
     _key_in_use(phase)
 
     # An earlier run's result
@@ -201,7 +201,7 @@ def selected_tuning(
         settings: Of the fit.
         groups: The model's parameters.
         selection: Which entries move.
-        phase1_key: The name of all that determined phase 1.
+        phase1_key: The name of all that determined phase 1, or would have.
         checkpoint_dir: Folder for checkpoints.
         title: What the fit is called.
 
@@ -333,8 +333,8 @@ def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors]
 
 
-def _phase1_key(model: PreTrainedModel, objective: Objective, settings: VectorConfig) -> str:
-    """Names everything that determines the result of phase 1."""
+def training_key(model: PreTrainedModel, objective: Objective, settings: VectorConfig) -> str:
+    """Names everything that determines the result of a training of all weights: phase 1."""
     deciding = settings.deciding_phase1()
     config = model.config.to_json_string()  # dropout and the like
     parts = [version("deftx"), LOOP_VERSION, fingerprint(model), config, objective.digest]

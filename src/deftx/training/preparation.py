@@ -14,6 +14,7 @@ from deftx.core.apply import apply, check_fit
 from deftx.core.parameters import ParameterGroups, parameter_groups
 from deftx.core.ranks import is_split_half
 from deftx.core.vector import Head, SparseVector, check_language, check_same_base
+from deftx.core.weights import WEIGHT_RULES
 from deftx.data.examples import (
     Examples,
     about_texts,
@@ -284,6 +285,11 @@ def learned_head(groups: ParameterGroups, labels: Sequence[str]) -> Head:
     for name, parameter in groups.trained_head.items():
         tensors[name] = parameter.detach().cpu().clone()
     return Head(tensors, tuple(labels))
+
+
+def takes_phase1(settings: VectorConfig) -> bool:
+    """Whether a fit takes a training of all weights, which tells the entries that may change."""
+    return settings.method not in WEIGHT_RULES
 
 
 def takes_halves(settings: VectorConfig) -> bool:
