@@ -508,14 +508,18 @@ def test_bf16_trains_as_fp32_does_but_for_rounding():
 
 def test_bf16_pays_is_told_by_the_device(monkeypatch):
     assert isinstance(bf16_pays(torch.device("cpu")), bool)
-    for pays in (True, False):  # avx512_bf16 alone multiplies no faster than fp32
-        has = {"amx_bf16": pays, "avx512_bf16": True}
+    for pays in (True, False):  # avx512_bf16 alone multiplies no faster than fp32 on Intel's
+        has = {"amx_bf16": pays, "avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R) Processor"}
         monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=lambda has=has: has)
         assert bf16_pays(torch.device("cpu")) is pays
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation, pays=pays: pays
         )
         assert bf16_pays(torch.device("cuda")) is pays
+    for has in ({"avx512_bf16": True}, {"avx512_bf16": False}):  # but does on AMD's
+        amd = {"amx_bf16": False, "cpu_name": "AMD EPYC", **has}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=lambda amd=amd: amd)
+        assert bf16_pays(torch.device("cpu")) is has["avx512_bf16"]
     monkeypatch.setattr(torch.cpu, "get_capabilities", raising=False, value=dict)
     assert bf16_pays(torch.device("cpu")) is False
 
