@@ -131,6 +131,46 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, t
     assert dict(vector.info) == dict(whole.info)
 
 
+SPIEL = {"method": "spiel-ag", "reselection": {"every": 4, "window": 3, "share": 0.5}}
+ONE_TRAINING = {
+    "language, spiel-ag, accumulating": lambda base, checkpoint_dir: fit_language(
+        base,
+        tiny.sentences(90),
+        changed(LANGUAGE, SPIEL | {"training": {**MORE, "batch_size": 2, "accumulate": 3}}),
+        checkpoint_dir=checkpoint_dir,
+    ),
+    "task, spiel-ma": lambda base, checkpoint_dir: fit_task(
+        base,
+        TRAIN,
+        VALID,
+        changed(TASK, SPIEL | {"method": "spiel-ma", "training": MORE}),
+        checkpoint_dir=checkpoint_dir,
+    ),
+    "task, spiel-deftx, several languages": lambda base, checkpoint_dir: fit_task(
+        base,
+        {"a": labelled(13, 5), "b": labelled(5, 6)},
+        {"a": VALID, "b": VALID},
+        changed(TASK, SPIEL | {"method": "spiel-deftx", "training": MORE}),
+        source={"a": vector(base, 1), "b": vector(base, 2)},
+        checkpoint_dir=checkpoint_dir,
+    ),
+}
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("case", ONE_TRAINING)
+def test_entries_that_are_chosen_meanwhile_are_resumed_after_every_step(bases, tmp_path, cut, case):
+    """Each life is one step long."""
+    fit = ONE_TRAINING[case]
+    whole = fit(bases(), None)
+    losses_of_step = 3 if "accumulating" in case else 1
+    lives = [losses_of_step + 1] * 40
+    vector, cuts = until_done(lambda: fit(bases(), tmp_path), cut, lives)
+    assert cuts == 8
+    assert same(vector, whole)
+    assert dict(vector.info) == dict(whole.info)
+
+
 # --- what is kept, and for whom ---
 
 STATE1, STATE2 = "phase1.state.safetensors", "phase2.state.safetensors"

@@ -167,9 +167,9 @@ def test_a_sample_that_misses_the_large_entries_is_made_up_for(monkeypatch):
 
 
 def test_few_candidates_are_looked_at_where_the_sample_is_a_fair_one(monkeypatch):
-    seen, keep = [], module._largest
+    seen, keep = [], module.largest_mask
     monkeypatch.setattr(
-        module, "_largest", lambda values, k: seen.append(len(values)) or keep(values, k)
+        module, "largest_mask", lambda values, k: seen.append(len(values)) or keep(values, k)
     )
     monkeypatch.setattr(module, "SAMPLE", 10_000)
     select({"w": torch.randn(200, 500, generator=torch.Generator().manual_seed(0))}, 10_000)

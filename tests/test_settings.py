@@ -35,7 +35,7 @@ def error(kind, data):
         (
             {"methd": "deftx"},
             "unknown setting 'methd' (did you mean 'method'?); "
-            "known: k, keep, keep_of, method, phase2, rank, seed, split, training",
+            "known: k, keep, keep_of, method, phase2, rank, reselection, seed, split, training",
         ),
         (
             {"training": {"batchsize": 4}},
@@ -295,8 +295,11 @@ def test_the_settings_of_the_docs_are_those_of_the_code(kind):
 def test_every_setting_is_described_once_with_its_default_and_its_presets(kind):
     settings, presets = TABLES[kind]
     rows = {row.name: row for row in described(settings, presets)}
-    training = {f"training.{name}" for name in type(settings().training).model_fields}
-    assert rows.keys() == settings.model_fields.keys() - {"training"} | training
+    groups = {"training", "reselection"}
+    inner = {
+        f"{group}.{n}" for group in groups for n in type(getattr(settings(), group)).model_fields
+    }
+    assert rows.keys() == settings.model_fields.keys() - groups | inner
     for row in rows.values():
         assert len(row.meaning) > 20
         assert row.meaning[0].isupper()
@@ -304,7 +307,7 @@ def test_every_setting_is_described_once_with_its_default_and_its_presets(kind):
         assert "|" not in row.meaning
         *path, last = row.name.split(".")
         for name, preset in presets.items():
-            part = preset.training if path else preset
+            part = getattr(preset, path[0]) if path else preset
             assert getattr(part, last) == row.presets.get(name, row.default)
             assert name not in row.presets or row.presets[name] != row.default
 

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from deftx.core.ranks import recorded_rank
+from deftx.core.reselection import RESELECTIONS
 from deftx.errors import DeftxError, unknown
 
 # Settings of trainings that came after vectors were learnt without them, and the value with which
@@ -187,6 +188,28 @@ class FitConfig(Config):
         return {"seed": self.seed, "training": training}
 
 
+class ReselectionConfig(Config):
+    """When the methods spiel-ag, spiel-ma and spiel-deftx replace entries; the defaults are those
+    of SpIEL's code."""
+
+    every: Count = 20
+    """Steps from one reselection to the next."""
+    window: Count = Field(5, validate_default=True)
+    """Steps before a reselection whose gradients are added up; the first reselection comes after
+    so many steps."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the entries that is replaced; it falls linearly to 0. The first reselection
+    replaces all."""
+
+    @field_validator("window")
+    @classmethod
+    def _at_most_every(cls, value: int, info: ValidationInfo) -> int:
+        every = info.data.get("every")
+        if every is not None and value > every:
+            raise ValueError(f"is more than reselection.every = {every}; change one of the two")
+        return value
+
+
 class VectorConfig(FitConfig):
     """One run of Algorithm 1. Shares in k are of the trainable entries; shares in rank are of the
     variance."""
@@ -194,7 +217,7 @@ class VectorConfig(FitConfig):
     method: str = "deftx"
     """What selects the entries: deftx, lt-sft (without denoising), or random (any k entries that
     phase 1 moved); without phase 1: pafi or largest-weights (the smallest or largest weights of the
-    base)."""
+    base), or spiel-ag, spiel-ma or spiel-deftx (chosen again and again in a single training)."""
     k: int | float | str = "2.8%"
     """Entries that the vector may change: a count (7.6M), or a share of the trainable weights
     (2.8% or 0.028)."""
@@ -211,11 +234,15 @@ class VectorConfig(FitConfig):
     phase2: bool = True
     """False: the selected entries have what phase 1 learnt, as denoising left it (the paper's
     ablation, Table 5)."""
+    reselection: ReselectionConfig = ReselectionConfig()
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide something; beside the rank `auto` also the `rank_rule` that it
         stands for."""
-        return {**super().deciding(), **recorded_rank(self.rank)}
+        settings = {**super().deciding(), **recorded_rank(self.rank)}
+        if self.method not in RESELECTIONS:
+            del settings["reselection"]
+        return settings
 
 
 class LanguageVectorConfig(VectorConfig):

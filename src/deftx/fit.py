@@ -22,6 +22,7 @@ from deftx.config import LanguageVectorConfig, TaskVectorConfig, VectorConfig, c
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.parameters import ParameterGroups, parameter_groups
 from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
+from deftx.core.reselection import RESELECTIONS
 from deftx.core.select import parse_k, select
 from deftx.core.vector import SparseVector, entries_at
 from deftx.core.weights import WEIGHT_RULES, select_by_weight
@@ -42,6 +43,7 @@ from deftx.training.halves import HALVES
 from deftx.training.phases import (
     Delta,
     full_tuning,
+    reselected_training,
     selected_tuning,
     set_parameters,
     training_key,
@@ -133,6 +135,11 @@ def fit(
             training_key(model, objective, settings),
             checkpoint_dir=checkpoint_dir,
             title=title,
+        )
+        return _with_record(phi, settings, rank_setting, {}, logs)
+    if settings.method in RESELECTIONS:
+        phi, logs["phase2"] = reselected_training(
+            model, objective, settings, groups, checkpoint_dir=checkpoint_dir, title=title
         )
         return _with_record(phi, settings, rank_setting, {}, logs)
 
@@ -404,7 +411,7 @@ def check_settings(
     """Raise DeftxError now for what would only come to light after hours of phase 1; `head`: one is
     learnt too."""
     if settings.method not in METHODS and takes_phase1(settings):
-        raise unknown("method", settings.method, [*METHODS, *WEIGHT_RULES])
+        raise unknown("method", settings.method, [*METHODS, *WEIGHT_RULES, *RESELECTIONS])
     if settings.method == "random" and not settings.phase2:
         raise DeftxError(
             "method random needs phase 2: without it the entries would stay as phase 1 left them"
@@ -413,6 +420,11 @@ def check_settings(
         raise DeftxError(
             f"method {settings.method} has no phase 1, so that phase2 = false leaves nothing to"
             " learn: set phase2 = true"
+        )
+    if is_split_half(settings.rank) and not takes_phase1(settings):
+        raise DeftxError(
+            f"rank {settings.rank} needs phase 1, which method {settings.method} has not: give"
+            " another rank"
         )
     if not is_split_half(settings.rank):
         rank_rule(rank_on(model, settings.rank))

@@ -76,8 +76,8 @@ Preset = Annotated[
 Method = Annotated[
     str | None,
     option(
-        "deftx (the default), lt-sft, or random (any k entries); without phase 1: pafi or"
-        " largest-weights.",
+        "deftx (the default), lt-sft, or random (any k entries); without phase 1: pafi,"
+        " largest-weights, spiel-ag, spiel-ma or spiel-deftx.",
         metavar="NAME",
     ),
 ]

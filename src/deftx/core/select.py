@@ -246,7 +246,7 @@ def largest(
             break
         share *= 2
 
-    is_kept = _largest(values, k)
+    is_kept = largest_mask(values, k)
     del buffer, values
     return {name: indices[start:end][is_kept[start:end]] for name, (start, end) in spans.items()}
 
@@ -314,7 +314,7 @@ def _chunks(flat: Mapping[str, Tensor]) -> Iterator[Chunk]:
             yield name, start, entries[start : start + CHUNK]
 
 
-def _largest(magnitudes: Tensor, k: int) -> Tensor:
+def largest_mask(magnitudes: Tensor, k: int) -> Tensor:
     """A mask [n] of exactly the k largest magnitudes, the first ones where they tie."""
     if k == 0 or k >= len(magnitudes):
         return torch.full_like(magnitudes, k > 0, dtype=torch.bool)

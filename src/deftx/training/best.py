@@ -6,7 +6,7 @@ from math import ceil, isfinite, nan
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deftx.errors import Diverged
 from deftx.objectives.base import Objective
@@ -28,19 +28,19 @@ class BestState:
     def __init__(
         self,
         objective: Objective,
-        parameters: Sequence[nn.Parameter],
+        tensors: Sequence[Tensor],
         evaluate_every: int,
         steps: int,
         average: int = 1,
     ) -> None:
         self.metric = f"eval_{objective.metric}"
         self.greater_is_better = objective.greater_is_better
-        self.parameters = parameters
+        self.tensors = tensors
         self.step = 0
         self.score = nan
         self.start_score = nan
         self.history: list[dict[str, float]] = []
-        self.state = [parameter.detach().clone() for parameter in parameters]
+        self.state = [tensor.detach().clone() for tensor in tensors]
 
         # The losses since they were last logged
         self.loss_sum = 0.0
@@ -52,7 +52,7 @@ class BestState:
         self.summed = 0
         self.sum: list[Tensor] = []
         if average > 1:
-            self.sum = [torch.zeros_like(parameter) for parameter in parameters]
+            self.sum = [torch.zeros_like(tensor) for tensor in tensors]
 
     def add_loss(self, loss: float) -> None:
         """Count the training loss of a step."""
@@ -83,11 +83,11 @@ class BestState:
         if self._is_better(score):
             self.step = step
             self.score = score
-            _copy(self.parameters, self.state)
+            _copy(self.tensors, self.state)
         if self.sum and step > self.sum_after:
             self.summed += 1
-            for total, parameter in zip(self.sum, self.parameters, strict=True):
-                total += parameter.detach()
+            for total, tensor in zip(self.sum, self.tensors, strict=True):
+                total += tensor.detach()
 
     def _is_better(self, score: float) -> bool:
         if self.step == 0:
@@ -97,7 +97,7 @@ class BestState:
         return score < self.score
 
     def _check_finite(self, score: float, step: int) -> None:
-        if isfinite(score) and all(parameter.isfinite().all() for parameter in self.parameters):
+        if isfinite(score) and all(tensor.isfinite().all() for tensor in self.tensors):
             return
         name = self.metric.removeprefix("eval_")
         raise Diverged(f"the weights or the held-out {name} are not finite after step {step}")
@@ -105,12 +105,12 @@ class BestState:
     def take_mean(self) -> None:
         """Put the mean of the last evaluated states into the parameters; the next evaluation counts
         as the best."""
-        _copy([total / self.summed for total in self.sum], self.parameters)
+        _copy([total / self.summed for total in self.sum], self.tensors)
         self.step = 0
 
     def restore(self) -> None:
         """Put the best evaluated state back; the start, where there was no evaluation."""
-        _copy(self.state, self.parameters)
+        _copy(self.state, self.tensors)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-like values that `load_state_dict` takes; the start is not among

@@ -38,12 +38,22 @@ class TrainableState:
         anchors: What each of `parameters` was at the start: the L1 penalty pulls towards it.
         head: Parameters of a head, free of the penalty.
         on_restore: Called after `parameters` were set from outside the optimiser.
+        layout: Integers that say what `parameters` stand for, where that changes; they are kept
+            and put back with them.
+        resumed: What else a training that resumes needs.
+        before_step: Called before each step with its number, from 0.
+        after_step: Called after each step of the optimiser, while gradients are there, with the
+            number of steps done, the optimiser, and what the gradient was multiplied by to clip it.
     """
 
     parameters: Sequence[nn.Parameter]
     anchors: Sequence[Tensor]
     head: Sequence[nn.Parameter] = ()
     on_restore: Callable[[], None] = lambda: None
+    layout: Sequence[Tensor] = ()
+    resumed: Sequence[Tensor] = ()
+    before_step: Callable[[int], None] = lambda step: None
+    after_step: Callable[[int, torch.optim.Optimizer, Tensor], None] = lambda *step: None
 
     @property
     def all_parameters(self) -> list[nn.Parameter]:
@@ -115,8 +125,9 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters, lr=training.learning_rate, weight_decay=0.0, fused=True
     )
-    best = BestState(objective, parameters, training.evaluate_every, steps, average)
-    checkpointer = Checkpointer(resume_point, parameters, optimizer, best)
+    kept = [*parameters, *state.layout]
+    best = BestState(objective, kept, training.evaluate_every, steps, average)
+    checkpointer = Checkpointer(resume_point, [*kept, *state.resumed], optimizer, best)
     log_every = min(training.evaluate_every, max(1, steps // 20))
     order = _DataOrder(len(objective.train), training, seed)
     progress = ProgressBar(title, steps)
@@ -144,6 +155,7 @@ def train(
             model.train()
             for step in range(first_step, steps):
                 checkpointer.save_if_due(step)
+                state.before_step(step)
 
                 # Gradients of the step's batches, whose mean loss is over all that is labelled in
                 # them
@@ -159,6 +171,8 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate
                 optimizer.step()
+                clipping = (training.clip / (gradient_norm + 1e-6)).clamp(max=1.0)
+                state.after_step(step + 1, optimizer, clipping)
                 optimizer.zero_grad(set_to_none=True)
                 progress.advance(step + 1)
 
@@ -186,11 +200,11 @@ def train(
                 state.on_restore()
                 best.record(steps, epoch, evaluate())
         except Diverged as error:
-            kept = "nothing had been evaluated yet"
+            left = "nothing had been evaluated yet"
             if best.step:
-                kept = f"the state of step {best.step} is kept"
+                left = f"the state of step {best.step} is kept"
             advice = "lower the learning rate or check the data"
-            raise Diverged(f"{title}: {error}; {kept}; {advice}") from None
+            raise Diverged(f"{title}: {error}; {left}; {advice}") from None
         finally:
             best.restore()
             state.on_restore()

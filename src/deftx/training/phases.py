@@ -31,10 +31,11 @@ from deftx.storage.tensors import load_tensors, read_about, save_tensors
 from deftx.training import distributed
 from deftx.training.embedding_rows import trainable_embedding_rows
 from deftx.training.halves import halved
-from deftx.training.loop import LOOP_VERSION, TrainableState, train
+from deftx.training.loop import LOOP_VERSION, TrainableState, total_steps, train
 from deftx.training.random_streams import derived_seed
 from deftx.training.resume import ResumePoint
 from deftx.training.sparse import sparse_tuning
+from deftx.training.spiel import check_reselection, reselected_tuning
 
 Delta = Mapping[str, Tensor]
 
@@ -222,6 +223,58 @@ def selected_tuning(
 
         state = TrainableState(
             [tuning.values], [tuning.start], trained_head, on_restore=tuning.write
+        )
+        with _keep_last_good(phase, difference):
+            log = _train(model, objective, settings, state, phase)
+        return tuning.vector(), log
+
+
+def reselected_training(
+    model: PreTrainedModel,
+    objective: Objective,
+    settings: VectorConfig,
+    groups: ParameterGroups,
+    *,
+    checkpoint_dir: Path | None = None,
+    title: str = "",
+) -> tuple[SparseVector, dict[str, Any]]:
+    """In place of both phases: fine-tune entries that are chosen meanwhile (SpIEL).
+
+    Args:
+        model: At θ0; it is left at the end of the training.
+        objective: What to train for.
+        settings: Of the fit.
+        groups: The model's parameters.
+        checkpoint_dir: Folder for checkpoints.
+        title: What the fit is called.
+
+    Returns:
+        How far the entries moved that were chosen last, and how the training went.
+
+    Raises:
+        DeftxError: A setting does not go together with the method.
+        Diverged: A loss is not finite.
+    """
+    steps = total_steps(len(objective.train), settings.training)
+    check_reselection(settings, steps)
+    deciding = json.dumps(settings.deciding(), sort_keys=True)
+    key = f"{training_key(model, objective, settings)} {deciding}"
+    phase = Phase(2, title, key, checkpoint_dir)
+    vocabulary_used = objective.vocabulary_used
+    with reselected_tuning(model, groups, vocabulary_used, settings, steps) as tuning:
+
+        def difference() -> Delta:
+            return {name: entries.to_dense() for name, entries in tuning.vector().tensors.items()}
+
+        state = TrainableState(
+            [tuning.values],
+            [tuning.start],
+            list(groups.trained_head.values()),
+            on_restore=tuning.restore,
+            layout=[tuning.positions],
+            resumed=tuning.growth.buffers,
+            before_step=tuning.before_step,
+            after_step=tuning.after_step,
         )
         with _keep_last_good(phase, difference):
             log = _train(model, objective, settings, state, phase)

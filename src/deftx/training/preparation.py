@@ -13,6 +13,7 @@ from deftx.config import LanguageVectorConfig, TaskVectorConfig, VectorConfig, c
 from deftx.core.apply import apply, check_fit
 from deftx.core.parameters import ParameterGroups, parameter_groups
 from deftx.core.ranks import is_split_half
+from deftx.core.reselection import RESELECTIONS
 from deftx.core.vector import Head, SparseVector, check_language, check_same_base
 from deftx.core.weights import WEIGHT_RULES
 from deftx.data.examples import (
@@ -289,7 +290,7 @@ def learned_head(groups: ParameterGroups, labels: Sequence[str]) -> Head:
 
 def takes_phase1(settings: VectorConfig) -> bool:
     """Whether a fit takes a training of all weights, which tells the entries that may change."""
-    return settings.method not in WEIGHT_RULES
+    return settings.method not in (*WEIGHT_RULES, *RESELECTIONS)
 
 
 def takes_halves(settings: VectorConfig) -> bool:

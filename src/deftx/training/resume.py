@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deftx.storage.tensors import load_tensors, save_tensors
 from deftx.training import distributed
@@ -47,12 +47,12 @@ class Checkpointer:
     def __init__(
         self,
         resume_point: ResumePoint | None,
-        parameters: Sequence[nn.Parameter],
+        tensors: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         best: BestState,
     ) -> None:
         self.resume_point = resume_point
-        self.parameters = parameters
+        self.tensors = tensors
         self.optimizer = optimizer
         self.best = best
         self.due = monotonic() + SECONDS_BETWEEN
@@ -71,8 +71,8 @@ class Checkpointer:
             return 0
         tensors, values = loaded
         with torch.no_grad():
-            for number, parameter in enumerate(self.parameters):
-                parameter.copy_(tensors[f"value.{number}"])
+            for number, tensor in enumerate(self.tensors):
+                tensor.copy_(tensors[f"value.{number}"])
         moments = _moments_by_parameter(tensors)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -86,7 +86,7 @@ class Checkpointer:
             return
         if monotonic() < self.due:
             return
-        if not all(parameter.isfinite().all() for parameter in self.parameters):
+        if not all(tensor.isfinite().all() for tensor in self.tensors):
             return
         start = monotonic()
         self._save(self.resume_point, step)
@@ -95,8 +95,8 @@ class Checkpointer:
 
     def _save(self, resume_point: ResumePoint, step: int) -> None:
         tensors, best_values = self.best.state_dict()
-        for number, parameter in enumerate(self.parameters):
-            tensors[f"value.{number}"] = parameter.detach()
+        for number, tensor in enumerate(self.tensors):
+            tensors[f"value.{number}"] = tensor.detach()
         for number, moments in self.optimizer.state_dict()["state"].items():
             for name, moment in moments.items():
                 tensors[f"optimizer.{number}.{name}"] = moment
