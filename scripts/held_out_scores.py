@@ -26,8 +26,8 @@ def main() -> None:
     found: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for use, step in run.plan.uses_of("vector"):
         if run.store.done(step):
-            log = load(run.store.folder(step) / VECTOR).info["log"]
-            found[use.variant, use.seed][use.name] = log["phase2"]["best_score"]
+            log = load(run.store.folder(step) / VECTOR).provenance.log
+            found[use.variant, use.seed][use.name] = log["phase2"].best_score
     print(f"| variant | seed | languages | held-out loss | task |\n{'| --- ' * 5}|")
     for (variant, seed), scores in found.items():
         losses = [score for name, score in scores.items() if name != TASK]

@@ -125,16 +125,16 @@ def measure(
         options.out.parent / "vectors" / f"{seed}-{language}-{setting}-{method}".replace(" ", "_")
     )
     save(vector, folder, force=True)
-    log = vector.info["log"]
+    log = vector.provenance.log
     row = {
         "seed": seed,
         "language": language,
         "setting": setting,
         "method": method,
-        "start": log["phase1"]["start_score"],
-        "phase1": log["phase1"]["best_score"],
-        "phase2": log["phase2"]["best_score"],
-        "phase2_step": log["phase2"]["best_step"],
+        "start": log["phase1"].start_score,
+        "phase1": log["phase1"].best_score,
+        "phase2": log["phase2"].best_score,
+        "phase2_step": log["phase2"].best_step,
         "own_head": loss_with_own_head(options.base, text, settings, vector),
         "seconds": round(seconds, 1),
         "training": settings.training.model_dump(mode="json", exclude_unset=True),

@@ -3,9 +3,9 @@
     python scripts/same_vectors.py CHECKOUT [OTHER]
 
 Makes a tiny base and texts, has the command line of each checkout learn vectors from them, and
-prints a SHA-256 of the tensors of every vector. With two checkouts it also says which differ, and
-ends with code 1 where one does. Commits are compared by worktrees: `git worktree add ../before
-COMMIT`, then `python scripts/same_vectors.py ../before .`.
+prints a SHA-256 of the tensors and of vector.json of every vector. With two checkouts it also says
+which differ, and ends with code 1 where one does. Commits are compared by worktrees: `git worktree
+add ../before COMMIT`, then `python scripts/same_vectors.py ../before .`.
 """
 
 import hashlib
@@ -125,6 +125,8 @@ def learn(checkout: Path, inputs: Path, place: Path) -> dict[str, str]:
             sys.exit(f"{checkout}: deftx {' '.join(arguments)}: {done.stderr[-2000:]}")
         for file in sorted((place / name).glob("*.safetensors")):
             digests[f"{name}/{file.stem}"] = tensors_digest(file)
+        manifest = (place / name / "vector.json").read_bytes()
+        digests[f"{name}/vector.json"] = hashlib.sha256(manifest).hexdigest()
     return digests
 
 

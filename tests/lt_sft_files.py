@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.models.fingerprint import fingerprint
 from deftx.models.heads import load_task_model
@@ -39,7 +40,7 @@ def vector_of(base, *, with_head=False, seed=0, only=""):
         else None
     )
     return SparseVector(
-        tensors, top, {"base": base, "base_fingerprint": fingerprint(model), "kind": "any"}
+        tensors, top, Provenance(base=base, base_fingerprint=fingerprint(model), kind="any")
     )
 
 

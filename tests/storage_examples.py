@@ -3,6 +3,7 @@
 import torch
 
 from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.storage.provenance_json import provenance_from_json
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -11,7 +12,7 @@ BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: 
 
 def example(seed=0, head=True):
     """A small vector with every kind of part: three types, an empty tensor, a scalar, a head,
-    info."""
+    what it came from."""
     generator = torch.Generator().manual_seed(seed)
 
     def entries(shape, places, dtype=torch.float32):
@@ -38,9 +39,8 @@ def example(seed=0, head=True):
         "log": {"loss": [1.5, None]},
         "ö": "\n",
     }
-    return SparseVector(
-        tensors, Head(weights, ("negative", "neutral", "positiv ä")) if head else None, info
-    )
+    top = Head(weights, ("negative", "neutral", "positiv ä")) if head else None
+    return SparseVector(tensors, top, provenance_from_json(info))
 
 
 def assert_same_tensor(one, other):
@@ -60,4 +60,4 @@ def assert_same(one, other):
         assert list(one.head.tensors) == list(other.head.tensors)
         for name, tensor in one.head.tensors.items():
             assert_same_tensor(tensor, other.head.tensors[name])
-    assert one.info == other.info
+    assert one.provenance == other.provenance

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
+from deftx.core.provenance import PhaseLog, Provenance, TrainingRecord
 from deftx.core.vector import SparseTensor, SparseVector
 from deftx.storage.tensors import save_tensors
 from deftx.storage.vector_files import save
@@ -140,12 +141,17 @@ def random_vector(generator: torch.Generator, variant: str, name: str) -> Sparse
         tensors[key] = SparseTensor(places, torch.randn(len(places), generator=generator), shape)
     metric = "macro_f1" if name == "task" else "loss"
     log = {
-        f"phase{n}": {"history": history(n, metric, generator), "best_step": 100} for n in (1, 2)
+        f"phase{n}": PhaseLog(best_step=100, history=history(n, metric, generator)) for n in (1, 2)
     }
     ranks = {key: 3 + n % 7 for n, (key, shape) in enumerate(SHAPES.items()) if len(shape) == 2}
     training = {"metric": metric} if name == "task" else {}
-    info = {"ranks": ranks if "DeFT" in variant else {}, "log": log, "training": training}
-    return SparseVector(tensors, info={**info, "base_fingerprint": "f" * 64})
+    provenance = Provenance(
+        base_fingerprint="f" * 64,
+        training=TrainingRecord(training),
+        ranks=ranks if "DeFT" in variant else {},
+        log=log,
+    )
+    return SparseVector(tensors, provenance=provenance)
 
 
 def make_run(

@@ -9,6 +9,7 @@ from task_examples import EXAMPLES
 from tiny import random_vector
 
 import deftx
+from deftx.core.provenance import Provenance
 from deftx.models.heads import load_task_model
 from deftx.models.tokenizers import load_tokenizer
 from deftx.tasks.base import names_of, predict
@@ -41,7 +42,7 @@ def served(request, bases):
     base, names = bases(SHAPES.get(kind, "xlmr")), names_of(TASKS[request.param], examples)
     model = load_task_model(base, names, task=task)
     language, made = random_vector(model, 1), random_vector(model, 0, ("any",))
-    vector = replace(made, head=replace(made.head, labels=names), info={"task": kind})
+    vector = replace(made, head=replace(made.head, labels=names), provenance=Provenance(task=kind))
     examples, tokenizer = replace(examples, labels=None), load_tokenizer(base)
     said = {
         name: predict(task, deftx.compose(base, vector, some), tokenizer, examples, 32)
@@ -89,7 +90,9 @@ def test_the_kind_of_task_can_be_asked_for(served):
 def test_words_are_what_stands_between_spaces_if_no_others_are_given(bases):
     base, names = bases(), ("X", "Y")
     made = random_vector(load_task_model(base, names, task=TASKS["tagging"]), 0, names)
-    with serving(deftx.Switcher(base, replace(made, info={"task": "tagging"}), {})) as port:
+    with serving(
+        deftx.Switcher(base, replace(made, provenance=Provenance(task="tagging")), {})
+    ) as port:
         given, parted = ["ba  be\tbi.", ""], [["ba", "be", "bi."], []]
         found = ask(port, given, None)[1]["predictions"]
         assert [row["words"] for row in found] == parted

@@ -71,16 +71,17 @@ def test_a_course_is_one_line_of_what_is_known():
 def test_the_course_of_a_vector_is_that_of_its_log(home):
     vector = deftx.load(home / "min")
     course = course_of(vector)
-    phases = vector.info["log"]
-    assert (course.metric, course.phase1) == ("loss", phases["phase1"]["best_score"])
+    phases = vector.provenance.log
+    assert (course.metric, course.phase1) == ("loss", phases["phase1"].best_score)
     assert (course.end, course.start) == (
-        phases["phase2"]["best_score"],
-        phases["phase1"].get("start_score"),
+        phases["phase2"].best_score,
+        phases["phase1"].start_score,
     )
     assert course_of(deftx.load(home / "task")).metric == "macro_f1"
     assert course_of(SparseVector({})) is None
-    with_start = {**phases, "phase1": {**phases["phase1"], "start_score": 99.0}}
-    assert course_of(replace(vector, info={**vector.info, "log": with_start})).start == 99.0
+    log = {**phases, "phase1": replace(phases["phase1"], start_score=99.0)}
+    with_start = replace(vector, provenance=replace(vector.provenance, log=log))
+    assert course_of(with_start).start == 99.0
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from huggingface_hub import ModelCard
 from storage_examples import example
 
 import deftx
+from deftx.core.provenance import DataRecord, TrainingRecord
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.hub.model_card import About, model_card
 from deftx.hub.privacy import published
+from deftx.storage.provenance_json import provenance_from_json, provenance_to_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
@@ -38,16 +40,16 @@ INFO = {
         "sources": ["hub:wikimedia/wikipedia@v1:20231101.min", "min.txt"],
     },
 }
-LANGUAGE = replace(example(head=False), info=INFO)
+LANGUAGE = replace(example(head=False), provenance=provenance_from_json(INFO))
 TASK = replace(
     example(),
-    info={
-        **INFO,
-        "kind": "task",
-        "training": {"metric": "macro_f1"},
-        "data": {"train": 11, "valid": 12, "digest": "4567", "sources": ["train.tsv", "valid.tsv"]},
-        "source": INFO,
-    },
+    provenance=replace(
+        LANGUAGE.provenance,
+        kind="task",
+        training=TrainingRecord({"metric": "macro_f1"}),
+        data=DataRecord(train=11, valid=12, digest="4567", sources=("train.tsv", "valid.tsv")),
+        source=LANGUAGE.provenance,
+    ),
 )
 
 
@@ -106,13 +108,13 @@ def test_people_read_what_it_is_what_it_was_made_of_and_how_to_use_it(vector):
         "2.13.0",
         "mit",
     ]
-    data = vector.info["data"]
+    data = vector.provenance.data
     for fact in [
         *facts,
         "1.2500",
         "min",
-        data["digest"],
-        *data["sources"],
+        data.digest,
+        *data.sources,
         "Simon, Sona Elza",
         "2505.15090",
     ]:
@@ -130,7 +132,7 @@ def test_a_vector_that_knows_nothing_has_a_card_too():
     for vector in (
         SparseVector({}),
         2.0 * LANGUAGE,
-        replace(TASK, info={"log": 3, "data": [], "training": None}),
+        replace(TASK, provenance=provenance_from_json({"log": 3, "data": [], "training": None})),
     ):
         assert "deftx" in read(vector).data.tags
     assert "2.0 times" in read(2.0 * LANGUAGE).text
@@ -145,7 +147,7 @@ def test_a_stranger_s_info_stays_text():
         "training": {bad: bad},
         "data": {"sources": [bad, 3, None, f"hub:{bad}"]},
     }
-    card = read(replace(LANGUAGE, info=info))
+    card = read(replace(LANGUAGE, provenance=provenance_from_json(info)))
     assert card.data.base_model is card.data.datasets is None
     assert "<script>" not in card.text
     assert "](b)" not in card.text
@@ -204,35 +206,36 @@ def test_no_place_on_a_disk_is_published(place):
         "other": [{"deep": place}] if place != PLACES[0] else [],
         "k": 3,
     }
-    vector = published(replace(LANGUAGE, info={**info, "source": info, "of": [info]}))
-    assert "anna" not in json.dumps(vector.info)
+    vector = published(
+        replace(LANGUAGE, provenance=provenance_from_json({**info, "source": info, "of": [info]}))
+    )
+    assert "anna" not in json.dumps(provenance_to_json(vector.provenance))
     assert (
-        vector.info["source"]["base"]
-        == vector.info["of"][0]["base"]
-        == vector.info["base"]
+        vector.provenance.source.base
+        == vector.provenance.terms[0].base
+        == vector.provenance.base
         == "a local folder"
     )
-    assert vector.info["data"] == {"sources": ["x", "x"]}
-    assert (vector.info["k"], vector.info["base_fingerprint"]) == (3, "ab")
-    assert published(vector).info == vector.info
-    assert "anna" not in model_card(replace(LANGUAGE, info=info), "you/min")
+    assert vector.provenance.data == DataRecord(sources=("x", "x"))
+    assert (vector.provenance.k, vector.provenance.base_fingerprint) == (3, "ab")
+    assert published(vector).provenance == vector.provenance
+    assert "anna" not in model_card(vector, "you/min")
 
 
 def test_what_is_no_place_is_published_as_it_is():
-    info = {
-        **TASK.info,
-        "labels": ["/n/", "~/", "a/b"],
-        "operation": "0.5 times",
-        "note": "n/a",
-        "text": "hub:a/b:c",
-    }
-    assert published(replace(TASK, info=info)).info == info
+    provenance = replace(
+        TASK.provenance,
+        labels=("/n/", "~/", "a/b"),
+        operation="0.5 times",
+        extra={"note": "n/a", "text": "hub:a/b:c"},
+    )
+    assert published(replace(TASK, provenance=provenance)).provenance == provenance
 
 
 def test_a_folder_that_has_the_form_of_an_id_is_no_base_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FacebookAI" / "xlm-roberta-base@e73636d").mkdir(parents=True)
-    assert published(LANGUAGE).info["base"] == "a local folder"
+    assert published(LANGUAGE).provenance.base == "a local folder"
     assert read(LANGUAGE).data.base_model is None
     assert "base_model" not in model_card(LANGUAGE, "you/min")
     named = About(base="FacebookAI/xlm-roberta-base")
@@ -241,8 +244,9 @@ def test_a_folder_that_has_the_form_of_an_id_is_no_base_on_the_hub(tmp_path, mon
 
 def test_nothing_that_is_pushed_tells_where_it_was_made(hub, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_anna")
-    info = {**TASK.info, "base": "/home/secret/x", "source": {**INFO, "base": "../secret/x"}}
-    vector = replace(TASK, info=info)
+    source = replace(LANGUAGE.provenance, base="../secret/x")
+    provenance = replace(TASK.provenance, base="/home/secret/x", source=source)
+    vector = replace(TASK, provenance=provenance)
     deftx.save(vector, tmp_path / "secret")
     deftx.push(tmp_path / "secret", "anna/task", languages=["min"])
     repo = hub.repos["anna/task"]
@@ -250,8 +254,8 @@ def test_nothing_that_is_pushed_tells_where_it_was_made(hub, monkeypatch, tmp_pa
     assert b"secret" not in b"".join(files.values())
     assert ModelCard(files["README.md"].decode()).data.language == ["min"]
     deftx.push(tmp_path / "secret", "anna/task", base="FacebookAI/xlm-roberta-base")
-    assert deftx.load("anna/task").info["base"] == "FacebookAI/xlm-roberta-base"
-    assert deftx.load(tmp_path / "secret").info == info
+    assert deftx.load("anna/task").provenance.base == "FacebookAI/xlm-roberta-base"
+    assert deftx.load(tmp_path / "secret").provenance == provenance
 
 
 def test_a_card_of_one_s_own_is_pushed_as_it_is(hub, monkeypatch, tmp_path):
@@ -279,10 +283,10 @@ def test_a_card_of_one_s_own_is_pushed_as_it_is(hub, monkeypatch, tmp_path):
 
 
 def test_a_rank_left_to_the_library_is_shown_with_the_rule_that_it_stood_for():
-    auto = replace(LANGUAGE, info={**INFO, "rank": "auto", "rank_rule": "90%"})
+    auto = replace(LANGUAGE, provenance=replace(LANGUAGE.provenance, rank="auto", rank_rule="90%"))
     assert "| rank | auto |\n| rank_rule | 90% |" in str(read(auto))
     assert "rank_rule" not in str(read(LANGUAGE))
-    counted = replace(LANGUAGE, info={**INFO, "keep_of": "rows-in-use"})
+    counted = replace(LANGUAGE, provenance=replace(LANGUAGE.provenance, keep_of="rows-in-use"))
     assert "| keep | 0.05 |\n| keep_of | rows-in-use |" in str(read(counted))
 
 
@@ -298,7 +302,7 @@ def test_vectors_learnt_on_a_folder_name_it_so_that_nobody_takes_it_for_an_id(
     difference = deftx.extract("anna/base", "anna/base")
     monkeypatch.chdir("/")
     for vector in (language, difference):
-        assert "anna" not in json.dumps(published(vector).info)
+        assert "anna" not in json.dumps(provenance_to_json(published(vector).provenance))
 
 
 ODD = [
@@ -335,7 +339,7 @@ def test_a_card_is_written_whatever_the_info_holds(key, odd):
         "log": {"phase2": {"best_score": 0.5}},
     }
     for value in (odd, {"metric": odd}, {"phase2": odd}, {"phase2": {"best_score": odd}}):
-        vector = replace(example(), info={**info, key: value})
+        vector = replace(example(), provenance=provenance_from_json({**info, key: value}))
         card = model_card(vector, "anna/min")
         metadata = yaml.safe_load(card.encode().decode().split("\n---\n")[0])
         assert metadata["library_name"] == "deftx"
@@ -345,6 +349,7 @@ def test_a_score_that_is_no_number_is_not_in_the_card():
     info = {"training": {"metric": "macro_f1"}, "log": {"phase2": {"best_score": 0.5}}}
     for best, is_there in {0.5: True, float("nan"): False, 10**400: False}.items():
         log = {"phase2": {"best_score": best}}
-        card = model_card(replace(example(), info={**info, "log": log}), "anna/min")
+        provenance = provenance_from_json({**info, "log": log})
+        card = model_card(replace(example(), provenance=provenance), "anna/min")
         assert ("## Scores" in card) == is_there
         assert ("model-index" in card) == is_there

@@ -84,9 +84,9 @@ def test_a_base_that_writes_learns_a_language_and_moves_nothing_outside_the_sele
         at_first = objective.validate(model.eval(), 8)["loss"]
     phi = fit(model, objective, LanguageVectorConfig(k="30%", training=training))
     scores = [
-        row["eval_loss"] for row in phi.info["log"]["phase2"]["history"] if "eval_loss" in row
+        row["eval_loss"] for row in phi.provenance.log["phase2"].history if "eval_loss" in row
     ]
-    assert phi.info["log"]["phase2"]["best_score"] == min(scores) < at_first - 0.3
+    assert phi.provenance.log["phase2"].best_score == min(scores) < at_first - 0.3
     names = {id(weight): name for name, weight in parameter_groups(model).backbone.items()}
     for name, weight in model.named_parameters():
         entries = phi.tensors.get(names.get(id(weight), "none: it is of the head"))

@@ -128,7 +128,7 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(bases, t
     vector, cuts = until_done(lambda: CASES[case](bases(), tmp_path), cut, lives)
     assert cuts >= 4
     assert same(vector, whole)
-    assert dict(vector.info) == dict(whole.info)
+    assert vector.provenance == whole.provenance
 
 
 SPIEL = {"method": "spiel-ag", "reselection": {"every": 4, "window": 3, "share": 0.5}}
@@ -241,7 +241,7 @@ def test_a_fit_that_is_cut_off_on_the_second_half_goes_on_there(bases, tmp_path,
     assert (tmp_path / "phase1-half1.safetensors").stat().st_mtime_ns == before
     vector = language(bases(), tmp_path, change)
     assert same(vector, whole)
-    assert dict(vector.info) == dict(whole.info)
+    assert vector.provenance == whole.provenance
 
 
 @pytest.mark.usefixtures("always")

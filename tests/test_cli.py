@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import deftx
 from deftx.cli import app, arguments
 from deftx.config import changed
+from deftx.core.provenance import Provenance
 from deftx.core.vector import Head
 from deftx.errors import DeftxError
 from deftx.models.compose import compose, load_base_with_head
@@ -33,8 +34,8 @@ from deftx.tasks.registry import TASKS
 def test_a_language_vector_has_exactly_k_entries_and_leaves_no_working_files(home):
     vector = deftx.load(home / "min")
     tunable = sum(entries.numel for entries in vector.tensors.values())
-    assert vector.k == vector.info["k"] == round(0.05 * tunable)
-    assert vector.info["kind"] == "language"
+    assert vector.k == vector.provenance.k == round(0.05 * tunable)
+    assert vector.provenance.kind == "language"
     assert not (home / "min.work").exists()
 
 
@@ -50,9 +51,9 @@ def test_a_fit_says_in_one_line_what_it_wrote(here, run):
         "min",
         *LANGUAGE,
     )
-    log = deftx.load("min").info["log"]
+    log = deftx.load("min").provenance.log
     first, second = (
-        f"{log[phase]['best_score']:.4f} after phase {phase[-1]}" for phase in ("phase1", "phase2")
+        f"{log[phase].best_score:.4f} after phase {phase[-1]}" for phase in ("phase1", "phase2")
     )
     assert done.code == 0
     start, _, course = done.out.partition("held-out loss ")
@@ -115,7 +116,7 @@ def test_a_task_vector_knows_its_source_and_its_labels(home):
     task = deftx.load(home / "task")
     assert task.head is not None
     assert task.head.labels == ("back", "front")
-    assert task.info["source"]["data"] == deftx.load(home / "ind").info["data"]
+    assert task.provenance.source.data == deftx.load(home / "ind").provenance.data
 
 
 def test_a_task_is_learnt_on_several_languages_each_with_its_vector(here, home, run):
@@ -134,8 +135,8 @@ def test_a_task_is_learnt_on_several_languages_each_with_its_vector(here, home, 
     for name, entries in expected.tensors.items():
         assert torch.equal(found.tensors[name].indices, entries.indices)
         assert torch.equal(found.tensors[name].values, entries.values)
-    assert list(found.info["sources"]) == ["a", "b"]
-    assert len(found.info["data"]["sources"]) == 4
+    assert list(found.provenance.sources) == ["a", "b"]
+    assert len(found.provenance.data.sources) == 4
     assert "without --source" in run(*with_options(FIT_TASK, f"{TWO} --out other")).out
 
 
@@ -147,7 +148,7 @@ def test_without_validation_data_a_tenth_is_held_out_and_that_is_said(here, home
         "warning: without --valid, 2 of the rows choose the best step and are not learnt"
         in done.err
     )
-    data = deftx.load("new").info["data"]
+    data = deftx.load("new").provenance.data
     assert (data["train"], data["valid"], data["pairs"]) == (22, 2, False)
     assert (
         "in --train too"
@@ -197,7 +198,7 @@ def test_a_lone_source_may_have_a_name(here, home, run):
     )
     assert named.keys() == unnamed.keys()
     assert all(torch.equal(named[name], unnamed[name]) for name in named)
-    assert deftx.load("new").info["source"] == deftx.load(home / "task").info["source"]
+    assert deftx.load("new").provenance.source == deftx.load(home / "task").provenance.source
 
 
 def test_a_pipeline_runs_the_composed_model_and_predict_says_the_same(here, home, run):
@@ -272,7 +273,7 @@ def test_predict_writes_what_was_read_beside_texts_too(bases, run, tmp_path, mon
     base = bases("modernbert")
     vector = random_vector(load_task_model(base, (), task=TASKS["multiple-choice"]), 0, ("any",))
     head = replace(vector.head, labels=())
-    deftx.save(replace(vector, head=head, info={"task": "multiple-choice"}), "task")
+    deftx.save(replace(vector, head=head, provenance=Provenance(task="multiple-choice")), "task")
     asked = [("ba be", ["bi", "bo bu"]), ("da", ["de", "di", "do"])]
     Path("new.jsonl").write_text(
         "".join(
@@ -410,14 +411,14 @@ def test_inspect_shows_where_vectors_come_from_and_what_they_share(here, home, r
     assert found["vectors"][2]["labels"] == ["back", "front"]
     for facts, vector in zip(found["vectors"], vectors, strict=True):
         assert facts["k"] == vector.k
-        assert facts["fingerprint"] == vector.info["base_fingerprint"]
+        assert facts["fingerprint"] == vector.provenance.base_fingerprint
         assert set(facts["density"]) == {"embeddings", "encoder.layer.0", "encoder.layer.1"}
     shown = run("inspect", "home/min", "home/ind").out
     assert "home/min" not in shown  # whole paths make headings that are broken within words
     shown = run("inspect", "home/min").out
     assert all(
         word in shown
-        for word in ("deftx", "90%", "encoder.layer.1", vectors[0].info["base_fingerprint"][:12])
+        for word in ("deftx", "90%", "encoder.layer.1", vectors[0].provenance.base_fingerprint[:12])
     )
     assert "overlap" not in shown
 
@@ -467,7 +468,7 @@ def test_force_replaces_a_vector_and_a_model_and_nothing_else(here, home, run):
     Path("mine/notes.txt").write_text("notes")
     fit = ["fit", "language", "--base", "home/base", "--text", "home/ind.txt", *LANGUAGE, "--force"]
     assert run(*fit, "--out", "min").code == 0
-    assert deftx.load("min").info["data"] == deftx.load(home / "ind").info["data"]
+    assert deftx.load("min").provenance.data == deftx.load(home / "ind").provenance.data
     vectors = ["compose", "--base", "home/base", "--task", "home/task", "--force"]
     assert run(*vectors, "--out", "model").code == 0
     assert tree(Path("model"))["model.safetensors"] != tree(home / "model")["model.safetensors"]

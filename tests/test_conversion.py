@@ -27,6 +27,7 @@ import deftx
 from deftx.cli import main
 from deftx.core.apply import apply
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance
 from deftx.core.vector import Head, SparseTensor
 from deftx.errors import DeftxError
 from deftx.interop import convert as conversion
@@ -86,8 +87,8 @@ def test_a_language_vector_of_lt_sft_changes_the_model_as_its_own_code_would(tmp
         before = theirs.get_parameter(f"roberta.{name}")
         assert torch.allclose(parameter, before + diffs[f"roberta.{name}"], atol=0, rtol=0), name
     assert vector.head is None
-    assert vector.info["base_fingerprint"] == fingerprint(theirs)
-    assert vector.info["kind"] == "language"
+    assert vector.provenance.base_fingerprint == fingerprint(theirs)
+    assert vector.provenance.kind == "language"
 
 
 def test_a_task_vector_of_lt_sft_brings_its_head_and_is_composed(tmp_path, bases):
@@ -125,7 +126,7 @@ def test_without_a_base_a_vector_of_lt_sft_is_bound_to_none(tmp_path, bases):
     )
     vector = read(tmp_path / "sft")
     assert vector.tensors.keys() == shapes.keys()
-    assert "base_fingerprint" not in vector.info
+    assert vector.provenance.base_fingerprint is None
     assert read(tmp_path / "sft" / lt_sft.FILE).k == vector.k  # the file itself will do
 
 
@@ -204,7 +205,7 @@ def test_a_head_that_is_not_the_models_is_refused_and_the_kind_of_task_can_be_to
         compose(bases(), tagger)
     told = convert(tmp_path / "untold", tmp_path / "told", labels=["N", "V", "X"], kind="tagging")
     composed = compose(bases(), deftx.load(tmp_path / "told"))
-    assert told.info["task"] == "tagging"
+    assert told.provenance.task == "tagging"
     assert torch.equal(composed.classifier.bias, torch.ones(3))
     with pytest.raises(DeftxError, match="unknown task 'taging'"):
         convert(tmp_path / "sft", tmp_path / "new", kind="taging")
@@ -270,8 +271,11 @@ def test_what_lt_sft_wrote_and_what_we_write_come_back_bit_for_bit(tmp_path, bas
     deftx.save(vector, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "sft", "lt-sft")
     back = convert(tmp_path / "sft", tmp_path / "back", base=bases(), labels=LABELS)
-    assert_same(replace(back, info={}), replace(vector, info={}))
-    assert_same(replace(deftx.load(tmp_path / "back"), info={}), replace(vector, info={}))
+    assert_same(replace(back, provenance=Provenance()), replace(vector, provenance=Provenance()))
+    assert_same(
+        replace(deftx.load(tmp_path / "back"), provenance=Provenance()),
+        replace(vector, provenance=Provenance()),
+    )
     content = torch.load(tmp_path / "sft" / lt_sft.FILE, weights_only=True)
     assert content["diffs"].keys() == {f"roberta.{name}" for name in vector.tensors}
     name = "roberta.embeddings.word_embeddings.weight"
@@ -694,7 +698,7 @@ def test_an_adapter_of_linear_layers_only_comes_back_bit_for_bit(tmp_path, bases
         tmp_path / "vector", tmp_path / "adapter", "peft"
     )  # without a warning: nothing is left out
     back = convert(tmp_path / "adapter", tmp_path / "back", base=bases())
-    assert_same(replace(back, info={}), replace(vector, info={}))
+    assert_same(replace(back, provenance=Provenance()), replace(vector, provenance=Provenance()))
     with pytest.raises(DeftxError, match="give the --base"):
         read(tmp_path / "adapter")
 
@@ -766,7 +770,8 @@ def test_an_encoder_decoders_language_vector_goes_out_as_model_and_as_adapter(
     back = convert(tmp_path / "adapter", tmp_path / "back", base=bases(shape))
     kept = linear_only(vector, ours)
     assert_same(
-        replace(back, info={}), replace(kept, tensors=dict(sorted(kept.tensors.items())), info={})
+        replace(back, provenance=Provenance()),
+        replace(kept, tensors=dict(sorted(kept.tensors.items())), provenance=Provenance()),
     )
 
 

@@ -205,7 +205,7 @@ def test_language_vectors_help_and_the_demo_leaves_what_it_says(
     assert f"deftx inspect {out / 'vectors' / 'task'}" in capsys.readouterr().out
     task = load(out / "vectors" / "task")
     assert (
-        task.info["log"]["phase2"]["best_score"] > 0.95
+        task.provenance.log["phase2"].best_score > 0.95
     )  # macro-F1 on held-out text of the source
     score = {(s.variant, s.language): s.scores["macro_f1"] for s in found}
     for variant in (run.LT_SFT, run.DEFT_X):

@@ -60,7 +60,7 @@ def test_all_entries_are_the_difference_of_the_loaded_models(bases, tmp_path, sh
     after = finetuned(bases(shape), tmp_path / "tuned")
     vector = extract(after, bases(shape))
     assert_is(vector, deftx.delta(after, bases(shape)))
-    assert vector.info["base_fingerprint"] == fingerprint(load_language_model(bases(shape)))
+    assert vector.provenance.base_fingerprint == fingerprint(load_language_model(bases(shape)))
     assert all((entries.values != 0).all() for entries in vector.tensors.values())
 
 
@@ -81,7 +81,9 @@ def test_the_k_largest_are_those_that_select_chooses(bases, tuned):
             expected[name].view(-1)[places.indices] = delta[name].reshape(-1)[places.indices]
         assert_is(vector, expected)
         assert (
-            vector.k == vector.info["k"] <= sum(len(places.indices) for places in chosen.values())
+            vector.k
+            == vector.provenance.k
+            <= sum(len(places.indices) for places in chosen.values())
         )
 
 

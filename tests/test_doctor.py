@@ -3,6 +3,7 @@ tells."""
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tiny import random_vector, save_base
 import deftx
 from deftx.cli import doctor, main
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance, TokenizerRecord
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
@@ -28,24 +30,24 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     base, other = save_base(home / "base"), save_base(home / "other", seed=1)
     model = load_task_model(base, ["bad", "good"])
-    noted = {
-        "base": "base",
-        "base_fingerprint": fingerprint(model),
-        "tokenizer": tokenizer_record(load_tokenizer(base)),
-    }
+    noted = Provenance(
+        base="base",
+        base_fingerprint=fingerprint(model),
+        tokenizer=tokenizer_record(load_tokenizer(base)),
+    )
     language, task = random_vector(model, 1), random_vector(model, 2, ("bad", "good"))
     misfits = {
-        "elsewhere": {
-            **noted,
-            "base": "other",
-            "base_fingerprint": fingerprint(load_encoder(other)),
-        },
-        "spelt": {**noted, "tokenizer": {"name": "other", "digest": "f" * 64}},
+        "elsewhere": replace(
+            noted, base="other", base_fingerprint=fingerprint(load_encoder(other))
+        ),
+        "spelt": replace(noted, tokenizer=TokenizerRecord("other", "f" * 64)),
     }
-    for name, info in misfits.items():
-        deftx.save(SparseVector(language.tensors, info=info), home / name)
-    deftx.save(SparseVector(language.tensors, info={**noted, "kind": "language"}), home / "min")
-    deftx.save(SparseVector(task.tensors, task.head, {**noted, "kind": "task"}), home / "task")
+    for name, provenance in misfits.items():
+        deftx.save(SparseVector(language.tensors, provenance=provenance), home / name)
+    deftx.save(
+        SparseVector(language.tensors, provenance=replace(noted, kind="language")), home / "min"
+    )
+    deftx.save(SparseVector(task.tensors, task.head, replace(noted, kind="task")), home / "task")
     bert = load_task_model(save_base(home / "bert", "bert"), ["bad", "good"])
     deftx.save(random_vector(bert, 3), home / "shapes")
     deftx.save(SparseVector({}, random_vector(bert, 3, ("bad", "good")).head), home / "top")
@@ -183,7 +185,7 @@ def test_a_vector_of_any_kind_of_task_fits_with_the_head_of_its_model(run, home,
     top = Head(
         {name: tensor.detach() for name, tensor in parameter_groups(model).head.items()}, labels
     )
-    noted = deftx.load(home / "task").info
-    deftx.save(SparseVector({}, top, {**noted, "task": kind}), home / kind)
+    noted = deftx.load(home / "task").provenance
+    deftx.save(SparseVector({}, top, replace(noted, task=kind)), home / kind)
     code, out = run("--base", "base", "--vector", kind, "--json")
     assert (code, said(out)[kind][0]) == (0, True), out

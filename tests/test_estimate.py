@@ -54,7 +54,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     def as_fast(start, training, length):
-        seen.append(start.origin["kind"])
+        seen.append(start.origin.kind)
         return replace(SPEED, length=length)
 
     monkeypatch.setattr(estimate, "_timed", as_fast)

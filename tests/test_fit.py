@@ -34,6 +34,7 @@ from deftx.config import (
 from deftx.core.apply import apply
 from deftx.core.denoise import denoise
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance
 from deftx.core.select import select
 from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
@@ -46,6 +47,7 @@ from deftx.models.loading import load_language_model
 from deftx.models.scales import tune_scales
 from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.masked_lm import masked_lm
+from deftx.storage.provenance_json import provenance_from_json, provenance_to_json
 from deftx.storage.tensors import load_tensors
 from deftx.tasks.base import evaluate, supervised
 from deftx.tasks.classification import CLASSIFICATION
@@ -84,7 +86,7 @@ def test_a_language_vector_has_exactly_k_entries(bases, k):
     vector = fit_language(bases(), TEXT, changed(LANGUAGE, {"k": k}))
     total = size(bases())
     expected = {"5%": round(0.05 * total), "100%": total}.get(k, k)
-    assert vector.k == vector.info["k"] == expected
+    assert vector.k == vector.provenance.k == expected
     assert (
         sum(entries.values.count_nonzero() for entries in vector.tensors.values()) > 0.5 * expected
     )
@@ -98,7 +100,7 @@ def test_the_selection_is_made_from_the_denoised_change_of_phase_1(bases, tmp_pa
         name: delta[name] for name in parameter_groups(AutoModel.from_pretrained(bases())).trainable
     }
     denoised = denoise(delta, 3, 0.05)
-    assert vector.info["ranks"] == denoised.ranks
+    assert vector.provenance.ranks == denoised.ranks
     assert set(denoised.ranks.values()) == {3}
     for name, places in select(denoised, "5%").items():
         assert torch.equal(vector.tensors[name].indices, places.indices)
@@ -124,7 +126,7 @@ def test_what_is_kept_can_be_counted_over_rows_in_use_and_a_vector_says_so(bases
             torch.equal(vectors[way].tensors[name].indices, places.indices)
             for name, places in expected.items()
         )
-        assert vectors[way].info["keep_of"] == way
+        assert vectors[way].provenance.keep_of == way
     assert not same(vectors["matrix"], vectors["rows-in-use"])
 
 
@@ -139,7 +141,7 @@ def test_k_can_be_split_between_matrices_or_layers(bases, split):
     )
     assert max(shares.values()) < 0.07  # one of 16, where 5% is less than one
     assert shares != free
-    assert vector.info["split"] == split
+    assert vector.provenance.split == split
 
 
 def test_phase_1_is_the_same_whatever_is_averaged_in_phase_2(bases, tmp_path, phases):
@@ -162,33 +164,30 @@ def test_deftx_at_full_rank_is_lt_sft(bases):
     low = fit_language(bases(), TEXT, LANGUAGE)
     assert same(full, plain)
     assert not same(full, low)
-    assert plain.info["ranks"] == {}
+    assert plain.provenance.ranks == {}
 
 
 def test_what_is_noted_about_a_vector_is_plain_data(bases):
     language = fit_language(bases(), TEXT, LANGUAGE)
     task = fit_task(bases(), TRAIN, VALID, TASK, source=language)
     for vector, kind in ((language, "language"), (task, "task")):
-        info = json.loads(json.dumps(vector.info, allow_nan=False))
-        assert info == dict(vector.info)
-        assert (info["kind"], info["base"], info["method"], info["rank"]) == (
-            kind,
-            bases(),
-            "deftx",
-            3,
-        )
-        assert len(info["base_fingerprint"]) == 64
-        for log in info["log"].values():
+        record = provenance_to_json(vector.provenance)
+        plain = json.loads(json.dumps(record, allow_nan=False))
+        assert plain == record
+        provenance = provenance_from_json(plain)
+        assert provenance == vector.provenance
+        assert (provenance.kind, provenance.base) == (kind, bases())
+        assert (provenance.method, provenance.rank) == ("deftx", 3)
+        assert len(provenance.base_fingerprint) == 64
+        for log in provenance.log.values():
             assert [
-                row["step"]
-                for row in log["history"]
-                if "eval_loss" in row or "eval_macro_f1" in row
+                row["step"] for row in log.history if "eval_loss" in row or "eval_macro_f1" in row
             ] == [2, 4]
-            assert log["best_step"] in (2, 4)
-    assert language.info["data"]["lines"] == 40
-    assert task.info["source"] == dict(language.info)
-    assert task.info["labels"] == ["early", "late"]
-    assert (task.info["data"]["train"], task.info["data"]["valid"]) == (30, 12)
+            assert log.best_step in (2, 4)
+    assert language.provenance.data.lines == 40
+    assert task.provenance.source == language.provenance
+    assert task.provenance.labels == ("early", "late")
+    assert (task.provenance.data.train, task.provenance.data.valid) == (30, 12)
     assert task.head.labels == ("early", "late")
 
 
@@ -266,7 +265,7 @@ def test_a_task_vector_is_measured_from_the_base_plus_its_source(bases):
     )
     without = fit_task(bases(), TRAIN, VALID, TASK)
     assert not same(phi, without)
-    assert without.info["source"] is None
+    assert without.provenance.source is None
 
 
 def test_the_composed_model_scores_as_it_did_at_its_best_step(bases):
@@ -275,7 +274,7 @@ def test_the_composed_model_scores_as_it_did_at_its_best_step(bases):
     scores = evaluate(
         CLASSIFICATION, compose(bases(), phi, source), load_tokenizer(bases()), VALID, 16
     )
-    assert scores["macro_f1"] == pytest.approx(phi.info["log"]["phase2"]["best_score"])
+    assert scores["macro_f1"] == pytest.approx(phi.provenance.log["phase2"].best_score)
 
 
 def test_the_head_starts_from_the_same_random_weights_in_both_phases(bases, phases):
@@ -338,7 +337,7 @@ def test_phase_1_is_trained_once_for_all_methods_ranks_and_sizes(bases, phases, 
         alone = fit_language(bases(), TEXT, settings)
         assert numbers(phases) == [1, 2]
         assert same(shared, alone)
-        assert shared.info["log"] == alone.info["log"]
+        assert shared.provenance.log == alone.provenance.log
 
 
 def test_a_task_whose_phase_1_is_read_has_the_same_vector_and_head(bases, phases, tmp_path):
@@ -431,7 +430,7 @@ def test_wrong_settings_are_refused_before_any_training(bases, wrong, message):
 
 @pytest.mark.usefixtures("no_training")
 def test_wrong_task_data_are_refused_before_any_training(bases):
-    other = SparseVector({}, None, {"base": "another", "base_fingerprint": "0" * 64})
+    other = SparseVector({}, None, Provenance(base="another", base_fingerprint="0" * 64))
     cases = [
         (
             "unknown metric of classification 'f1'",
@@ -550,7 +549,7 @@ def test_pairs_of_texts_of_which_some_are_empty_make_a_task_vector(bases):
     vector = fit_task(bases(), pairs, pairs, changed(TASK, {"training": {"metric": "accuracy"}}))
     assert vector.head.labels == ("maybe", "no", "yes")
     scores = evaluate(CLASSIFICATION, compose(bases(), vector), load_tokenizer(bases()), pairs, 16)
-    assert scores["accuracy"] == pytest.approx(vector.info["log"]["phase2"]["best_score"])
+    assert scores["accuracy"] == pytest.approx(vector.provenance.log["phase2"].best_score)
 
 
 def test_a_half_precision_base_gives_the_vectors_of_its_full_precision_copy(bases, tmp_path):
@@ -559,7 +558,7 @@ def test_a_half_precision_base_gives_the_vectors_of_its_full_precision_copy(base
     AutoModelForMaskedLM.from_pretrained(half, dtype=torch.float32).save_pretrained(full)
     one, other = (fit_language(base, TEXT, LANGUAGE) for base in (half, full))
     assert same(one, other)
-    assert one.info["base_fingerprint"] == other.info["base_fingerprint"]
+    assert one.provenance.base_fingerprint == other.provenance.base_fingerprint
     assert {entries.values.dtype for entries in one.tensors.values()} == {torch.float32}
 
 
@@ -663,7 +662,7 @@ def test_a_language_vector_learns_its_language(taught):
     training |= {"batch_size": 32, "length": 16, "held_out": 0.1, "precision": "fp32"}
     settings = LanguageVectorConfig(k="30%", training=LanguageTrainingConfig(**training))
     vector = fit_language(taught, tiny.sentences(1000, seed=3, step=3), settings)
-    phase1, phase2 = (vector.info["log"][f"phase{number}"]["best_score"] for number in (1, 2))
+    phase1, phase2 = (vector.provenance.log[f"phase{number}"].best_score for number in (1, 2))
     assert phase1 < 3.0
     assert phase2 < 3.0
 
@@ -705,7 +704,7 @@ def test_a_choice_by_weights_takes_one_training_and_exactly_the_extreme_weights(
     k = round(0.05 * len(flat))
     expected = flat.argsort(stable=True, descending=method == "largest-weights")[:k].sort().values
     assert torch.equal(flat_positions(vector, trainable), expected)
-    assert list(vector.info["log"]) == ["phase2"]
+    assert list(vector.provenance.log) == ["phase2"]
     assert numbers(phases) == [2]
 
 
@@ -773,8 +772,8 @@ def test_a_rank_relative_to_the_width_is_the_same_for_every_matrix_and_is_record
     assert hidden_width(AutoConfig.from_pretrained(bases(shape))) == 16
     relative = fit_language(bases(shape), TEXT, changed(LANGUAGE, {"rank": "3/16"}))
     number = fit_language(bases(shape), TEXT, changed(LANGUAGE, {"rank": 3}))
-    assert relative.info["rank"] == "3/16"
-    assert relative.info["rank_rule"] == 3
-    assert relative.info["ranks"] == number.info["ranks"]
-    assert max(relative.info["ranks"].values()) == 3
+    assert relative.provenance.rank == "3/16"
+    assert relative.provenance.rank_rule == 3
+    assert relative.provenance.ranks == number.provenance.ranks
+    assert max(relative.provenance.ranks.values()) == 3
     assert same(relative, number)

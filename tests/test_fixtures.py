@@ -54,5 +54,5 @@ def test_a_fixture_is_small_and_says_which_base_it_belongs_to(base: Path, versio
     size = sum(file.stat().st_size for file in (FIXTURES / version).rglob("*") if file.is_file())
     assert size < 100_000
     for name in ("language", "task"):
-        info = deftx.load(FIXTURES / version / name).info
-        assert (info["kind"], info["base"]) == (name, "base")
+        provenance = deftx.load(FIXTURES / version / name).provenance
+        assert (provenance.kind, provenance.base) == (name, "base")

@@ -136,9 +136,9 @@ def test_the_ranks_are_those_that_the_two_halves_agree_on(bases, tmp_path, train
         {n: load_tensors(tmp_path / file)[0][n] for n in body} for file in (HALF_1, HALF_2, ALL)
     )
     ranks = split_half_ranks(first, second)
-    assert found.info["ranks"] == ranks
+    assert found.provenance.ranks == ranks
     assert len(set(ranks.values())) > 1
-    assert (found.info["rank"], list(found.info["log"])) == (
+    assert (found.provenance.rank, list(found.provenance.log)) == (
         "split-half",
         ["half1", "half2", "phase1", "phase2"],
     )
@@ -155,7 +155,7 @@ def test_phase_1_is_the_one_that_other_ranks_have(bases, tmp_path, trainings):
         "language, half 2: phase 1",
         "language: phase 2",
     ]
-    assert found[0].info["log"]["phase1"] == found[1].info["log"]["phase1"]
+    assert found[0].provenance.log["phase1"] == found[1].provenance.log["phase1"]
     assert same(found[1], fit_language(bases(), TEXT, SPLIT_HALF))
     trainings.clear()
     fit_language(
@@ -178,7 +178,7 @@ def test_a_task_starts_with_the_same_head_on_both_halves(bases, trainings):
         assert len(top) == len(start)
         assert all(torch.equal(one, other) for one, other in zip(top, start, strict=True))
     body = parameter_groups(AutoModel.from_pretrained(bases())).trainable
-    assert found.info["ranks"].keys() == {
+    assert found.provenance.ranks.keys() == {
         name for name, weight in body.items() if is_matrix(weight)
     }
 
@@ -221,7 +221,7 @@ def test_a_planted_signal_is_found_by_a_fit_and_noise_is_told_from_it(bases, tmp
     for rank in ("split-half", "90%"):
         settings = LanguageVectorConfig(k="5%", rank=rank, phase2=False, training=training)
         found = fit(load_language_model(bases()), Planted(200), settings, checkpoint_dir=tmp_path)
-        ranks[rank] = found.info["ranks"]
+        ranks[rank] = found.provenance.ranks
     assert (ranks["split-half"][Planted.signal], ranks["split-half"][Planted.silent]) == (2, 0)
     assert (
         ranks["90%"][Planted.signal] > 2
@@ -242,7 +242,7 @@ def test_a_task_of_several_languages_halves_the_batches_of_all(bases, trainings)
     settings = changed(TASK, {"rank": "split-half"})
     found = fit_task(bases(), *data, settings, source=sources)
     assert len(trainings) == 4
-    assert found.info["rank"] == "split-half"
+    assert found.provenance.rank == "split-half"
     with pytest.raises(
         DeftxError, match=r"^rank split-half with temperature 2: give temperature 1, since"
     ):
@@ -278,19 +278,19 @@ def test_auto_is_the_recommended_rule_and_both_are_noted(bases):
         for rank in ("auto", RECOMMENDED)
     )
     assert same(auto, rule)
-    assert (auto.info["rank"], auto.info["rank_rule"], auto.info["ranks"]) == (
+    assert (auto.provenance.rank, auto.provenance.rank_rule, auto.provenance.ranks) == (
         "auto",
         RECOMMENDED,
-        rule.info["ranks"],
+        rule.provenance.ranks,
     )
-    assert "rank_rule" not in rule.info
+    assert rule.provenance.rank_rule is None
 
 
 def test_auto_may_stand_for_split_half(bases, monkeypatch, trainings):
     monkeypatch.setattr("deftx.core.ranks.RECOMMENDED", "split-half")
     auto = fit_language(bases(), TEXT, changed(LANGUAGE, {"rank": "auto"}))
     assert len(titles(trainings)) == 4
-    assert auto.info["rank_rule"] == "split-half"
+    assert auto.provenance.rank_rule == "split-half"
     assert same(auto, fit_language(bases(), TEXT, SPLIT_HALF))
 
 

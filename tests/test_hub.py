@@ -14,6 +14,7 @@ from typed import typed
 
 import deftx
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
@@ -329,14 +330,14 @@ def pair(bases):
     entries = {
         name: SparseTensor(torch.tensor([0, 3]), torch.tensor([0.5, -0.5]), tuple(weight.shape))
     }
-    info = {"base": bases(), "base_fingerprint": fingerprint(model)}
+    provenance = Provenance(base=bases(), base_fingerprint=fingerprint(model))
     top = Head(
         {name: weight.detach().clone() for name, weight in parameter_groups(model).head.items()},
         ("bad", "good"),
     )
     other = {name: entries[name].map(torch.neg)}
-    return SparseVector(entries, top, {**info, "kind": "task"}), SparseVector(
-        other, None, {**info, "kind": "language"}
+    return SparseVector(entries, top, replace(provenance, kind="task")), SparseVector(
+        other, None, replace(provenance, kind="language")
     )
 
 
@@ -364,7 +365,8 @@ def test_every_command_takes_a_vector_from_the_hub(
     assert typed("pull", "anna/min@v1", "--out", "pulled") == 0
     assert capsys.readouterr().out.endswith("pulled: language vector, k = 2, from anna/min@v1\n")
     assert_same(
-        deftx.load("pulled"), replace(pair[1], info={**pair[1].info, "base": "a local folder"})
+        deftx.load("pulled"),
+        replace(pair[1], provenance=replace(pair[1].provenance, base="a local folder")),
     )
 
 
@@ -385,10 +387,10 @@ def test_a_source_vector_comes_from_the_hub_and_the_base_from_a_folder(
     ]
     quick = ["--k", "3", "--set", "training.max_steps=1"]
     assert typed("fit", "task", "--base", "base", *data, *quick, "--out", tmp_path / "task") == 0
-    info = deftx.load(tmp_path / "task").info
-    assert info["source"]["kind"] == "language"
-    assert info["base"] == "./base"  # which no hub id is like
-    assert info["data"]["sources"] == ["train.tsv", "train.tsv"]
+    provenance = deftx.load(tmp_path / "task").provenance
+    assert provenance.source.kind == "language"
+    assert provenance.base == "./base"  # which no hub id is like
+    assert provenance.data.sources == ("train.tsv", "train.tsv")
 
 
 def test_a_command_that_fails_says_one_line(anna, capsys):

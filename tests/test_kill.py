@@ -20,6 +20,7 @@ from storage_examples import assert_same, example
 
 from deftx.cli import main
 from deftx.cli.actions import SAVING, learn
+from deftx.core.provenance import Provenance
 from deftx.errors import DeftxError
 from deftx.objectives.masked_lm import MaskedLM
 from deftx.storage.atomic_files import LOCK, new_file
@@ -140,7 +141,7 @@ def kill_again_and_again(kind):
             stages.add(stage(out))
         vector = load(out)
         assert same(vector, whole)
-        assert dict(vector.info) == dict(whole.info)
+        assert vector.provenance == whole.provenance
         assert all(path.parent == out for path in out.parent.rglob("*") if path.is_file())
         print(out, kills, flush=True)
         if kills >= KILLS:
@@ -158,7 +159,7 @@ def fit(checkpoint_dir):
         other = half.with_name(".tmpAbCdEf")
         other.touch()
         other.rename(half)
-    return replace(example(), head=None, info={"data": {}})
+    return replace(example(), head=None, provenance=Provenance())
 
 
 def test_after_a_kill_at_any_file_touched_the_same_command_leaves_the_vector_and_no_other_file(
@@ -173,7 +174,10 @@ def test_after_a_kill_at_any_file_touched_the_same_command_leaves_the_vector_and
             suppress(DeftxError) if saved else nullcontext()
         ):  # refused where it was killed when all was done
             learn(out, fit, [], force=False)
-        assert_same(load(out), replace(example(), head=None, info={"data": {"sources": []}}))
+        assert_same(
+            load(out),
+            replace(example(), head=None, provenance=Provenance()),
+        )
         assert [
             path for path in out.parent.rglob("*") if path.is_file() and path.parent != out
         ] == [], fatal
@@ -206,7 +210,7 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_vector_bit_for_bit(tm
 
 def test_after_a_kill_between_saving_and_clearing_up_no_process_learns_again(monkeypatch, tmp_path):
     out, checkpoint_dir = tmp_path / "v", tmp_path / "v.work"
-    save(replace(example(), head=None, info={"data": {}}), out)
+    save(replace(example(), head=None, provenance=Provenance()), out)
     checkpoint_dir.mkdir()
     (checkpoint_dir / LOCK).write_text(SAVING)
     monkeypatch.setattr(distributed, "is_main_process", lambda: False)

@@ -92,7 +92,7 @@ def test_a_frozen_head_stays_as_it_is(bases, shape):
 def test_trained_and_frozen_heads_give_other_vectors(bases):
     trained = fit_language(bases(), TEXT, LANGUAGE)
     frozen = fit_language(bases(), TEXT, changed(LANGUAGE, {"training": {"lm_head": "frozen"}}))
-    assert trained.info["training"]["lm_head"] == "trained"
+    assert trained.provenance.training.settings["lm_head"] == "trained"
     assert any(
         not torch.equal(entries.values, frozen.tensors[name].values)
         for name, entries in trained.tensors.items()
@@ -147,10 +147,10 @@ def test_the_unigram_shift_of_a_language_goes_into_the_heads_bias_not_into_the_v
     for lm_head in ("trained", "frozen"):
         settings = changed(changed(LANGUAGE, more), {"training": {"lm_head": lm_head}})
         vectors[lm_head] = fit_language(bases(), few, settings)
-    losses = {name: vector.info["log"]["phase1"]["best_score"] for name, vector in vectors.items()}
+    losses = {name: vector.provenance.log["phase1"].best_score for name, vector in vectors.items()}
     assert losses["trained"] < losses["frozen"]
-    assert vectors["trained"].info["log"]["phase1"]["start_score"] == pytest.approx(
-        vectors["frozen"].info["log"]["phase1"]["start_score"]
+    assert vectors["trained"].provenance.log["phase1"].start_score == pytest.approx(
+        vectors["frozen"].provenance.log["phase1"].start_score
     )
 
 

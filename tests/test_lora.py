@@ -11,6 +11,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from deftx.config import changed, parse
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance
 from deftx.errors import DeftxError
 from deftx.experiments.baselines import lora
 from deftx.experiments.baselines.adapters import load_adapter, save_adapter
@@ -89,7 +90,7 @@ def test_one_change_gives_the_logits_of_pefts_own_model(bases, task):
 def test_what_a_composed_model_scores_is_what_its_training_noted(bases, language, task):
     model = lora.compose(bases(), task, language)
     scores = evaluate(CLASSIFICATION, model, load_tokenizer(bases()), VALID, QUICK["length"])
-    assert scores["macro_f1"] == pytest.approx(task.info["log"]["training"]["best_score"], abs=1e-9)
+    assert scores["macro_f1"] == pytest.approx(task.provenance.log["training"].best_score, abs=1e-9)
     assert not model.training
 
 
@@ -125,7 +126,7 @@ def test_only_the_lora_and_the_head_move(bases, language, moved):
 
 def test_a_task_is_learnt_on_top_of_its_source_language(bases, language, task):
     assert not equal(lora.fit_task(bases(), TRAIN, VALID, TASK, source=None), task)
-    assert task.info["source"] == dict(language.info)
+    assert task.provenance.source == language.provenance
 
 
 def test_the_same_seed_gives_the_same_adapters_and_another_one_others(bases, language, task):
@@ -146,13 +147,13 @@ def test_every_shape_of_base_goes_all_the_way(bases, shape):
         VALID,
         QUICK["length"],
     )
-    assert scores["macro_f1"] == pytest.approx(task.info["log"]["training"]["best_score"], abs=1e-9)
+    assert scores["macro_f1"] == pytest.approx(task.provenance.log["training"].best_score, abs=1e-9)
 
 
 def test_adapters_come_back_from_a_folder_bit_for_bit(task, tmp_path):
     save_adapter(task, tmp_path)
     assert equal(load_adapter(tmp_path), task)
-    assert dict(load_adapter(tmp_path).info) == dict(task.info)
+    assert dict(load_adapter(tmp_path).provenance) == task.provenance
 
 
 # --- sizes ---
@@ -194,7 +195,7 @@ def test_the_size_of_an_adapter_is_that_of_the_formula(language, task):
     assert (
         language.size
         == task.size
-        == language.info["size"]
+        == language.provenance.extra["size"]
         == 3 * 2 * (4 * (16 + 16) + 2 * (16 + 24))
     )
 
@@ -220,10 +221,13 @@ def test_adapters_that_do_not_fit_are_refused_in_one_line(bases, language, task)
         (
             "setting rank",
             lambda: lora.compose(
-                bases(), task, replace(language, info={**language.info, "rank": 0})
+                bases(), task, replace(language, provenance=replace(language.provenance, rank=0))
             ),
         ),
-        ("does not fit", lambda: lora.add(load_encoder(bases()), replace(language, info={}))),
+        (
+            "does not fit",
+            lambda: lora.add(load_encoder(bases()), replace(language, provenance=Provenance())),
+        ),
     ]
     for message, wrong in cases:
         with pytest.raises(DeftxError) as caught:

@@ -159,8 +159,10 @@ def test_at_the_width_of_xlm_r_base_adapters_have_the_papers_numbers_of_weights(
 def test_the_size_of_an_adapter_is_that_of_the_formula(language, task):
     inner, half, quarter = WIDTH // 2, WIDTH // 2, WIDTH // 4
     layer, coupling = 2 * WIDTH * inner + inner + WIDTH, 2 * (2 * half * quarter + quarter + half)
-    assert language.size == language.info["size"] == LAYERS * layer + coupling
-    assert task.size == task.info["size"] == (LAYERS - 1) * (2 * WIDTH * WIDTH + 2 * WIDTH)
+    assert language.size == language.provenance.extra["size"] == LAYERS * layer + coupling
+    assert (
+        task.size == task.provenance.extra["size"] == (LAYERS - 1) * (2 * WIDTH * WIDTH + 2 * WIDTH)
+    )
 
 
 def test_reductions_can_be_set(bases):
@@ -188,9 +190,9 @@ def test_without_a_reduction_an_adapter_has_as_many_parameters_as_k_says(bases, 
 def test_an_adapter_sized_by_k_is_put_on_as_it_was_learnt(bases):
     settings = changed(TASK, {"k": 2000, "reduction": None})
     adapter = madx.fit_task(bases(), TRAIN, VALID, settings, source=None)
-    assert adapter.info["reduction"] == WIDTH / 60
+    assert adapter.provenance.extra["reduction"] == WIDTH / 60
     assert adapter.tensors["layers.0.down.weight"].shape == (60, WIDTH)
-    assert adapter.size == adapter.info["size"] == 60 * (2 * WIDTH + 1) + WIDTH
+    assert adapter.size == adapter.provenance.extra["size"] == 60 * (2 * WIDTH + 1) + WIDTH
     model = madx.compose(bases(), adapter, None)
     assert model.base_model.adapters[0].layers[0].down.out_features == 60
 
@@ -236,7 +238,7 @@ def test_the_last_layer_has_no_adapters_at_transfer(bases, language, task):
 
 def test_a_task_is_learnt_on_top_of_its_source_language(bases, language, task):
     assert not equal(madx.fit_task(bases(), TRAIN, VALID, TASK, source=None), task)
-    assert task.info["source"] == dict(language.info)
+    assert task.provenance.source == language.provenance
 
 
 # --- the same again ---
@@ -277,7 +279,7 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_as_one_that_is_not(
 def test_what_a_composed_model_scores_is_what_its_training_noted(bases, language, task):
     model = madx.compose(bases(), task, language)
     scores = evaluate(CLASSIFICATION, model, load_tokenizer(bases()), VALID, QUICK["length"])
-    assert scores["macro_f1"] == pytest.approx(task.info["log"]["training"]["best_score"], abs=1e-9)
+    assert scores["macro_f1"] == pytest.approx(task.provenance.log["training"].best_score, abs=1e-9)
     assert not model.training
     assert list(model.config.id2label.values()) == ["early", "late"]
     with torch.no_grad():
@@ -289,7 +291,7 @@ def test_adapters_come_back_from_a_folder_bit_for_bit(language, task, tmp_path):
         save_adapter(adapter, tmp_path / str(number))
         again = load_adapter(tmp_path / str(number))
         assert equal(again, adapter)
-        assert (again.method, dict(again.info)) == ("madx", dict(adapter.info))
+        assert (again.method, again.provenance) == ("madx", adapter.provenance)
         assert (again.head and again.head.labels) == (adapter.head and adapter.head.labels)
 
 
@@ -333,7 +335,8 @@ def test_adapters_that_do_not_belong_together_are_refused_in_one_line(
 ):
     other = tiny.save_base(tmp_path / "other", seed=3)
     fewer = {name: tensor for name, tensor in language.tensors.items() if "invertible" not in name}
-    wider = {**language.info, "reduction": -1}
+    extra = {**language.provenance.extra, "reduction": -1}
+    wider = replace(language.provenance, extra=extra)
     narrower = {**language.tensors, "layers.0.up.bias": torch.zeros(3)}
     head = Head(
         {name: tensor for name, tensor in task.head.tensors.items() if "dense" not in name},
@@ -351,7 +354,10 @@ def test_adapters_that_do_not_belong_together_are_refused_in_one_line(
         ("of lora is not", lambda: madx.compose(bases(), task, replace(language, method="lora"))),
         ("does not fit", lambda: madx.compose(bases(), task, replace(language, tensors=fewer))),
         ("does not fit", lambda: madx.compose(bases(), task, replace(language, tensors=narrower))),
-        ("setting reduction", lambda: madx.compose(bases(), task, replace(language, info=wider))),
+        (
+            "setting reduction",
+            lambda: madx.compose(bases(), task, replace(language, provenance=wider)),
+        ),
         ("head is not one of", lambda: madx.compose(bases(), replace(task, head=head), None)),
     ]
     for message, wrong in cases:

@@ -11,6 +11,7 @@ from torch import nn
 
 from deftx.core.apply import apply
 from deftx.core.merge import RULES, merge, resolve_terms, rule_of
+from deftx.core.provenance import Provenance, TrainingRecord
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 
@@ -66,7 +67,9 @@ def made(seed, head=None, share=0.6):
         tensors[name] = SparseTensor(places, torch.randn(len(places), generator=generator), shape)
     top = Head({"classifier.weight": torch.full((2, 3), float(seed))}, ("a", "b")) if head else None
     return SparseVector(
-        tensors, top, {"base": "b", "base_fingerprint": "f", "kind": "task"} if head else {}
+        tensors,
+        top,
+        Provenance(base="b", base_fingerprint="f", kind="task") if head else Provenance(),
     )
 
 
@@ -309,38 +312,45 @@ def test_where_layers_are_cut_does_not_hang_on_whether_lower_ones_have_entries()
 
 def test_of_several_tasks_the_result_is_for_that_of_the_head():
     tagging, sentiment = made(1, head=True), made(2, head=True)
-    tagging = replace(tagging, info={**tagging.info, "task": "tagging", "training": {"length": 7}})
+    tagging = replace(
+        tagging,
+        provenance=replace(
+            tagging.provenance, task="tagging", training=TrainingRecord({"length": 7})
+        ),
+    )
     for head, task in enumerate(["tagging", None]):
         merged = merge("sum", task=[tagging, sentiment], head=head)
-        assert merged.info.get("task") == task
-        assert ("training" in merged.info) == (head == 0)
+        assert merged.provenance.task == task
+        assert bool(merged.provenance.training.settings) == (head == 0)
     added = made(3) + tagging
-    assert (added.info["task"], added.info["training"]) == ("tagging", {"length": 7})
+    assert (added.provenance.task, added.provenance.training.settings) == ("tagging", {"length": 7})
 
 
 def test_what_is_noted_of_options_gives_the_same_again():
     task, language = made(1), made(2)
     merged = merge("dare", task=task, language=[language], seed=123456789, drop=0.123456789)
     assert (
-        merged.info["operation"]
+        merged.provenance.operation
         == "dare:drop=0.123456789,seed=123456789,language_scale=1,task_scale=1"
     )
     assert torch.equal(
-        flat(merge(merged.info["operation"], task=task, language=[language])), flat(merged)
+        flat(merge(merged.provenance.operation, task=task, language=[language])), flat(merged)
     )
 
 
 def test_the_result_knows_its_base_its_head_and_how_to_feed_the_model():
     task = made(1, head=True)
     task = SparseVector(
-        task.tensors, task.head, {**task.info, "training": {"length": 7}, "labels": ["a", "b"]}
+        task.tensors,
+        task.head,
+        replace(task.provenance, training=TrainingRecord({"length": 7}), labels=("a", "b")),
     )
     merged = merge("ties:density=1", task=task, language=[made(2)], language_scale=2)
     assert merged.head is task.head
-    assert merged.info["base_fingerprint"] == "f"
-    assert merged.info["training"] == {"length": 7}
-    assert merged.info["operation"] == "ties:density=1,language_scale=2,task_scale=1"
-    assert [of.get("kind") for of in merged.info["of"]] == [None, "task"]
+    assert merged.provenance.base_fingerprint == "f"
+    assert merged.provenance.training.settings == {"length": 7}
+    assert merged.provenance.operation == "ties:density=1,language_scale=2,task_scale=1"
+    assert [term.kind for term in merged.provenance.terms] == [None, "task"]
     assert merge("sum", language=[made(2)]).head is None
 
 
@@ -408,7 +418,7 @@ def test_vectors_that_do_not_belong_together_are_refused():
         merge("ties", task=made(1), language=[made(1)])
     with pytest.raises(DeftxError, match="there is nothing to combine"):
         merge("ties")
-    foreign = SparseVector(made(2).tensors, None, {"base": "c", "base_fingerprint": "g"})
+    foreign = SparseVector(made(2).tensors, None, Provenance(base="c", base_fingerprint="g"))
     with pytest.raises(DeftxError, match="vectors of different bases do not combine"):
         merge("ties", task=made(1, head=True), language=[foreign])
 

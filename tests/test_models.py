@@ -31,6 +31,7 @@ from deftx.config import changed
 from deftx.core.apply import apply_temporarily
 from deftx.core.merge import merge
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import TrainingRecord
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
 from deftx.models.compose import compose, compose_to
@@ -747,7 +748,7 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
 ):
     read = tokenizer_record(load_tokenizer(bases()))
     task = vector(bases(), 1, with_head=True)
-    task = replace(task, info={**task.info, "tokenizer": read})
+    task = replace(task, provenance=replace(task.provenance, tokenizer=read))
     compose(bases(), task)
     AutoModelForMaskedLM.from_pretrained(bases()).save_pretrained(tmp_path / "base")
     load_tokenizer(bases()).save_pretrained(tmp_path / "base")
@@ -760,7 +761,9 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
     with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
         compose(tmp_path / "base", task, ignore_base_mismatch=True)
     language = vector(bases(), 2)
-    language = replace(language, info={**language.info, "tokenizer": {**read, "digest": "0" * 64}})
+    language = replace(
+        language, provenance=replace(language.provenance, tokenizer=replace(read, digest="0" * 64))
+    )
     with pytest.raises(DeftxError, match="vectors made with different tokenizers do not combine"):
         deftx.merge(task=task, language=[language])
     for rule in ("sum", "ties"):
@@ -773,7 +776,9 @@ def test_a_base_whose_tokenizer_was_changed_is_refused_and_warned_of_where_that_
 def test_the_tokenizer_of_a_composed_model_cuts_inputs_to_the_tasks_length(bases, tmp_path):
     base, language = bases(), vector(bases(), 2)
     task = vector(base, 1, with_head=True)
-    short = replace(task, info={**task.info, "training": {"length": 9}})
+    short = replace(
+        task, provenance=replace(task.provenance, training=TrainingRecord({"length": 9}))
+    )
     model, tokenizer = deftx.compose_with_tokenizer(base, short, language)
     assert same(model.state_dict(), compose(base, short, language).state_dict())
     assert tokenizer.model_max_length == 9

@@ -20,6 +20,7 @@ from deftx.models import compose as composed
 from deftx.models.compose import compose
 from deftx.models.loading import load_encoder
 from deftx.models.tokenizers import check_tokenizer, load_tokenizer, tokenizer_record
+from deftx.storage.provenance_json import provenance_from_json
 
 TEXTS = tiny.sentences(6, seed=5)
 QUICK = {"max_steps": 2, "min_steps": 0, "evaluate_every": 1, "length": 16}
@@ -133,7 +134,7 @@ def test_a_vector_notes_its_tokenizer_and_another_one_is_refused(tmp_path, bases
     vector = deftx.fit_language(
         bases(), tiny.sentences(20), LanguageVectorConfig(k="5%", training=QUICK)
     )
-    assert vector.info["tokenizer"] == tokenizer_record(tokenizer)
+    assert vector.provenance.tokenizer == tokenizer_record(tokenizer)
     deftx.save(vector, tmp_path / "vector")
     vector = deftx.load(tmp_path / "vector")
     check_tokenizer(tokenizer, vector)
@@ -143,19 +144,20 @@ def test_a_vector_notes_its_tokenizer_and_another_one_is_refused(tmp_path, bases
         check_tokenizer(other, vector)
     with pytest.warns(UserWarning, match="the vector was made with the tokenizer"):
         check_tokenizer(other, vector, ignore_base_mismatch=True)
-    for noted in (None, [], "x", {}):
-        if noted == {}:
+    for recorded in (None, [], "x", {}):
+        provenance = provenance_from_json({"tokenizer": recorded})
+        if recorded == {}:
             with pytest.raises(DeftxError):
-                check_tokenizer(other, replace(vector, info={"tokenizer": noted}))
+                check_tokenizer(other, replace(vector, provenance=provenance))
         else:
-            check_tokenizer(other, replace(vector, info={"tokenizer": noted}))
+            check_tokenizer(other, replace(vector, provenance=provenance))
 
 
 def test_commands_that_compose_check_the_tokenizer(tmp_path, bases):
     shutil.copytree(bases(), tmp_path / "base")
-    noted = {"tokenizer": tokenizer_record(load_tokenizer(bases()))}
+    tokenizer = tokenizer_record(load_tokenizer(bases()))
     task = vector_of(bases(), with_head=True)
-    task = replace(task, info={**task.info, **noted})
+    task = replace(task, provenance=replace(task.provenance, tokenizer=tokenizer))
     other_tokenizer(bases(), tmp_path / "base")
     base, out = str(tmp_path / "base"), tmp_path / "out"
     examples = deftx.Examples(TEXTS, labels=[LABELS[i % 2] for i in range(len(TEXTS))])

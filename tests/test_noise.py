@@ -133,14 +133,14 @@ def test_vectors_note_the_noise_and_those_without_are_named_as_before_there_was_
 def test_a_task_is_learnt_with_noise_by_every_way_there_is(bases):
     plain, noisy = (fit_task(bases(), TRAIN, VALID, settings) for settings in (TASK, NOISY))
     assert not same(plain, noisy)
-    assert noisy.info["training"]["noise"] == 0.5
+    assert noisy.provenance.training.settings["noise"] == 0.5
     assert same(noisy, fit_task(bases(), TRAIN, VALID, NOISY))
     assert same(noisy, fit_task(bases(), {"one": TRAIN}, {"one": VALID}, NOISY))
     sets = {"one": TRAIN, "two": VALID}, {"one": VALID, "two": VALID}
     assert not same(fit_task(bases(), *sets, NOISY), fit_task(bases(), *sets, TASK))
     training = {**TASK.training.model_dump(exclude_unset=True), "noise": 0.5}
     adapter = madx.fit_task(bases(), TRAIN, VALID, MadxTaskConfig(training=training), source=None)
-    assert adapter.info["training"]["noise"] == 0.5
+    assert adapter.provenance.training.settings["noise"] == 0.5
 
 
 def test_phase_1_with_noise_is_not_taken_for_one_without(bases, tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 
 import deftx
 from deftx.cli.arguments import load_tasks, warn_of_little
+from deftx.core.provenance import Provenance
 from deftx.core.vector import SparseVector
 from deftx.data.examples import Columns, read_pairs
 from deftx.errors import DeftxError
@@ -171,7 +172,7 @@ def test_a_wrapped_model_has_the_delta_of_the_model_itself(bases, wrap):
 
 def test_a_language_vector_in_a_tasks_place_is_called_so(bases, tmp_path):
     vector = tiny.random_vector(load_language_model(bases()), 3)
-    deftx.save(SparseVector(vector.tensors, None, {"kind": "language"}), tmp_path / "min")
+    deftx.save(SparseVector(vector.tensors, None, Provenance(kind="language")), tmp_path / "min")
     with pytest.raises(
         DeftxError, match=r"min is a language vector, which has no labels: give it as --language"
     ):

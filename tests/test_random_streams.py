@@ -167,9 +167,12 @@ def test_a_base_that_knows_no_dropout_is_named(bases):
 def test_dropout_changes_the_vector_and_is_recorded(bases):
     one = fit_language(bases(), TEXT, changed(LANGUAGE, {"training": {"dropout": 0.0}}))
     other = fit_language(bases(), TEXT, changed(LANGUAGE, {"training": {"dropout": 0.5}}))
-    assert (one.info["training"]["dropout"], other.info["training"]["dropout"]) == (0.0, 0.5)
-    assert one.info["log"]["phase1"]["start_score"] == other.info["log"]["phase1"]["start_score"]
-    assert one.info["log"]["phase1"]["best_score"] != other.info["log"]["phase1"]["best_score"]
+    assert (
+        one.provenance.training.settings["dropout"],
+        other.provenance.training.settings["dropout"],
+    ) == (0.0, 0.5)
+    assert one.provenance.log["phase1"].start_score == other.provenance.log["phase1"].start_score
+    assert one.provenance.log["phase1"].best_score != other.provenance.log["phase1"].best_score
 
 
 # --- replacements ---

@@ -294,7 +294,7 @@ def test_overlaps_places_and_ranks_are_those_of_the_vectors(run):
     held = [v.tensors[query] for of in vectors.values() for name, v in of.items() if name != "task"]
     share = sum(len(e.indices) for e in held) / sum(e.numel for e in held)
     assert statistics.density["LT-SFT", LANGUAGE][2, "query"] == pytest.approx(share)
-    of_deftx = load(read.store / read.vectors("DeFT-X 90%")[0].id / "vector").info["ranks"]
+    of_deftx = load(read.store / read.vectors("DeFT-X 90%")[0].id / "vector").provenance.ranks
     assert set(statistics.ranks["DeFT-X 90%", LANGUAGE][2, "query"]) == {of_deftx[query]}
     assert not any(variant == "LT-SFT" for variant, _ in statistics.ranks)
 

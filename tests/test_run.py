@@ -79,7 +79,7 @@ def test_a_finished_vector_is_taken_as_it_is_and_gives_the_same_scores(
     taken = vectors_of(tmp_path / "out", "DeFT-X", 0)
     assert taken.keys() == {"src", "tar", "task"}
     assert all(same(taken[name], finished[name]) for name in taken)
-    assert deftx.load(taken["tar"]).info == deftx.load(finished["tar"]).info
+    assert deftx.load(taken["tar"]).provenance == deftx.load(finished["tar"]).provenance
     other = {"vectors": {"tar": str(finished["src"])}}
     run = prepare(load_recipe(folder / "given.yaml", other), tmp_path / "store")
     assert [step.kind for step in run.remaining()] == [
@@ -92,7 +92,8 @@ def test_a_finished_vector_is_taken_as_it_is_and_gives_the_same_scores(
         )
     base = deftx.load(finished["tar"])
     deftx.save(
-        replace(base, info={**base.info, "base_fingerprint": "0" * 64}), tmp_path / "foreign"
+        replace(base, provenance=replace(base.provenance, base_fingerprint="0" * 64)),
+        tmp_path / "foreign",
     )
     with pytest.raises(DeftxError, match="the vector was made on"):
         prepare(
@@ -226,7 +227,7 @@ def test_vectors_whose_ranks_two_halves_tell_are_those_of_the_functions(
     for name, vector in {"src": source, "task": task}.items():
         deftx.save(vector, tmp_path / name)
         assert same(mine[name], tmp_path / name)
-        assert deftx.load(mine[name]).info["ranks"] == vector.info["ranks"]
+        assert deftx.load(mine[name]).provenance.ranks == vector.provenance.ranks
     gone = list(housekeeping.prunable(Store(tmp_path / "store"), tmp_path, deltas=True))
     assert len([path for path in gone if list(path.glob("phase1-half*.safetensors"))]) == 8
 

@@ -21,6 +21,7 @@ from tiny import random_vector, sentences
 import deftx
 from deftx.cli import main
 from deftx.cli.actions import switcher_for
+from deftx.core.provenance import DataRecord, Provenance
 from deftx.errors import DeftxError
 from deftx.models import switcher
 from deftx.models.heads import load_task_model
@@ -538,7 +539,8 @@ def test_every_kind_of_task_may_be_served(bases, monkeypatch, tmp_path):
     served, model = [], load_task_model(bases(), LABELS, task=TASKS["tagging"])
     monkeypatch.setattr("deftx.serving.app.serve", lambda switcher, *_: served.append(switcher))
     deftx.save(
-        replace(random_vector(model, 0, LABELS), info={"task": "tagging"}), tmp_path / "tagger"
+        replace(random_vector(model, 0, LABELS), provenance=Provenance(task="tagging")),
+        tmp_path / "tagger",
     )
     with pytest.raises(SystemExit) as end:
         main(["serve", "--base", bases(), "--task", str(tmp_path / "tagger")])
@@ -560,7 +562,7 @@ def test_a_spelling_of_no_language_is_one_line(command, capsys, tmp_path, name):
 
 def test_a_task_that_has_seen_no_capitals_is_warned_of(parts, recwarn):
     base, task, languages = parts
-    task = replace(task, info={**task.info, "data": {"lower_case": True}})
+    task = replace(task, provenance=replace(task.provenance, data=DataRecord(lower_case=True)))
     normalizers = {"ace": deftx.Normalizer({}, lower=True)}
     with pytest.warns(
         UserWarning,

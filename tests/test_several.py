@@ -192,9 +192,9 @@ def test_a_task_vector_of_two_languages_notes_both_and_the_settings_as_they_were
         temperature=2,
     )
     assert found.head.labels == ("early", "late")
-    assert found.info["sources"].keys() == sources.keys()
-    assert found.info["training"]["batch_size"] == TASK.training.batch_size
-    assert (found.info["k"], found.info["data"]["train"]) == (found.k, 39)
+    assert found.provenance.sources.keys() == sources.keys()
+    assert found.provenance.training.settings["batch_size"] == TASK.training.batch_size
+    assert (found.provenance.k, found.provenance.data.train) == (found.k, 39)
 
 
 def test_the_order_in_which_languages_are_given_makes_no_difference(bases):
@@ -214,7 +214,7 @@ def test_without_vectors_every_batch_is_on_the_base_alone(bases):
             assert equal(bits(start.model), before)
     assert start.settings.training.batch_size == 1
     found = fit_task(bases(), *sets, TASK)
-    assert found.info["sources"] == {"ind": None, "eng": None}
+    assert found.provenance.sources == {"ind": None, "eng": None}
     assert not same(
         found, fit_task(bases(), *sets, TASK, source={n: vector(bases(), 1) for n in sets[0]})
     )

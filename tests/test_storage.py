@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from storage_examples import FLOATS, assert_same, example
 
+from deftx.core.provenance import PhaseLog, Provenance
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.storage.atomic_files import check_target
+from deftx.storage.provenance_json import provenance_from_json
 from deftx.storage.vector_files import load, save
 
 
@@ -61,10 +63,10 @@ def vectors(draw):
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     )
     texts = st.text(st.characters(exclude_categories=["Cs"]))
-    info = draw(
+    extra = draw(
         st.dictionaries(texts, st.recursive(numbers | texts, st.lists, max_leaves=5), max_size=3)
     )
-    return SparseVector(tensors, None, info)
+    return SparseVector(tensors, None, provenance_from_json(extra))
 
 
 @settings(max_examples=50, deadline=None)
@@ -136,9 +138,12 @@ def damaged(**change):
             "'h' has values that are not finite",
         ),
         (SparseVector({}, Head({"h": torch.ones(1)}, (1,))), "head.labels.0"),  # type: ignore[arg-type]
-        (SparseVector({}, None, {"loss": float("nan")}), "info is not JSON"),
-        (SparseVector({}, None, {"log": [{"loss": float("inf")}]}), "info is not JSON"),
-        (SparseVector({}, None, {"where": os}), "info is not JSON"),
+        (SparseVector({}, None, Provenance(extra={"loss": float("nan")})), "info is not JSON"),
+        (
+            SparseVector({}, None, Provenance(log={"phase1": PhaseLog(best_score=float("inf"))})),
+            "info is not JSON",
+        ),
+        (SparseVector({}, None, Provenance(extra={"where": os})), "info is not JSON"),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(tmp_path, vector, message):

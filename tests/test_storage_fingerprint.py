@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.models import fingerprint as module
@@ -96,7 +97,9 @@ def test_head_pooler_and_untying_of_the_output_do_not_count():
 
 @pytest.fixture
 def vector():
-    return SparseVector({}, None, {"base": "some/base", "base_fingerprint": fingerprint(Tiny())})
+    return SparseVector(
+        {}, None, Provenance(base="some/base", base_fingerprint=fingerprint(Tiny()))
+    )
 
 
 def test_the_right_base_passes_as_a_model_and_as_a_fingerprint(vector):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import random_vector, sentences
 
 import deftx
+from deftx.core.provenance import Provenance, TokenizerRecord
 from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
@@ -293,7 +294,9 @@ def test_a_vector_of_another_shape_is_refused(parts):
 def test_vectors_of_another_base_are_refused(bases):
     model = load_task_model(bases(), ["bad", "good"])
     task, language = random_vector(model, 0, ("bad", "good")), random_vector(model, 1)
-    other = SparseVector(language.tensors, info={"base": "other", "base_fingerprint": "f" * 64})
+    other = SparseVector(
+        language.tensors, provenance=Provenance(base="other", base_fingerprint="f" * 64)
+    )
     with pytest.raises(DeftxError, match="other"):
         deftx.Switcher(bases(), task, {"min": other})
 
@@ -301,7 +304,8 @@ def test_vectors_of_another_base_are_refused(bases):
 def test_vectors_of_another_tokenizer_are_refused(parts):
     base, task, languages = parts
     other = SparseVector(
-        languages["ace"].tensors, info={"tokenizer": {"name": "other", "digest": "f" * 64}}
+        languages["ace"].tensors,
+        provenance=Provenance(tokenizer=TokenizerRecord(name="other", digest="f" * 64)),
     )
     with pytest.raises(DeftxError, match="made with the tokenizer other"):
         deftx.Switcher(base, task, {"ace": other})
@@ -335,7 +339,9 @@ def test_scores_are_those_of_the_composed_model(parts, language):
         TASKS["regression"],
         random_vector(load_task_model(base, (), task=TASKS["regression"]), 0, ("any",)),
     )
-    task = replace(made, head=replace(made.head, labels=()), info={"task": "regression"})
+    task = replace(
+        made, head=replace(made.head, labels=()), provenance=Provenance(task="regression")
+    )
     normalizer = deftx.Normalizer({"ba": "be"}, lower=True)
     switcher = deftx.Switcher(base, task, languages, normalizers={"min": normalizer})
     test = Examples(sentences(20), labels=[float(number) for number in range(20)])

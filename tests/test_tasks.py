@@ -110,8 +110,8 @@ def test_a_task_is_learnt_composed_scored_saved_loaded_and_undone(
         parameter_groups(model).trainable,
         {name: weight.detach().clone() for name, weight in model.named_parameters()},
     )
-    assert vector.info["task"] == task
-    assert vector.info["training"]["metric"] == next(iter(kind.metrics))
+    assert vector.provenance.task == task
+    assert vector.provenance.training.metric == next(iter(kind.metrics))
     assert vector.k == round(0.05 * sum(weight.numel() for weight in body.values()))
     assert vector.tensors.keys() <= body.keys()
 
@@ -746,7 +746,7 @@ def test_a_writer_learns_to_say_what_its_examples_say(bases, shape):
     settings = TaskVectorConfig(task="generation", k="50%", method="lt-sft", training=training)
     phi = fit_task(bases(shape), examples, examples, settings)
     assert phi.head.tensors == {}
-    assert phi.info["log"]["phase2"]["best_score"] > 0.8
+    assert phi.provenance.log["phase2"].best_score > 0.8
 
 
 @given(st.lists(st.tuples(*[st.text("ab c", max_size=8)] * 2), min_size=1, max_size=5))

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deftx.core.provenance import DataRecord, Provenance, TrainingRecord
 from deftx.core.vector import Head, SparseTensor, SparseVector, check_same_base, overlap
 from deftx.errors import DeftxError
+from deftx.storage.provenance_json import provenance_from_json
 
 SHAPES = {"matrix": (4, 5), "bias": (6,), "cube": (2, 3, 2), "scalar": ()}
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -160,8 +162,8 @@ def test_tensors_of_different_shapes_do_not_add():
 
 
 def test_vectors_of_different_bases_do_not_combine():
-    one = vector(1, info={"base": "xlm-r", "base_fingerprint": "a" * 64})
-    other = vector(2, info={"base": "bert", "base_fingerprint": "b" * 64})
+    one = vector(1, provenance=Provenance(base="xlm-r", base_fingerprint="a" * 64))
+    other = vector(2, provenance=Provenance(base="bert", base_fingerprint="b" * 64))
     for combine in (add, sub, check_same_base):
         with pytest.raises(
             DeftxError, match=r"different bases.*xlm-r \(aaaaaaaaaaaa\), bert \(bbbbbbbbbbbb\)"
@@ -175,14 +177,14 @@ def test_vectors_of_different_bases_do_not_combine():
 
 def test_a_computed_vector_knows_its_base_and_what_it_was_computed_from():
     named, unnamed = (
-        vector(1, info={"base": "xlm-r", "base_fingerprint": "a" * 64, "seed": 4}),
+        vector(1, provenance=Provenance(base="xlm-r", base_fingerprint="a" * 64, seed=4)),
         vector(2),
     )
     for result in (named + unnamed, unnamed + named, 2 * named, -named, named - unnamed):
-        assert (result.info["base"], result.info["base_fingerprint"]) == ("xlm-r", "a" * 64)
-    assert (unnamed + named).info["of"] == [{}, dict(named.info)]
-    assert (numpy.float32(0.5) * named).info["operation"] == "0.5 times"
-    assert "base" not in (2 * unnamed).info
+        assert (result.provenance.base, result.provenance.base_fingerprint) == ("xlm-r", "a" * 64)
+    assert (unnamed + named).provenance.terms == (Provenance(), named.provenance)
+    assert (numpy.float32(0.5) * named).provenance.operation == "0.5 times"
+    assert (2 * unnamed).provenance.base is None
 
 
 def head(labels=("no", "yes"), value=1.0):
@@ -191,12 +193,16 @@ def head(labels=("no", "yes"), value=1.0):
 
 @pytest.mark.parametrize("scale", [2, -1, 0, 0.5])
 def test_scaling_keeps_the_head_as_it_is_and_how_it_is_fed(scale):
-    info = {"task": "tagging", "training": {"length": 7}, "data": {"lower_case": True, "train": 9}}
-    task = vector(1, head=head(), info=info)
+    provenance = Provenance(
+        task="tagging",
+        training=TrainingRecord({"length": 7}),
+        data=DataRecord(lower_case=True, train=9),
+    )
+    task = vector(1, head=head(), provenance=provenance)
     for scaled in (scale * task, task * scale, -task, task / 2):
         assert scaled.head is task.head
-        assert (scaled.task, scaled.info["training"]) == ("tagging", {"length": 7})
-        assert scaled.info["data"] == {"lower_case": True}
+        assert (scaled.task, scaled.provenance.training.settings) == ("tagging", {"length": 7})
+        assert scaled.provenance.data == DataRecord(lower_case=True)
 
 
 def test_a_sum_has_the_head_of_its_first_term_that_has_one():
@@ -240,20 +246,25 @@ def test_a_vector_is_a_mapping_of_its_tensors():
 
 
 def test_what_a_vector_is_can_be_asked():
-    info = {"base": "xlm-r", "task": "tagging", "sources": {"ace": {}, "min": {}}}
-    task, language = vector(1, head=head(), info=info), vector(2, info={"language": "ban"})
+    sources = {"ace": Provenance(), "min": Provenance()}
+    provenance = Provenance(base="xlm-r", task="tagging", sources=sources)
+    task, language = (
+        vector(1, head=head(), provenance=provenance),
+        vector(2, provenance=Provenance(language="ban")),
+    )
     assert (task.base, task.task, task.labels) == ("xlm-r", "tagging", ("no", "yes"))
     assert task.languages == ("ace", "min")
     assert (language.base, language.task, language.labels) == (None, None, ())
     assert language.languages == ("ban",)
     assert (2 * (task + language)).languages == ("ace", "min", "ban")
-    nothing = SparseVector({}, info={"base": 3, "task": ["x"], "sources": None, "of": [7, {}]})
+    odd = provenance_from_json({"base": 3, "task": ["x"], "sources": None, "of": [7, {}]})
+    nothing = SparseVector({}, provenance=odd)
     assert (nothing.base, nothing.task, nothing.languages) == (None, None, ())
 
 
 @given(VECTORS, VECTORS)
 def test_vectors_are_equal_where_all_entries_are(one, other):
-    assert one.equal(replace(one, tensors=dict(one), info={"seed": 1}))
+    assert one.equal(replace(one, tensors=dict(one), provenance=Provenance(seed=1)))
     same = [*one] == [*other] and all(
         torch.equal(one[name].indices, other[name].indices)
         and torch.equal(one[name].values, other[name].values)
@@ -300,8 +311,8 @@ def test_a_dense_vector_is_that_of_its_tensors(one):
 
 def test_a_repr_is_one_short_line():
     labels = tuple(f"label {number}\n" for number in range(500))
-    info = {"base": "xlm-r\nlarge", "task": "tagging", "language": "min"}
-    one = vector(1, share=1.0, head=head(labels), info=info)
+    provenance = Provenance(base="xlm-r\nlarge", task="tagging", language="min")
+    one = vector(1, share=1.0, head=head(labels), provenance=provenance)
     assert repr(one).startswith(
         "SparseVector(k=39 in 4 tensors, base='xlm-r\\nlarge', task='tagging', "
         "languages=('min',), labels=('label 0"
@@ -364,9 +375,9 @@ def test_entries_give_their_dense_tensor_back():
 
 def test_a_sum_is_for_the_task_of_the_term_that_has_the_head():
     head = Head({"classifier.weight": torch.ones(2, 2)}, ("no", "yes"))
-    task, language = vector(0, head=head, info={"task": "tagging"}), vector(1)
-    assert (language + task).info["task"] == "tagging"
-    assert "task" not in (language + language).info
+    task, language = vector(0, head=head, provenance=Provenance(task="tagging")), vector(1)
+    assert (language + task).provenance.task == "tagging"
+    assert (language + language).provenance.task is None
 
 
 def test_overlap_needs_room_for_entries_alone():

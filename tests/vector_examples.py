@@ -3,6 +3,7 @@
 import torch
 
 from deftx.core.parameters import parameter_groups
+from deftx.core.provenance import Provenance
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.models.fingerprint import fingerprint
 from deftx.models.heads import load_task_model
@@ -30,5 +31,7 @@ def vector(base, seed, with_head=False, named=True):
         if with_head
         else None
     )
-    info = {"base": str(base), "base_fingerprint": fingerprint(model)} if named else {}
-    return SparseVector(tensors, top, info)
+    provenance = Provenance()
+    if named:
+        provenance = Provenance(base=str(base), base_fingerprint=fingerprint(model))
+    return SparseVector(tensors, top, provenance)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deftx.core.apply import apply, apply_temporarily
     from deftx.core.denoise import Denoised, denoise
     from deftx.core.merge import merge
+    from deftx.core.provenance import Provenance
     from deftx.core.ranks import split_half_ranks
     from deftx.core.select import SparseMask, TensorMask, select
     from deftx.core.vector import Head, SparseTensor, SparseVector, overlap
@@ -45,6 +46,7 @@ __all__ = [
     "Locked",
     "NoSpace",
     "Normalizer",
+    "Provenance",
     "Scales",
     "SparseMask",
     "SparseTensor",
@@ -94,6 +96,7 @@ _HOMES = {
     "core.apply": ["apply_temporarily", "apply"],
     "core.denoise": ["Denoised", "denoise"],
     "core.merge": ["merge"],
+    "core.provenance": ["Provenance"],
     "core.ranks": ["split_half_ranks"],
     "core.select": ["SparseMask", "TensorMask", "select"],
     "core.vector": ["Head", "SparseTensor", "SparseVector", "overlap"],

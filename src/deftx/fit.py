@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from deftx.config import LanguageVectorConfig, TaskVectorConfig, VectorConfig, check_kind
 from deftx.core.denoise import Denoised, denoise
 from deftx.core.parameters import ParameterGroups, parameter_groups
+from deftx.core.provenance import PhaseLog, Provenance, TrainingRecord
 from deftx.core.ranks import Rank, is_split_half, rank_rule, recorded_rank, split_half_ranks
 from deftx.core.reselection import RESELECTIONS
 from deftx.core.select import parse_k, select
@@ -185,7 +186,10 @@ def _with_record(
 ) -> SparseVector:
     """A vector with its settings, ranks and log."""
     recorded = {**settings.deciding(), **recorded_rank(settings.rank, rank)}
-    return replace(phi, info={**recorded, "k": phi.k, "ranks": dict(ranks), "log": dict(logs)})
+    recorded["training"] = TrainingRecord(recorded["training"])
+    recorded["k"] = phi.k
+    log = {phase: PhaseLog(**course) for phase, course in logs.items()}
+    return replace(phi, provenance=Provenance(**recorded, ranks=dict(ranks), log=log))
 
 
 def fit_language(
@@ -225,10 +229,8 @@ def fit_language(
         checkpoint_dir=checkpoint_dir,
         title=title,
     )
-    info = {**prepared.origin, **vector.info}
-    if language is not None:
-        info["language"] = language
-    return replace(vector, info=info)
+    provenance = replace(prepared.origin.updated(vector.provenance), language=language)
+    return replace(vector, provenance=provenance)
 
 
 def fit_task(
@@ -286,11 +288,12 @@ def fit_task(
         checkpoint_dir=checkpoint_dir,
         title=title,
     )
-    head = learned_head(prepared.groups, prepared.origin["labels"])
-    info = {**prepared.origin, **vector.info}
+    head = learned_head(prepared.groups, prepared.origin.labels)
+    provenance = prepared.origin.updated(vector.provenance)
     if prepared.settings != settings:  # several sources are trained batch by batch
-        info |= {**settings.deciding(), "k": vector.k}
-    return replace(vector, head=head, info=info)
+        training = TrainingRecord(settings.deciding()["training"])
+        provenance = replace(provenance, training=training)
+    return replace(vector, head=head, provenance=provenance)
 
 
 def _by_language(data: Any) -> Mapping[str, Any]:

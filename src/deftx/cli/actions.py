@@ -105,8 +105,8 @@ def learn(
 
 def _with_sources(vector: SparseVector, sources: Sequence[str]) -> SparseVector:
     """The vector, with the names of the files it was trained on recorded."""
-    data = {**vector.info["data"], "sources": [named(source) for source in sources]}
-    return replace(vector, info={**vector.info, "data": data})
+    data = replace(vector.provenance.data, sources=tuple(named(source) for source in sources))
+    return replace(vector, provenance=replace(vector.provenance, data=data))
 
 
 def _checkpoint_dir(out: Path) -> Path:

@@ -206,7 +206,7 @@ def print_vectors(
 def _summary(vector: "SparseVector") -> dict[str, Any]:
     """What `inspect` shows of one vector."""
     provenance = vector.provenance
-    ranks = sorted(provenance.ranks.values())
+    ranks = sorted((provenance.ranks or {}).values())
     spread = None
     if ranks:
         spread = {"smallest": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]}

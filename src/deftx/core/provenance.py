@@ -1,12 +1,8 @@
-"""Where a vector comes from: the typed form of `info` in vector.json."""
+"""Where a vector comes from: what was trained on what, and how."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
-
-from deftx.errors import DeftxError
-
-JSON = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -16,10 +12,14 @@ class TokenizerRecord:
     Attributes:
         name: Folder or hub id.
         digest: SHA-256 (64 hex digits) of its tokens and their ids.
+        extra: What a file records beside the attributes, by key.
+        keys: The keys of the file, in its order; what they name is written first.
     """
 
-    name: str | None
-    digest: str | None
+    name: str | None = None
+    digest: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,26 @@ class DataRecord:
     """The data that a vector was trained on.
 
     Attributes:
-        record: As in the file: numbers of lines or examples, a digest, and what else is recorded.
+        lines: The number of lines of a language's text.
+        train: The number of labelled examples.
+        valid: The number of held-out examples.
+        lower_case: Whether no text has capitals.
+        pairs: Whether inputs are pairs of texts.
+        digest: A name of the tokenised data: equal for equal data.
+        sources: The names of the files or data sets.
+        extra: What a file records beside the attributes, by key.
+        keys: The keys of the file, in its order; what they name is written first.
     """
 
-    record: JSON = field(default_factory=dict)
-
-    @property
-    def digest(self) -> str | None:
-        """A name of the tokenised data: equal for equal data."""
-        return _text(self.record.get("digest"))
-
-    @property
-    def pairs(self) -> bool | None:
-        """Whether the task has pairs of texts as input; None where it is not recorded."""
-        pairs = self.record.get("pairs")
-        return pairs if isinstance(pairs, bool) else None
-
-    @property
-    def lower_case(self) -> bool:
-        """Whether it is recorded that no text has capitals."""
-        return self.record.get("lower_case") is True
+    lines: int | None = None
+    train: int | None = None
+    valid: int | None = None
+    lower_case: bool | None = None
+    pairs: bool | None = None
+    digest: str | None = None
+    sources: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,209 +54,151 @@ class TrainingRecord:
     """The settings of a training.
 
     Attributes:
-        record: As in the file: all settings by name.
+        settings: All settings by name, as in `LanguageTrainingConfig` and `TaskTrainingConfig`.
     """
 
-    record: JSON = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def length(self) -> int | None:
         """The number of tokens that inputs were cut to."""
-        return _integer(self.record.get("length"))
+        length = self.settings.get("length")
+        is_integer = isinstance(length, int) and not isinstance(length, bool)
+        return length if is_integer else None
 
     @property
     def metric(self) -> str | None:
         """The metric by which the best step was chosen."""
-        return _text(self.record.get("metric"))
+        metric = self.settings.get("metric")
+        return metric if isinstance(metric, str) else None
+
+
+@dataclass(frozen=True)
+class PhaseLog:
+    """How a training went.
+
+    Attributes:
+        steps: Optimiser steps taken.
+        best_step: The evaluated step whose weights were kept.
+        best_score: Its score on the held-out data.
+        start_score: The score before the first step.
+        history: Rows of training losses and of scores.
+        extra: What a file records beside the attributes, by key.
+        keys: The keys of the file, in its order; what they name is written first.
+    """
+
+    steps: int | None = None
+    best_step: int | None = None
+    best_score: float | None = None
+    start_score: float | None = None
+    history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class ConversionRecord:
+    """The file of another library that a vector was converted from.
+
+    Attributes:
+        format: `lt-sft` or `peft`.
+        prefix: What the names of the backbone's tensors began with, without its dot.
+        extra: What a file records beside the attributes, by key.
+        keys: The keys of the file, in its order; what they name is written first.
+    """
+
+    format: str | None = None
+    prefix: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Where a vector comes from, as far as it is recorded.
 
-    Files of others may lack any of it, have more, or have values of other types. An attribute is
-    None (or empty) where nothing is recorded or where the value has another type; what is unknown
-    is in `extra`. Nothing is lost: `to_json` gives back what was read, in the same order.
+    An attribute is None (or empty) where nothing is recorded. Files of others may have more, or
+    values of other types; these are kept in `extra`, so that a file that is loaded and saved says
+    what it said before. Copies with other attributes are made by `dataclasses.replace`.
 
     Attributes:
-        record: The JSON object of the file.
+        kind: `language`, `task` or `difference`.
+        base: Folder or hub id of the base.
+        base_fingerprint: The base by its weights: see `deftx.models.fingerprint.fingerprint`.
+        tokenizer: The tokenizer; None where none is recorded: the vector fits any.
+        versions: The versions of the libraries, by package.
+        labels: The labels that a task was trained with.
+        source: Of a task vector of one language, the language vector that it was trained on top of.
+        sources: Of a task vector of several languages, the language vectors by language; None for a
+            language that was trained on the base alone.
+        temperature: How even several languages were made.
+        data: The data of the training.
+        seed: The seed of the fit.
+        training: The settings of the training.
+        method: `deftx`, `lt-sft`, `random` or another method.
+        k: The number of entries when the vector was made.
+        rank: The rank as it was set: a number, or text such as `90%` or the name of a rule.
+        keep: The share of largest residual entries that denoising kept.
+        keep_of: What `keep` is a share of.
+        split: Within what the entries competed.
+        phase2: Whether the selected entries were trained again from the base.
+        task: The type of task, such as `classification`.
+        rank_rule: What the rank stood for, where it does not say so itself.
+        ranks: The rank of each denoised matrix, by name.
+        log: How the training went, by phase.
+        language: The language, for a language vector whose language was named.
+        finetuned: Of an extracted vector, the fine-tuned model.
+        converted: Of a converted vector, the file that it was made from.
+        operation: Of a computed vector, what was done, such as `sum`.
+        terms: Of a computed vector, where the vectors come from that it was computed from.
+        extra: What a file records beside the attributes, by key.
+        keys: The keys of the file, in its order; what they name is written first.
 
     Example:
-        >>> provenance = Provenance.of(kind="language", base="FacebookAI/xlm-roberta-base", k=3)
-        >>> provenance.base
+        >>> from dataclasses import replace
+        >>> from deftx import Provenance
+        >>> provenance = Provenance(kind="language", base="FacebookAI/xlm-roberta-base", k=3)
+        >>> replace(provenance, k=4).base
         'FacebookAI/xlm-roberta-base'
-        >>> provenance.changed(k=4).to_json()
-        {'kind': 'language', 'base': 'FacebookAI/xlm-roberta-base', 'k': 4}
     """
 
-    record: JSON = field(default_factory=dict)
+    # What it is of, and what it was trained on
+    kind: str | None = None
+    base: str | None = None
+    base_fingerprint: str | None = None
+    tokenizer: TokenizerRecord | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    source: "Provenance | None" = None
+    sources: Mapping[str, "Provenance | None"] = field(default_factory=dict)
+    temperature: float | None = None
+    data: DataRecord = field(default_factory=DataRecord)
 
-    @classmethod
-    def of(cls, **record: Any) -> "Provenance":
-        """A provenance with these entries, in this order."""
-        return cls(record)
+    # How it was trained
+    seed: int | None = None
+    training: TrainingRecord = field(default_factory=TrainingRecord)
+    method: str | None = None
+    k: int | None = None
+    rank: int | float | str | None = None
+    keep: float | None = None
+    keep_of: str | None = None
+    split: str | None = None
+    phase2: bool | None = None
+    task: str | None = None
+    rank_rule: int | float | str | None = None
+    ranks: Mapping[str, int] | None = None
+    log: Mapping[str, PhaseLog] = field(default_factory=dict)
+    language: str | None = None
 
-    @classmethod
-    def from_json(cls, record: JSON) -> "Provenance":
-        """The provenance that a file's JSON object records.
+    # What it was made from without a training
+    finetuned: str | None = None
+    converted: ConversionRecord | None = None
+    operation: str | None = None
+    terms: tuple["Provenance", ...] = ()
 
-        Raises:
-            DeftxError: It is no JSON object.
-        """
-        if not isinstance(record, Mapping):
-            raise DeftxError(f"info is a {type(record).__name__}: it must be a JSON object")
-        return cls(record)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object for a file: what was read, in the same order."""
-        return dict(self.record)
-
-    def changed(self, **changes: Any) -> "Provenance":
-        """A copy with other entries: those that are there keep their place, new ones come last."""
-        return Provenance({**self.record, **changes})
-
-    # What it is
-
-    @property
-    def kind(self) -> str | None:
-        """`language`, `task` or `difference`."""
-        return _text(self.record.get("kind"))
-
-    @property
-    def language(self) -> str | None:
-        """The language, for a language vector whose language was named."""
-        return _text(self.record.get("language"))
-
-    @property
-    def task(self) -> str | None:
-        """The type of task, such as `classification`."""
-        return _text(self.record.get("task"))
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that a task was trained with."""
-        labels = self.record.get("labels")
-        if not isinstance(labels, list | tuple):
-            return ()
-        return tuple(str(label) for label in labels)
-
-    @property
-    def k(self) -> int | None:
-        """The number of entries, when the vector was made."""
-        return _integer(self.record.get("k"))
-
-    # What it was made on
-
-    @property
-    def base(self) -> str | None:
-        """Folder or hub id of the base."""
-        return _text(self.record.get("base"))
-
-    @property
-    def base_fingerprint(self) -> str | None:
-        """The base by its weights: see `deftx.models.fingerprint.fingerprint`."""
-        return _text(self.record.get("base_fingerprint"))
-
-    @property
-    def tokenizer(self) -> TokenizerRecord | None:
-        """The tokenizer; None where none is recorded: the vector fits any."""
-        tokenizer = self.record.get("tokenizer")
-        if not isinstance(tokenizer, Mapping):
-            return None
-        return TokenizerRecord(_text(tokenizer.get("name")), _text(tokenizer.get("digest")))
-
-    @property
-    def finetuned(self) -> str | None:
-        """Of an extracted vector, the fine-tuned model."""
-        return _text(self.record.get("finetuned"))
-
-    @property
-    def source(self) -> "Provenance | None":
-        """Of a task vector of one language, the language vector that it was trained on top of."""
-        return _provenance(self.record.get("source"))
-
-    @property
-    def sources(self) -> Mapping[str, "Provenance | None"]:
-        """Of a task vector of several languages, the language vectors by language."""
-        sources = _mapping(self.record.get("sources"))
-        return {str(language): _provenance(source) for language, source in sources.items()}
-
-    # How it was made
-
-    @property
-    def method(self) -> str | None:
-        """What selected the entries, such as `deftx` or `lt-sft`."""
-        return _text(self.record.get("method"))
-
-    @property
-    def rank(self) -> int | float | str | None:
-        """The rank as it was set: a number, or text such as `90%` or the name of a rule."""
-        rank = self.record.get("rank")
-        is_rank = isinstance(rank, int | float | str) and not isinstance(rank, bool)
-        return rank if is_rank else None
-
-    @property
-    def keep(self) -> float | None:
-        """The share of largest residual entries that denoising kept."""
-        keep = self.record.get("keep")
-        return keep if isinstance(keep, float) else None
-
-    @property
-    def keep_of(self) -> str | None:
-        """What `keep` is a share of."""
-        return _text(self.record.get("keep_of"))
-
-    @property
-    def rank_rule(self) -> str | None:
-        """The rule that chose the ranks, where one did."""
-        return _text(self.record.get("rank_rule"))
-
-    @property
-    def ranks(self) -> Mapping[str, int]:
-        """The rank of each denoised matrix, by name."""
-        ranks = _mapping(self.record.get("ranks"))
-        return {str(name): rank for name, rank in ranks.items() if _integer(rank) is not None}
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of the fit."""
-        return _integer(self.record.get("seed"))
-
-    @property
-    def training(self) -> TrainingRecord:
-        """The settings of the training."""
-        return TrainingRecord(_mapping(self.record.get("training")))
-
-    @property
-    def data(self) -> DataRecord:
-        """The data of the training."""
-        return DataRecord(_mapping(self.record.get("data")))
-
-    @property
-    def log(self) -> JSON:
-        """How the training went, by phase."""
-        return _mapping(self.record.get("log"))
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        """The versions of the libraries, by package."""
-        versions = _mapping(self.record.get("versions"))
-        return {str(package): str(version) for package, version in versions.items()}
-
-    # What it was computed from
-
-    @property
-    def operation(self) -> str | None:
-        """Of a computed vector, what was done, such as `sum`."""
-        return _text(self.record.get("operation"))
-
-    @property
-    def terms(self) -> tuple["Provenance", ...]:
-        """Of a computed vector, where the vectors come from that it was computed from (`of`)."""
-        terms = self.record.get("of")
-        if not isinstance(terms, list | tuple):
-            return ()
-        return tuple(Provenance(term) for term in terms if isinstance(term, Mapping))
+    # What a file says besides
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -264,53 +206,22 @@ class Provenance:
         return tuple(dict.fromkeys(self._languages()))
 
     def _languages(self) -> Iterator[str]:
-        if self.language is not None:
-            yield self.language
-        yield from self.sources
-        for term in self.terms:
-            yield from term._languages()
+        remaining = [self]
+        while remaining:  # no recursion: a sum of a sum of a sum may be deep
+            provenance = remaining.pop()
+            if provenance.language is not None:
+                yield provenance.language
+            yield from provenance.sources
+            remaining += reversed(provenance.terms)
 
-    @property
-    def extra(self) -> JSON:
-        """What is recorded beside the attributes above."""
-        return {key: value for key, value in self.record.items() if key not in KNOWN}
-
-
-# The keys of `info` in vector.json that an attribute stands for
-KNOWN = frozenset(
-    {
-        *("kind", "language", "task", "labels", "k"),
-        *("base", "base_fingerprint", "tokenizer", "finetuned", "source", "sources"),
-        *(
-            "method",
-            "rank",
-            "keep",
-            "keep_of",
-            "rank_rule",
-            "ranks",
-            "seed",
-            "training",
-            "data",
-            "log",
-            "versions",
-        ),
-        *("operation", "of"),
-    }
-)
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _integer(value: object) -> int | None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_integer else None  # type: ignore[return-value]
-
-
-def _mapping(value: object) -> JSON:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _provenance(value: object) -> Provenance | None:
-    return Provenance(value) if isinstance(value, Mapping) else None
+    def updated(self, later: "Provenance") -> "Provenance":
+        """This provenance, with all that a later one records in place of what it says."""
+        nothing = Provenance()
+        changes: dict[str, Any] = {}
+        for attribute in fields(Provenance):
+            value = getattr(later, attribute.name)
+            if value != getattr(nothing, attribute.name):
+                changes[attribute.name] = value
+        changes["extra"] = {**self.extra, **later.extra}
+        changes["keys"] = tuple(dict.fromkeys([*self.keys, *later.keys]))
+        return replace(self, **changes)

@@ -9,7 +9,6 @@ from collections.abc import (
     Iterator,
     KeysView,
     Mapping,
-    Sequence,
     ValuesView,
 )
 from dataclasses import dataclass, field, replace
@@ -21,14 +20,9 @@ from torch import Tensor
 
 from deftx.core.entries import read_entries
 from deftx.core.parameters import layer_of
-from deftx.core.provenance import Provenance
+from deftx.core.provenance import DataRecord, Provenance
 from deftx.core.select import TensorMask
 from deftx.errors import DeftxError
-
-# How a model with a task's head is to be fed: what a computed vector keeps of the vector whose head
-# it has, at the top of `info` and within `info["data"]`.
-KEPT_WITH_HEAD = ("task", "training", "labels", "tokenizer")
-KEPT_OF_DATA = ("lower_case", "pairs")
 
 # Common entries of a tensor are counted by a mark for each of its entries where these are at most
 # this many times the vectors' entries, and else by sorting.
@@ -123,7 +117,7 @@ class SparseVector:
     Attributes:
         tensors: Backbone parameter name (relative to the model's `base_model`) -> entries.
         head: The task's head, for task vectors only.
-        info: Where it came from: JSON-like data; `base_fingerprint` identifies the base.
+        provenance: Where it comes from; `base_fingerprint` identifies the base.
 
     Example:
         >>> import torch
@@ -139,7 +133,12 @@ class SparseVector:
 
     tensors: Mapping[str, SparseTensor]
     head: Head | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.provenance, Provenance):
+            what = f"the provenance of a vector is a {type(self.provenance).__name__}"
+            raise DeftxError(f"{what}: give deftx.Provenance(kind=..., base=...)")
 
     # A mapping of tensors
 
@@ -190,11 +189,6 @@ class SparseVector:
         return sum(len(entries.indices) for entries in self.tensors.values())
 
     @property
-    def provenance(self) -> Provenance:
-        """Where it comes from: `info`, typed."""
-        return Provenance(self.info)
-
-    @property
     def base(self) -> str | None:
         """Folder or hub id of the base that it was made on, as far as it is recorded."""
         return self.provenance.base
@@ -234,7 +228,7 @@ class SparseVector:
         return {layer: count / max(1, sizes[layer]) for layer, count in held.items()}
 
     def equal(self, other: "SparseVector") -> bool:
-        """Whether all entries, and the heads, are the same bit for bit; `info` does not count."""
+        """Whether all entries, and the heads, are the same bit for bit, wherever they come from."""
         check_vectors(other)
         if self.head is None or other.head is None:
             same_head = self.head is other.head
@@ -263,8 +257,8 @@ class SparseVector:
         tensors: dict[str, SparseTensor] = {}
         for name in dict.fromkeys([*self.tensors, *other.tensors]):
             tensors[name] = _sum(name, self.tensors.get(name), other.tensors.get(name))
-        info = derived("sum", self, other, top=top)
-        return SparseVector(tensors, None if top is None else top.head, info)
+        provenance = derived("sum", self, other, top=top)
+        return SparseVector(tensors, None if top is None else top.head, provenance)
 
     def __radd__(self, other: int) -> "SparseVector":
         if isinstance(other, int) and other == 0:  # what `sum` begins with
@@ -440,33 +434,32 @@ def check_distinct(*vectors: SparseVector) -> None:
                 raise DeftxError(f"{what}: {fix}")
 
 
-def derived(
-    operation: str, *vectors: SparseVector, top: SparseVector | None = None
-) -> dict[str, Any]:
+def derived(operation: str, *vectors: SparseVector, top: SparseVector | None = None) -> Provenance:
     """The provenance of a computed vector.
 
     Args:
         operation: What was done, such as `sum`.
         vectors: What it was computed from.
         top: The one of them whose head the computed vector has: how a model with the head is to be
-            fed is kept of it (KEPT_WITH_HEAD and KEPT_OF_DATA).
+            fed is kept of it.
     """
-    info: dict[str, Any] = {}
-    if top is not None:
-        info |= _picked(top.info, KEPT_WITH_HEAD)
-        data = top.info.get("data")
-        kept_of_data = _picked(data, KEPT_OF_DATA) if isinstance(data, Mapping) else {}
-        if kept_of_data:
-            info["data"] = kept_of_data
-    for vector in vectors:
-        if vector.provenance.base_fingerprint:
-            info |= _picked(vector.info, ("base", "base_fingerprint"))
+    terms = tuple(vector.provenance for vector in vectors)
+    provenance = Provenance(operation=operation, terms=terms)
+    for term in terms:
+        if term.base_fingerprint:
+            provenance = replace(provenance, base=term.base, base_fingerprint=term.base_fingerprint)
             break
-    return {**info, "operation": operation, "of": [dict(vector.info) for vector in vectors]}
-
-
-def _picked(info: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: info[key] for key in keys if key in info}
+    if top is None:
+        return provenance
+    of_head = top.provenance
+    return replace(
+        provenance,
+        task=of_head.task,
+        training=of_head.training,
+        labels=of_head.labels,
+        tokenizer=of_head.tokenizer,
+        data=DataRecord(lower_case=of_head.data.lower_case, pairs=of_head.data.pairs),
+    )
 
 
 def _vector_with_head(first: SparseVector, second: SparseVector) -> SparseVector | None:

@@ -149,12 +149,6 @@ def lower_case(texts: Sequence[str]) -> bool:
     return bool(cased) and not capitals(cased)
 
 
-def about_texts(examples: Examples) -> dict[str, bool]:
-    """What a task vector records of its training texts: whether they are in lower case, and text
-    pairs."""
-    return {"lower_case": lower_case(written(examples)), "pairs": examples.pairs is not None}
-
-
 def held_out(
     examples: Examples, share: float, seed: int, *, named: bool
 ) -> tuple[Examples, Examples]:

@@ -69,12 +69,14 @@ class Course:
 def course_of(vector: SparseVector) -> Course | None:
     """How a vector's training went; None where it has no log, as one that was converted."""
     log = vector.provenance.log
-    if not {"phase1", "phase2"} & set(log):
+    first, second = log.get("phase1"), log.get("phase2")
+    opening = first or second  # some methods have no phase 1
+    if opening is None:
         return None
-    first, second = log.get("phase1", {}), log.get("phase2", {})
-    start = (first or second).get("start_score")  # some methods have no phase 1
     metric = vector.provenance.training.metric or "loss"
-    return Course(metric, start, first.get("best_score"), second.get("best_score"))
+    after_phase1 = None if first is None else first.best_score
+    after_phase2 = None if second is None else second.best_score
+    return Course(metric, opening.start_score, after_phase1, after_phase2)
 
 
 def advice_on(course: Course | None) -> list[str]:

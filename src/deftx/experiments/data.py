@@ -176,7 +176,7 @@ def _identity(base: str, model: PreTrainedModel) -> str:
     parts = [
         fingerprint(model),
         fingerprint_of(top, lambda name: top[name].detach()),
-        tokenizer["digest"],
+        tokenizer.digest,
         config,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

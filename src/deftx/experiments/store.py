@@ -27,6 +27,7 @@ from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError, Locked, space_needed
 from deftx.storage.atomic_files import LOCK, lock_directory, new_folder, remove_folder, write_text
+from deftx.storage.provenance_json import provenance_to_json
 from deftx.storage.vector_files import save
 
 # files of every finished step
@@ -160,7 +161,8 @@ class Store:
         Returns:
             The name of its content.
         """
-        content = hashlib.sha256(json.dumps(dict(vector.info), sort_keys=True).encode())
+        record = provenance_to_json(vector.provenance)
+        content = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
         for name, delta in vector.tensors.items():
             content.update(f"{name} {delta.shape}".encode())
             content.update(delta.indices.cpu().numpy().tobytes())

@@ -16,6 +16,7 @@ from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.hub.privacy import published
 from deftx.storage.hub_client import LIBRARY, is_model_id
+from deftx.storage.provenance_json import data_to_json
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -29,7 +30,7 @@ _TASKS = {
     "question-answering": "question-answering",
     "multiple-choice": "multiple-choice",
 }
-_VECTORS = {"language": "language vector", "task": "task vector"}  # by `info.kind`
+_VECTORS = {"language": "language vector", "task": "task vector"}  # by their kind
 _HUB_DATA = "hub:"  # how the names of hub datasets begin
 _LONGEST_FACT = 300  # characters
 CITATION = """@inproceedings{simon-jyothi-2025-deft,
@@ -165,12 +166,10 @@ def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
 
 
 def _best(vector: SparseVector) -> float | None:
-    """The best score of the last phase; None where the info has no number there."""
+    """The best score of the last phase; None where there is no number."""
     phases = list(vector.provenance.log.values())
-    if not phases or not isinstance(phases[-1], Mapping):
-        return None
-    best = phases[-1].get("best_score")
-    if isinstance(best, bool) or not isinstance(best, int | float):
+    best = phases[-1].best_score if phases else None
+    if best is None:
         return None
     try:
         return float(best) if isfinite(best) else None
@@ -180,12 +179,9 @@ def _best(vector: SparseVector) -> float | None:
 
 def _sources(vector: SparseVector) -> list[str]:
     """The names of the training data; a single name that stands for itself is one, too."""
-    sources = vector.provenance.data.record.get("sources")
-    if isinstance(sources, str):
-        return [sources]
-    if not isinstance(sources, list | tuple):
-        return []
-    return [str(source) for source in sources]
+    data = vector.provenance.data
+    alone = data.extra.get("sources")
+    return [alone] if isinstance(alone, str) else list(data.sources)
 
 
 def _datasets(vector: SparseVector, about: About) -> list[str]:
@@ -266,7 +262,7 @@ def _facts(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _data(vector: SparseVector, repo: str, about: About) -> str:
-    other_facts = dict(vector.provenance.data.record)
+    other_facts = data_to_json(vector.provenance.data)
     other_facts.pop("sources", None)
     sources = dict.fromkeys([*_sources(vector), *about.datasets])
     rows = {"languages": ", ".join(about.languages), "sources": ", ".join(sources)}
@@ -274,7 +270,7 @@ def _data(vector: SparseVector, repo: str, about: About) -> str:
 
 
 def _training(vector: SparseVector, repo: str, about: About) -> str:
-    return _table("Training", {**vector.provenance.training.record, **vector.provenance.versions})
+    return _table("Training", {**vector.provenance.training.settings, **vector.provenance.versions})
 
 
 def _results(vector: SparseVector, repo: str, about: About) -> str:

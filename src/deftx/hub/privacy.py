@@ -8,6 +8,7 @@ from typing import Any
 
 from deftx.core.vector import SparseVector
 from deftx.storage.hub_client import is_model_id
+from deftx.storage.provenance_json import provenance_from_json, provenance_to_json
 
 LOCAL = "a local folder"  # in place of a model that is not on the hub; it has the form of no hub id
 _MODELS = (
@@ -21,16 +22,22 @@ _PATH = re.compile(
 
 
 def published(vector: SparseVector, base: str | None = None) -> SparseVector:
-    """`vector` without the paths in its info: models are hub ids or `a local folder`, other paths
-    their last part.
+    """A vector without the paths in its provenance: models are hub ids or `a local folder`, other
+    paths their last part.
 
-    base  the hub id of the vector's base, where its info names a folder
+    That holds for the provenance of the vectors it was made from, too. The fingerprint still
+    identifies the base.
 
-    That goes for the info of the vectors it was made from, too. The fingerprint still tells the
-    base.
+    Args:
+        vector: The vector as it is on its maker's disk.
+        base: The hub id of its base, where a folder is recorded.
     """
-    info = {key: without_paths(key, value) for key, value in vector.info.items()}
-    return replace(vector, info={**info, "base": base} if base else info)
+    record = provenance_to_json(vector.provenance)  # with all that files of others record
+    public = {key: without_paths(key, value) for key, value in record.items()}
+    provenance = provenance_from_json(public)
+    if base:
+        provenance = replace(provenance, base=base)
+    return replace(vector, provenance=provenance)
 
 
 def without_paths(key: str, value: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.apply import apply, check_fit
+from deftx.core.provenance import ConversionRecord, Provenance
 from deftx.core.vector import Head, SparseTensor, SparseVector
 from deftx.errors import DeftxError, unknown
 from deftx.interop import lt_sft, shira
@@ -137,12 +138,12 @@ def _read_lt_sft(folder: Path, base: Base | None, labels: Sequence[str]) -> Spar
         if name.startswith("pooler."):
             head[prefix + name] = _added(prefix + name, tensors.pop(name), model, prefix)
 
-    info = {
-        "kind": "task" if head else "language",
-        "method": "lt-sft",
-        "converted": {"from": "lt-sft", "prefix": prefix.rstrip(".")},
-    }
-    vector = SparseVector(tensors, _head(head, labels) if head else None, info)
+    provenance = Provenance(
+        kind="task" if head else "language",
+        method="lt-sft",
+        converted=ConversionRecord("lt-sft", prefix.rstrip(".")),
+    )
+    vector = SparseVector(tensors, _head(head, labels) if head else None, provenance)
     if base is None or model is None:
         return vector
     return _of_base(vector, base, model)
@@ -163,8 +164,9 @@ def _read_shira(folder: Path, base: Base | None, labels: Sequence[str]) -> Spars
     layers, dense = shira.read(folder, shapes)
     tensors = {f"{name.removeprefix(prefix)}.weight": entries for name, entries in layers.items()}
 
-    info = {"kind": "task" if dense else "language", "converted": {"from": "peft"}}
-    vector = SparseVector(tensors, _head(dense, labels) if dense else None, info)
+    kind = "task" if dense else "language"
+    provenance = Provenance(kind=kind, converted=ConversionRecord("peft"))
+    vector = SparseVector(tensors, _head(dense, labels) if dense else None, provenance)
     return _of_base(vector, base, model)
 
 
@@ -319,7 +321,7 @@ def _of_kind(kind: str, vector: SparseVector) -> SparseVector:
             f"kind {kind}: the vector has no head, so it is of no kind of task: leave the kind out"
         )
     head = vector.head if task.label_names else replace(vector.head, labels=())
-    return replace(vector, head=head, info={**vector.info, "task": kind})
+    return replace(vector, head=head, provenance=replace(vector.provenance, task=kind))
 
 
 def _base_of(vector: SparseVector, base: Base | None) -> Base:
@@ -333,8 +335,13 @@ def _base_of(vector: SparseVector, base: Base | None) -> Base:
 def _of_base(vector: SparseVector, base: Base, model: nn.Module) -> SparseVector:
     """The vector with the base's name and fingerprint. Raises DeftxError where it does not fit."""
     check_fit(model, replace(vector, head=None))
-    named = {"base": recorded_name(base), "base_fingerprint": fingerprint(model)}
-    return replace(vector, info={**vector.info, **named, "k": vector.k})
+    provenance = replace(
+        vector.provenance,
+        base=recorded_name(base),
+        base_fingerprint=fingerprint(model),
+        k=vector.k,
+    )
+    return replace(vector, provenance=provenance)
 
 
 def _prefix(base: Base, vector: SparseVector) -> str:
@@ -349,9 +356,8 @@ def _prefix(base: Base, vector: SparseVector) -> str:
 
 def _recorded_prefix(vector: SparseVector) -> str | None:
     """The same, as a vector that came from LT-SFT records it."""
-    converted = vector.info.get("converted")
-    prefix = converted.get("prefix") if isinstance(converted, Mapping) else None
-    return prefix if isinstance(prefix, str) else None
+    converted = vector.provenance.converted
+    return None if converted is None else converted.prefix
 
 
 def _shared_prefix(names: Iterable[str]) -> str:

@@ -205,7 +205,7 @@ def uses_text_pairs(task: HasProvenance) -> bool | None:
 
 def without_capitals(task: HasProvenance) -> bool:
     """Whether it is recorded that a task was trained on texts without capitals."""
-    return task.provenance.data.lower_case
+    return task.provenance.data.lower_case is True
 
 
 def trained_length(

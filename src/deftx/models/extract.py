@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.denoise import KEEP, denoise
 from deftx.core.parameters import ParameterGroups, parameter_groups, unwrapped
+from deftx.core.provenance import Provenance
 from deftx.core.ranks import recorded_rank
 from deftx.core.select import parse_k, select
 from deftx.core.vector import Head, SparseTensor, SparseVector
@@ -97,15 +98,16 @@ def extract(
             shape = tuple(weights[name].shape)
             tensors[name] = SparseTensor(entries.indices, entries.values, shape)
     top = _head(finetuned)
-    info = {
-        "kind": "task" if top else "difference",
-        "finetuned": recorded_name(finetuned),
-        "base": recorded_name(base),
-        **recorded_rank(rank, resolved_rank),
-        "base_fingerprint": fingerprint_of(groups.backbone, before),
-        "k": _count(candidates),
-    }
-    return SparseVector(tensors, top, info)
+    recorded: dict[str, Any] = {**recorded_rank(rank, resolved_rank)}
+    provenance = Provenance(
+        kind="task" if top else "difference",
+        finetuned=recorded_name(finetuned),
+        base=recorded_name(base),
+        **recorded,
+        base_fingerprint=fingerprint_of(groups.backbone, before),
+        k=_count(candidates),
+    )
+    return SparseVector(tensors, top, provenance)
 
 
 def _warn_of_changed_norms(groups: ParameterGroups, before: Reader, after: Reader) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from deftx.core.provenance import TokenizerRecord
 from deftx.core.vector import SparseVector
 from deftx.data.unknown_text import no_embedding
 from deftx.errors import DeftxError
@@ -84,16 +85,12 @@ def _check_special_tokens(base: Base, tokenizer: PreTrainedTokenizerBase) -> Non
 # --- which tokenizer a vector was made with ---
 
 
-def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What a vector records of the tokenizer it was made with.
-
-    Returns:
-        `name`: the folder or hub id; `digest`: SHA-256 (64 hex digits) of its tokens and their ids.
-    """
+def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> TokenizerRecord:
+    """What a vector records of the tokenizer it was made with."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     text = json.dumps(vocabulary, ensure_ascii=False)
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
-    return {"name": recorded_name(str(tokenizer.name_or_path)), "digest": digest}
+    return TokenizerRecord(recorded_name(str(tokenizer.name_or_path)), digest)
 
 
 def check_tokenizer(
@@ -114,10 +111,10 @@ def check_tokenizer(
     current = tokenizer_record(tokenizer)
     for vector in vectors:
         recorded = vector.provenance.tokenizer
-        if recorded is None or recorded.digest == current["digest"]:
+        if recorded is None or recorded.digest == current.digest:
             continue
         former = f"{recorded.name} ({str(recorded.digest)[:12]})"
-        latter = f"{current['name']} ({current['digest'][:12]})"
+        latter = f"{current.name} ({str(current.digest)[:12]})"
         message = f"the vector was made with the tokenizer {former}, not with {latter}"
         if ignore_base_mismatch:
             warnings.warn(message, stacklevel=2)

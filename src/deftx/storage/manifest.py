@@ -64,7 +64,7 @@ class OriginForm(BaseModel):
     operation: str | None = None
     task: str | None = None
     method: str | None = None
-    rank_rule: str | None = None
+    rank_rule: int | float | str | None = None
     ranks: dict[str, int] = {}
     training: TrainingForm = TrainingForm()
 

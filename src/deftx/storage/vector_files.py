@@ -31,6 +31,7 @@ from deftx.storage.atomic_files import check_target, find, new_folder
 from deftx.storage.codec import decode_indices, decode_values, encode_indices, encode_values
 from deftx.storage.hub_client import fetch, is_vector_id
 from deftx.storage.manifest import HeadForm, Manifest, TensorForm, read_manifest, write_manifest
+from deftx.storage.provenance_json import provenance_from_json, provenance_to_json
 
 VECTOR, HEAD = "vector.safetensors", "head.safetensors"
 MANIFEST_CHECKSUM = "manifest_sha256"  # its name among the metadata of vector.safetensors
@@ -52,7 +53,7 @@ def save(vector: SparseVector, folder: str | os.PathLike[str], *, force: bool = 
 
     Raises:
         DeftxError: The folder exists, `vector` is no vector or one that `load` would refuse (values
-            that are not finite, info that is not JSON), or the disk is full or read-only.
+            that are not finite, a provenance that is not JSON), or the disk is full or read-only.
     """
     check_vectors(vector)
     target = check_target(folder, force=force)
@@ -113,7 +114,9 @@ def load_from_hub(vector_id: str) -> SparseVector:
 
 def _read_folder(folder: Path) -> SparseVector:
     form = read_manifest(folder / manifest.FILE)
-    vector = SparseVector(_read_tensors(folder, form), _read_head(folder, form.head), form.info)
+    tensors = _read_tensors(folder, form)
+    head = _read_head(folder, form.head)
+    vector = SparseVector(tensors, head, provenance_from_json(form.info))
     _check_manifest(folder, form)
     return vector
 
@@ -138,7 +141,7 @@ def _write(vector: SparseVector, folder: Path) -> None:
         "format_version": manifest.VERSION,
         "sha256": "",
         "head": _write_head(vector.head, folder / HEAD),
-        "info": dict(vector.info),
+        "info": provenance_to_json(vector.provenance),
         "tensors": {
             name: {
                 "shape": list(entries.shape),

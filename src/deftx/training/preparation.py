@@ -2,7 +2,7 @@
 where they come from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import inf
 from typing import Any
@@ -12,17 +12,18 @@ from transformers import PreTrainedModel
 from deftx.config import LanguageVectorConfig, TaskVectorConfig, VectorConfig, changed
 from deftx.core.apply import apply, check_fit
 from deftx.core.parameters import ParameterGroups, parameter_groups
+from deftx.core.provenance import DataRecord, Provenance, TokenizerRecord
 from deftx.core.ranks import is_split_half
 from deftx.core.reselection import RESELECTIONS
 from deftx.core.vector import Head, SparseVector, check_language, check_same_base
 from deftx.core.weights import WEIGHT_RULES
 from deftx.data.examples import (
     Examples,
-    about_texts,
     check_examples,
     check_pairs,
     check_read,
     joined,
+    lower_case,
     written,
 )
 from deftx.data.unknown_text import check_embedded, no_embedding
@@ -57,7 +58,7 @@ class PreparedTraining:
     model: PreTrainedModel
     groups: ParameterGroups
     objective: Objective
-    origin: Mapping[str, Any]
+    origin: Provenance
     settings: VectorConfig
 
 
@@ -84,10 +85,8 @@ def prepare_language(
     check_embedded(text, tokenizer, model.config)
     objective = build_objective(text, tokenizer, training, length, settings.seed)
     _check_replacements(objective, model)
-    data = {"lines": len(text), "digest": objective.digest}
-    return PreparedTraining(
-        model, parameter_groups(model), objective, {**origin, "data": data}, settings
-    )
+    origin = replace(origin, data=DataRecord(lines=len(text), digest=objective.digest))
+    return PreparedTraining(model, parameter_groups(model), objective, origin, settings)
 
 
 def _check_replacements(objective: Objective, model: PreTrainedModel) -> None:
@@ -175,17 +174,12 @@ def prepare_task(
     )
 
     # Where the vector comes from
-    source_infos = {
-        language: dict(sources[language].info) if sources else None for language in languages
-    }
+    below: dict[str, Provenance | None] = dict.fromkeys(languages)
+    if sources:
+        below = {language: sources[language].provenance for language in languages}
     valid_size = sum(len(examples) for examples in valid_sets.values())
-    data = {
-        "train": len(pooled),
-        "valid": valid_size,
-        **about_texts(pooled),
-        "digest": objective.digest,
-    }
-    origin |= {"source": None, "sources": source_infos, "temperature": temperature, "data": data}
+    data = _task_data(pooled, valid_size, objective)
+    origin = replace(origin, sources=below, temperature=temperature, data=data)
     by_batches = changed(settings, {"training": {"batch_size": 1}})
     return PreparedTraining(model, parameter_groups(model), objective, origin, by_batches)
 
@@ -206,10 +200,21 @@ def _prepare_single_source(
     )
     apply(model, *sources)
     objective = objective_of(train_set, valid_set)
-    sizes = {"train": len(train_set), "valid": len(valid_set)}
-    data = {**sizes, **about_texts(train_set), "digest": objective.digest}
-    origin |= {"source": dict(source.info) if source else None, "data": data}
+    data = _task_data(train_set, len(valid_set), objective)
+    below = None if source is None else source.provenance
+    origin = replace(origin, source=below, data=data)
     return PreparedTraining(model, parameter_groups(model), objective, origin, settings)
+
+
+def _task_data(train_set: Examples, valid_size: int, objective: Objective) -> DataRecord:
+    """What a task vector records of its data."""
+    return DataRecord(
+        train=len(train_set),
+        valid=valid_size,
+        lower_case=lower_case(written(train_set)),
+        pairs=train_set.pairs is not None,
+        digest=objective.digest,
+    )
 
 
 def _task_model(
@@ -219,7 +224,7 @@ def _task_model(
     sources: Sequence[SparseVector],
     *,
     ignore_base_mismatch: bool,
-) -> tuple[PreTrainedModel, dict[str, Any], Callable[[Examples, Examples], Supervised]]:
+) -> tuple[PreTrainedModel, Provenance, Callable[[Examples, Examples], Supervised]]:
     """A task's model at θ0 that the sources fit; where its vector comes from; and what makes an
     objective of data."""
     distributed.join()
@@ -232,9 +237,9 @@ def _task_model(
     model = load_task_model(base, labels, settings.seed, task, dropout=settings.training.dropout)
     place(model)
     origin = _origin("task", base, fingerprint(model), tokenizer_record(tokenizer))
-    origin["labels"] = list(labels)
+    origin = replace(origin, labels=tuple(labels))
     for source in sources:
-        check_base(origin["base_fingerprint"], source, ignore_base_mismatch=ignore_base_mismatch)
+        check_base(str(origin.base_fingerprint), source, ignore_base_mismatch=ignore_base_mismatch)
         check_fit(model, source)
     check_tokenizer(tokenizer, *sources, ignore_base_mismatch=ignore_base_mismatch)
     length = min(settings.training.length, longest_input(model, tokenizer))
@@ -299,16 +304,14 @@ def takes_halves(settings: VectorConfig) -> bool:
     return settings.method == "deftx" and is_split_half(settings.rank)
 
 
-def _origin(
-    kind: str, base: Base, base_fingerprint: str, tokenizer: Mapping[str, str]
-) -> dict[str, Any]:
+def _origin(kind: str, base: Base, base_fingerprint: str, tokenizer: TokenizerRecord) -> Provenance:
     """What a vector records of where it comes from: its kind, the base, the tokenizer, the
     versions."""
     versions = {package: version(package) for package in ("deftx", "torch", "transformers")}
-    return {
-        "kind": kind,
-        "base": recorded_name(base),
-        "base_fingerprint": base_fingerprint,
-        "tokenizer": tokenizer,
-        "versions": versions,
-    }
+    return Provenance(
+        kind=kind,
+        base=recorded_name(base),
+        base_fingerprint=base_fingerprint,
+        tokenizer=tokenizer,
+        versions=versions,
+    )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from deftx.core.apply import apply
 from deftx.core.parameters import parameter_groups
-from deftx.core.provenance import Provenance
+from deftx.core.provenance import PhaseLog, Provenance
 from deftx.core.vector import Head, SparseVector
 from deftx.errors import DeftxError, first_fault
 from deftx.experiments.baselines.config import LoraArithmeticConfig, MadxConfig
@@ -28,6 +28,7 @@ from deftx.models.fingerprint import fingerprint, fingerprint_of
 from deftx.models.heads import load_task_model
 from deftx.models.loading import Base
 from deftx.storage.manifest import Form
+from deftx.storage.provenance_json import provenance_from_json, provenance_to_json
 from deftx.storage.tensors import read_tensors, save_tensors
 from deftx.training.loop import LOOP_VERSION, TrainableState, train
 from deftx.training.preparation import PreparedTraining
@@ -42,22 +43,17 @@ _BODY, _HEAD = "body/", "head/"  # what the names of tensors begin with in the f
 class Adapter:
     """A language or a task as a baseline learns it.
 
-    method   `madx` or `lora`
-    tensors  its parameters by name, float32, on the CPU
-    head     the task's head, for tasks only
-    info     where it came from, as a vector's: JSON-like data, in which `kind` is `language` or
-             `task`
+    Attributes:
+        method: `madx` or `lora`.
+        tensors: Its parameters by name, float32, on the CPU.
+        head: The task's head, for tasks only.
+        provenance: Where it comes from, as a vector's; `kind` is `language` or `task`.
     """
 
     method: str
     tensors: Mapping[str, Tensor]
     head: Head | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def provenance(self) -> Provenance:
-        """Where it comes from: `info`, typed."""
-        return Provenance(self.info)
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def size(self) -> int:
@@ -85,7 +81,7 @@ def learn(
             on
     """
     model = start.model
-    task = start.origin["kind"] == "task"
+    task = start.origin.kind == "task"
     body = list(parameters.values())
     top = parameter_groups(model).head
     if not task:  # as for a vector
@@ -109,20 +105,16 @@ def learn(
         title=title,
         resume_point=resume_point,
     )
-    log = asdict(result)
-    made = {
-        "method": method,
-        "size": sum(parameter.numel() for parameter in body),
-        "log": {"training": log},
-    }
-    before = {"source": dict(source.info) if source else None} if task else {}
-    info = {**start.origin, **settings.deciding(), **before, **made}
-    return Adapter(
-        method,
-        _copies(parameters),
-        Head(_copies(top), tuple(info["labels"])) if task else None,
-        info,
+    head = Head(_copies(top), start.origin.labels) if task else None
+    size = sum(parameter.numel() for parameter in body)
+    recorded = provenance_from_json({**settings.deciding(), "size": size})
+    provenance = replace(
+        start.origin.updated(recorded),
+        method=method,
+        source=None if source is None or not task else source.provenance,
+        log={"training": PhaseLog(**asdict(result))},
     )
+    return Adapter(method, _copies(parameters), head, provenance)
 
 
 def classifier(base: Base, method: str, task: Adapter, language: Adapter | None) -> PreTrainedModel:
@@ -176,7 +168,7 @@ def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> None:
         "format_version": 1,
         "method": adapter.method,
         "labels": labels,
-        "info": dict(adapter.info),
+        "info": provenance_to_json(adapter.provenance),
     }
     save_tensors(Path(folder) / FILE, tensors, about)
 
@@ -206,7 +198,7 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
         else:
             top[name.removeprefix(_HEAD)] = tensor
     head = None if about.labels is None else Head(top, tuple(about.labels))
-    return Adapter(about.method, body, head, about.info)
+    return Adapter(about.method, body, head, provenance_from_json(about.info))
 
 
 class _About(Form):
@@ -232,7 +224,7 @@ def _key(
         version("deftx"),
         LOOP_VERSION,
         method,
-        start.origin["base_fingerprint"],
+        start.origin.base_fingerprint,
         config,
         start.objective.digest,
         chosen,

@@ -79,7 +79,7 @@ def fit_task(
         TaskVectorConfig(seed=settings.seed, training=settings.training),
     )
     if source is not None:
-        check(source, METHOD, "language", base, start.origin["base_fingerprint"])
+        check(source, METHOD, "language", base, str(start.origin.base_fingerprint))
         add(start.model, source)
     settings = ranked(start.model, settings)
     return learn(
@@ -173,7 +173,9 @@ def inject(model: PreTrainedModel, settings: LoraArithmeticConfig) -> dict[str, 
 def add(model: PreTrainedModel, adapter: Adapter) -> None:
     """Add an adapter's change to the weights of `model`. Raises DeftxError, before that, where it
     does not fit."""
-    settings = parse(LoraTaskConfig, {name: adapter.info.get(name) for name in ("rank", "alpha")})
+    provenance = adapter.provenance
+    sizes = {"rank": provenance.rank, "alpha": provenance.extra.get("alpha")}
+    settings = parse(LoraTaskConfig, sizes)
     rank, alpha = settings.rank or 0, settings.alpha or 0
     layers = linear_layers(model)
     wanted = {f"{name}.A": (rank, layer.in_features) for name, layer in layers.items()}

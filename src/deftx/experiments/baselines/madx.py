@@ -145,7 +145,7 @@ def fit_task(
         TaskVectorConfig(seed=settings.seed, training=settings.training),
     )
     if source is not None:
-        check(source, METHOD, "language", base, start.origin["base_fingerprint"])
+        check(source, METHOD, "language", base, str(start.origin.base_fingerprint))
     settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
     below = [] if source is None else [trained(start.model, source)]
@@ -206,9 +206,9 @@ def trained(model: PreTrainedModel, adapter: Adapter) -> Parts:
     other shapes."""
     kind = MadxTaskConfig if adapter.provenance.kind == "task" else MadxLanguageConfig
     sizes = {
-        name: adapter.info[name]
+        name: adapter.provenance.extra[name]
         for name in kind.model_fields
-        if "reduction" in name and name in adapter.info
+        if "reduction" in name and name in adapter.provenance.extra
     }
     parts = untrained(model, parse(kind, sizes))
     try:

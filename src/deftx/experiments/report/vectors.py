@@ -43,7 +43,7 @@ KINDS = {
 }
 
 LayerAndKind = tuple[int | None, str]  # number of a layer (None: outside of them), kind of tensor
-History = list[dict[str, float]]
+History = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _add_counts(
 
 def _add_ranks(statistics: VectorStatistics, variant: str, part: str, vector: SparseVector) -> None:
     """Add the ranks that denoising kept for a vector; there are none where it was not denoised."""
-    ranks = vector.provenance.ranks
+    ranks = vector.provenance.ranks or {}
     for name, rank in ranks.items():
         by_place = statistics.ranks.setdefault((variant, part), {})
         by_place.setdefault(layer_and_kind(name), []).append(rank)
@@ -230,10 +230,10 @@ def _add_ranks(statistics: VectorStatistics, variant: str, part: str, vector: Sp
 def _curves(provenance: Provenance) -> Iterator[tuple[int, Curve]]:
     """The phases of a training whose history is kept."""
     metric = provenance.training.metric or "loss"
-    log = provenance.log
     for phase in (1, 2):
-        history: History = log.get(f"phase{phase}", {}).get("history", [])
-        if history:
+        course = provenance.log.get(f"phase{phase}")
+        if course is not None and course.history:
+            history = course.history
             training = _points(history, "train_loss")
             held_out = _points(history, f"eval_{metric}")
             yield phase, Curve(metric, training, held_out)
