@@ -153,7 +153,7 @@ def test_every_shape_of_base_goes_all_the_way(bases, shape):
 def test_adapters_come_back_from_a_folder_bit_for_bit(task, tmp_path):
     save_adapter(task, tmp_path)
     assert equal(load_adapter(tmp_path), task)
-    assert dict(load_adapter(tmp_path).provenance) == task.provenance
+    assert load_adapter(tmp_path).provenance == task.provenance
 
 
 # --- sizes ---

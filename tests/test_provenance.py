@@ -123,7 +123,7 @@ def test_every_key_has_an_attribute_and_is_written_as_it_was_read():
 
 
 def test_a_new_provenance_is_written_in_the_order_of_the_table():
-    provenance = replace(provenance_from_json(EVERY_KEY), keys=())
+    provenance = replace(provenance_from_json(EVERY_KEY), key_order=())
     assert list(provenance_to_json(provenance)) == list(PROVENANCE)
 
 

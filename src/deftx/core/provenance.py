@@ -13,13 +13,13 @@ class TokenizerRecord:
         name: Folder or hub id.
         digest: SHA-256 (64 hex digits) of its tokens and their ids.
         extra: What a file records beside the attributes, by key.
-        keys: The keys of the file, in its order; what they name is written first.
+        key_order: The keys of the file, in its order; what they name is written first.
     """
 
     name: str | None = None
     digest: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    key_order: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DataRecord:
         digest: A name of the tokenised data: equal for equal data.
         sources: The names of the files or data sets.
         extra: What a file records beside the attributes, by key.
-        keys: The keys of the file, in its order; what they name is written first.
+        key_order: The keys of the file, in its order; what they name is written first.
     """
 
     lines: int | None = None
@@ -46,7 +46,7 @@ class DataRecord:
     digest: str | None = None
     sources: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
-    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    key_order: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class PhaseLog:
         start_score: The score before the first step.
         history: Rows of training losses and of scores.
         extra: What a file records beside the attributes, by key.
-        keys: The keys of the file, in its order; what they name is written first.
+        key_order: The keys of the file, in its order; what they name is written first.
     """
 
     steps: int | None = None
@@ -93,7 +93,7 @@ class PhaseLog:
     start_score: float | None = None
     history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict)
-    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    key_order: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ class ConversionRecord:
         format: `lt-sft` or `peft`.
         prefix: What the names of the backbone's tensors began with, without its dot.
         extra: What a file records beside the attributes, by key.
-        keys: The keys of the file, in its order; what they name is written first.
+        key_order: The keys of the file, in its order; what they name is written first.
     """
 
     format: str | None = None
     prefix: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    key_order: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Provenance:
         operation: Of a computed vector, what was done, such as `sum`.
         terms: Of a computed vector, where the vectors come from that it was computed from.
         extra: What a file records beside the attributes, by key.
-        keys: The keys of the file, in its order; what they name is written first.
+        key_order: The keys of the file, in its order; what they name is written first.
 
     Example:
         >>> from dataclasses import replace
@@ -198,7 +198,7 @@ class Provenance:
 
     # What a file says besides
     extra: Mapping[str, Any] = field(default_factory=dict)
-    keys: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    key_order: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -223,5 +223,5 @@ class Provenance:
             if value != getattr(nothing, attribute.name):
                 changes[attribute.name] = value
         changes["extra"] = {**self.extra, **later.extra}
-        changes["keys"] = tuple(dict.fromkeys([*self.keys, *later.keys]))
+        changes["key_order"] = tuple(dict.fromkeys([*self.key_order, *later.key_order]))
         return replace(self, **changes)

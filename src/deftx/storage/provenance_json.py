@@ -1,8 +1,8 @@
 """Provenance as JSON: the `info` of vector.json.
 
 Files of others may lack any key, have more, or have values of other types. What no attribute can
-hold is kept as it is (`extra`), and so is the order of the keys (`keys`), so that what is read is
-written unchanged.
+hold is kept as it is (`extra`), and so is the order of the keys (`key_order`), so that what is read
+is written unchanged.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -135,7 +135,7 @@ def _record_of(provenance: Provenance, records: Mapping[int, JSON]) -> dict[str,
     }
     # That a task has no labels, or was trained on the base alone, is recorded, too
     is_trained_task = provenance.kind == "task" and bool(provenance.log)
-    always = ("labels", "source") if is_trained_task and not provenance.keys else ()
+    always = ("labels", "source") if is_trained_task and not provenance.key_order else ()
     return _to_json(provenance, {**PROVENANCE, **nested}, always)
 
 
@@ -150,13 +150,13 @@ def _from_json(kind: type[Record], keys: Mapping[str, Key], record: JSON) -> Rec
             extra[name] = value
             continue
         if value is None and getattr(nothing, key.attribute) is None:
-            continue  # nothing is recorded; that it is said is known by the record's `keys`
+            continue  # nothing is recorded; that it is said is known by the `key_order`
         known = key.read(value)
         if known is None:
             extra[name] = value
         else:
             values[key.attribute] = known
-    return kind(**values, extra=extra, keys=tuple(record))
+    return kind(**values, extra=extra, key_order=tuple(record))
 
 
 def _to_json(record: Any, keys: Mapping[str, Key], always: Iterable[str] = ()) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _to_json(record: Any, keys: Mapping[str, Key], always: Iterable[str] = ()) -
     """
     nothing = type(record)()
     content: dict[str, Any] = {}
-    for name in dict.fromkeys([*record.keys, *keys, *record.extra]):
+    for name in dict.fromkeys([*record.key_order, *keys, *record.extra]):
         if name not in keys:
             if name in record.extra:
                 content[name] = record.extra[name]
@@ -178,7 +178,7 @@ def _to_json(record: Any, keys: Mapping[str, Key], always: Iterable[str] = ()) -
             content[name] = key.write(value)
         elif name in record.extra:
             content[name] = record.extra[name]
-        elif name in record.keys or name in always:
+        elif name in record.key_order or name in always:
             content[name] = None if value is None else key.write(value)
     return content
 
