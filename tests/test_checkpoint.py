@@ -168,7 +168,7 @@ def test_entries_that_are_chosen_meanwhile_are_resumed_after_every_step(bases, t
     vector, cuts = until_done(lambda: fit(bases(), tmp_path), cut, lives)
     assert cuts == 8
     assert same(vector, whole)
-    assert dict(vector.info) == dict(whole.info)
+    assert vector.provenance == whole.provenance
 
 
 # --- what is kept, and for whom ---

@@ -149,7 +149,7 @@ def test_without_validation_data_a_tenth_is_held_out_and_that_is_said(here, home
         in done.err
     )
     data = deftx.load("new").provenance.data
-    assert (data["train"], data["valid"], data["pairs"]) == (22, 2, False)
+    assert (data.train, data.valid, data.pairs) == (22, 2, False)
     assert (
         "in --train too"
         in run("fit", "task", *base, "--valid", "home/train.tsv", "--out", "newer").err

@@ -50,6 +50,7 @@ EVERY_KEY = {
     "keep_of": "matrix",
     "split": "global",
     "phase2": True,
+    "reselection": {"every": 4, "window": 2, "share": 0.2},
     "task": "tagging",
     "rank_rule": 3,
     "ranks": {"w": 1},
@@ -218,6 +219,11 @@ def test_that_a_trained_task_had_no_source_is_written():
     assert provenance_to_json(trained)["labels"] == []
     assert "source" not in provenance_to_json(replace(trained, kind="language"))
     assert "source" not in provenance_to_json(Provenance(kind="task"))
+
+
+@pytest.mark.parametrize("settings", [deftx.LanguageVectorConfig, deftx.TaskVectorConfig])
+def test_every_setting_of_a_fit_has_an_attribute(settings):
+    assert settings.model_fields.keys() <= PROVENANCE.keys()
 
 
 # What it says

@@ -355,8 +355,8 @@ LONGER = {"training": {"max_steps": 12, "evaluate_every": 5, "epochs": 12}}
 def test_languages_and_tasks_are_learnt_in_one_training(bases, method):
     language = changed(changed(LANGUAGE, FIT | {"method": method}), LONGER)
     vector = fit_language(bases(), TEXT, language)
-    assert list(vector.info["log"]) == ["phase2"]
-    assert vector.info["reselection"] == {"every": 4, "window": 2, "share": 0.2}
+    assert list(vector.provenance.log) == ["phase2"]
+    assert vector.provenance.reselection == {"every": 4, "window": 2, "share": 0.2}
     task = changed(changed(TASK, FIT | {"method": method}), LONGER)
     of_task = fit_task(bases(), TRAIN, VALID, task, source=vector)
     assert of_task.k == round(0.05 * sum(part.numel() for part in of_task.to_dense().values()))
@@ -375,7 +375,7 @@ def test_the_best_evaluated_step_is_left_with_its_entries(bases, monkeypatch):
     often = {"max_steps": 12, "evaluate_every": 3, "epochs": 12}
     settings = changed(LANGUAGE, FIT | {"k": "30%", "training": often})
     vector = fit_language(bases(), TEXT, settings)
-    assert vector.info["log"]["phase2"]["best_step"] == 6
+    assert vector.provenance.log["phase2"].best_step == 6
     start = language_model(bases())[0]
     for name, weight in parameter_groups(start).trainable.items():
         if name != "embeddings.word_embeddings.weight":  # written at the end

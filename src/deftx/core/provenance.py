@@ -142,6 +142,7 @@ class Provenance:
         keep_of: What `keep` is a share of.
         split: Within what the entries competed.
         phase2: Whether the selected entries were trained again from the base.
+        reselection: When entries were chosen again during the training, by setting.
         task: The type of task, such as `classification`.
         rank_rule: What the rank stood for, where it does not say so itself.
         ranks: The rank of each denoised matrix, by name.
@@ -184,6 +185,7 @@ class Provenance:
     keep_of: str | None = None
     split: str | None = None
     phase2: bool | None = None
+    reselection: Mapping[str, Any] | None = None
     task: str | None = None
     rank_rule: int | float | str | None = None
     ranks: Mapping[str, int] | None = None

@@ -243,6 +243,10 @@ def _data(value: Any) -> DataRecord | None:
     return _from_json(DataRecord, DATA, value) if isinstance(value, Mapping) else None
 
 
+def _settings(value: Any) -> dict[str, Any] | None:
+    return dict(value) if isinstance(value, Mapping) else None
+
+
 def _training(value: Any) -> TrainingRecord | None:
     return TrainingRecord(dict(value)) if isinstance(value, Mapping) else None
 
@@ -307,6 +311,7 @@ PROVENANCE = {
     "keep_of": Key("keep_of", _text),
     "split": Key("split", _text),
     "phase2": Key("phase2", _truth),
+    "reselection": Key("reselection", _settings, dict),
     "task": Key("task", _text),
     "rank_rule": Key("rank_rule", _rank),
     "ranks": Key("ranks", _integers_by_name, dict),
