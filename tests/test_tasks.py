@@ -159,7 +159,17 @@ def with_a_rule(task, seed):
             texts, labels=[int(row[1][-1] in "ei") for row in pairs], parts=pairs
         ),
         "regression": Examples(texts, labels=[len(row) / 5 for row in words]),
+        "parsing": Examples(texts, labels=[_tree(row) for row in front], parts=words),
     }[task]
+
+
+def _tree(front):
+    """The first word with a front vowel is the root, and all others hang on it."""
+    root = front.index(True) if True in front else 0
+    relations = ["nsubj" if is_front else "obj" for is_front in front]
+    arcs = [(root + 1, relation) for relation in relations]
+    arcs[root] = (0, "root")
+    return arcs
 
 
 @pytest.mark.parametrize(
@@ -170,6 +180,7 @@ def with_a_rule(task, seed):
         ("question-answering", "f1"),
         ("multiple-choice", "accuracy"),
         ("regression", "pearson"),
+        ("parsing", "las"),
     ],
 )
 def test_a_task_with_a_rule_is_learnt_and_holds_for_other_texts(bases, task, metric):
@@ -274,7 +285,7 @@ def test_a_task_that_cannot_be_had_on_an_encoder_decoder_is_an_error_of_one_line
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "generation"])
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in ("generation", "parsing")])
 def test_the_loss_is_the_one_of_the_model_itself(bases, task):
     kind, examples = TASKS[task], EXAMPLES[task].at(range(0, 12, 2))
     names = names_of(kind, examples)

@@ -25,7 +25,7 @@ def option(help: str, *names: str, **settings: Any) -> Any:
 # help texts are Rich's markup, which would read `[@REVISION]` as a tag and leave it out
 _HUB_DATA = r"hub:NAME\[@REVISION][:CONFIG][:SPLIT]"
 FORMATS = f"TSV, CSV, JSONL, Parquet, plain text or {_HUB_DATA}"
-LABELLED = f"TSV, CSV, JSONL, Parquet, .conllu for tags, or {_HUB_DATA}"
+LABELLED = f"TSV, CSV, JSONL, Parquet, .conllu for tags and trees, or {_HUB_DATA}"
 FILE = {"metavar": "FILE", "parser": source}
 VECTOR = {"metavar": "VECTOR", "parser": source}  # a folder, or USER/NAME[@REVISION] on the hub
 
@@ -104,7 +104,7 @@ Seed = Annotated[str | None, option("Decides everything random.", metavar="NUMBE
 Kind = Annotated[
     str | None,
     option(
-        "Kind of task: classification (the default), tagging, ner, question-answering,"
+        "Kind of task: classification (the default), tagging, ner, parsing, question-answering,"
         " multiple-choice, regression, generation.",
         metavar="NAME",
     ),

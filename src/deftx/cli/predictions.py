@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from deftx.cli.output import cell
+from deftx.data.conll import conllu_block, conllu_blocks, with_arcs
 from deftx.data.examples import Examples
 from deftx.messages import say
 from deftx.tasks.base import Task
+from deftx.tasks.tagging import in_words
 
 Answer = dict[str, Any]
 
@@ -39,8 +41,29 @@ def with_input(
         yield extended
 
 
+def conllu_for(task: Task, source: str, examples: Examples) -> list[str] | None:
+    """What the arcs of a parser are written into: CoNLL-U, a sentence for each example. None: the
+    task has no arcs.
+
+    Args:
+        task: The task.
+        source: What was read. All of a CoNLL-U file is kept.
+        examples: What was read of it.
+    """
+    if "arcs" not in task.output_fields:
+        return None
+    if source.lower().endswith(".conllu"):
+        return conllu_blocks(Path(source))
+    return [conllu_block(words) for words in in_words(examples).parts or []]
+
+
 def write_answers(
-    chunks: Iterable[Sequence[Answer]], total: int, out: Path | None, *, as_json: bool
+    chunks: Iterable[Sequence[Answer]],
+    total: int,
+    out: Path | None,
+    *,
+    as_json: bool,
+    conllu: Sequence[str] | None = None,
 ) -> None:
     """Write answers as they come: to `out`, or to standard output without one.
 
@@ -49,13 +72,17 @@ def write_answers(
         total: How many there will be.
         out: The file. Until the last answer is there they are in `out`.part.
         as_json: Whether each line is JSON; otherwise they are TSV with a header.
+        conllu: Sentences of CoNLL-U that get the answers' arcs, and are written instead of lines.
     """
     with _progress(total, out) as progress, _sink(out, total, progress) as file:
         for chunk in chunks:
-            if not as_json and progress.done == 0:
+            if not as_json and conllu is None and progress.done == 0:
                 print("\t".join(chunk[0]), file=file)
-            for answer in chunk:
-                print(_line(answer, as_json=as_json), file=file)
+            for row, answer in enumerate(chunk, progress.done):
+                if conllu is None:
+                    print(_line(answer, as_json=as_json), file=file)
+                else:
+                    file.write(with_arcs(conllu[row], answer["arcs"]))
             file.flush()
             progress.advance(len(chunk))
 

@@ -218,10 +218,14 @@ def predict(
         bool,
         option("Write each text before its answer, and its second text or options.", "--with-text"),
     ] = False,
-    as_json: Annotated[bool, option("Write JSON lines instead of TSV.", "--json")] = False,
+    as_json: Annotated[
+        bool, option("Write JSON lines instead of TSV, or of CoNLL-U.", "--json")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Label texts, tag words or answer questions: a line for each line of input, in its order.
+
+    A parser writes CoNLL-U: all of a .conllu file that it reads, with other heads and relations.
 
     Lines are written as they are finished. With --out they are in OUT.part until the last one is
     there, and stay there when the command is stopped.
@@ -258,7 +262,8 @@ def predict(
         )
     if with_text:
         chunks = predictions.with_input(kind, examples, chunks)
-    predictions.write_answers(chunks, len(examples), out, as_json=as_json)
+    conllu = None if as_json else predictions.conllu_for(kind, data, examples)
+    predictions.write_answers(chunks, len(examples), out, as_json=as_json, conllu=conllu)
 
 
 @app.command(

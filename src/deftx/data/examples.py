@@ -199,7 +199,13 @@ def held_out(
 
 
 def _listed(label: Any) -> list[str]:
-    return [label] if isinstance(label, str) else list(label)
+    """The names in a label: itself, or the tags of its words, or the relations of their arcs."""
+    if isinstance(label, str):
+        return [label]
+    names = []
+    for item in label:
+        names.append(item if isinstance(item, str) else item[-1])
+    return names
 
 
 def check_labels(source: str, examples: Examples, names: Sequence[str]) -> None:

@@ -144,7 +144,12 @@ def _open_file(path: Path, readers: Mapping[str, Reader]) -> Table:
     return readers[suffix](path)
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        DeftxError: The file is blank or not UTF-8.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -171,13 +176,13 @@ def lines_of(path: Path) -> list[str]:
         DeftxError: The file is blank or not UTF-8.
     """
     # Not str.splitlines, which also breaks at characters that occur inside texts, such as U+2028
-    return [line.removesuffix("\r") for line in _decoded(path).rstrip("\r\n").split("\n")]
+    return [line.removesuffix("\r") for line in decoded(path).rstrip("\r\n").split("\n")]
 
 
 def _read_plain_text(path: Path) -> Table:
     """A text on every line. Blank lines at the end are kept, since what is written for each text
     goes beside it."""
-    lines = [line.removesuffix("\r") for line in _decoded(path).removesuffix("\n").split("\n")]
+    lines = [line.removesuffix("\r") for line in decoded(path).removesuffix("\n").split("\n")]
     hint = "write .tsv or .csv with columns"
     if "\t" in lines[0]:
         hint = f"if tabs separate its columns, call it {path.stem}.tsv"
@@ -255,7 +260,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     If the header has no comma, tabs separate the fields, or semicolons, as in spreadsheets of
     places where commas are decimal marks.
     """
-    text = _decoded(path)
+    text = decoded(path)
     header = text.lstrip("\r\n").split("\n", 1)[0]
     separator = next((mark for mark in ",\t;" if mark in header), ",")
     # Skip a space before a quote, if it stands before all of them: else it is part of the text

@@ -26,6 +26,7 @@ _METRICS = {"macro_f1": "f1", "span_f1": "f1", "pearson": "pearsonr", "spearman"
 _TASKS = {
     "tagging": "token-classification",
     "ner": "token-classification",
+    "parsing": "token-classification",
     "generation": "text-generation",
     "question-answering": "question-answering",
     "multiple-choice": "multiple-choice",

@@ -36,6 +36,15 @@ class Tags(Form):
     tags: list[str] = Field(description="One for each word.")
 
 
+class Arcs(Form):
+    """Words and their heads and relations."""
+
+    words: list[str]
+    arcs: list[tuple[int, str]] = Field(
+        description="For each word the number of its head, from 1 (0: the root), and its relation."
+    )
+
+
 class Answer(Form):
     """The part of the second text that answers the question."""
 
@@ -97,8 +106,8 @@ def labels(switcher: Switcher, examples: Examples, languages: Sequence[str | Non
     return answers
 
 
-def tags(switcher: Switcher, examples: Examples, languages: Sequence[str | None]) -> list[Said]:
-    """The words of each and their tags."""
+def by_word(switcher: Switcher, examples: Examples, languages: Sequence[str | None]) -> list[Said]:
+    """The words of each and their tags or arcs."""
     words_of_texts = in_words(examples).parts or []
     answers = by_parts(switcher, examples, languages)
     return [
@@ -108,8 +117,9 @@ def tags(switcher: Switcher, examples: Examples, languages: Sequence[str | None]
 
 ANSWERS: dict[str, Answers] = {
     "classification": Answers(Predictions[Label], labels),
-    "tagging": Answers(Predictions[Tags], tags),
-    "ner": Answers(Predictions[Tags], tags),
+    "tagging": Answers(Predictions[Tags], by_word),
+    "ner": Answers(Predictions[Tags], by_word),
+    "parsing": Answers(Predictions[Arcs], by_word),
     "question-answering": Answers(Predictions[Answer], by_parts),
     "multiple-choice": Answers(Predictions[Option], by_parts),
     "regression": Answers(Predictions[Value], by_parts),

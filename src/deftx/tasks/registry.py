@@ -9,6 +9,7 @@ from deftx.tasks.base import Task
 from deftx.tasks.classification import CLASSIFICATION
 from deftx.tasks.generation import GENERATION
 from deftx.tasks.multiple_choice import CHOICE
+from deftx.tasks.parsing import PARSING
 from deftx.tasks.question_answering import ANSWERING
 from deftx.tasks.regression import REGRESSION
 from deftx.tasks.tagging import NER, TAGGING
@@ -17,6 +18,7 @@ TASKS: dict[str, Task] = {
     "classification": CLASSIFICATION,
     "tagging": TAGGING,
     "ner": NER,
+    "parsing": PARSING,
     "question-answering": ANSWERING,
     "multiple-choice": CHOICE,
     "regression": REGRESSION,

@@ -7,7 +7,7 @@ windows, one after the other, so that every word is tagged.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from deftx.tasks.encoding import (
 )
 
 WORDS = "words"  # the usual column
-NOT_FIRST = -1  # the word number of a token that is not the first one of a word
+NOT_FIRST = -1  # the word number of a token that is in no word, or not the first one of its word
 # Tags of the schemes BIOES, BILOU and BMES, and what they are in BIO
 BIO_PREFIXES = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}
 
@@ -123,6 +123,54 @@ def encode(
     Raises:
         DeftxError: The tokenizer has no offsets, or a tag is not in `names`.
     """
+    windows = read_in_windows(examples, tokenizer, length, labelled)
+    found_words: list[set[int]] = [set() for _ in windows.examples.parts or []]
+    word_ids = []
+    for sample, window_words in zip(windows.samples, windows.words, strict=True):
+        word_ids.append(_first_tokens(window_words, found_words[sample]))
+
+    targets = []
+    if labelled:
+        tags = [numbers(own_tags, names) for own_tags in windows.examples.labels or []]
+        for sample, window_words in zip(windows.samples, word_ids, strict=True):
+            targets.append(_token_targets(window_words, tags[sample]))
+    return Encoded(
+        windows.examples,
+        windows.inputs,
+        targets,
+        names,
+        padding(tokenizer),
+        overflow_to_sample_mapping=windows.samples,
+        word_ids=word_ids,
+    )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Texts in windows of tokens.
+
+    Attributes:
+        examples: The texts, with their words.
+        inputs: The model's inputs for each window.
+        samples: The number of each window's text.
+        words: For each window, the number of the word that each token is in, or NOT_FIRST where it
+            is in none.
+    """
+
+    examples: Examples
+    inputs: list[dict[str, Any]]
+    samples: Sequence[int]
+    words: list[list[int]]
+
+
+def read_in_windows(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, labelled: bool
+) -> Windows:
+    """Tokenise texts in windows of `length` tokens, one after the other.
+
+    Raises:
+        DeftxError: The tokenizer has no offsets.
+    """
     if not tokenizer.is_fast:
         raise DeftxError(
             "the base's tokenizer does not say where its tokens stand: words cannot be tagged "
@@ -137,30 +185,12 @@ def encode(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-
-    # Find each window's first tokens. A word that is cut by the end of a window has its first token
-    # in this window alone, so that the words found so far are kept from window to window
-    words = examples.parts or []
-    sample_of_window = tokens["overflow_to_sample_mapping"]
-    found_words: list[set[int]] = [set() for _ in words]
-    word_ids = []
-    for sample, offsets in zip(sample_of_window, tokens["offset_mapping"], strict=True):
-        word_ids.append(_first_token_words(offsets, words[sample], found_words[sample]))
-
-    targets = []
-    if labelled:
-        tags = [numbers(own_tags, names) for own_tags in examples.labels or []]
-        for sample, window_words in zip(sample_of_window, word_ids, strict=True):
-            targets.append(_token_targets(window_words, tags[sample]))
-    return Encoded(
-        examples,
-        inputs,
-        targets,
-        names,
-        padding(tokenizer),
-        overflow_to_sample_mapping=sample_of_window,
-        word_ids=word_ids,
-    )
+    samples = tokens["overflow_to_sample_mapping"]
+    texts_words = examples.parts or []
+    words = []
+    for sample, offsets in zip(samples, tokens["offset_mapping"], strict=True):
+        words.append(_words_of_tokens(offsets, texts_words[sample]))
+    return Windows(examples, inputs, samples, words)
 
 
 def in_words(examples: Examples) -> Examples:
@@ -185,15 +215,12 @@ def in_words(examples: Examples) -> Examples:
     return replace(examples, texts=texts, parts=words)
 
 
-def _first_token_words(
-    offsets: Sequence[tuple[int, int]], words: Sequence[str], found: set[int]
-) -> list[int]:
-    """For each token of a window, the word that it is the first token of, or NOT_FIRST.
+def _words_of_tokens(offsets: Sequence[tuple[int, int]], words: Sequence[str]) -> list[int]:
+    """For each token of a window, the word that it is in, or NOT_FIRST.
 
     Args:
         offsets: First and one after last character of each token; empty for special tokens.
         words: The words of the text, which have one space between them.
-        found: The words that had their first token before; those of this window are added.
     """
     # The character after the last one of each word
     ends = []
@@ -202,18 +229,33 @@ def _first_token_words(
         end += 1 + len(word)
         ends.append(end)
 
-    word_ids = []
+    words_of_tokens = []
     number = 0
     for token_start, token_end in offsets:
         while number < len(words) and ends[number] <= token_start:
             number += 1
-        is_first = False
-        if number < len(words) and number not in found:
+        is_inside = False
+        if number < len(words):
             word_start = ends[number] - len(words[number])
-            is_first = token_end > token_start and token_end > word_start
-        if is_first:
-            found.add(number)
-        word_ids.append(number if is_first else NOT_FIRST)
+            is_inside = token_end > token_start and token_end > word_start
+        words_of_tokens.append(number if is_inside else NOT_FIRST)
+    return words_of_tokens
+
+
+def _first_tokens(window_words: Sequence[int], found: set[int]) -> list[int]:
+    """For each token of a window, the word that it is the first token of, or NOT_FIRST.
+
+    A word that is cut by the end of a window has its first token in this window alone.
+
+    Args:
+        window_words: The word that each token is in, or NOT_FIRST.
+        found: The words that had their first token before; those of this window are added.
+    """
+    word_ids = []
+    for word in window_words:
+        is_first = word != NOT_FIRST and word not in found
+        word_ids.append(word if is_first else NOT_FIRST)
+        found.add(word)
     return word_ids
 
 

@@ -1,0 +1,403 @@
+"""Dependency parsing: trees read and written, the loss, decoding and the scores, each against a
+plain reference."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from task_examples import EXAMPLES
+from torch.nn.functional import log_softmax
+
+from deftx.data.conll import conllu_block, conllu_blocks, fault_of_tree, with_arcs
+from deftx.data.examples import Examples
+from deftx.errors import DeftxError
+from deftx.models.heads import load_task_model
+from deftx.tasks.base import predict, supervised
+from deftx.tasks.biaffine import NO_WORD
+from deftx.tasks.encoding import inputs_of
+from deftx.tasks.parsing import (
+    PARSING,
+    UNIVERSAL_RELATIONS,
+    best_tree,
+    encode,
+    las,
+    loss,
+    relation_names,
+    uas,
+)
+from deftx.tasks.registry import read_examples
+
+TOKENIZER = tiny.tokenizer()
+NAMES = relation_names(EXAMPLES["parsing"])
+FILE = """# newdoc
+# sent_id = 1
+# text = Ba beli.
+1\tBa\tba\tNOUN\t_\t_\t2\tnsubj:pass\t_\t_
+2-3\tbeli\t_\t_\t_\t_\t_\t_\t_\t_
+2\tbe\tbe\tVERB\t_\t_\t0\troot\t_\tA=B
+3\tli\t_\tPRON\t_\t_\t2\tobj\t_\t_
+3.1\tla\t_\tPRON\t_\t_\t_\t_\t2:obj\t_
+4\t.\t.\tPUNCT\t_\t_\t2\tpunct\t_\t_
+
+
+# sent_id = 2
+1\tBo\t_\tINTJ\t_\t_\t0\troot\t_\t_
+# the end
+"""
+
+
+@pytest.fixture
+def parser(bases):
+    """A parser whose head is random, on a tiny base."""
+
+    def of(shape="xlmr"):
+        model = load_task_model(bases(shape), NAMES, task=PARSING).eval()
+        generator = torch.Generator().manual_seed(0)
+        for weight in (model.biaffine_arcs.weight, model.biaffine_rels.weight):
+            torch.nn.init.normal_(weight, generator=generator)
+        return model
+
+    return of
+
+
+# --- CoNLL-U ---
+
+
+def test_words_heads_and_relations_are_read(tmp_path):
+    path = tmp_path / "a.conllu"
+    path.write_text(FILE, encoding="utf-8")
+    examples = read_examples(path, task="parsing")
+    assert examples.parts == [["Ba", "be", "li", "."], ["Bo"]]
+    assert examples.texts == ["Ba be li .", "Bo"]
+    assert examples.labels == [
+        [(2, "nsubj"), (0, "root"), (2, "obj"), (2, "punct")],
+        [(0, "root")],
+    ]
+    unlabelled = read_examples(path, task="parsing", labelled=False)
+    assert unlabelled == Examples(examples.texts, parts=examples.parts)
+
+
+def test_without_heads_words_are_read_all_the_same(tmp_path):
+    path = tmp_path / "a.conllu"
+    path.write_text("1\tBa\t_\t_\t_\t_\t_\t_\t_\t_\n", encoding="utf-8")
+    assert read_examples(path, task="parsing", labelled=False).parts == [["Ba"]]
+
+
+def test_tables_of_lists_are_read_too(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"words": ["Ba", "beli", "be", "li"], "heads": ["2", "None", 0, 2], '
+        '"relations": ["nsubj:pass", "_", "root", "obj"]}\n'
+    )
+    examples = read_examples(path, task="parsing")
+    assert examples.parts == [["Ba", "be", "li"]]  # without the multiword token
+    assert examples.labels == [[(2, "nsubj"), (0, "root"), (2, "obj")]]
+
+
+def lines(*heads, ids=None):
+    rows = []
+    for number, head in enumerate(heads, 1):
+        own_id = ids[number - 1] if ids else number
+        rows.append(f"{own_id}\tw{number}\t_\t_\t_\t_\t{head}\tobj\t_\t_")
+    return "# a comment\n" + "\n".join(rows) + "\n"
+
+
+WRONG = {
+    "not a number": (lines("x", 0), "line 2: the head of 'w1' is 'x': give the number of a word"),
+    "no head": (lines(2, "_"), "line 3: the head of 'w2' is '_'"),
+    "negative": (lines(0, "-1"), "line 3: the head of 'w2' is '-1'"),
+    "too large": (lines(0, 3), "line 3: the head of word 2 is 3, of 2 words"),
+    "no root": (lines(2, 1), "line 2: no word of the sentence has the head 0"),
+    "two roots": (lines(0, 1, 0), "line 4: the words 1 and 3 both have the head 0"),
+    "a cycle": (lines(0, 3, 2), "line 3: the heads of word 2 lead back to it"),
+    "its own head": (lines(0, 2), "line 3: the heads of word 2 lead back to it"),
+    "numbers": (lines(0, 1, ids=[1, 3]), "line 3: the word 'w2' has the ID 3, and is word 2"),
+    "no number": (lines(0, 1, ids=[1, "b"]), "line 3: .* is no word and tag"),
+    "fields": ("1\tba\t0\troot\n", "line 1: .* is no word and tag"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), WRONG.values(), ids=WRONG)
+def test_what_is_no_tree_is_one_line_with_the_number_of_the_line(tmp_path, content, says):
+    path = tmp_path / "a.conllu"
+    path.write_text(content)
+    with pytest.raises(DeftxError, match=says) as error:
+        read_examples(path, task="parsing")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('"heads": [0], "relations": ["root", "obj"]', "are no heads of 2 words"),
+        ('"heads": [0, 1], "relations": "obj"', "are no relations of 2 words"),
+        ('"heads": [0, true], "relations": ["root", "obj"]', "'b' has the head True"),
+        ('"heads": [0, 1], "relations": ["root", ""]', "'b' has the head 1 and the relation ''"),
+        ('"heads": [2, 1], "relations": ["root", "obj"]', "no word of the sentence has the head 0"),
+    ],
+)
+def test_tables_that_hold_no_trees_are_one_line(tmp_path, row, says):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"words": ["a", "b"], {row}}}\n')
+    with pytest.raises(DeftxError, match=f"line 1: .*{says}"):
+        read_examples(path, task="parsing")
+
+
+def test_arcs_given_in_python_are_checked_too():
+    for arcs, says in (
+        ([(0, "root")], "example 2 has 2 words and 1 arcs"),
+        ([(2, "obj"), (1, "obj")], "example 2: no word of the sentence has the head 0"),
+    ):
+        examples = Examples(["ba", "ba be"], labels=[[(0, "root")], arcs])
+        with pytest.raises(DeftxError, match=says):
+            encode(examples, TOKENIZER, 24, NAMES, True)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("content", [FILE, FILE.rstrip("\n"), "\n" + FILE, FILE + "\n\n"])
+def test_only_heads_and_relations_are_changed(tmp_path, content, ends):
+    content = content.replace("\n", ends)
+    path = tmp_path / "a.conllu"
+    path.write_bytes(content.encode())
+    blocks = conllu_blocks(path)
+    assert "".join(blocks) == content
+    assert len(blocks) == 2
+
+    arcs = [[(0, "root"), (1, "x"), (2, "y"), (3, "z")], [(0, "w")]]
+    changed = "".join(with_arcs(block, own) for block, own in zip(blocks, arcs, strict=True))
+    expected = content
+    for before, after in (
+        ("\t2\tnsubj:pass\t", "\t0\troot\t"),
+        ("VERB\t_\t_\t0\troot\t", "VERB\t_\t_\t1\tx\t"),
+        ("\t2\tobj\t", "\t2\ty\t"),
+        ("\t2\tpunct\t", "\t3\tz\t"),
+        ("INTJ\t_\t_\t0\troot\t", "INTJ\t_\t_\t0\tw\t"),
+    ):
+        assert expected.count(before) == 1
+        expected = expected.replace(before, after)
+    assert changed == expected
+
+
+def test_a_text_becomes_conllu_that_is_read_again(tmp_path):
+    path = tmp_path / "a.conllu"
+    path.write_text(with_arcs(conllu_block(["ba", "be"]), [(2, "obj"), (0, "root")]))
+    examples = read_examples(path, task="parsing")
+    assert examples.parts == [["ba", "be"]]
+    assert examples.labels == [[(2, "obj"), (0, "root")]]
+
+
+# --- scores ---
+
+
+def conll_2018(true, predicted):
+    """UAS and LAS as the evaluation of CoNLL 2018 counts them where the words are the same: all
+    words, relations up to the colon."""
+    words = [pair for rows in zip(true, predicted, strict=True) for pair in zip(*rows, strict=True)]
+    same_head = [gold for gold, system in words if gold[0] == system[0]]
+    same_arc = [
+        gold
+        for gold, system in words
+        if (gold[0], gold[1].split(":")[0]) == (system[0], system[1].split(":")[0])
+    ]
+    return len(same_head) / len(words), len(same_arc) / len(words)
+
+
+def test_attachment_scores_are_those_of_conll():
+    true = [[(2, "nsubj:pass"), (0, "root"), (2, "punct")], [(0, "root"), (1, "obj")]]
+    predicted = [[(2, "nsubj"), (0, "root"), (1, "punct")], [(0, "root"), (1, "obl:arg")]]
+    assert conll_2018(true, predicted) == (4 / 5, 3 / 5)
+    assert (uas(true, predicted), las(true, predicted)) == (4 / 5, 3 / 5)
+
+    generator = np.random.default_rng(0)
+
+    def sentence():
+        heads = generator.integers(3, size=6).tolist()
+        return list(zip(heads, generator.choice(["a", "a:b", "c"], size=6).tolist(), strict=True))
+
+    for _ in range(20):
+        true = [sentence(), sentence()]
+        predicted = [sentence(), sentence()]
+        assert (uas(true, predicted), las(true, predicted)) == conll_2018(true, predicted)
+
+
+def test_relations_of_the_head_are_the_universal_ones_and_what_else_occurs():
+    examples = Examples(["a b"], labels=[[(0, "root"), (1, "zz:x")]], parts=[["a", "b"]])
+    assert relation_names(examples) == (*UNIVERSAL_RELATIONS, "zz")
+    assert len(UNIVERSAL_RELATIONS) == 38
+    assert [*UNIVERSAL_RELATIONS] == sorted(UNIVERSAL_RELATIONS)
+
+
+# --- the best tree ---
+
+
+def trees(words):
+    for heads in product(range(words + 1), repeat=words):
+        if fault_of_tree(heads) is None:
+            yield heads
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 4, 5])
+def test_the_best_tree_is_the_best_of_all_trees(words):
+    generator = np.random.default_rng(words)
+    all_trees = list(trees(words))
+    assert len(all_trees) == words ** (words - 1)  # Cayley: rooted labelled trees
+    greedy_is_no_tree = 0
+    for scale in (1, 1, 1, 10, 1000):
+        for _ in range(10):
+            scores = scale * generator.normal(size=(words, words + 1))
+            scores[:, 0] += generator.normal() * scale  # several roots would often be better
+            sums = [
+                sum(scores[word, head] for word, head in enumerate(heads)) for heads in all_trees
+            ]
+            found = best_tree(scores)
+            assert tuple(found) == all_trees[int(np.argmax(sums))]
+            greedy_is_no_tree += fault_of_tree(scores.argmax(1).tolist()) is not None
+    assert words == 1 or greedy_is_no_tree > 5
+
+
+def test_a_long_sentence_gets_a_tree_whatever_its_scores():
+    generator = np.random.default_rng(0)
+    for scores in (generator.normal(size=(150, 151)), np.zeros((60, 61)), np.full((9, 10), np.nan)):
+        assert fault_of_tree(best_tree(scores)) is None
+    assert best_tree(np.zeros((0, 1))) == []
+
+
+# --- the model ---
+
+
+def plain_scores(model, text, words):
+    """Arc scores [words, 1 + words] and relation scores [words, 1 + words, names] as LT-SFT's
+    parser has them: word by word, without batches."""
+    tokens = TOKENIZER(text, return_tensors="pt")
+    outputs = model.base_model(**tokens)
+    states = outputs.last_hidden_state[0]
+    root = states[0]
+    if getattr(outputs, "pooler_output", None) is not None:
+        root = outputs.pooler_output[0]
+    vectors = []
+    start = 1
+    for word in words:
+        end = start + len(TOKENIZER(word, add_special_tokens=False)["input_ids"])
+        vectors.append(states[start:end].mean(0))
+        start = end
+    one = torch.ones(1)
+    arcs = torch.zeros(len(words), 1 + len(words))
+    relations = torch.zeros(len(words), 1 + len(words), len(NAMES))
+    for place, word in enumerate(vectors):
+        for head, candidate in enumerate([root, *vectors]):
+            x = torch.cat([word, one])
+            arcs[place, head] = x @ model.biaffine_arcs.weight[0] @ candidate
+            y = torch.cat([candidate, one])
+            for name in range(len(NAMES)):
+                relations[place, head, name] = x @ model.biaffine_rels.weight[name] @ y
+    return arcs, relations
+
+
+@pytest.mark.parametrize("shape", ["xlmr", "bert", "modernbert"])
+@torch.no_grad()
+def test_scores_loss_and_answers_are_those_of_a_plain_parser(parser, shape):
+    model = parser(shape)
+    examples = EXAMPLES["parsing"].at(range(6))
+    objective = supervised(PARSING, examples, examples, NAMES, TOKENIZER, 30, "las")
+    total, count, expected = 0.0, 0, []
+    for text, words, arcs in zip(examples.texts, examples.parts, examples.labels, strict=True):
+        arc_scores, relation_scores = plain_scores(model, text, words)
+        for place, (head, relation) in enumerate(arcs):
+            total -= log_softmax(arc_scores[place], 0)[head]
+            total -= log_softmax(relation_scores[place, head], 0)[NAMES.index(relation)]
+            count += 1
+        heads = best_tree(arc_scores.numpy())
+        best = [relation_scores[place, head].argmax() for place, head in enumerate(heads)]
+        expected.append(([(head, NAMES[name]) for head, name in zip(heads, best, strict=True)],))
+    batch = objective.collate(objective.train)
+    assert objective.loss_denominator(batch) == count
+    torch.testing.assert_close(loss(model, batch), total / count, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(objective.loss(model, batch), total / count, rtol=1e-4, atol=1e-4)
+    assert predict(PARSING, model, TOKENIZER, examples, 30) == expected
+
+
+@torch.no_grad()
+def test_the_words_of_a_word_with_several_tokens_are_their_mean(parser):
+    model = parser()
+    words = ["ba-be", "li", "so.so"]  # of three tokens, one, and three
+    arcs, _ = plain_scores(model, " ".join(words), words)
+    encoded = encode(Examples(["x"], parts=[words]), TOKENIZER, 30, NAMES, False)
+    assert encoded.inputs[0]["word_ids"] == [NO_WORD, 0, 0, 0, 1, 2, 2, 2, NO_WORD]
+    batch = encoded.pad(encoded.inputs)
+    found, _ = model(**inputs_of(batch), heads=torch.zeros(1, 3, dtype=torch.long))
+    torch.testing.assert_close(found[0], arcs, rtol=1e-4, atol=1e-4)
+
+
+# --- long sentences ---
+
+
+def chain(words):
+    """A sentence in which each word hangs on the one before it."""
+    return Examples(
+        [" ".join(words)], labels=[[(place, "obj") for place in range(len(words))]], parts=[words]
+    )
+
+
+def test_targets_of_windows_count_from_their_own_first_word():
+    examples = chain(tiny.WORDS[:10])
+    encoded = encode(examples, TOKENIZER, 6, NAMES, True)  # four words a window
+    obj = NAMES.index("obj")
+    assert [row["word_ids"] for row in encoded.inputs] == [
+        [NO_WORD, 0, 1, 2, 3, NO_WORD],
+        [NO_WORD, 0, 1, 2, 3, NO_WORD],
+        [NO_WORD, 0, 1, NO_WORD],
+    ]
+    ignored = (-100, -100)  # its head is in the window before
+    assert encoded.targets == [
+        [(0, obj), (1, obj), (2, obj), (3, obj)],
+        [ignored, (1, obj), (2, obj), (3, obj)],
+        [ignored, (1, obj)],
+    ]
+
+
+def test_a_word_that_is_cut_is_learnt_once_and_whole_in_its_first_window():
+    words = ["ba", "be", "li-li"]
+    encoded = encode(chain(words), TOKENIZER, 5, NAMES, True)
+    obj = NAMES.index("obj")
+    assert encoded.word_ids == [[-1, 0, 1, 2, -1], [-1, 2, 2, -1]]
+    assert encoded.targets == [[(0, obj), (1, obj), (2, obj)], [(-100, -100)]]
+
+
+@torch.no_grad()
+def test_no_word_of_a_long_sentence_is_lost(parser):
+    model = parser()
+    long, short = tiny.WORDS[:25], ["ba", "be"]
+    examples = Examples(["", ""], parts=[long, short])
+    (arcs,), (others,) = predict(PARSING, model, TOKENIZER, examples, 8)
+    assert len(arcs) == 25
+    assert fault_of_tree([head for head, _ in arcs]) is None
+    assert others == predict(PARSING, model, TOKENIZER, examples.at([1]), 8)[0][0]
+    # Heads are found in other windows of six words, too
+    assert any(abs(head - place) > 6 for place, (head, _) in enumerate(arcs, 1) if head)
+
+    # What is parsed is the words of all windows together
+    vectors = []
+    for start in range(0, 25, 6):
+        encoded = encode(
+            Examples([""], parts=[long[start : start + 6]]), TOKENIZER, 8, NAMES, False
+        )
+        vectors.append(model.word_states(**encoded.pad(encoded.inputs)))
+    words = torch.cat([states.words[0] for states in vectors])
+    scores = model.arc_scores(words.unsqueeze(0), vectors[0].roots)[0]
+    assert [head for head, _ in arcs] == best_tree(scores.double().numpy())
+
+
+@torch.no_grad()
+def test_words_without_tokens_and_texts_without_words_get_an_answer(parser):
+    examples = Examples(["", "ba be", "ba"], parts=[[], ["ba", " ", "be"], ["ba"]])
+    answers = predict(PARSING, parser(), TOKENIZER, examples, 8)
+    assert [len(arcs) for (arcs,) in answers] == [0, 3, 1]
+    assert fault_of_tree([head for head, _ in answers[1][0]]) is None
+
+
+@pytest.mark.parametrize("shape", ["qwen", "bart"])
+def test_a_base_that_is_no_encoder_is_one_line(bases, shape):
+    with pytest.raises(DeftxError, match="no AutoModelForBiaffineParsing of this kind of base"):
+        load_task_model(bases(shape), NAMES, task=PARSING)
