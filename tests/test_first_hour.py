@@ -97,6 +97,26 @@ WRONG_TURNS = {
         f"{TRANSFER} --out out --preset standrd",
         ["unknown preset 'standrd'", "did you mean 'standard'?", "quick"],
     ),
+    "a misspelt file": (
+        f"{TRANSFER.replace('min.txt', 'mni.txt')} --out out",
+        ["mni.txt does not exist", "check the path"],
+    ),
+    "a column of another name": (
+        f"{TRANSFER} --out out --label-column stars",
+        ["no column 'stars'", "'text', 'label'", "options that end in `column`"],
+    ),
+    "a folder that is in the way": (
+        f"{TRANSFER} --out full",
+        ["full exists and is not the folder of a transfer", "choose another folder"],
+    ),
+    "a base that is not there": (
+        f"{TRANSFER.replace(BASE, 'xlm-robreta')} --out out",
+        ["cannot load the model 'xlm-robreta'", "no such folder"],
+    ),
+    "a model that is not there": (
+        "predict --model transfer/models/min new.txt",
+        ["cannot load the model 'transfer/models/min'", "no such folder"],
+    ),
 }
 
 
