@@ -11,12 +11,9 @@ with k: there is neither a dense difference nor a dense moment.
 Embedding rows that the data do not use are left out, as their entries cannot move.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,63 +24,16 @@ from deftx.core.denoise import denoise_matrix
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.parameters import ParameterGroups
 from deftx.core.ranks import is_matrix, rank_rule
-from deftx.core.reselection import (
-    RESELECTIONS,
-    CandidatePool,
-    Candidates,
-    exchange,
-    sm3_update,
-)
-from deftx.core.select import CHUNK, SPLITS, parse_k, shares_of
+from deftx.core.reselection import RESELECTIONS, Candidates, exchange
+from deftx.core.select import SPLITS, parse_k, shares_of
 from deftx.core.vector import SparseTensor, SparseVector
 from deftx.errors import DeftxError
 from deftx.models.limits import rank_on
 from deftx.training import distributed
-from deftx.training.embedding_rows import EmbeddingRows, trainable_embedding_rows
+from deftx.training.embedding_rows import trainable_embedding_rows
+from deftx.training.growth import AddedGradients, Denoise, Estimates, Growth, Trained
+from deftx.training.positions import Part, laid_end_to_end, read_at, spans_of, write_at
 from deftx.training.random_streams import generator
-
-Denoise = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A tensor whose entries may be trained, and where it lies when all are laid end to end.
-
-    Attributes:
-        name: The name of the weight.
-        target: What has a gradient: the weight itself, or the rows of an embedding.
-        start: The position of its first entry.
-        shape: The shape of the weight.
-        rows: The embedding rows, if `target` are these.
-    """
-
-    name: str
-    target: nn.Parameter
-    start: int
-    shape: tuple[int, ...]
-    rows: EmbeddingRows | None
-
-    @property
-    def end(self) -> int:
-        """The position after its last entry."""
-        return self.start + self.target.numel()
-
-    def in_weight(self, indices: Tensor) -> Tensor:
-        """Flat indices [n] into `target` as flat indices into the weight."""
-        if self.rows is None:
-            return indices
-        width = self.shape[1]
-        return self.rows.ids[indices // width] * width + indices % width
-
-    def untrained(self, count: int) -> Tensor:
-        """The first `count` entries of the weight that are not in `target`, as flat indices."""
-        if self.rows is None:
-            return torch.empty(0, dtype=torch.int64)
-        width = self.shape[1]
-        rows = (self.rows.row_of_id < 0).nonzero().view(-1).cpu()
-        first_rows = rows[: -(-count // width)]
-        indices = first_rows.unsqueeze(1) * width + torch.arange(width)
-        return indices.view(-1)[:count]
 
 
 class ReselectedTuning:
@@ -121,7 +71,7 @@ class ReselectedTuning:
             chosen.append(indices.long().sort().values + part.start)
         self.positions = torch.cat(chosen).to(parts[0].target.device)
         self.spans = spans_of(self.positions, parts)
-        self.start = self._read(self.positions)
+        self.start = read_at(self.parts, self.positions)
         self.values = nn.Parameter(self.start.clone())
         self._written = self.positions.clone()  # the entries whose values are in the weights
 
@@ -153,7 +103,7 @@ class ReselectedTuning:
             clipping: What the gradient was multiplied by to clip it.
         """
         self.write()
-        self.growth.end_step(self, clipping)
+        self.growth.end_step(self._trained(), clipping)
         since_first = done - self.schedule.window
         if since_first < 0 or since_first % self.schedule.every != 0 or done == self.steps:
             return
@@ -166,16 +116,16 @@ class ReselectedTuning:
     def restore(self) -> None:
         """Bring all else up to date after values, positions and what `growth` keeps were set from
         outside."""
-        self._write_at(self._written, self.start)
+        write_at(self.parts, self._written, self.start)
         self._written.copy_(self.positions)
         self.spans = spans_of(self.positions, self.parts)
-        self.start.copy_(self._read(self.positions))
+        self.start.copy_(read_at(self.parts, self.positions))
         self.write()
         self.growth.restore()
 
     def write(self) -> None:
         """Put the values into the model's weights."""
-        self._write_at(self.positions, self.values.detach())
+        write_at(self.parts, self.positions, self.values.detach())
 
     def vector(self) -> SparseVector:
         """How far the entries have moved so far, φ = θ − θ0, as a float32 vector of exactly k
@@ -206,6 +156,9 @@ class ReselectedTuning:
         self.values.grad[begin:end] += read_entries(gradient, indices)
         self.growth.observe(number, gradient)
 
+    def _trained(self) -> Trained:
+        return Trained(self.positions, self.spans, self.values.grad)
+
     @torch.no_grad()
     def _reselect(self, share: float, done: int, optimizer: torch.optim.Optimizer) -> None:
         """Replace a share of the entries of each group."""
@@ -216,7 +169,7 @@ class ReselectedTuning:
             own = torch.cat([torch.arange(*self.spans[part]) for part in group])
             own = own.to(self.positions.device)
             count = int(share * len(own))
-            candidates = self.growth.candidates(number, count, self, done)
+            candidates = self.growth.candidates(number, count, self._trained(), done)
             stays[own], is_new = exchange(movements[own], self.positions[own], count, candidates)
             grown.append(candidates.at(is_new))
         self._replace(stays, grown, optimizer)
@@ -241,7 +194,7 @@ class ReselectedTuning:
         if sum(len(candidates.positions) for candidates in grown) == 0:
             return
         new = torch.cat([candidates.positions for candidates in grown])
-        self._write_at(self.positions, torch.where(stays, self.values.detach(), self.start))
+        write_at(self.parts, self.positions, torch.where(stays, self.values.detach(), self.start))
         order = torch.cat([self.positions[stays], new]).argsort()
 
         def put(entries: Tensor, of_new: Tensor) -> None:
@@ -250,7 +203,7 @@ class ReselectedTuning:
         put(self.positions, new)
         self._written.copy_(self.positions)
         self.spans = spans_of(self.positions, self.parts)
-        at_start = self._read(self.positions)  # true of the new ones
+        at_start = read_at(self.parts, self.positions)  # true of the new ones
         is_new = order >= int(stays.sum())
         put(self.start, self.start.new_zeros(len(new)))
         put(self.values, self.start.new_zeros(len(new)))
@@ -265,227 +218,6 @@ class ReselectedTuning:
         mean_square = torch.cat([candidates.mean_square for candidates in grown])
         put(state["exp_avg"], mean * correction)
         put(state["exp_avg_sq"], mean_square * square_correction)
-
-    def _read(self, positions: Tensor) -> Tensor:
-        """The weights at positions [k], ascending, in float32."""
-        entries = []
-        for part, (begin, end) in zip(self.parts, spans_of(positions, self.parts), strict=True):
-            indices = positions[begin:end] - part.start
-            entries.append(read_entries(part.target.detach(), indices).float())
-        return torch.cat(entries)
-
-    def _write_at(self, positions: Tensor, values: Tensor) -> None:
-        """Put values [k] into the weights at positions [k], ascending."""
-        for part, (begin, end) in zip(self.parts, spans_of(positions, self.parts), strict=True):
-            indices = positions[begin:end] - part.start
-            write_entries(part.target.detach(), indices, values[begin:end])
-
-
-class Growth(Protocol):
-    """What says which entries are grown.
-
-    Attributes:
-        buffers: Tensors that a training which resumes needs.
-    """
-
-    buffers: list[Tensor]
-
-    def begin_step(self, number: int, window: int) -> None:
-        """Get ready for a step: the `number`-th, from 0, since a window began."""
-
-    def observe(self, number: int, gradient: Tensor) -> None:
-        """See the dense gradient of a batch, of the part of that number."""
-
-    def restore(self) -> None:
-        """Bring all else up to date after `buffers` were set from outside."""
-
-    def end_step(self, tuning: ReselectedTuning, clipping: Tensor) -> None:
-        """Take in what a step has shown; `clipping` is what its gradient was multiplied by."""
-
-    def candidates(self, group: int, count: int, tuning: ReselectedTuning, done: int) -> Candidates:
-        """What may be grown in a group, of which `count` are wanted, after `done` steps."""
-
-
-class AddedGradients:
-    """SpIEL-AG: the candidates are the entries with the largest gradients in the first batch of a
-    window, as many as are trained; their gradients are added up over the window.
-
-    Args:
-        parts: All tensors.
-        groups: The numbers of the parts that compete.
-        sizes: How many entries of each group are trained.
-        denoise: What is done to a gradient before its largest entries are taken.
-    """
-
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        groups: Sequence[Sequence[int]],
-        sizes: Sequence[int],
-        denoise: Denoise | None,
-    ) -> None:
-        self.parts = parts
-        self.groups = groups
-        self.sizes = sizes
-        self.denoise = denoise
-        self.group_of = {part: number for number, group in enumerate(groups) for part in group}
-        device = parts[0].target.device
-        self.positions = torch.full((sum(sizes),), -1, device=device)  # then -1s
-        self.sums = torch.zeros(sum(sizes), device=device)
-        self.squares = torch.zeros(sum(sizes), device=device)
-        self.window = torch.zeros((), dtype=torch.int64)  # steps that are added up
-        self.buffers = [self.positions, self.sums, self.squares, self.window]
-
-        # Of the step that is under way
-        self.is_watching = False
-        self.is_searching = False
-        self.seen: set[int] = set()
-        self.pools: list[CandidatePool] = []
-        self.step_gradients = self.sums[:0]
-        self.restore()
-
-    def restore(self) -> None:
-        """Find out again where each part's candidates are."""
-        self.count = int((self.positions >= 0).sum())
-        self.spans = spans_of(self.positions[: self.count], self.parts)
-
-    def begin_step(self, number: int, window: int) -> None:
-        """In the first step of a window, look for candidates; then add their gradients up."""
-        self.is_watching = number < window
-        self.is_searching = number == 0
-        if self.is_searching:
-            self.seen.clear()
-            self.pools = [CandidatePool(size) for size in self.sizes]
-            for buffer in self.buffers:
-                buffer.zero_()
-        elif self.is_watching:
-            self.step_gradients = torch.zeros_like(self.sums[: self.count])
-
-    def observe(self, number: int, gradient: Tensor) -> None:
-        """Let all entries of a first batch compete; of another, take the candidates' gradients."""
-        if not self.is_watching:
-            return
-        part = self.parts[number]
-        if self.is_searching and number not in self.seen:
-            self.seen.add(number)
-            scores = gradient if self.denoise is None else self.denoise(gradient)
-            pool = self.pools[self.group_of[number]]
-            pool.add(part.start, scores.reshape(-1), gradient.reshape(-1))
-            return
-        if self.is_searching:  # the first batch is over
-            self._settle()
-        begin, end = self.spans[number]
-        indices = self.positions[begin:end] - part.start
-        self.step_gradients[begin:end] += read_entries(gradient, indices)
-
-    def _settle(self) -> None:
-        """Make those that won in the first batch the candidates."""
-        self.is_searching = False
-        results = [pool.result() for pool in self.pools]
-        self.pools = []
-        won = [result for result in results if result is not None]
-        self.positions.fill_(-1)
-        if won:
-            positions = torch.cat([positions for positions, _, _ in won])
-            gradients = torch.cat([gradients for _, _, gradients in won])
-            order = positions.argsort()
-            self.positions[: len(order)] = positions[order]
-            self.step_gradients = gradients[order].float()
-        else:
-            self.step_gradients = self.sums[:0]
-        self.restore()
-
-    def end_step(self, tuning: ReselectedTuning, clipping: Tensor) -> None:
-        """Add a step's gradients, clipped as those of the trained entries were."""
-        if not self.is_watching:
-            return
-        if self.is_searching:
-            self._settle()
-        clipped = self.step_gradients * clipping
-        self.sums[: self.count] += clipped
-        self.squares[: self.count] += clipped.square()
-        self.window += 1
-        self.is_watching = False
-
-    def candidates(self, group: int, count: int, tuning: ReselectedTuning, done: int) -> Candidates:
-        """Those of a group, by the magnitude of the sum of their gradients."""
-        own = torch.cat([torch.arange(*self.spans[number]) for number in self.groups[group]])
-        own = own.to(self.positions.device)
-        steps = int(self.window)
-        sums = self.sums[own]
-        return Candidates(self.positions[own], sums.abs(), sums / steps, self.squares[own] / steps)
-
-
-class Estimates:
-    """SpIEL-MA: gradients of entries that are not trained are estimated from those that are, by
-    SM3's maxima of each row and each column: the root of their product.
-
-    Args:
-        parts: All tensors; without matrices among them nothing is grown.
-        groups: The numbers of the parts that compete, all of them matrices.
-    """
-
-    def __init__(self, parts: Sequence[Part], groups: Sequence[Sequence[int]]) -> None:
-        self.parts = parts
-        self.groups = groups
-        self.maxima: dict[int, tuple[Tensor, Tensor]] = {}
-        for group in groups:
-            for number in group:
-                target = parts[number].target
-                sides = (torch.zeros(size, device=target.device) for size in target.shape)
-                row_maxima, column_maxima = sides
-                self.maxima[number] = (row_maxima, column_maxima)
-        self.buffers = [side for sides in self.maxima.values() for side in sides]
-
-    def begin_step(self, number: int, window: int) -> None:
-        """Nothing: all steps count."""
-
-    def observe(self, number: int, gradient: Tensor) -> None:
-        """Nothing: only the gradients of the trained entries count."""
-
-    def restore(self) -> None:
-        """Nothing: there is nothing but `buffers`."""
-
-    def end_step(self, tuning: ReselectedTuning, clipping: Tensor) -> None:
-        """Let the maxima take in the gradients of the trained entries."""
-        gradient = tuning.values.grad
-        if gradient is None:
-            return
-        for number, (row_maxima, column_maxima) in self.maxima.items():
-            begin, end = tuning.spans[number]
-            indices = tuning.positions[begin:end] - self.parts[number].start
-            sm3_update(row_maxima, column_maxima, indices, gradient[begin:end])
-
-    def candidates(self, group: int, count: int, tuning: ReselectedTuning, done: int) -> Candidates:
-        """The `count` entries of a group with the largest estimates, of those not trained."""
-        pool = CandidatePool(count)
-        for number in self.groups[group]:
-            part = self.parts[number]
-            begin, end = tuning.spans[number]
-            trained = tuning.positions[begin:end] - part.start
-            row_maxima, column_maxima = self.maxima[number]
-            width = len(column_maxima)
-            rows_at_once = max(1, CHUNK // width)
-            for first_row in range(0, len(row_maxima), rows_at_once):
-                rows = row_maxima[first_row : first_row + rows_at_once]
-                estimates = torch.outer(rows.sqrt(), column_maxima.sqrt()).view(-1)
-                least = torch.minimum(rows.unsqueeze(1), column_maxima).view(-1)
-                inside = trained - first_row * width
-                estimates[inside[(inside >= 0) & (inside < len(estimates))]] = 0
-                pool.add(part.start + first_row * width, estimates, least)
-        result = pool.result()
-        if result is None:
-            none = tuning.values.detach()[:0]
-            return Candidates(tuning.positions[:0], none, none, none)
-        positions, estimates, least = result
-        return Candidates(positions, estimates, torch.zeros_like(least), least / done)
-
-
-def spans_of(positions: Tensor, parts: Sequence[Part]) -> list[tuple[int, int]]:
-    """Where each part's entries begin and end among positions [k], ascending."""
-    bounds = torch.tensor([part.start for part in parts] + [parts[-1].end])
-    ends = torch.searchsorted(positions, bounds.to(positions.device)).tolist()
-    return list(pairwise(ends))
 
 
 def check_reselection(settings: VectorConfig, steps: int) -> None:
@@ -534,26 +266,15 @@ def reselected_tuning(
             weight.grad = None
 
         rows = stack.enter_context(trainable_embedding_rows(model, vocabulary_used))
-        tuning = ReselectedTuning(_parts(groups.trainable, rows), settings, k, steps, denoise)
+        tuning = ReselectedTuning(
+            laid_end_to_end(groups.trainable, rows), settings, k, steps, denoise
+        )
         for number, part in enumerate(tuning.parts):
             hook = partial(tuning.gather, number=number)
             handle = part.target.register_post_accumulate_grad_hook(hook)
             stack.callback(handle.remove)
         stack.callback(tuning.write)
         yield tuning
-
-
-def _parts(weights: Mapping[str, nn.Parameter], rows: EmbeddingRows | None) -> list[Part]:
-    """All tensors, laid end to end."""
-    parts = []
-    start = 0
-    for name, weight in weights.items():
-        own_rows = rows if rows is not None and weight is rows.weight else None
-        target = weight if own_rows is None else own_rows.values
-        part = Part(name, target, start, tuple(weight.shape), own_rows)
-        parts.append(part)
-        start = part.end
-    return parts
 
 
 def _denoise_function(model: PreTrainedModel, settings: VectorConfig) -> Denoise:
