@@ -33,7 +33,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from deftx.cli.output import print_table
 from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.data.examples import Examples
 from deftx.experiments.demo.languages import SOURCE, plain_text
 from deftx.experiments.demo.run import BASE

@@ -43,7 +43,8 @@ from transformers import (
 
 from deftx.core.parameters import parameter_groups
 from deftx.core.select import SparseMask, select
-from deftx.core.vector import SparseTensor, SparseVector
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.objectives.masked_lm import Masking, mask, masked_loss
 from deftx.tasks.base import mean_loss
 from deftx.tasks.classification import CLASSIFICATION

@@ -38,7 +38,8 @@ from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 from deftx.core.apply import apply_temporarily
 from deftx.core.parameters import parameter_groups
 from deftx.core.select import select
-from deftx.core.vector import SparseTensor, SparseVector
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.storage.vector_files import load, save
 
 TASK, LANGUAGE, LANGUAGES = "5.118%", "2.77%", 5  # 14.2M and 7.7M of XLM-R base's 277M

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from deftx.core.denoise import denoise
 from deftx.core.select import select
-from deftx.core.vector import SparseTensor, SparseVector, overlap
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector, overlap
 from deftx.storage.tensors import load_tensors
 
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"

@@ -5,7 +5,8 @@ import torch
 
 from deftx.core.parameters import parameter_groups
 from deftx.core.provenance import Provenance
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.models.fingerprint import fingerprint
 from deftx.models.heads import load_task_model
 from deftx.models.loading import load_language_model

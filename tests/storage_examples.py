@@ -2,7 +2,8 @@
 
 import torch
 
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.storage.provenance_json import provenance_from_json
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from deftx.core.provenance import PhaseLog, Provenance, TrainingRecord
-from deftx.core.vector import SparseTensor, SparseVector
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.storage.tensors import save_tensors
 from deftx.storage.vector_files import save
 

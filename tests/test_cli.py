@@ -21,7 +21,7 @@ import deftx
 from deftx.cli import app, arguments
 from deftx.config import changed
 from deftx.core.provenance import Provenance
-from deftx.core.vector import Head
+from deftx.core.tensors import Head
 from deftx.errors import DeftxError
 from deftx.models.compose import compose, load_base_with_head
 from deftx.models.heads import load_composed, load_task_model

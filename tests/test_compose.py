@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification
 from deftx.core import apply as module
 from deftx.core.apply import apply, apply_temporarily
 from deftx.core.parameters import parameter_groups
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]

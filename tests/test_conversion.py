@@ -28,7 +28,7 @@ from deftx.cli import main
 from deftx.core.apply import apply
 from deftx.core.parameters import parameter_groups
 from deftx.core.provenance import Provenance
-from deftx.core.vector import Head, SparseTensor
+from deftx.core.tensors import Head, SparseTensor
 from deftx.errors import DeftxError
 from deftx.interop import convert as conversion
 from deftx.interop import lt_sft

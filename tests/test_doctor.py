@@ -13,7 +13,8 @@ import deftx
 from deftx.cli import doctor, main
 from deftx.core.parameters import parameter_groups
 from deftx.core.provenance import Provenance, TokenizerRecord
-from deftx.core.vector import Head, SparseVector
+from deftx.core.tensors import Head
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
 from deftx.models.heads import load_task_model

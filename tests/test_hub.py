@@ -15,7 +15,8 @@ from typed import typed
 import deftx
 from deftx.core.parameters import parameter_groups
 from deftx.core.provenance import Provenance
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint
 from deftx.models.heads import load_task_model

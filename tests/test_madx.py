@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, linear, relu
 from deftx.config import changed, parse
 from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
-from deftx.core.vector import Head
+from deftx.core.tensors import Head
 from deftx.errors import DeftxError
 from deftx.experiments.baselines import madx
 from deftx.experiments.baselines.adapters import FILE, load_adapter, save_adapter

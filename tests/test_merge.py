@@ -12,7 +12,8 @@ from torch import nn
 from deftx.core.apply import apply
 from deftx.core.merge import RULES, merge, resolve_terms, rule_of
 from deftx.core.provenance import Provenance, TrainingRecord
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 
 # Three layers and what is below them; some names that only one of the vectors has are left out at

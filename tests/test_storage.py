@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from storage_examples import FLOATS, assert_same, example
 
 from deftx.core.provenance import PhaseLog, Provenance
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.storage.atomic_files import check_target
 from deftx.storage.provenance_json import provenance_from_json

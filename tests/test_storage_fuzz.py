@@ -14,7 +14,8 @@ import torch
 from lt_sft_files import coded, sparse
 from storage_examples import example
 
-from deftx.core.vector import SparseTensor, SparseVector
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe
 from deftx.interop import lt_sft

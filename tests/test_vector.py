@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftx.core.provenance import DataRecord, Provenance, TrainingRecord
-from deftx.core.vector import Head, SparseTensor, SparseVector, check_same_base, overlap
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector, check_same_base, overlap
 from deftx.errors import DeftxError
 from deftx.storage.provenance_json import provenance_from_json
 

@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from deftx.core.parameters import parameter_groups
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(10)]
 WORDS = [

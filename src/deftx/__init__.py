@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from deftx.core.provenance import Provenance
     from deftx.core.ranks import split_half_ranks
     from deftx.core.select import SparseMask, TensorMask, select
-    from deftx.core.vector import Head, SparseTensor, SparseVector, overlap
+    from deftx.core.tensors import Head, SparseTensor
+    from deftx.core.vector import SparseVector, overlap
     from deftx.data.examples import Columns, Examples, read_text
     from deftx.fit import fit_language, fit_task, transfer
     from deftx.hub.share import pull, push
@@ -99,7 +100,8 @@ _HOMES = {
     "core.provenance": ["Provenance"],
     "core.ranks": ["split_half_ranks"],
     "core.select": ["SparseMask", "TensorMask", "select"],
-    "core.vector": ["Head", "SparseTensor", "SparseVector", "overlap"],
+    "core.tensors": ["Head", "SparseTensor"],
+    "core.vector": ["SparseVector", "overlap"],
     "data.examples": ["Columns", "Examples", "read_text"],
     "fit": ["fit_language", "fit_task", "transfer"],
     "hub.share": ["pull", "push"],

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deftx.config import LanguageTrainingConfig
 from deftx.core.apply import apply_temporarily, check_fit
 from deftx.core.merge import resolve_terms, rule_of
-from deftx.core.vector import SparseVector, check_distinct, check_language
+from deftx.core.vector import SparseVector
+from deftx.core.vector_checks import check_distinct, check_language
 from deftx.data.examples import Examples, capitals, check_pairs, written
 from deftx.data.tables import named
 from deftx.errors import DeftxError

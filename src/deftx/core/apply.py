@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.parameters import ParameterGroups, parameter_groups
-from deftx.core.vector import SparseTensor, SparseVector, check_vectors
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector, check_vectors
 from deftx.errors import DeftxError
 
 # Entries changed together: few enough that what is read of the weights is still in the cache when

@@ -19,15 +19,9 @@ from torch import Tensor
 
 from deftx.core.parameters import layer_of
 from deftx.core.select import select
-from deftx.core.vector import (
-    SparseTensor,
-    SparseVector,
-    as_list,
-    check_distinct,
-    check_same_base,
-    check_same_tokenizer,
-    derived,
-)
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector, check_same_base, derived
+from deftx.core.vector_checks import as_list, check_distinct, check_same_tokenizer
 from deftx.errors import DeftxError, unknown
 
 LANGUAGE = "language"

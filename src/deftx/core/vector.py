@@ -2,17 +2,9 @@
 
 import os
 import reprlib
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    ValuesView,
-)
+from collections import Counter
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -22,81 +14,8 @@ from deftx.core.entries import read_entries
 from deftx.core.parameters import layer_of
 from deftx.core.provenance import DataRecord, Provenance
 from deftx.core.select import TensorMask
+from deftx.core.tensors import Head, SparseTensor, count_common, tensor_sum
 from deftx.errors import DeftxError
-
-# Common entries of a tensor are counted by a mark for each of its entries where these are at most
-# this many times the vectors' entries, and else by sorting.
-MARKS_PER_ENTRY = 1 << 10
-
-
-@dataclass(frozen=True, eq=False)
-class SparseTensor:
-    """The non-zero part of one tensor.
-
-    Attributes:
-        indices: Flat (row-major) indices [n] int64, strictly ascending, within the tensor's size.
-        values: Their values [n], floating point.
-        shape: The shape of the dense tensor.
-    """
-
-    indices: Tensor
-    values: Tensor
-    shape: tuple[int, ...]
-
-    def __repr__(self) -> str:
-        dtype = str(self.values.dtype).removeprefix("torch.")
-        size = f"{len(self.indices):,} of {self.numel:,} entries"
-        return f"SparseTensor({size}, shape={self.shape}, {dtype})"
-
-    @property
-    def numel(self) -> int:
-        """The number of entries of the dense tensor."""
-        return prod(self.shape)
-
-    def to_dense(self) -> Tensor:
-        """The dense tensor, zero outside the entries."""
-        flat = torch.zeros(self.numel, dtype=self.values.dtype, device=self.values.device)
-        return flat.index_copy_(0, self.indices, self.values).view(self.shape)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "SparseTensor":
-        """The same indices with `change` applied to the values."""
-        return replace(self, values=change(self.values))
-
-    def to(self, device: torch.device | str) -> "SparseTensor":
-        """The same entries on `device`."""
-        return replace(self, indices=self.indices.to(device), values=self.values.to(device))
-
-    def equal(self, other: "SparseTensor") -> bool:
-        """Whether shape, indices and values are the same."""
-        if self.shape != other.shape:
-            return False
-        return self.indices.equal(other.indices) and self.values.equal(other.values)
-
-
-@dataclass(frozen=True, eq=False)
-class Head:
-    """The dense weights that a task adds on top of the backbone.
-
-    Attributes:
-        tensors: Full parameter name -> weights.
-        labels: What the head's outputs stand for, in their order.
-    """
-
-    tensors: Mapping[str, Tensor]
-    labels: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        return f"Head({len(self.tensors)} tensors, labels={reprlib.repr(self.labels)})"
-
-    def to(self, device: torch.device | str) -> "Head":
-        """The same head on `device`."""
-        return replace(self, tensors={n: tensor.to(device) for n, tensor in self.tensors.items()})
-
-    def equal(self, other: "Head") -> bool:
-        """Whether labels and weights are the same."""
-        if self.labels != other.labels or self.tensors.keys() != other.tensors.keys():
-            return False
-        return all(tensor.equal(other.tensors[name]) for name, tensor in self.tensors.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,21 +130,24 @@ class SparseVector:
 
     def density(self) -> dict[str, float]:
         """The share of each tensor's entries that the vector holds, in the order of the tensors."""
-        return {
-            name: len(entries.indices) / max(1, entries.numel)
-            for name, entries in self.tensors.items()
-        }
+        shares = {}
+        for name, entries in self.tensors.items():
+            shares[name] = len(entries.indices) / max(1, entries.numel)
+        return shares
 
     def density_by_layer(self) -> dict[str, float]:
         """As `density`, with the tensors of a numbered layer taken together; other tensors go by
         the first part of their name."""
-        held: dict[str, int] = {}
-        sizes: dict[str, int] = {}
+        counts: Counter[str] = Counter()
+        sizes: Counter[str] = Counter()
         for name, entries in self.tensors.items():
             layer = layer_of(name)
-            held[layer] = held.get(layer, 0) + len(entries.indices)
-            sizes[layer] = sizes.get(layer, 0) + entries.numel
-        return {layer: count / max(1, sizes[layer]) for layer, count in held.items()}
+            counts[layer] += len(entries.indices)
+            sizes[layer] += entries.numel
+        shares = {}
+        for layer, count in counts.items():
+            shares[layer] = count / max(1, sizes[layer])
+        return shares
 
     def equal(self, other: "SparseVector") -> bool:
         """Whether all entries, and the heads, are the same bit for bit, wherever they come from."""
@@ -234,7 +156,15 @@ class SparseVector:
             same_head = self.head is other.head
         else:
             same_head = self.head.equal(other.head)
-        return same_head and _equal_entries(self, other)
+        return same_head and self.equal_entries(other)
+
+    def equal_entries(self, other: "SparseVector") -> bool:
+        """As `equal`, whatever the heads."""
+        if self is other:
+            return True
+        if self.k != other.k or self.tensors.keys() != other.tensors.keys():
+            return False
+        return all(entries.equal(other.tensors[name]) for name, entries in self.tensors.items())
 
     def to_dense(self) -> dict[str, Tensor]:
         """The dense difference: tensor name -> tensor, zero outside the entries."""
@@ -254,11 +184,13 @@ class SparseVector:
             return NotImplemented
         check_same_base(self, other)
         top = _vector_with_head(self, other)
+        head = None if top is None else top.head
         tensors: dict[str, SparseTensor] = {}
         for name in dict.fromkeys([*self.tensors, *other.tensors]):
-            tensors[name] = _sum(name, self.tensors.get(name), other.tensors.get(name))
-        provenance = derived("sum", self, other, top=top)
-        return SparseVector(tensors, None if top is None else top.head, provenance)
+            first = self.tensors.get(name)
+            second = other.tensors.get(name)
+            tensors[name] = tensor_sum(name, first, second)
+        return SparseVector(tensors, head, derived("sum", self, other, top=top))
 
     def __radd__(self, other: int) -> "SparseVector":
         if isinstance(other, int) and other == 0:  # what `sum` begins with
@@ -286,7 +218,7 @@ class SparseVector:
     def _with_values(self, operation: str, change: Callable[[Tensor], Tensor]) -> "SparseVector":
         """The vector with `change` applied to all values, and its head as it is."""
         tensors = {name: entries.map(change) for name, entries in self.tensors.items()}
-        top = self if self.head is not None else None
+        top = None if self.head is None else self
         return SparseVector(tensors, self.head, derived(operation, self, top=top))
 
     # Files and the hub, under the names that transformers and PEFT users look for. These are the
@@ -337,23 +269,8 @@ def overlap(first: SparseVector, second: SparseVector) -> float:
     common = 0
     for name, entries in first.tensors.items():
         if name in second.tensors:
-            common += _count_common(entries, second.tensors[name])
+            common += count_common(entries, second.tensors[name])
     return common / smaller
-
-
-def _count_common(first: SparseTensor, second: SparseTensor) -> int:
-    """How many indices two tensors have in common.
-
-    A mark for each entry of the tensor is faster than sorting the indices together, but needs
-    memory for the tensor, which a file may say is larger than any memory.
-    """
-    size = max(first.numel, second.numel)
-    count = len(first.indices) + len(second.indices)
-    if size > MARKS_PER_ENTRY * (count + 1):
-        return int(torch.isin(first.indices, second.indices, assume_unique=True).sum())
-    is_marked = torch.zeros(size, dtype=torch.bool, device=first.indices.device)
-    is_marked[first.indices] = True
-    return int(is_marked[second.indices].sum())
 
 
 def check_same_base(*vectors: SparseVector) -> None:
@@ -368,33 +285,6 @@ def check_same_base(*vectors: SparseVector) -> None:
         raise DeftxError(f"vectors of different bases do not combine: {listing}")
 
 
-def check_same_tokenizer(*vectors: SparseVector) -> None:
-    """Raise DeftxError unless all vectors that record their tokenizer record the same one."""
-    names: dict[str, str] = {}
-    for vector in vectors:
-        tokenizer = vector.provenance.tokenizer
-        if tokenizer is not None and tokenizer.digest is not None:
-            names[tokenizer.digest] = str(tokenizer.name)
-    if len(names) > 1:
-        listing = ", ".join(f"{name} ({digest[:12]})" for digest, name in names.items())
-        raise DeftxError(f"vectors made with different tokenizers do not combine: {listing}")
-
-
-def as_list(vectors: SparseVector | Iterable[SparseVector]) -> list[SparseVector]:
-    """One vector or several, as a list.
-
-    Raises:
-        DeftxError: What is given is neither, such as the name of a vector, or vectors by name.
-    """
-    if isinstance(vectors, Mapping):
-        what = "vectors by name are given where one vector or a list is wanted"
-        raise DeftxError(f"{what}: for many languages on one base use deftx.Switcher")
-    several = isinstance(vectors, Iterable) and not isinstance(vectors, SparseVector | str)
-    result: list[Any] = list(vectors) if several else [vectors]
-    check_vectors(*result)
-    return result
-
-
 def check_vectors(*candidates: object) -> None:
     """Raise DeftxError for what is no vector, such as the name of one."""
     for candidate in candidates:
@@ -407,31 +297,6 @@ def check_vectors(*candidates: object) -> None:
             what = f"a {type(candidate).__name__} is given where a vector is wanted"
             fix = "give what deftx.load or a fit returns, several one after the other"
             raise DeftxError(f"{what}: {fix}")
-
-
-def check_language(*vectors: SparseVector) -> None:
-    """Raise DeftxError for a task vector, known by its head, where language vectors are wanted, and
-    for what is no vector."""
-    check_vectors(*vectors)
-    for number, vector in enumerate(vectors, 1):
-        if vector.head is None:
-            continue
-        which = "the vector"
-        if len(vectors) > 1:
-            which = f"vector {number} of {len(vectors)}"
-        labels = ", ".join(vector.head.labels)
-        what = f"{which} given as a language is a task vector, for {labels}"
-        raise DeftxError(f"{what}: give one that `deftx fit language` made")
-
-
-def check_distinct(*vectors: SparseVector) -> None:
-    """Raise DeftxError where one vector comes twice: its changes would be made twice."""
-    for number, second in enumerate(vectors):
-        for earlier, first in enumerate(vectors[:number]):
-            if first is second or (first.k > 0 and _equal_entries(first, second)):
-                what = f"vectors {earlier + 1} and {number + 1} of {len(vectors)} are the same"
-                fix = "give each once (to weigh one more, scale it in Python: 2 * vector)"
-                raise DeftxError(f"{what}: {fix}")
 
 
 def derived(operation: str, *vectors: SparseVector, top: SparseVector | None = None) -> Provenance:
@@ -465,36 +330,11 @@ def derived(operation: str, *vectors: SparseVector, top: SparseVector | None = N
 def _vector_with_head(first: SparseVector, second: SparseVector) -> SparseVector | None:
     """The first of two vectors that has a head. Raises DeftxError for heads of different labels."""
     if first.head is None:
-        return second if second.head is not None else None
+        return None if second.head is None else second
     if second.head is not None and first.head.labels != second.head.labels:
-        labels = f"{', '.join(first.head.labels)} and {', '.join(second.head.labels)}"
-        what = f"cannot add two vectors whose heads have different labels ({labels})"
-        raise DeftxError(f"{what}: choose a head with deftx.merge(task=[...], head=0)")
+        first_labels = ", ".join(first.head.labels)
+        second_labels = ", ".join(second.head.labels)
+        what = "cannot add two vectors whose heads have different labels"
+        fix = "choose a head with deftx.merge(task=[...], head=0)"
+        raise DeftxError(f"{what} ({first_labels} and {second_labels}): {fix}")
     return first
-
-
-def _equal_entries(first: SparseVector, second: SparseVector) -> bool:
-    """Whether two vectors have the same entries, whatever their heads."""
-    if first is second:
-        return True
-    if first.k != second.k or first.tensors.keys() != second.tensors.keys():
-        return False
-    return all(entries.equal(second.tensors[name]) for name, entries in first.tensors.items())
-
-
-def _sum(name: str, first: SparseTensor | None, second: SparseTensor | None) -> SparseTensor:
-    """The sum of the entries that two vectors have for one tensor; None: a vector has none."""
-    if first is None or second is None:
-        present = first or second
-        assert present is not None
-        return present
-    if first.shape != second.shape:
-        raise DeftxError(
-            f"tensor {name!r} has shape {first.shape} in one vector and {second.shape} in the other"
-        )
-    both = torch.cat([first.indices, second.indices])
-    indices, places = both.unique(return_inverse=True)
-    dtype = torch.promote_types(first.values.dtype, second.values.dtype)
-    values = torch.zeros(len(indices), dtype=dtype, device=indices.device)
-    values.index_add_(0, places, torch.cat([first.values.to(dtype), second.values.to(dtype)]))
-    return SparseTensor(indices, values, first.shape)

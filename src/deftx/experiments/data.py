@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from deftx.config import VectorConfig
 from deftx.core.apply import check_fit
 from deftx.core.parameters import parameter_groups
-from deftx.core.vector import SparseVector, check_language
+from deftx.core.vector import SparseVector
+from deftx.core.vector_checks import check_language
 from deftx.data.contamination import (
     Overlap,
     describe_counts,

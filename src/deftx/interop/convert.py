@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from deftx.core.apply import apply, check_fit
 from deftx.core.provenance import ConversionRecord, Provenance
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
 from deftx.interop import lt_sft, shira
 from deftx.models.compose import compose, task_type

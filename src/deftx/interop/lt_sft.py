@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftx.core.vector import SparseTensor
+from deftx.core.tensors import SparseTensor
 from deftx.errors import DeftxError
 from deftx.interop.safe_unpickling import DIMENSIONS, LARGEST, Stored, load_plain, whole
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deftx.core.vector import SparseTensor
+from deftx.core.tensors import SparseTensor
 from deftx.errors import DeftxError
 
 FILE = "adapter_config.json"

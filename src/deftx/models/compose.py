@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deftx.core.apply import apply
 from deftx.core.merge import NO_HEAD, resolve_terms, rule_of, select_head
 from deftx.core.provenance import Provenance
-from deftx.core.vector import SparseVector, as_list, check_distinct, check_language, check_same_base
+from deftx.core.vector import SparseVector, check_same_base
+from deftx.core.vector_checks import as_list, check_distinct, check_language
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base
 from deftx.models.heads import DEFAULT_TASK, TASK, check_head, load_with_new_head

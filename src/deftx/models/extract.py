@@ -15,7 +15,8 @@ from deftx.core.parameters import ParameterGroups, parameter_groups, unwrapped
 from deftx.core.provenance import Provenance
 from deftx.core.ranks import recorded_rank
 from deftx.core.select import parse_k, select
-from deftx.core.vector import Head, SparseTensor, SparseVector
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import fingerprint_of
 from deftx.models.limits import rank_on

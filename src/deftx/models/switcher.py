@@ -16,7 +16,8 @@ from deftx.core.apply import apply, apply_temporarily, check_fit
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.merge import resolve_terms, rule_of, select_head
 from deftx.core.parameters import parameter_groups
-from deftx.core.vector import SparseVector, as_list, check_distinct
+from deftx.core.vector import SparseVector
+from deftx.core.vector_checks import as_list, check_distinct
 from deftx.data.examples import Examples, check_examples, check_pairs, check_read
 from deftx.errors import DeftxError, unknown
 from deftx.models.compose import load_base_with_head, task_type, trained_length, uses_text_pairs

@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deftx.core.vector import Head, SparseTensor, SparseVector, check_vectors
+from deftx.core.tensors import Head, SparseTensor
+from deftx.core.vector import SparseVector, check_vectors
 from deftx.errors import DeftxError, NoSpace, check_downloaded
 from deftx.storage import manifest
 from deftx.storage.atomic_files import check_target, find, new_folder

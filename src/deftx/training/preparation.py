@@ -15,7 +15,9 @@ from deftx.core.parameters import ParameterGroups, parameter_groups
 from deftx.core.provenance import DataRecord, Provenance, TokenizerRecord
 from deftx.core.ranks import is_split_half
 from deftx.core.reselection import RESELECTIONS
-from deftx.core.vector import Head, SparseVector, check_language, check_same_base
+from deftx.core.tensors import Head
+from deftx.core.vector import SparseVector, check_same_base
+from deftx.core.vector_checks import check_language
 from deftx.core.weights import WEIGHT_RULES
 from deftx.data.examples import (
     Examples,

@@ -20,7 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from deftx.core.entries import read_entries, write_entries
 from deftx.core.parameters import SPARSE_VALUES, parameter_groups
 from deftx.core.select import SparseMask, TensorMask
-from deftx.core.vector import SparseTensor, SparseVector
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.training.embedding_rows import EmbeddingRows, input_embeddings, trainable_embedding_rows
 

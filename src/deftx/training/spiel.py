@@ -26,7 +26,8 @@ from deftx.core.parameters import ParameterGroups
 from deftx.core.ranks import is_matrix, rank_rule
 from deftx.core.reselection import RESELECTIONS, Candidates, exchange
 from deftx.core.select import SPLITS, parse_k, shares_of
-from deftx.core.vector import SparseTensor, SparseVector
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
 from deftx.models.limits import rank_on
 from deftx.training import distributed

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from deftx.core.apply import apply
 from deftx.core.parameters import parameter_groups
 from deftx.core.provenance import PhaseLog, Provenance
-from deftx.core.vector import Head, SparseVector
+from deftx.core.tensors import Head
+from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, first_fault
 from deftx.experiments.baselines.config import LoraArithmeticConfig, MadxConfig
 from deftx.models.fingerprint import fingerprint, fingerprint_of

@@ -10,7 +10,8 @@ import torch
 from deftx.core.denoise import singular_values
 from deftx.core.provenance import Provenance
 from deftx.core.ranks import is_matrix
-from deftx.core.vector import SparseTensor, SparseVector, overlap
+from deftx.core.tensors import SparseTensor
+from deftx.core.vector import SparseVector, overlap
 from deftx.experiments.recipe import TASK
 from deftx.experiments.run_folder import RunData, Step
 from deftx.experiments.store import VECTOR
