@@ -75,16 +75,17 @@ def measure(
     began = process_time()
     vector = fit_language(options.base, text, settings, checkpoint_dir=checkpoint_dir)
     seconds = process_time() - began
-    log = vector.info["log"]
+    log = vector.provenance.log
+    phase1 = log.get("phase1")
     return {
         "seed": seed,
         "method": method,
         "k": options.k,
         "text": options.text.name,
-        "start": next(iter(log.values()))["start_score"],
-        "phase1": log.get("phase1", {}).get("best_score"),
-        "end": log["phase2"]["best_score"],
-        "best_step": log["phase2"]["best_step"],
+        "start": next(iter(log.values())).start_score,
+        "phase1": None if phase1 is None else phase1.best_score,
+        "end": log["phase2"].best_score,
+        "best_step": log["phase2"].best_step,
         "own_head": loss_with_own_head(options.base, text, settings, vector),
         "processor_seconds": round(seconds, 1),
     }
