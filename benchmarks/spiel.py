@@ -2,10 +2,11 @@
 
     python benchmarks/spiel.py [--shape 30M] [--k 2.8%] [--ways phase1,spiel-ag,...]
 
-A decoder with random weights learns random text. Each way runs in a process of its own: `phase1`
-is full fine-tuning for a step, the others train until entries have been replaced twice. Prints by
-how much each raises the peak memory of the process that holds the model, in gigabytes and in
-multiples of the weights, and what `phase1` takes for each byte of it.
+A decoder with random weights learns random text. Each way runs in a process of its own: `bare` is a
+forward and backward pass that drops every gradient at once, what no training can do without;
+`phase1` is full fine-tuning for a step; the others train until entries have been replaced twice.
+Prints by how much each raises the peak memory of the process that holds the model, in gigabytes and
+in multiples of the weights, and what `phase1` takes for each byte of it.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from deftx.core.reselection import RESELECTIONS
 from deftx.objectives.causal_lm import CausalLM
 from deftx.training.phases import full_tuning, reselected_training
 
-PHASE1 = "phase1"
+BARE, PHASE1 = "bare", "phase1"
 SCHEDULE = ReselectionConfig(every=2, window=1)
 STEPS = 5  # entries are replaced after steps 1 and 3
 GIGABYTE = 1e9
@@ -70,6 +71,12 @@ def train(model: LlamaForCausalLM, shape: Shape, way: str, k: str) -> None:
     groups = parameter_groups(model)
     for weight in groups.head.values():
         weight.requires_grad_(False)
+    if way == BARE:
+        for weight in groups.backbone.values():
+            weight.register_post_accumulate_grad_hook(drop_gradient)
+        objective = text_of(shape)
+        objective.loss(model, objective.collate(list(objective.train[:2]))).backward()
+        return
     steps = 1 if way == PHASE1 else STEPS
     training = LanguageTrainingConfig(
         batch_size=2, max_steps=steps, min_steps=steps, evaluate_every=steps, precision="fp32"
@@ -79,6 +86,11 @@ def train(model: LlamaForCausalLM, shape: Shape, way: str, k: str) -> None:
         return
     settings = LanguageVectorConfig(k=k, method=way, training=training, reselection=SCHEDULE)
     reselected_training(model, text_of(shape), settings, groups)
+
+
+def drop_gradient(weight: torch.Tensor) -> None:
+    """The hook of `bare`."""
+    weight.grad = None
 
 
 def peak(way: str, options: argparse.Namespace) -> float:
@@ -97,7 +109,7 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=list(SHAPES), default="30M")
     parser.add_argument("--k", default="2.8%")
-    parser.add_argument("--ways", default=",".join([PHASE1, *RESELECTIONS]))
+    parser.add_argument("--ways", default=",".join([PHASE1, BARE, *RESELECTIONS]))
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = SHAPES[options.shape]

@@ -23,7 +23,6 @@ from deftx.experiments.estimate import (
     estimate_steps,
     estimate_task,
     language_speed,
-    one_training_numbers,
     phase1_numbers,
     seconds_by_cost,
 )
@@ -95,7 +94,9 @@ def test_a_language_is_timed_once_for_both_phases(base: str, timed: list[str]) -
     )
     one_training = estimate_language(base, lines, changed(QUICK_LANGUAGE, {"method": "pafi"}))
     assert one_training.seconds == once
-    assert one_training.memory == 4 * one_training_numbers(1000, 100, 40) + 7
+    assert one_training.memory == 4 * (1000 + 100 + 20 * 40) + 7
+    spiel = estimate_language(base, lines, changed(QUICK_LANGUAGE, {"method": "spiel-ag"}))
+    assert spiel.memory == 4 * (1000 + 100 + 50 * 40) + 7
     assert one_training.disk_state == 4 * 12 * 40
     assert found.memory == SPEED.memory
     assert found.disk == int(4.2 * 40)

@@ -30,6 +30,7 @@ from deftx.config import (
     VectorConfig,
 )
 from deftx.core.parameters import parameter_groups
+from deftx.core.reselection import RESELECTIONS
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples, joined
 from deftx.experiments.plan import Step
@@ -110,11 +111,18 @@ def phase1_numbers(parameters: int, moved: int) -> int:
     return parameters + 6 * moved
 
 
-def one_training_numbers(parameters: int, moved: int, k: int) -> int:
-    """The numbers that a fit without phase 1 holds at most, beside a batch: the weights; a dense
-    tensor of what can move, either to choose by or a gradient; and of each of its k entries the
-    value, start, gradient, moments, best value, and what tells and chooses its index."""
+def chosen_by_weight_numbers(parameters: int, moved: int, k: int) -> int:
+    """The numbers that a fit holds at most whose entries are chosen by the weights, beside a batch:
+    the weights; what they are compared by, or dense gradients; and of each of its k entries the
+    value, start, gradient, moments, best value and index."""
     return parameters + moved + 20 * k
+
+
+def reselected_numbers(parameters: int, moved: int, k: int) -> int:
+    """The same where entries are chosen while they are trained: the weights, a dense gradient, of
+    the largest tensor and so of no more than can move, and 50 for each entry while some are
+    replaced (docs/log.md)."""
+    return parameters + moved + 50 * k
 
 
 def memory_of(settings: FitConfig, speed: Speed) -> int:
@@ -123,7 +131,11 @@ def memory_of(settings: FitConfig, speed: Speed) -> int:
     if not isinstance(settings, VectorConfig) or takes_phase1(settings):
         return speed.memory
     k = parse_k(settings.k, speed.moved)
-    return FLOAT * one_training_numbers(speed.parameters, speed.moved, k) + speed.batch
+    if settings.method in RESELECTIONS:
+        numbers = reselected_numbers(speed.parameters, speed.moved, k)
+    else:
+        numbers = chosen_by_weight_numbers(speed.parameters, speed.moved, k)
+    return FLOAT * numbers + speed.batch
 
 
 def estimate_language(base: str, lines: Sequence[str], settings: LanguageVectorConfig) -> Estimate:
