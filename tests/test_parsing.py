@@ -1,19 +1,25 @@
 """Dependency parsing: trees read and written, the loss, decoding and the scores, each against a
 plain reference."""
 
+import json
 from itertools import product
 
+import lt_sft_files
 import numpy as np
 import pytest
 import tiny
 import torch
 from task_examples import EXAMPLES
 from torch.nn.functional import log_softmax
+from transformers import BertModel
 
 from deftx.data.conll import conllu_block, conllu_blocks, fault_of_tree, with_arcs
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
+from deftx.interop.convert import convert
+from deftx.models.compose import compose
 from deftx.models.heads import load_task_model
+from deftx.storage.vector_files import load
 from deftx.tasks.base import predict, supervised
 from deftx.tasks.biaffine import NO_WORD
 from deftx.tasks.encoding import inputs_of
@@ -401,3 +407,205 @@ def test_words_without_tokens_and_texts_without_words_get_an_answer(parser):
 def test_a_base_that_is_no_encoder_is_one_line(bases, shape):
     with pytest.raises(DeftxError, match="no AutoModelForBiaffineParsing of this kind of base"):
         load_task_model(bases(shape), NAMES, task=PARSING)
+
+
+# --- LT-SFT's parsers ---
+
+
+class TheirParser(torch.nn.Module):
+    """LT-SFT's parser by its names and shapes: `bert` with its pooler, and two biaffine weights."""
+
+    def __init__(self, bert, relations=38):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.bert = bert
+        self.biaffine_arcs = torch.nn.Module()
+        self.biaffine_arcs.weight = torch.nn.Parameter(torch.randn(1, 17, 16, generator=generator))
+        self.biaffine_rels = torch.nn.Module()
+        self.biaffine_rels.weight = torch.nn.Parameter(
+            torch.randn(relations, 17, 17, generator=generator)
+        )
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """The base of a parser of LT-SFT, the parser, and its file."""
+    torch.manual_seed(0)
+    bert = BertModel(tiny.bert().config).eval()
+    bert.save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    parser = TheirParser(bert)
+    diffs = {}
+    with torch.no_grad():
+        for number, (name, weight) in enumerate(parser.bert.named_parameters()):
+            if "LayerNorm" not in name:
+                diffs[f"bert.{name}"] = lt_sft_files.sparse(tuple(weight.shape), number) / 4
+                weight += diffs[f"bert.{name}"]
+    dense = {
+        name: weight.detach().clone()
+        for name, weight in parser.named_parameters()
+        if name.startswith("biaffine")
+    }
+    write_their_file(tmp_path / "sft", diffs, dense)
+    return tmp_path / "base", parser, tmp_path / "sft"
+
+
+def write_their_file(folder, diffs, dense):
+    folder.mkdir(exist_ok=True)
+    coded = {name: lt_sft_files.coded(tensor) for name, tensor in diffs.items()}
+    torch.save({"diffs": coded, "abs": dense}, folder / "pytorch_diff.bin")
+
+
+def their_evaluation(scores, labels):
+    """UAS and LAS as LT-SFT's script has them: the best head of each word by itself, the best
+    relation to the true head, all words."""
+    heads, arcs, count = 0, 0, 0
+    for (arc_scores, relation_scores), tree in zip(scores, labels, strict=True):
+        for place, (head, relation) in enumerate(tree):
+            head_is_right = int(arc_scores[place].argmax()) == head
+            name = UNIVERSAL_RELATIONS[relation_scores[place, head].argmax()]
+            heads += head_is_right
+            arcs += head_is_right and name == relation
+            count += 1
+    return heads / count, arcs / count
+
+
+@torch.no_grad()
+def test_a_parser_of_lt_sft_is_converted_composed_and_scored(theirs, tmp_path, run):
+    base, parser, file = theirs
+    vector = convert(file, tmp_path / "parser", base=base)
+    assert vector.task == "parsing"
+    assert vector.labels == tuple(UNIVERSAL_RELATIONS)
+    assert vector.head.tensors.keys() == {
+        "biaffine_arcs.weight",
+        "biaffine_rels.weight",
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+    }
+
+    # Its scores are theirs, word by word
+    model = compose(base, load(tmp_path / "parser"))
+    parser.base_model = parser.bert
+    examples = EXAMPLES["parsing"]
+    their_scores, our_scores = [], []
+    for text, words in zip(examples.texts, examples.parts, strict=True):
+        their_scores.append(plain_scores(parser, text, words))
+        encoded = encode(Examples([text], parts=[words]), TOKENIZER, 30, NAMES, False)
+        states = model.word_states(**encoded.pad(encoded.inputs))
+        arcs = model.arc_scores(states.words, states.roots)[0]
+        torch.testing.assert_close(arcs, their_scores[-1][0], rtol=1e-4, atol=1e-4)
+        relations = torch.zeros(len(words), 1 + len(words), 38)
+        for head in range(1 + len(words)):
+            heads = torch.full((1, len(words)), head)
+            relations[:, head] = model.relation_scores(states.words, states.roots, heads)[0]
+        torch.testing.assert_close(relations, their_scores[-1][1], rtol=1e-4, atol=1e-3)
+        our_scores.append((arcs, relations))
+
+    # So are its scores by their own evaluation, on trees that it gets right in part
+    trees = []
+    for number, (arcs, relations) in enumerate(their_scores):
+        heads = best_tree(arcs.double().numpy())
+        if number % 3 == 0:
+            heads = list(range(len(heads)))
+        best = [int(relations[place, head].argmax()) for place, head in enumerate(heads)]
+        names = [UNIVERSAL_RELATIONS[name - (number % 2)] for name in best]
+        trees.append(list(zip(heads, names, strict=True)))
+    their_uas, their_las = their_evaluation(their_scores, trees)
+    assert 0 < their_las < their_uas < 1
+    assert their_evaluation(our_scores, trees) == (their_uas, their_las)
+
+    # `deftx evaluate` scores the best trees
+    blocks = [conllu_block(words) for words in examples.parts]
+    content = "".join(with_arcs(block, tree) for block, tree in zip(blocks, trees, strict=True))
+    (tmp_path / "test.conllu").write_text(content)
+    options = ["--base", str(base), "--task", str(tmp_path / "parser"), "--json"]
+    (row,) = json.loads(run("evaluate", *options, "--test", str(tmp_path / "test.conllu")).out)
+    answers = []
+    for arcs, relations in their_scores:
+        heads = best_tree(arcs.double().numpy())
+        best = [int(relations[place, head].argmax()) for place, head in enumerate(heads)]
+        names = [UNIVERSAL_RELATIONS[name] for name in best]
+        answers.append(list(zip(heads, names, strict=True)))
+    assert (row["uas"], row["las"]) == pytest.approx(conll_2018(trees, answers))
+    assert 0 < row["las"] < 1
+
+
+def test_a_parser_of_ours_goes_to_lt_sft_and_back(theirs, tmp_path):
+    base, _, file = theirs
+    vector = convert(file, tmp_path / "parser", base=base)
+    convert(tmp_path / "parser", tmp_path / "there", "lt-sft", base=base)
+    back = convert(tmp_path / "there", tmp_path / "back", base=base)
+    assert back.labels == vector.labels
+    assert back.task == "parsing"
+    assert all(map(torch.equal, back.head.tensors.values(), vector.head.tensors.values()))
+
+
+@pytest.mark.parametrize(
+    ("dense", "kind", "says"),
+    [
+        ({"mlp_arc.weight": (16, 16)}, None, "the head 'mlp_arc.weight', of an unknown kind"),
+        ({"biaffine_arcs.weight": (1, 17, 16)}, None, "without 'biaffine_rels.weight'"),
+        (
+            {"biaffine_arcs.weight": (1, 17, 17), "biaffine_rels.weight": (38, 17, 17)},
+            None,
+            r"of the shapes \(1, 17, 17\) and \(38, 17, 17\): only LT-SFT's are read",
+        ),
+        (
+            {"biaffine_arcs.weight": (1, 17, 16), "biaffine_rels.weight": (38, 17)},
+            None,
+            r"of the shapes \(1, 17, 16\) and \(38, 17\): only LT-SFT's are read",
+        ),
+        (
+            {"biaffine_arcs.weight": (1, 17, 16), "biaffine_rels.weight": (38, 17, 17)},
+            "tagging",
+            "kind tagging: the head has 'biaffine_arcs.weight': say kind parsing, or none",
+        ),
+        (
+            {"classifier.weight": (2, 16)},
+            "parsing",
+            "kind parsing: the head has no 'biaffine_arcs.weight': say its own kind",
+        ),
+    ],
+)
+def test_heads_of_unknown_kinds_are_refused_in_one_line(theirs, tmp_path, dense, kind, says):
+    base, _, file = theirs
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    diffs = {query: lt_sft_files.sparse((16, 16))}
+    write_their_file(file, diffs, {name: torch.ones(shape) for name, shape in dense.items()})
+    with pytest.raises(DeftxError, match=says) as error:
+        convert(file, tmp_path / "parser", base=base, kind=kind)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "parser").exists()
+
+
+# --- the command line ---
+
+
+@torch.no_grad()
+def test_predict_writes_conllu_and_keeps_the_rest_of_the_file(theirs, tmp_path, run):
+    base, _, file = theirs
+    convert(file, tmp_path / "parser", base=base)
+    path = tmp_path / "a.conllu"
+    path.write_text(FILE.lower(), encoding="utf-8")
+    options = ["--base", str(base), "--task", str(tmp_path / "parser")]
+    answers = run("predict", *options, "--json", str(path)).out
+    arcs = [json.loads(line)["arcs"] for line in answers.splitlines()]
+    assert [len(own) for own in arcs] == [4, 1]
+    assert arcs[1][0][0] == 0
+    blocks = conllu_blocks(path)
+    expected = "".join(with_arcs(block, own) for block, own in zip(blocks, arcs, strict=True))
+    assert run("predict", *options, str(path)).out == expected
+    run("predict", *options, str(path), "--out", str(tmp_path / "out.conllu"))
+    assert (tmp_path / "out.conllu").read_text() == expected
+    assert read_examples(tmp_path / "out.conllu", task="parsing").parts == [
+        ["ba", "be", "li", "."],
+        ["bo"],
+    ]
+
+    # Plain text becomes CoNLL-U; a saved model says the same
+    (tmp_path / "a.txt").write_text("ba be li .\nbo\n")
+    run("predict", *options, str(tmp_path / "a.txt"), "--out", str(tmp_path / "text.conllu"))
+    written = read_examples(tmp_path / "text.conllu", task="parsing")
+    assert written.labels == [[tuple(arc) for arc in own] for own in arcs]
+    run("compose", *options, "--out", str(tmp_path / "model"))
+    assert run("predict", "--model", str(tmp_path / "model"), str(path)).out == expected

@@ -17,6 +17,13 @@ from deftx.core.tensors import Head, SparseTensor
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError, unknown
 from deftx.interop import lt_sft, shira
+from deftx.interop.heads import (
+    PARSER_RELATIONS,
+    check_kind,
+    check_known_head,
+    is_parser,
+    usual_names,
+)
 from deftx.models.compose import compose, task_type
 from deftx.models.fingerprint import check_base, fingerprint
 from deftx.models.loading import Base, load_encoder, load_language_model, skeleton
@@ -139,8 +146,10 @@ def _read_lt_sft(folder: Path, base: Base | None, labels: Sequence[str]) -> Spar
         if name.startswith("pooler."):
             head[prefix + name] = _added(prefix + name, tensors.pop(name), model, prefix)
 
+    check_known_head(folder, head, prefix)
     provenance = Provenance(
         kind="task" if head else "language",
+        task="parsing" if is_parser(head) else None,
         method="lt-sft",
         converted=ConversionRecord("lt-sft", prefix.rstrip(".")),
     )
@@ -165,6 +174,7 @@ def _read_shira(folder: Path, base: Base | None, labels: Sequence[str]) -> Spars
     layers, dense = shira.read(folder, shapes)
     tensors = {f"{name.removeprefix(prefix)}.weight": entries for name, entries in layers.items()}
 
+    check_known_head(folder, dense, prefix)
     kind = "task" if dense else "language"
     provenance = Provenance(kind=kind, converted=ConversionRecord("peft"))
     vector = SparseVector(tensors, _head(dense, labels) if dense else None, provenance)
@@ -321,6 +331,7 @@ def _of_kind(kind: str, vector: SparseVector) -> SparseVector:
         raise DeftxError(
             f"kind {kind}: the vector has no head, so it is of no kind of task: leave the kind out"
         )
+    check_kind(kind, vector.head.tensors)
     head = vector.head if task.label_names else replace(vector.head, labels=())
     return replace(vector, head=head, provenance=replace(vector.provenance, task=kind))
 
@@ -408,14 +419,16 @@ def _head(dense: Mapping[str, Tensor], labels: Sequence[str]) -> Head:
     """A head of dense tensors. Without `labels`, its outputs get numbers.
 
     How many outputs it has are the rows of its last matrix: the one that is not square, as those
-    between the base and it are, or the smallest one.
+    between the base and it are, or the smallest one; of a parser, its relations.
     """
     matrices = [tensor for tensor in dense.values() if tensor.dim() == 2]
     not_square = [tensor for tensor in matrices if tensor.shape[0] != tensor.shape[1]]
     outputs = min(map(len, not_square or matrices), default=0)
+    if is_parser(dense):
+        outputs = len(dense[PARSER_RELATIONS])
     if labels and len(labels) != outputs:
         raise DeftxError(
             f"{len(labels)} labels are given for a head of {outputs} outputs: give one for each"
         )
-    names = tuple(labels) or tuple(f"LABEL_{number}" for number in range(outputs))
+    names = tuple(labels) or usual_names(outputs, dense)
     return Head(dict(dense), names)
