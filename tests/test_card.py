@@ -14,9 +14,12 @@ from storage_examples import example
 
 import deftx
 from deftx.core.provenance import DataRecord, TrainingRecord
+from deftx.core.reselection import RESELECTIONS
 from deftx.core.vector import SparseVector
+from deftx.core.weights import WEIGHT_RULES
 from deftx.errors import DeftxError
-from deftx.hub.model_card import About, model_card
+from deftx.fit import METHODS
+from deftx.hub.model_card import PAPERS, About, model_card
 from deftx.hub.privacy import published
 from deftx.storage.provenance_json import provenance_from_json, provenance_to_json
 
@@ -126,6 +129,23 @@ def test_people_read_what_it_is_what_it_was_made_of_and_how_to_use_it(vector):
     assert f"{other} " in text
     assert 'deftx.load("you/xlmr-min")' in text
     assert ("negative, neutral, positiv ä" in text) == (vector.head is not None)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("deftx", "The method is DeFT-X (https://arxiv.org/abs/2505.15090):"),
+        ("spiel-ma", "The entries were chosen as in SpIEL (Ansell et al. 2024, https://arxiv"),
+        ("somebody's", "The method is DeFT-X"),
+    ],
+)
+def test_the_paper_that_a_method_is_from_is_cited(method, says):
+    vector = replace(LANGUAGE, provenance=replace(LANGUAGE.provenance, method=method))
+    citation = model_card(vector, "you/x").partition("## Citation\n\n")[2]
+    assert citation.startswith(says)
+    assert "2505.15090" in citation
+    for name in {*METHODS, *WEIGHT_RULES, *RESELECTIONS} - {"deftx", "random"}:
+        assert name in PAPERS
 
 
 def test_a_vector_that_knows_nothing_has_a_card_too():

@@ -42,6 +42,17 @@ CITATION = """@inproceedings{simon-jyothi-2025-deft,
   year      = {2025}
 }"""
 
+# Method -> where it is from, for those that are not DeFT-X's.
+_SPIEL = "SpIEL (Ansell et al. 2024, https://arxiv.org/abs/2401.16405)"
+PAPERS = {
+    "lt-sft": "LT-SFT (Ansell et al. 2022, https://arxiv.org/abs/2110.07560)",
+    "pafi": "PaFi (Liao et al. 2023, https://arxiv.org/abs/2305.16742)",
+    "largest-weights": "Super-Tuning (2026, https://arxiv.org/abs/2607.09287)",
+    "spiel-ag": _SPIEL,
+    "spiel-ma": _SPIEL,
+    "spiel-deftx": _SPIEL,
+}
+
 
 @dataclass(frozen=True)
 class About:
@@ -283,6 +294,9 @@ def _results(vector: SparseVector, repo: str, about: About) -> str:
 
 def _citation(vector: SparseVector, repo: str, about: About) -> str:
     method = "The method is DeFT-X (https://arxiv.org/abs/2505.15090):"
+    paper = PAPERS.get(vector.provenance.method or "")
+    if paper is not None:
+        method = f"The entries were chosen as in {paper}. {method.replace('method', 'library')}"
     return f"## Citation\n\n{method}\n\n```bibtex\n{CITATION}\n```"
 
 
