@@ -16,8 +16,10 @@ def as_list(vectors: SparseVector | Iterable[SparseVector]) -> list[SparseVector
     if isinstance(vectors, Mapping):
         what = "vectors by name are given where one vector or a list is wanted"
         raise DeftxError(f"{what}: for many languages on one base use deftx.Switcher")
-    several = isinstance(vectors, Iterable) and not isinstance(vectors, SparseVector | str)
-    result: list[Any] = list(vectors) if several else [vectors]
+    result: list[Any] = [vectors]
+    is_one = isinstance(vectors, SparseVector | str)
+    if not is_one and isinstance(vectors, Iterable):
+        result = list(vectors)
     check_vectors(*result)
     return result
 
