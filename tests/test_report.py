@@ -385,6 +385,28 @@ def test_a_table_that_is_wider_than_the_page_has_a_shadow_at_its_edge(html):
 # Runs that have less
 
 
+@pytest.mark.parametrize(
+    ("language_seeds", "note"),
+    [
+        ([0, 1, 2], None),
+        ([0, 1], "3 seeds share 2 vectors of each language"),
+        ([0], "All seeds share one vector of each language"),
+    ],
+)
+def test_seeds_that_share_language_vectors_are_pointed_out(tmp_path, run, language_seeds, note):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps({**recipe, "language_seeds": language_seeds}))
+    assert typed("report", folder) == 0
+    text = (folder / "report" / page.TEXT).read_text(encoding="utf-8")
+    comparison = " ".join(text[text.index("## What is better") :].split())
+    if note is None:
+        assert "of each language" not in comparison
+    else:
+        assert note in comparison
+
+
 def test_a_run_of_one_seed_shows_no_spread_and_says_so(tmp_path):
     folder = make_run(tmp_path / "run", seeds=(0,), languages=("ace",), examples=60, vectors=False)
     (folder / "trimmed.json").unlink()

@@ -49,6 +49,7 @@ class RecipeData(JsonObject):
     source: str
     sources: dict[str, Any] = Field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    language_seeds: tuple[int, ...] = ()
     languages: dict[str, Any] = Field(default_factory=dict)
     test: dict[str, Any] = Field(default_factory=dict)
     metric: Literal["macro_f1", "accuracy"] = "macro_f1"

@@ -8,6 +8,7 @@ from deftx.experiments.report.comparisons import AVERAGE, Comparison
 from deftx.experiments.report.parts import ReportData, Section, picture
 from deftx.experiments.report.statistics import SEEDS_FOR_A_CONCLUSION, SEEDS_FOR_P
 from deftx.experiments.report.style import variant_styles
+from deftx.experiments.run_folder import RecipeData
 
 
 def scores(data: ReportData) -> Section | None:
@@ -130,6 +131,7 @@ def comparison(data: ReportData) -> Section | None:
     ]
     title = "What is better, and how sure that is"
     notes = _notes_on_comparisons(comparisons)
+    notes += _note_on_shared_languages(data.run.recipe)
     return Section("comparison", title, about, notes, shown, [drawing])
 
 
@@ -159,3 +161,20 @@ def _notes_on_comparisons(comparisons: Sequence[Comparison]) -> list[str]:
             "in 91% of cases only, and nothing is concluded."
         )
     return notes
+
+
+def _note_on_shared_languages(recipe: RecipeData) -> list[str]:
+    """What the intervals miss where several seeds share a language vector."""
+    n_language_seeds = len(recipe.language_seeds)
+    if n_language_seeds == 0 or n_language_seeds >= len(recipe.seeds):
+        return []
+    if n_language_seeds == 1:
+        return [
+            "All seeds share one vector of each language. So the intervals are for other seeds of "
+            "the task with these language vectors: others may lie outside of them."
+        ]
+    return [
+        f"{len(recipe.seeds)} seeds share {n_language_seeds} vectors of each language. The "
+        "intervals take all seeds as independent, so they are too narrow where language vectors "
+        "differ much from seed to seed."
+    ]
