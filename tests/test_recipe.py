@@ -273,6 +273,10 @@ def test_a_recipe_extends_only_what_it_can(tmp_path: Path, text: str, said: str)
             "macro_f1 or accuracy, not span_f1: set task.training.metric",
         ),
         (
+            {"task": {"task": "parsing", "training": {"metric": "uas"}}},
+            "a recipe compares las, not uas: set task.training.metric",
+        ),
+        (
             {"task": {"task": "tagging"}},
             "ngrams are a baseline for classification, not for tagging",
         ),

@@ -77,6 +77,7 @@ def test_scores_and_effects_are_those_of_sklearn_with_each_text_left_out(labels)
             true, predicted, average="macro", zero_division=0.0
         ),
         "accuracy": accuracy_score,
+        "las": accuracy_score,
     }
     for _ in range(5):
         true = rng.integers(

@@ -11,10 +11,12 @@ from tiny import sentences
 from tiny_run import RECIPE, recipe, same, write_recipe
 
 import deftx
+from deftx.data.conll import conllu_block, with_arcs
 from deftx.errors import DeftxError
 from deftx.experiments import housekeeping, plan, steps
 from deftx.experiments.plan import Step
 from deftx.experiments.recipe import Recipe, load_recipe
+from deftx.experiments.report.comparisons import score_run
 from deftx.experiments.run import Score, prepare, run_recipe, table, vectors_of
 from deftx.experiments.run_folder import read_run
 from deftx.experiments.store import Store
@@ -376,6 +378,38 @@ def test_a_recipe_compares_taggers_too(folder: Path) -> None:
         lengths[name] = tuple(len(text.split()) for text in sentences(20, seed))
     for row in run.rows:
         assert run.predictions(row).sentence_lengths == lengths[row.language]
+
+
+def test_a_recipe_compares_parsers_by_las(folder: Path) -> None:
+    for name, seed in [("src", 0), ("tar", 1)]:
+        trees = []
+        for text in sentences(20, seed):
+            words = text.split()
+            relations = ["nsubj:pass" if word[-1] in "ei" else "obj" for word in words]
+            arcs = list(enumerate(relations))
+            trees.append(with_arcs(conllu_block(words), arcs))
+        (folder / f"{name}.conllu").write_text("".join(trees))
+    changes = {
+        "train": "src.conllu",
+        "valid": "src.conllu",
+        "test": {"tar": "tar.conllu", "src": "src.conllu"},
+        "ngrams": False,
+        "task": {"task": "parsing"},
+    }
+    found = run_recipe(load_recipe(folder / "recipe.yaml", changes), folder / "trees")
+    assert len(found) == 6
+    assert "| LT-SFT |" in (folder / "trees" / "results.md").read_text()
+
+    # What is kept of the predictions gives the LAS, and the sentences
+    run = read_run(folder / "trees")
+    scores = score_run(run)
+    for row in run.rows:
+        assert 0 <= row.las <= row.uas <= 1
+        assert scores[row.variant, row.seed, row.language].value == pytest.approx(row.las)
+        seed = 0 if row.language == "src" else 1
+        lengths = tuple(len(text.split()) for text in sentences(20, seed))
+        assert run.predictions(row).sentence_lengths == lengths
+    assert len({row.las for row in run.rows}) > 1
 
 
 def test_a_table_shows_mean_and_spread_over_seeds() -> None:

@@ -162,6 +162,8 @@ class TaskTrainingConfig(TrainingConfig):
 
 def metric_name(metric: str) -> str:
     """How a metric is written for people, such as macro-F1."""
+    if metric in ("las", "uas"):
+        return metric.upper()
     return metric.replace("f1", "F1").replace("_", "-")
 
 

@@ -35,7 +35,8 @@ from deftx.experiments.baselines.config import (
 from deftx.experiments.inheritance import read
 from deftx.tasks.registry import settled, task_of
 
-METRICS = {"macro_f1", "accuracy"}  # what a table can show of a task
+# What tables can show of a task: a task has all metrics of one of these sets
+COMPARED = ({"macro_f1", "accuracy"}, {"las"})
 TASK = "task"  # the name of the task vector, among the names of languages
 HUB = "hub:"  # what the name of a data set on the hub begins with
 LANGUAGE_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # folders are named after languages
@@ -422,18 +423,28 @@ def _check_sources(recipe: Recipe) -> None:
             raise DeftxError(f"{what} is learnt on one source: say sources: [LANGUAGE]")
 
 
+def compared_metrics(task: str) -> set[str]:
+    """The metrics of a task that a recipe can compare; none where it cannot."""
+    for metrics in COMPARED:
+        if task_of(task).metrics.keys() >= metrics:
+            return metrics
+    return set()
+
+
 def _check_task(recipe: Recipe) -> None:
     """Raise DeftxError for a task that cannot be compared, and for variants with another task."""
     name = recipe.task.task
     metric = recipe.task.training.metric
-    if not task_of(name).metrics.keys() >= METRICS:
+    metrics = compared_metrics(name)
+    if not metrics:
         raise DeftxError(
             f"a recipe compares macro_f1 and accuracy, which {name} does not have: "
             "use `deftx evaluate`"
         )
-    if metric not in METRICS:
+    if metric not in metrics:
         fix = "set task.training.metric to one"
-        raise DeftxError(f"a recipe compares macro_f1 or accuracy, not {metric}: {fix}")
+        listed = " or ".join(sorted(metrics, reverse=True))
+        raise DeftxError(f"a recipe compares {listed}, not {metric}: {fix}")
     if recipe.ngrams and name != "classification":
         fix = "set ngrams to false"
         raise DeftxError(f"ngrams are a baseline for classification, not for {name}: {fix}")

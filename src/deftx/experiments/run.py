@@ -23,7 +23,7 @@ from deftx.experiments.data import read
 from deftx.experiments.estimate import seconds_left
 from deftx.experiments.executors import Executor, here, work_off
 from deftx.experiments.plan import Plan, Step, make_plan
-from deftx.experiments.recipe import METRICS, Recipe
+from deftx.experiments.recipe import Recipe, compared_metrics
 from deftx.experiments.report.comparisons import AVERAGE
 from deftx.experiments.report.tables import duration, spread
 from deftx.experiments.run_folder import RECIPE, RESULTS, STEPS, TRIMMED, read_steps
@@ -129,17 +129,18 @@ def scores_of(run: Prepared) -> list[Score]:
     for use, step_id in run.plan.uses_of(*SCORING):
         if run.store.done(step_id):
             scores = run.store.result(step_id, SCORES)
-            _check_scores(scores, run.store.folder(step_id))
+            metrics = compared_metrics(run.recipe.task.task)
+            _check_scores(scores, metrics, run.store.folder(step_id))
             cost = run.plan.steps[step_id].cost
             found.append(Score(use.variant, use.seed, use.name, cost, scores, step_id))
     return found
 
 
-def _check_scores(scores: Any, folder: Path) -> None:
+def _check_scores(scores: Any, metrics: Collection[str], folder: Path) -> None:
     """Raise DeftxError for scores that a step cannot have given: what is compared is a share."""
-    values = [scores.get(metric) for metric in METRICS] if isinstance(scores, dict) else [None]
+    values = [scores.get(metric) for metric in metrics] if isinstance(scores, dict) else [None]
     if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
-        what = f"needs {' and '.join(sorted(METRICS, reverse=True))} from 0 to 1"
+        what = f"needs {' and '.join(sorted(metrics, reverse=True))} from 0 to 1"
         raise DeftxError(
             f"{folder / SCORES} is damaged: it {what}: remove {folder}, and it is made again"
         )

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from deftx.errors import DeftxError, first_fault
@@ -52,7 +59,7 @@ class RecipeData(JsonObject):
     language_seeds: tuple[int, ...] = ()
     languages: dict[str, Any] = Field(default_factory=dict)
     test: dict[str, Any] = Field(default_factory=dict)
-    metric: Literal["macro_f1", "accuracy"] = "macro_f1"
+    metric: Literal["macro_f1", "accuracy", "las"] = "macro_f1"
     baseline: str | None = None
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     paper: PublishedTables = ()
@@ -67,15 +74,39 @@ class RecipeData(JsonObject):
 
 
 class Row(JsonObject):
-    """One score; `step` names the step that has its predictions."""
+    """One score; `step` names the step that has its predictions.
+
+    A parser has `las` and `uas`, all others have the other two.
+    """
 
     variant: str
     seed: int
     language: str
     examples: int
-    macro_f1: Share
-    accuracy: Share
+    macro_f1: Share | None = None
+    accuracy: Share | None = None
+    las: Share | None = None
+    uas: Share | None = None
     step: Id
+
+    @model_validator(mode="after")
+    def _has_scores(self) -> "Row":
+        of_labels = (self.macro_f1, self.accuracy)
+        of_arcs = (self.las, self.uas)
+        if None in of_labels and None in of_arcs:
+            raise ValueError("needs macro_f1 and accuracy, or las and uas")
+        return self
+
+    def score(self, metric: str) -> float:
+        """The score by a metric.
+
+        Raises:
+            DeftxError: The row has no such score.
+        """
+        value = getattr(self, metric)
+        if value is None:
+            raise DeftxError(f"the score of step {self.step} has no {metric}: run the recipe again")
+        return float(value)
 
 
 class Step(JsonObject):
@@ -117,8 +148,9 @@ class Predictions(JsonObject):
         true: Numbers of the true labels [n].
         predicted: Numbers of the predicted labels [n].
         labels: The labels' names, which the numbers are indices of.
-        sentence_lengths: In tagging, how many of the labels each sentence has, in their order; None
-            where every label is of another text, or where the run is of an earlier version.
+        sentence_lengths: In tagging and parsing, how many of the labels each sentence has, in their
+            order; None where every label is of another text, or where the run is of an earlier
+            version.
     """
 
     true: tuple[Label, ...]
@@ -193,7 +225,7 @@ class RunData:
         for row in self.rows:
             if row.variant == variant:
                 by_language = scores.setdefault(row.seed, {})
-                by_language[row.language] = getattr(row, self.recipe.metric)
+                by_language[row.language] = row.score(self.recipe.metric)
         return scores
 
     def predictions(self, row: Row) -> Predictions | None:

@@ -27,9 +27,12 @@ from deftx.models.tokenizers import load_tokenizer
 from deftx.storage.vector_files import load, save
 from deftx.tasks.base import Task, answers, names_of, output_names, scores
 from deftx.tasks.classification import CLASSIFICATION
+from deftx.tasks.parsing import PARSING
 from deftx.training.halves import HALVES
 from deftx.training.phases import full_tuning, phase1_file, say_where_it_resumes
 from deftx.training.preparation import prepare_language, prepare_task
+
+WRONG_HEAD = " (wrong head)"  # behind a predicted relation
 
 # How a step went, and what is wrong where it failed.
 Outcome = tuple[Literal["done", "in use", "failed"], str]
@@ -285,12 +288,17 @@ def _write_predictions(
         folder: Where to write.
         kind: The task.
         examples: The test data.
-        predicted: For each example a tuple that begins with its label, or its words' labels.
+        predicted: For each example a tuple that begins with its label, or its words' labels, or
+            their arcs.
         names: The labels in the order of their numbers.
     """
-    number = {name: position for position, name in enumerate(names)}
     true_labels = _flattened(examples.labels or [])
     predicted_labels = _flattened([row[0] for row in predicted])
+    if kind is PARSING:
+        names = [*names, *(f"{name}{WRONG_HEAD}" for name in names)]
+        predicted_labels = _relations_with_heads(true_labels, predicted_labels)
+        true_labels = [relation for _, relation in true_labels]
+    number = {name: position for position, name in enumerate(names)}
     predictions: dict[str, Any] = {
         "true": [number[label] for label in true_labels],
         "predicted": [number[label] for label in predicted_labels],
@@ -304,9 +312,19 @@ def _write_predictions(
     (folder / SCORES).write_text(json.dumps(scores(kind, examples, predicted)), encoding="utf-8")
 
 
-def _flattened(labels: Sequence[str | Sequence[str]]) -> list[str]:
+def _relations_with_heads(true: Sequence[Any], predicted: Sequence[Any]) -> list[str]:
+    """The predicted relation of each word, marked where its head is wrong: equal to the true one
+    where head and relation are right, as the LAS counts them."""
+    labels = []
+    for (true_head, _), (head, relation) in zip(true, predicted, strict=True):
+        mark = "" if head == true_head else WRONG_HEAD
+        labels.append(f"{relation}{mark}")
+    return labels
+
+
+def _flattened(labels: Sequence[Any]) -> list[Any]:
     """All labels in one list, where an example has one label, or one for each of its words."""
-    flat: list[str] = []
+    flat: list[Any] = []
     for label in labels:
         if isinstance(label, str):
             flat.append(label)

@@ -118,7 +118,7 @@ def _with_the_same_sentences(
 def _gives_its_score(run: RunData, row: Row, answers: Predictions) -> bool:
     """Whether predictions give the score that was recorded with them."""
     metric = METRICS[run.recipe.metric]
-    recorded = getattr(row, run.recipe.metric)
+    recorded = row.score(run.recipe.metric)
     value = jackknife(metric, answers).value
     return bool(abs(value - recorded) <= 1e-6)
 

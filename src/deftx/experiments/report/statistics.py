@@ -15,8 +15,8 @@ so that the mean over seeds has variance A/S + B + C/S. Two parts estimate it:
 
 Adding the text noise of the mean itself would count C twice. This is the analysis that radiology
 uses for readers and cases (Obuchowski and Rockette 1995; Hillis 2007, who sets a negative text part
-to 0). Text noise comes from the jackknife; in tagging a text is a sentence. docs/report.md derives
-the degrees of freedom; tests hold the coverage.
+to 0). Text noise comes from the jackknife; in tagging and parsing a text is a sentence.
+docs/report.md derives the degrees of freedom; tests hold the coverage.
 """
 
 from collections.abc import Callable, Sequence
@@ -159,14 +159,20 @@ def accuracy(confusion: Floats) -> Floats:
     return np.asarray(hits / texts)
 
 
-METRICS: dict[str, Callable[[Floats], Floats]] = {"macro_f1": macro_f1, "accuracy": accuracy}
+# The predicted label of a word with a wrong head is never its true one, so that the LAS is the
+# accuracy
+METRICS: dict[str, Callable[[Floats], Floats]] = {
+    "macro_f1": macro_f1,
+    "accuracy": accuracy,
+    "las": accuracy,
+}
 
 
 def jackknife(metric: Callable[[Floats], Floats], answers: Predictions) -> Score:
     """The score of some answers, and the effect of each text on it by leaving that text out.
 
-    In tagging, a text is a sentence, all of whose words are left out together: words of a sentence
-    are not independent.
+    In tagging and parsing, a text is a sentence, all of whose words are left out together: words of
+    a sentence are not independent.
 
     Args:
         metric: Turns confusion counts into a score: a value of METRICS.
