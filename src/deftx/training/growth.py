@@ -10,7 +10,7 @@ from torch import Tensor
 from deftx.core.entries import read_entries
 from deftx.core.reselection import CandidatePool, Candidates, sm3_update
 from deftx.core.select import CHUNK
-from deftx.training.positions import Part, spans_of
+from deftx.training.positions import Part, entries_of, spans_of
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -158,8 +158,7 @@ class AddedGradients:
 
     def candidates(self, group: int, count: int, trained: Trained, done: int) -> Candidates:
         """Those of a group, by the magnitude of the sum of their gradients."""
-        own = torch.cat([torch.arange(*self.spans[number]) for number in self.groups[group]])
-        own = own.to(self.positions.device)
+        own = entries_of(self.groups[group], self.spans)
         steps = int(self.window)
         sums = self.sums[own]
         return Candidates(self.positions[own], sums.abs(), sums / steps, self.squares[own] / steps)

@@ -72,6 +72,19 @@ def spans_of(positions: Tensor, parts: Sequence[Part]) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
+def entries_of(group: Sequence[int], spans: Sequence[tuple[int, int]]) -> slice | Tensor:
+    """Where the entries of the parts in a group are: a slice, where they lie together, or indices
+    [n].
+
+    Args:
+        group: The numbers of the parts, ascending.
+        spans: Where each part's entries begin and end.
+    """
+    if len(group) == group[-1] - group[0] + 1:
+        return slice(spans[group[0]][0], spans[group[-1]][1])
+    return torch.cat([torch.arange(*spans[number]) for number in group])
+
+
 def read_at(parts: Sequence[Part], positions: Tensor) -> Tensor:
     """The weights at positions [k], ascending, in float32."""
     entries = []

@@ -33,7 +33,7 @@ from deftx.models.limits import rank_on
 from deftx.training import distributed
 from deftx.training.embedding_rows import trainable_embedding_rows
 from deftx.training.growth import AddedGradients, Denoise, Estimates, Growth, Trained
-from deftx.training.positions import Part, laid_end_to_end, read_at, spans_of, write_at
+from deftx.training.positions import Part, entries_of, laid_end_to_end, read_at, spans_of, write_at
 from deftx.training.random_streams import generator
 
 
@@ -167,11 +167,11 @@ class ReselectedTuning:
         stays = torch.ones_like(self.positions, dtype=torch.bool)
         grown = []
         for number, group in enumerate(self.groups):
-            own = torch.cat([torch.arange(*self.spans[part]) for part in group])
-            own = own.to(self.positions.device)
-            count = int(share * len(own))
+            own = entries_of(group, self.spans)
+            positions = self.positions[own]
+            count = int(share * len(positions))
             candidates = self.growth.candidates(number, count, self._trained(), done)
-            stays[own], is_new = exchange(movements[own], self.positions[own], count, candidates)
+            stays[own], is_new = exchange(movements[own], positions, count, candidates)
             grown.append(candidates.at(is_new))
         self._replace(stays, grown, optimizer)
 
