@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax
 from transformers import BertModel
 
 from deftx.data.conll import conllu_block, conllu_blocks, fault_of_tree, with_arcs
-from deftx.data.examples import Examples
+from deftx.data.examples import Examples, check_labels, held_out
 from deftx.errors import DeftxError
 from deftx.interop.convert import convert
 from deftx.models.compose import compose
@@ -609,3 +609,36 @@ def test_predict_writes_conllu_and_keeps_the_rest_of_the_file(theirs, tmp_path, 
     assert written.labels == [[tuple(arc) for arc in own] for own in arcs]
     run("compose", *options, "--out", str(tmp_path / "model"))
     assert run("predict", "--model", str(tmp_path / "model"), str(path)).out == expected
+
+
+def test_a_transfer_learns_a_parser_and_scores_it(tmp_path, bases, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("ind", 1), ("jav", 2)):
+        texts = tiny.sentences(40, seed)
+        (tmp_path / f"{name}.txt").write_text("\n".join(tiny.sentences(40, seed + 10)))
+        trees = []
+        for words in map(str.split, texts):
+            relations = ["nsubj:pass" if word[-1] in "ei" else "obj" for word in words]
+            trees.append(with_arcs(conllu_block(words), list(enumerate(relations))))
+        (tmp_path / f"{name}.conllu").write_text("".join(trees))
+    options = ["--base", bases(), "--kind", "parsing", "--train", "ind.conllu"]
+    options += ["--source", "ind.txt", "--target", "jav.txt", "--test", "jav=jav.conllu"]
+    for setting in ("max_steps=3", "length=16", "evaluate_every=3", "epochs=1"):
+        options += ["--set", f"task.training.{setting}", "--set", f"language.training.{setting}"]
+    done = run("transfer", *options, "--out", "out", "--json")
+    assert done.code == 0, done.err
+    facts = {row["name"]: row["facts"] for row in json.loads(done.out)}
+    assert "LAS" in facts["task"][0]
+    assert any(fact.startswith("LAS") for fact in facts["jav"]), facts
+    parsed = run("predict", "--model", "out/models/jav", "jav.conllu").out
+    assert [line.split("\t")[:6] for line in parsed.splitlines()] == [
+        line.split("\t")[:6] for line in (tmp_path / "jav.conllu").read_text().splitlines()
+    ]
+
+
+def test_examples_can_be_held_out():
+    train, held = held_out(EXAMPLES["parsing"], 0.2, 0, named=True)
+    assert (len(train), len(held)) == (10, 2)
+    check_labels("a file", held, NAMES)
+    with pytest.raises(DeftxError, match="a file, example 1: label 'root' is not among"):
+        check_labels("a file", Examples(["ba"], labels=[[(0, "root")]]), ["obj"])
