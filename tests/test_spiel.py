@@ -270,11 +270,14 @@ def test_exactly_k_entries_move_and_nothing_else(method, k):
             assert not moved.any()
 
 
-def test_dropped_entries_are_what_they_were_to_the_last_bit():
-    model = made()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropped_entries_are_what_they_were_to_the_last_bit(dtype):
+    """In half precision the trained values are kept in float32 all the same."""
+    model = made().to(dtype)
     before = {n: w.detach().clone() for n, w in parameter_groups(model).trainable.items()}
     vector, watch = train(model, settings_of("spiel-ag"))
     assert not torch.equal(watch.first, watch.positions[-1])
+    assert watch.values[-1].dtype == watch.moments["exp_avg"].dtype == torch.float32
     for name, weight in parameter_groups(model).trainable.items():
         is_free = torch.ones(weight.numel(), dtype=torch.bool)
         is_free[vector[name].indices] = False
@@ -381,6 +384,23 @@ def test_the_best_evaluated_step_is_left_with_its_entries(bases, monkeypatch):
         if name != "embeddings.word_embeddings.weight":  # written at the end
             torch.testing.assert_close(vector[name].to_dense(), seen[2][name] - weight.detach())
             assert torch.equal(vector[name].to_dense() != 0, seen[2][name] != weight)
+
+
+@pytest.mark.parametrize("shape", ["deberta", "llama", "qwen", "mt5", "bart"])
+def test_kinds_of_bases_learn_languages_so(bases, shape):
+    """Embeddings of their own and tied ones, encoder-decoders; each layer having its part."""
+    settings = changed(changed(LANGUAGE, FIT | {"split": "layer"}), LONGER)
+    vector = fit_language(bases(shape), TEXT, settings)
+    assert vector.k == round(0.05 * sum(part.numel() for part in vector.to_dense().values()))
+    assert any(part.any() for part in vector.to_dense().values())
+
+
+@pytest.mark.parametrize("method", RESELECTIONS)
+def test_a_task_without_entries_learns_its_head(bases, method):
+    task = changed(changed(TASK, FIT | {"method": method, "k": 0}), LONGER)
+    vector = fit_task(bases(), TRAIN, VALID, task)
+    assert vector.k == 0
+    assert vector.head is not None
 
 
 @pytest.mark.parametrize(
