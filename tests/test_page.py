@@ -97,6 +97,12 @@ def test_pairs_of_texts_have_a_field_for_each(page, url):
 # what stands beside the texts, what the task answers, the heading and the rows that are shown
 KINDS = {
     "tagging": ("", (["X", "Y"],), "ba be", ["ba", "X", "be", "Y"]),
+    "parsing": (
+        "",
+        ([(2, "nsubj"), (0, "root")],),
+        "ba be",
+        ["ba", "nsubj \u2190 be", "be", "root"],
+    ),
     "question-answering": (
         "a <i>bo</i>",
         ("<i>bo</i>", 0.25),

@@ -26,7 +26,6 @@ from deftx.tasks.encoding import inputs_of
 from deftx.tasks.parsing import (
     PARSING,
     UNIVERSAL_RELATIONS,
-    best_tree,
     encode,
     las,
     loss,
@@ -34,6 +33,7 @@ from deftx.tasks.parsing import (
     uas,
 )
 from deftx.tasks.registry import read_examples
+from deftx.tasks.spanning_tree import best_tree
 
 TOKENIZER = tiny.tokenizer()
 NAMES = relation_names(EXAMPLES["parsing"])
@@ -607,7 +607,8 @@ def test_predict_writes_conllu_and_keeps_the_rest_of_the_file(theirs, tmp_path, 
     run("predict", *options, str(tmp_path / "a.txt"), "--out", str(tmp_path / "text.conllu"))
     written = read_examples(tmp_path / "text.conllu", task="parsing")
     assert written.labels == [[tuple(arc) for arc in own] for own in arcs]
-    run("compose", *options, "--out", str(tmp_path / "model"))
+    composed = run("compose", *options, "--out", str(tmp_path / "model"))
+    assert "a model that deftx loads" in composed.out
     assert run("predict", "--model", str(tmp_path / "model"), str(path)).out == expected
 
 

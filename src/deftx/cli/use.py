@@ -49,17 +49,19 @@ def compose(
     from deftx.cli.arguments import load_tasks, named_languages
     from deftx.models.compose import compose_to
 
+    tasks = load_tasks(task)
     compose_to(
         out,
         base,
-        load_tasks(task),
+        tasks,
         list(named_languages(language or []).values()),
         rule=rule,
         force=force,
         ignore_base_mismatch=ignore_base_mismatch,
     )
     vectors = ", ".join([*task, *(language or [])])
-    print(f"{out}: a model that transformers loads, composed of {vectors}")
+    loader = "deftx" if tasks[0].task == "parsing" else "transformers"
+    print(f"{out}: a model that {loader} loads, composed of {vectors}")
 
 
 @app.command(

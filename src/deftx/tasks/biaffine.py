@@ -109,21 +109,19 @@ class BiaffineParser(PreTrainedModel):  # type: ignore[no-untyped-call]
         outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
         tokens = self.dropout(outputs.last_hidden_state)
 
-        # Sum the tokens of each word; column 0 takes what is in no word
-        rows, _, width = tokens.shape
-        columns = word_ids + 1
-        word_count = int(columns.max())
-        sums = tokens.new_zeros(rows, word_count + 1, width)
-        sums = sums.scatter_add(1, columns.unsqueeze(-1).expand_as(tokens), tokens)
-        counts = tokens.new_zeros(rows, word_count + 1)
-        counts = counts.scatter_add(1, columns, torch.ones_like(tokens[..., 0]))
+        # Sum the tokens of each word
+        words = torch.arange(int(word_ids.max()) + 1, device=word_ids.device)
+        is_in_word = word_ids.unsqueeze(1) == words.unsqueeze(-1)  # [batch, words, longest]
+        sums = is_in_word.to(tokens.dtype) @ tokens
+        counts = is_in_word.sum(dim=-1)
 
         # The root: the pooled first token, or the first token where there is no pooler
         roots = getattr(outputs, "pooler_output", None)
         if roots is None:
             first = attention_mask.argmax(dim=1)
-            roots = outputs.last_hidden_state[torch.arange(rows, device=first.device), first]
-        return WordStates(sums[:, 1:], counts[:, 1:], roots)
+            rows = torch.arange(len(first), device=first.device)
+            roots = outputs.last_hidden_state[rows, first]
+        return WordStates(sums, counts, roots)
 
     def arc_scores(self, words: Tensor, roots: Tensor) -> Tensor:
         """The score of each head of each word [batch, words, 1 + words]; head 0 is the root."""

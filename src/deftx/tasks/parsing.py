@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +28,7 @@ from deftx.objectives.base import IGNORED, Batch
 from deftx.tasks.base import Task
 from deftx.tasks.biaffine import NO_WORD, AutoModelForBiaffineParsing, BiaffineParser
 from deftx.tasks.encoding import Encoded, Pad, batches, inputs_of, numbers, padding
+from deftx.tasks.spanning_tree import best_tree
 from deftx.tasks.tagging import WORDS, map_words, read_in_windows
 
 # The relations of Universal Dependencies 2, and `_` for none: the outputs of LT-SFT's parsers
@@ -42,8 +41,6 @@ UNIVERSAL_RELATIONS = (
 NO_HEADS = (None, "None", "_")
 
 Arc = tuple[int, str]  # the number of the head, from 1 (0: the root), and the relation
-Scores = NDArray[np.float64]
-Heads = NDArray[np.int64]
 
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
@@ -308,88 +305,6 @@ def _parse(parser: BiaffineParser, words: Tensor, root: Tensor, names: Sequence[
     chosen = torch.tensor([heads], dtype=torch.long, device=words.device)
     relations = parser.relation_scores(*batch_of_one, chosen)[0].argmax(-1).tolist()
     return [(head, names[relation]) for head, relation in zip(heads, relations, strict=True)]
-
-
-# --- the best tree ---
-
-
-def best_tree(scores: Scores) -> list[int]:
-    """The heads of the tree with the highest sum of scores among those with one root.
-
-    Args:
-        scores: The score of each head of each word [words, 1 + words]; head 0 is the root.
-
-    Returns:
-        The head of each word; 0 for the one that is the root.
-    """
-    words = len(scores)
-    if words == 0:
-        return []
-    with_root = np.full((words + 1, words + 1), -np.inf)
-    with_root[1:] = np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0)
-    np.fill_diagonal(with_root, -np.inf)
-
-    # A second root must cost more than all arcs together can gain (Stanojević and Cohen 2021)
-    others = with_root[1:][np.isfinite(with_root[1:])]
-    with_root[1:, 0] -= 1 + words * (others.max() - others.min())
-    heads = _maximum_arborescence(with_root)
-    return [int(head) for head in heads[1:]]
-
-
-def _maximum_arborescence(scores: Scores) -> Heads:
-    """The heads of the tree below node 0 with the highest sum of scores (Chu and Liu 1965, Edmonds
-    1967).
-
-    Args:
-        scores: The score of each head of each node [nodes, nodes]; -inf for a node itself, and for
-            all heads of node 0.
-
-    Returns:
-        The head of each node; of node 0 itself.
-    """
-    heads: Heads = scores.argmax(axis=1)
-    heads[0] = 0
-    cycle = _cycle(heads)
-    if cycle is None:
-        return heads
-
-    # Contract the cycle to one node, the last one. An arc into it replaces one of its own arcs
-    outside = np.setdiff1d(np.arange(len(scores)), cycle)
-    last = len(outside)
-    contracted = np.full((last + 1, last + 1), -np.inf)
-    contracted[:last, :last] = scores[np.ix_(outside, outside)]
-    from_cycle = scores[np.ix_(outside, cycle)]
-    contracted[:last, last] = from_cycle.max(axis=1)
-    own_scores = scores[cycle, heads[cycle]]
-    into_cycle = scores[np.ix_(cycle, outside)] - own_scores[:, np.newaxis]
-    contracted[last, :last] = into_cycle.max(axis=0)
-    solved = _maximum_arborescence(contracted)
-
-    # Expand it: the arc into the cycle breaks it, the other arcs of the cycle stay
-    for place, node in enumerate(outside[1:], 1):
-        if solved[place] == last:
-            heads[node] = cycle[from_cycle[place].argmax()]
-        else:
-            heads[node] = outside[solved[place]]
-    entry = solved[last]
-    broken = cycle[into_cycle[:, entry].argmax()]
-    heads[broken] = outside[entry]
-    return heads
-
-
-def _cycle(heads: Heads) -> Heads | None:
-    """The nodes of a cycle, or None where all nodes lead to node 0."""
-    leads_to_root = {0}
-    for node in range(1, len(heads)):
-        way: list[int] = []
-        place = node
-        while place not in leads_to_root:
-            if place in way:
-                return np.array(way[way.index(place) :])
-            way.append(place)
-            place = int(heads[place])
-        leads_to_root.update(way)
-    return None
 
 
 # --- scores ---
