@@ -1,6 +1,8 @@
 """The best tree of a sentence: the maximum spanning arborescence with one root (Chu and Liu 1965;
 Edmonds 1967; one root by Stanojević and Cohen 2021)."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +33,23 @@ def best_tree(scores: Scores) -> list[int]:
     return [int(head) for head in heads[1:]]
 
 
+@dataclass(frozen=True, eq=False)
+class _Contraction:
+    """A cycle that was made one node, the last one of a smaller graph.
+
+    Attributes:
+        heads: The best head of each node, before.
+        outside: The nodes outside the cycle, in the order of the smaller graph.
+        leaving: For each node outside, its best head in the cycle.
+        entering: For each node outside, the node of the cycle whose head it would best become.
+    """
+
+    heads: Heads
+    outside: Heads
+    leaving: Heads
+    entering: Heads
+
+
 def _maximum_arborescence(scores: Scores) -> Heads:
     """The heads of the tree below node 0 with the highest sum of scores.
 
@@ -41,33 +60,49 @@ def _maximum_arborescence(scores: Scores) -> Heads:
     Returns:
         The head of each node; of node 0 itself.
     """
-    heads: Heads = scores.argmax(axis=1)
-    heads[0] = 0
-    cycle = _cycle(heads)
-    if cycle is None:
-        return heads
+    contractions = []
+    while True:
+        heads: Heads = scores.argmax(axis=1)
+        heads[0] = 0
+        cycle = _cycle(heads)
+        if cycle is None:
+            break
+        contraction, scores = _contract(scores, heads, cycle)
+        contractions.append(contraction)
+    for contraction in reversed(contractions):
+        heads = _expand(contraction, heads)
+    return heads
 
-    # Contract the cycle to one node, the last one. An arc into it replaces one of its own arcs
+
+def _contract(scores: Scores, heads: Heads, cycle: Heads) -> tuple[_Contraction, Scores]:
+    """Make a cycle one node. An arc into it replaces one of its own arcs, and scores what it adds
+    to that."""
     outside = np.setdiff1d(np.arange(len(scores)), cycle)
+    from_cycle = scores[np.ix_(outside, cycle)]
+    own_scores = scores[cycle, heads[cycle]]
+    into_cycle = scores[np.ix_(cycle, outside)] - own_scores[:, np.newaxis]
+    leaving = cycle[from_cycle.argmax(axis=1)]
+    entering = cycle[into_cycle.argmax(axis=0)]
+
     last = len(outside)
     contracted = np.full((last + 1, last + 1), -np.inf)
     contracted[:last, :last] = scores[np.ix_(outside, outside)]
-    from_cycle = scores[np.ix_(outside, cycle)]
     contracted[:last, last] = from_cycle.max(axis=1)
-    own_scores = scores[cycle, heads[cycle]]
-    into_cycle = scores[np.ix_(cycle, outside)] - own_scores[:, np.newaxis]
     contracted[last, :last] = into_cycle.max(axis=0)
-    solved = _maximum_arborescence(contracted)
+    return _Contraction(heads, outside, leaving, entering), contracted
 
-    # Expand it: the arc into the cycle breaks it, the other arcs of the cycle stay
+
+def _expand(contraction: _Contraction, solved: Heads) -> Heads:
+    """The heads of a graph, from those of the smaller one: the arc into the cycle breaks it, and
+    its other arcs stay."""
+    heads = contraction.heads.copy()
+    outside = contraction.outside
+    last = len(outside)
     for place, node in enumerate(outside[1:], 1):
-        if solved[place] == last:
-            heads[node] = cycle[from_cycle[place].argmax()]
-        else:
-            heads[node] = outside[solved[place]]
+        head = solved[place]
+        heads[node] = contraction.leaving[place] if head == last else outside[head]
     entry = solved[last]
-    broken = cycle[into_cycle[:, entry].argmax()]
-    heads[broken] = outside[entry]
+    heads[contraction.entering[entry]] = outside[entry]
     return heads
 
 
