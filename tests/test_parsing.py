@@ -265,7 +265,11 @@ def test_the_best_tree_is_the_best_of_all_trees(words):
 
 def test_a_long_sentence_gets_a_tree_whatever_its_scores():
     generator = np.random.default_rng(0)
-    for scores in (generator.normal(size=(150, 151)), np.zeros((1100, 1101)), np.full((9, 10), np.nan)):
+    for scores in (
+        generator.normal(size=(150, 151)),
+        np.zeros((1100, 1101)),
+        np.full((9, 10), np.nan),
+    ):
         assert fault_of_tree(best_tree(scores)) is None
     assert best_tree(np.zeros((0, 1))) == []
 
@@ -334,6 +338,21 @@ def test_the_words_of_a_word_with_several_tokens_are_their_mean(parser):
     batch = encoded.pad(encoded.inputs)
     found, _ = model(**inputs_of(batch), heads=torch.zeros(1, 3, dtype=torch.long))
     torch.testing.assert_close(found[0], arcs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_scores_are_not_rounded_where_the_encoder_runs_in_bf16(parser):
+    model = parser()
+    words, roots = torch.randn(2, 5, 16), torch.randn(2, 16)
+    heads = torch.tensor([[0, 1, 2, 3, 4], [2, 0, 2, 5, 1]])
+    arcs = model.arc_scores(words, roots)
+    relations = model.relation_scores(words, roots, heads)
+    encoded = encode(EXAMPLES["parsing"].at([0]), TOKENIZER, 30, NAMES, False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.arc_scores(words, roots).equal(arcs)
+        assert model.relation_scores(words, roots, heads).equal(relations)
+        states = model.word_states(**encoded.pad(encoded.inputs))
+    assert states.words.dtype == torch.float32
 
 
 # --- long sentences ---

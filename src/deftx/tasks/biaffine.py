@@ -58,7 +58,9 @@ class Biaffine(nn.Module):
         self.weight = nn.Parameter(torch.zeros(outputs, width + 1, width + head_bias))
 
     def extended(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x and y with their biases."""
+        """x and y with their biases, in the precision of the weight."""
+        x = x.to(self.weight.dtype)
+        y = y.to(self.weight.dtype)
         x = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
         if self.head_bias:
             y = torch.cat([y, torch.ones_like(y[..., :1])], dim=-1)
@@ -68,13 +70,15 @@ class Biaffine(nn.Module):
         """The first score of every x [batch, n, width] with every y [batch, m, width]: [batch, n,
         m]."""
         x, y = self.extended(x, y)
-        return (x @ self.weight[0]) @ y.transpose(1, 2)
+        with _without_autocast(x):
+            return (x @ self.weight[0]) @ y.transpose(1, 2)
 
     def pairs(self, x: Tensor, y: Tensor) -> Tensor:
         """All scores of each x with the y at its place, both [batch, n, width]: [batch, n,
         outputs]."""
         x, y = self.extended(x, y)
-        return torch.einsum("bni,oij,bnj->bno", x, self.weight, y)
+        with _without_autocast(x):
+            return torch.einsum("bni,oij,bnj->bno", x, self.weight, y)
 
 
 class BiaffineParser(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -107,12 +111,13 @@ class BiaffineParser(PreTrainedModel):  # type: ignore[no-untyped-call]
             inputs: Further inputs of the encoder.
         """
         outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-        tokens = self.dropout(outputs.last_hidden_state)
+        tokens = self.dropout(outputs.last_hidden_state.to(self.biaffine_arcs.weight.dtype))
 
         # Sum the tokens of each word
         words = torch.arange(int(word_ids.max()) + 1, device=word_ids.device)
         is_in_word = word_ids.unsqueeze(1) == words.unsqueeze(-1)  # [batch, words, longest]
-        sums = is_in_word.to(tokens.dtype) @ tokens
+        with _without_autocast(tokens):
+            sums = is_in_word.to(tokens.dtype) @ tokens
         counts = is_in_word.sum(dim=-1)
 
         # The root: the pooled first token, or the first token where there is no pooler
@@ -162,7 +167,12 @@ class BiaffineParser(PreTrainedModel):  # type: ignore[no-untyped-call]
 
 def _with_roots(words: Tensor, roots: Tensor) -> Tensor:
     """The root and then the words [batch, 1 + words, width]."""
-    return torch.cat([roots.unsqueeze(1), words], dim=1)
+    return torch.cat([roots.unsqueeze(1).to(words.dtype), words], dim=1)
+
+
+def _without_autocast(tensor: Tensor) -> torch.autocast:
+    """Within the block bf16 is not taken for fp32: sums of products are too coarse in it."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _dropout(config: PreTrainedConfig) -> float:
