@@ -662,3 +662,17 @@ def test_examples_can_be_held_out():
     check_labels("a file", held, NAMES)
     with pytest.raises(DeftxError, match="a file, example 1: label 'root' is not among"):
         check_labels("a file", Examples(["ba"], labels=[[(0, "root")]]), ["obj"])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_new_head_is_0_also_on_a_base_that_has_another_one(bases, parser, tmp_path, trained):
+    base = bases()
+    if trained:
+        parser().save_pretrained(tmp_path)
+        TOKENIZER.save_pretrained(tmp_path)
+        base = str(tmp_path)
+    for names in (NAMES, NAMES[:5]):
+        model = load_task_model(base, names, task=PARSING)
+        assert model.biaffine_rels.weight.shape == (len(names), 17, 17)
+        assert not model.biaffine_arcs.weight.any()
+        assert not model.biaffine_rels.weight.any()

@@ -92,12 +92,16 @@ class BiaffineParser(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.dropout = nn.Dropout(_dropout(config))
         self.post_init()  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Biaffine):
-            nn.init.zeros_(module.weight)
-        else:
-            super()._init_weights(module)  # type: ignore[no-untyped-call]
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:
+        """As in transformers; scores that the checkpoint lacks are 0."""
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
+        model, loading = loaded
+        lacking = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+        for name, module in model.named_modules():
+            if isinstance(module, Biaffine) and f"{name}.weight" in lacking:
+                nn.init.zeros_(module.weight)
+        return (model, loading) if output_loading_info else model
 
     def word_states(
         self, input_ids: Tensor, attention_mask: Tensor, word_ids: Tensor, **inputs: Tensor
