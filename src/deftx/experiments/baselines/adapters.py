@@ -8,7 +8,7 @@ they add to the model. `Adapter.method` is the name of the module.
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +18,22 @@ from pydantic import ValidationError
 from torch import Tensor, float32, nn
 from transformers import PreTrainedModel
 
+from deftx.config import LanguageVectorConfig, TaskVectorConfig
 from deftx.core.apply import apply
 from deftx.core.parameters import parameter_groups
 from deftx.core.provenance import PhaseLog, Provenance
 from deftx.core.tensors import Head
 from deftx.core.vector import SparseVector
+from deftx.data.examples import Examples
 from deftx.errors import DeftxError, first_fault
-from deftx.experiments.baselines.config import LoraArithmeticConfig, MadxConfig
+from deftx.experiments.baselines.config import (
+    LoraArithmeticConfig,
+    LoraLanguageConfig,
+    LoraTaskConfig,
+    MadxConfig,
+    MadxLanguageConfig,
+    MadxTaskConfig,
+)
 from deftx.models.fingerprint import fingerprint, fingerprint_of
 from deftx.models.heads import load_task_model
 from deftx.models.loading import Base
@@ -32,7 +41,7 @@ from deftx.storage.manifest import Form
 from deftx.storage.provenance_json import provenance_from_json, provenance_to_json
 from deftx.storage.tensors import read_tensors, save_tensors
 from deftx.training.loop import LOOP_VERSION, TrainableState, train
-from deftx.training.preparation import PreparedTraining
+from deftx.training.preparation import PreparedTraining, prepare_language, prepare_task
 from deftx.training.random_streams import derived_seed
 from deftx.training.resume import ResumePoint
 
@@ -60,6 +69,36 @@ class Adapter:
     def size(self) -> int:
         """The number of its parameters, without the head's."""
         return sum(tensor.numel() for tensor in self.tensors.values())
+
+
+def prepare_language_adapter(
+    base: Base, text: Sequence[str], settings: MadxLanguageConfig | LoraLanguageConfig
+) -> PreparedTraining:
+    """What the training of a language adapter starts from: the same as for a language vector."""
+    config = LanguageVectorConfig(seed=settings.seed, training=settings.training)
+    return prepare_language(base, text, config)
+
+
+def prepare_task_adapter(
+    method: str,
+    base: Base,
+    train_set: Examples,
+    valid_set: Examples,
+    settings: MadxTaskConfig | LoraTaskConfig,
+    source: Adapter | None,
+) -> PreparedTraining:
+    """What the training of a task adapter starts from: the same as for a task vector.
+
+    `source` is checked, but not put on the model.
+
+    Raises:
+        DeftxError: `source` is no language adapter of this method that was made on this base.
+    """
+    config = TaskVectorConfig(seed=settings.seed, training=settings.training)
+    start = prepare_task(base, {"": train_set}, {"": valid_set}, config)
+    if source is not None:
+        check(source, method, "language", base, str(start.origin.base_fingerprint))
+    return start
 
 
 def learn(

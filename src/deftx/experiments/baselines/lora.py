@@ -16,19 +16,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from deftx.config import LanguageVectorConfig, TaskVectorConfig, parse
+from deftx.config import parse
 from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.experiments.baselines.adapters import Adapter, check, classifier, learn
+from deftx.experiments.baselines.adapters import (
+    Adapter,
+    classifier,
+    learn,
+    prepare_language_adapter,
+    prepare_task_adapter,
+)
 from deftx.experiments.baselines.config import (
     LoraArithmeticConfig,
     LoraLanguageConfig,
     LoraTaskConfig,
 )
 from deftx.models.loading import Base
-from deftx.training.preparation import prepare_language, prepare_task
 
 METHOD = "lora"
 
@@ -44,9 +49,7 @@ def fit_language(
     title: str = "LoRA language",
 ) -> Adapter:
     """A language's low-rank change of the base, by masked language modelling."""
-    start = prepare_language(
-        base, text, LanguageVectorConfig(seed=settings.seed, training=settings.training)
-    )
+    start = prepare_language_adapter(base, text, settings)
     settings = ranked(start.model, settings)
     trained_head = start.groups.trained_head
     return learn(
@@ -72,14 +75,8 @@ def fit_task(
 ) -> Adapter:
     """A task's low-rank change of the base as the source language's adapter has changed it, and the
     task's head."""
-    start = prepare_task(
-        base,
-        {"": train_set},
-        {"": valid_set},
-        TaskVectorConfig(seed=settings.seed, training=settings.training),
-    )
+    start = prepare_task_adapter(METHOD, base, train_set, valid_set, settings, source)
     if source is not None:
-        check(source, METHOD, "language", base, str(start.origin.base_fingerprint))
         add(start.model, source)
     settings = ranked(start.model, settings)
     return learn(

@@ -28,15 +28,20 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 from transformers import PreTrainedModel
 
-from deftx.config import LanguageVectorConfig, TaskVectorConfig, parse
+from deftx.config import parse
 from deftx.core.parameters import parameter_groups
 from deftx.core.select import parse_k
 from deftx.data.examples import Examples
 from deftx.errors import DeftxError
-from deftx.experiments.baselines.adapters import Adapter, check, classifier, learn
+from deftx.experiments.baselines.adapters import (
+    Adapter,
+    classifier,
+    learn,
+    prepare_language_adapter,
+    prepare_task_adapter,
+)
 from deftx.experiments.baselines.config import MadxConfig, MadxLanguageConfig, MadxTaskConfig
 from deftx.models.loading import Base
-from deftx.training.preparation import prepare_language, prepare_task
 
 METHOD = "madx"
 MODEL_TYPES = ("bert", "camembert", "roberta", "xlm-roberta")  # whose layers end as above
@@ -108,9 +113,7 @@ def fit_language(
 ) -> Adapter:
     """A language adapter with its invertible adapter, by masked language modelling; of the rest its
     head moves."""
-    start = prepare_language(
-        base, text, LanguageVectorConfig(seed=settings.seed, training=settings.training)
-    )
+    start = prepare_language_adapter(base, text, settings)
     trained_head = start.groups.trained_head
     settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
@@ -138,14 +141,7 @@ def fit_task(
 ) -> Adapter:
     """A task adapter with the task's head; the source language's adapter lies below it and stays as
     it is."""
-    start = prepare_task(
-        base,
-        {"": train_set},
-        {"": valid_set},
-        TaskVectorConfig(seed=settings.seed, training=settings.training),
-    )
-    if source is not None:
-        check(source, METHOD, "language", base, str(start.origin.base_fingerprint))
+    start = prepare_task_adapter(METHOD, base, train_set, valid_set, settings, source)
     settings = sized(start.model, settings)
     parts = untrained(start.model, settings)
     below = [] if source is None else [trained(start.model, source)]
