@@ -52,12 +52,14 @@ class Fault:
     times    how many of them
     corrupt  a bit of every file that ends so is flipped
     status   answer everything with this
+    forbid   nobody may do what begins with this path
     """
 
     cut: int | None = None
     times: int = 1
     corrupt: str | None = None
     status: int | None = None
+    forbid: str | None = None
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Hub:
     url: str = ""
     storage: str = ""  # another origin, as where the hub keeps large files
     repos: dict[str, Repo] = field(default_factory=dict)
+    collections: dict[str, dict[str, Any]] = field(default_factory=dict)  # by their slug
     lfs: dict[str, bytes] = field(default_factory=dict)
     fault: Fault = field(default_factory=Fault)
     asked: list[str] = field(default_factory=list)
@@ -126,6 +129,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.hub.fault.status:
                 raise Refused(self.hub.fault.status, "", "out of order")
+            if self.hub.fault.forbid and path.startswith(self.hub.fault.forbid):
+                raise Refused(403, "", "You don't have the rights")
             for method, pattern, answer in ROUTES:
                 found = re.fullmatch(pattern, path)
                 if found and self.command in method.split():
@@ -316,16 +321,70 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def preupload(self, body: bytes, name: str, rev: str) -> None:
-        self.writable(name)
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if large(file["path"]) else "regular",
+        """How each file is to be sent, and what is there under its name."""
+        there = self.writable(name).commits[self.hub.repos[name].refs[rev]]
+        files = []
+        for file in json.loads(body)["files"]:
+            path = file["path"]
+            row = {
+                "path": path,
+                "uploadMode": "lfs" if large(path) else "regular",
                 "shouldIgnore": False,
             }
-            for file in json.loads(body)["files"]
-        ]
+            if path in there:
+                data = there[path]
+                row["oid"] = hashlib.sha256(data).hexdigest() if large(path) else git_oid(data)
+            files.append(row)
         self.answer({"files": files})
+
+    # Collections
+
+    def create_collection(self, body: bytes) -> None:
+        asked = json.loads(body)
+        if asked["namespace"] != self.user():
+            raise Refused(403, "", "You don't have the rights to create a collection there")
+        if not 0 < len(asked["title"]) < 60 or len(asked.get("description", "")) > 150:
+            raise Refused(400, "", "title or description is too long")
+        slug = f"{asked['namespace']}/{asked['title'].lower().replace(' ', '-')}-0"
+        if slug in self.hub.collections:
+            self.answer({"error": "Collection already exists", "slug": slug}, 409)
+            return
+        self.hub.collections[slug] = {
+            "slug": slug,
+            "title": asked["title"],
+            "owner": {"name": asked["namespace"]},
+            "items": [],
+            "lastUpdated": "2026-01-01T00:00:00.000Z",
+            "position": 0,
+            "private": asked["private"],
+            "theme": "blue",
+            "upvotes": 0,
+            "description": asked.get("description"),
+        }
+        self.answer(self.hub.collections[slug])
+
+    def collection(self, body: bytes, slug: str) -> None:
+        self.answer(self.hub.collections[slug])
+
+    def add_to_collection(self, body: bytes, slug: str) -> None:
+        if self.user() != slug.split("/")[0]:
+            raise Refused(403, "", "You don't have the rights to change this collection")
+        asked = json.loads(body)
+        item, items = asked["item"], self.hub.collections[slug]["items"]
+        self.readable(item["id"])
+        if item["id"] in [other["id"] for other in items]:
+            raise Refused(409, "", "Item already in collection")
+        note = {"text": asked["note"]} if "note" in asked else {}
+        items.append(
+            {
+                "_id": f"{len(items):024}",
+                **item,
+                "position": len(items),
+                "note": note,
+                "type": "model",
+            }
+        )
+        self.answer(self.hub.collections[slug])
 
     def batch(self, body: bytes, name: str) -> None:
         self.writable(name)
@@ -368,6 +427,9 @@ REF = r"(?P<rev>refs/convert/[\w-]+|[\w.-]+)"  # where a path follows
 ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate),
+    ("POST", "/api/collections", Handler.create_collection),
+    ("GET", "/api/collections/(?P<slug>[^/]+/[^/]+)", Handler.collection),
+    ("POST", "/api/collections/(?P<slug>[^/]+/[^/]+)/items", Handler.add_to_collection),
     ("GET", f"/api/models/{NAME}", Handler.info),
     ("GET", f"/api/models/{NAME}/revision/{REV}", Handler.info),
     ("GET", f"/api/models/{NAME}/tree/{REF}(?:/(?P<folder>.+))?", Handler.list_tree),

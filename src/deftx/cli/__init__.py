@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 # isort: off
 # In the order in which help lists their commands.
-from deftx.cli import transfer, learn, use, vectors, experiments
+from deftx.cli import transfer, learn, use, vectors, sharing, experiments
 
 # isort: on
 from deftx.cli.app import app, unwrap_help
@@ -28,7 +28,7 @@ TERMINATED = 143
 
 unwrap_help()
 
-__all__ = ["app", "experiments", "learn", "main", "transfer", "use", "vectors"]
+__all__ = ["app", "experiments", "learn", "main", "sharing", "transfer", "use", "vectors"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

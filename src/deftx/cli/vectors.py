@@ -63,65 +63,6 @@ def doctor(
         raise typer.Exit(MISFIT)
 
 
-@app.command(
-    epilog="Example: deftx push vectors/min you/xlmr-min --language min --license cc-by-sa-4.0"
-)
-def push(
-    vector: Annotated[str, typer.Argument(help="Vector: its folder.", **VECTOR)],
-    repo: Annotated[str, typer.Argument(help="Repository on the hub.", metavar="USER/NAME")],
-    private: Annotated[bool, option("Make the repository private.", "--private")] = False,
-    revision: Annotated[str | None, option("Branch to push to.", metavar="BRANCH")] = None,
-    message: Annotated[str | None, option("Message of the commit.", metavar="TEXT")] = None,
-    base: Annotated[
-        str | None,
-        option(
-            "Hub id of the base, where the vector was made on a folder with it.", metavar="MODEL"
-        ),
-    ] = None,
-    language: Annotated[
-        list[str] | None, option("Language, as its ISO 639 code; may be repeated.", metavar="CODE")
-    ] = None,
-    dataset: Annotated[
-        list[str] | None, option("Hub dataset of the training; may be repeated.", metavar="ID")
-    ] = None,
-    license: Annotated[str | None, option("Licence, such as apache-2.0.", metavar="NAME")] = None,
-) -> None:
-    """Put a vector on the Hugging Face hub, with a model card; log in with `hf auth login` or
-    HF_TOKEN first."""
-    quiet_hub()
-    from deftx.hub.share import push as push_vector
-
-    pinned = push_vector(
-        vector,
-        repo,
-        private=private,
-        revision=revision,
-        message=message,
-        base=base,
-        languages=language or [],
-        datasets=dataset or [],
-        license=license,
-    )
-    print(f"{repo}: {vector} is on the hub, and stays there as {pinned}")
-
-
-@app.command(epilog="Example: deftx pull you/xlmr-min --out vectors/min")
-def pull(
-    vector: Annotated[
-        str, typer.Argument(help="Vector on the hub.", metavar="USER/NAME[@REVISION]")
-    ],
-    out: Out,
-    force: Force = False,
-) -> None:
-    """Save a vector from the Hugging Face hub as a folder. Other commands take its id as it is."""
-    quiet_hub()
-    from deftx.hub.share import pull as pull_vector
-
-    pulled = pull_vector(vector, out, force=force)
-    kind = pulled.provenance.kind or "sparse"
-    print(f"{out}: {kind} vector, k = {pulled.k:,}, from {vector}")
-
-
 @app.command(epilog="Example: deftx convert pytorch_diff.bin vectors/min --base xlm-roberta-base")
 def convert(
     old: Annotated[

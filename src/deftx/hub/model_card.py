@@ -55,6 +55,35 @@ PAPERS = {
 
 
 @dataclass(frozen=True)
+class MeasuredScore:
+    """A score on labelled test data, measured after the training.
+
+    Attributes:
+        language: The language of the test data, as it is called where it was measured.
+        metric: Such as macro_f1.
+        value: The score of base + task vector + language vector, 0 to 1.
+        without: The same without a language vector; None where it was not measured.
+        examples: How many examples were scored.
+        seed: The seed of the trainings.
+    """
+
+    language: str
+    metric: str
+    value: float
+    without: float | None
+    examples: int
+    seed: int
+
+    @property
+    def in_words(self) -> str:
+        """Such as "macro-F1 0.7102 (0.6871 without a language vector)"."""
+        score = f"{metric_name(self.metric)} {self.value:.4f}"
+        if self.without is None:
+            return score
+        return f"{score} ({self.without:.4f} without a language vector)"
+
+
+@dataclass(frozen=True)
 class About:
     """What a card says and a vector does not know.
 
@@ -64,6 +93,7 @@ class About:
         languages: ISO 639 codes, such as min.
         datasets: Hub ids of the training data, besides those that the vector names.
         license: The hub's name of a licence, such as apache-2.0.
+        scores: Scores on test data.
 
     Raises:
         DeftxError: The hub would refuse one of them.
@@ -73,6 +103,7 @@ class About:
     languages: Sequence[str] = ()
     datasets: Sequence[str] = ()
     license: str | None = None
+    scores: Sequence[MeasuredScore] = ()
 
     def __post_init__(self) -> None:
         if self.base is not None and not is_model_id(self.base):
@@ -144,7 +175,7 @@ def _metadata(vector: SparseVector, repo: str, about: About) -> Any:
         language=list(about.languages) or None,
         library_name=LIBRARY,
         license=about.license,
-        metrics=[score.metric_type for score in scores] or None,
+        metrics=list(dict.fromkeys(score.metric_type for score in scores)) or None,
         model_name=repo.split("/")[-1] if scores else None,
         pipeline_tag=_task(vector) if vector.head else None,
         tags=tags,
@@ -157,24 +188,37 @@ def _task(vector: SparseVector) -> str:
 
 
 def _scores(vector: SparseVector, about: About) -> "list[EvalResult]":
-    """The held-out score of a task vector in the form that the hub reads; none for what has no such
-    score."""
+    """The scores of a task vector in the form that the hub reads: on held-out data of its training,
+    and on test data; none for a language vector, which alone solves no task."""
     from huggingface_hub import EvalResult
 
+    if not vector.head:
+        return []
+    scores = []
     best = _best(vector)
     metric = vector.provenance.training.metric
-    if not vector.head or not isinstance(metric, str) or best is None:
-        return []
-    datasets = _datasets(vector, about)
-    score = EvalResult(
-        task_type=_task(vector),
-        dataset_type=datasets[0] if datasets else "unknown",
-        dataset_name="held-out data of the training",
-        metric_type=_METRICS.get(metric, metric),
-        metric_name=metric_name(metric),
-        metric_value=round(best, 4),
-    )
-    return [score]
+    if isinstance(metric, str) and best is not None:
+        datasets = _datasets(vector, about)
+        held_out = EvalResult(
+            task_type=_task(vector),
+            dataset_type=datasets[0] if datasets else "unknown",
+            dataset_name="held-out data of the training",
+            metric_type=_METRICS.get(metric, metric),
+            metric_name=metric_name(metric),
+            metric_value=round(best, 4),
+        )
+        scores.append(held_out)
+    for test in about.scores:
+        on_test_data = EvalResult(
+            task_type=_task(vector),
+            dataset_type="unknown",
+            dataset_name=f"test data of {test.language}",
+            metric_type=_METRICS.get(test.metric, test.metric),
+            metric_name=metric_name(test.metric),
+            metric_value=round(test.value, 4),
+        )
+        scores.append(on_test_data)
+    return scores
 
 
 def _best(vector: SparseVector) -> float | None:
@@ -288,8 +332,13 @@ def _training(vector: SparseVector, repo: str, about: About) -> str:
 def _results(vector: SparseVector, repo: str, about: About) -> str:
     metric = metric_name(str(vector.provenance.training.metric or "loss"))
     best = _best(vector)
-    score = f"{best:.4f}" if best is not None else None
-    return _table("Scores", {f"{metric} on held-out training data": score})
+    rows = {}
+    if best is not None:
+        rows[f"{metric} on held-out training data"] = f"{best:.4f}"
+    for test in about.scores:
+        name = f"test data of {test.language} ({test.examples} examples, seed {test.seed})"
+        rows[name] = test.in_words
+    return _table("Scores", rows)
 
 
 def _citation(vector: SparseVector, repo: str, about: About) -> str:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
-from deftx.hub.model_card import About, model_card
+from deftx.hub.model_card import About, MeasuredScore, model_card
 from deftx.hub.privacy import published
 from deftx.storage.atomic_files import check_target
 from deftx.storage.hub_client import FORM, LIBRARY, is_vector_id, plain_errors
@@ -28,6 +28,7 @@ def push(
     languages: Sequence[str] = (),
     datasets: Sequence[str] = (),
     license: str | None = None,
+    scores: Sequence[MeasuredScore] = (),
 ) -> str:
     """Put a vector into a repository of the hub, with a model card, all files in one commit.
 
@@ -44,6 +45,7 @@ def push(
         languages: ISO 639 codes.
         datasets: Hub ids of the training data.
         license: The hub's name of a licence.
+        scores: Scores on test data.
 
     Returns:
         USER/NAME@COMMIT, which `load` takes.
@@ -55,7 +57,7 @@ def push(
         raise DeftxError(
             f"{repo!r} is no place to push to: write USER/NAME, and a branch with --revision"
         )
-    about = About(base, languages, datasets, license)
+    about = About(base, languages, datasets, license, scores)
     own_card = None
     if not isinstance(vector, SparseVector):
         own_card = _own_card(Path(vector), about)
