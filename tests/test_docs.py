@@ -17,6 +17,7 @@ import torch
 import typer
 from doc_blocks import BASE, ROOT, blocks, write_own_files
 from hub_server import Hub
+from synthetic_run import make_run
 from tiny import save_base, sentences
 from transformers import AutoModelForMaskedLM
 from typer.exceptions import TyperException
@@ -57,7 +58,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = [text.split() for text in sentences(20, len(name))]
         tagged = ["".join(f"{word}\t{word[-1].upper()}\n" for word in row) for row in words]
         (folder / f"pos-{name}.tsv").write_text("\n".join(tagged))
-    (folder / "runs").mkdir()  # of comparisons that would take hours
+    # A comparison that would take hours
+    variants = {"DeFT-X": {"language": {"rank": "90%"}, "task": {"rank": "90%"}}}
+    make_run(folder / "runs" / "nusax", variants, seeds=(0,), examples=20, deltas=False)
     (folder / "words.tsv").write_text("ba\nbe\n\nbi\n")
     asked = [
         {"question": text[:2], "context": text, "answers": text[3:5]} for text in sentences(20)
