@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deftx.errors import DeftxError, Locked
 from deftx.experiments.run import SCORING
-from deftx.experiments.run_folder import STEPS, Step, read_steps
+from deftx.experiments.run_folder import STEPS, StepRecord, read_steps
 from deftx.experiments.store import RECORD, Store, size
 from deftx.storage.atomic_files import lock_directory, remove_folder
 
@@ -93,7 +93,7 @@ def prunable(store: Store, runs: Path, *, deltas: bool) -> list[Path]:
     return folders
 
 
-def _steps_of_runs(store: Store, runs: Path) -> Iterator[tuple[Step, ...]]:
+def _steps_of_runs(store: Store, runs: Path) -> Iterator[tuple[StepRecord, ...]]:
     """The steps of each run that uses a store, of those in a folder and those it has recorded."""
     folders = {file.parent.resolve() for file in runs.glob(f"*/{STEPS}")}
     for folder in store.recorded_runs():

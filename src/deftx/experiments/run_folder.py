@@ -109,7 +109,7 @@ class Row(JsonObject):
         return float(value)
 
 
-class Step(JsonObject):
+class StepRecord(JsonObject):
     """One step of the run; `name` is a language or "task"."""
 
     id: Id
@@ -124,7 +124,7 @@ class Steps(JsonObject):
     """All steps, and their store as a path from the run's folder."""
 
     store: str
-    steps: tuple[Step, ...]
+    steps: tuple[StepRecord, ...]
 
 
 class Finished(JsonObject):
@@ -179,7 +179,7 @@ class RunData:
     folder: Path
     recipe: RecipeData
     rows: tuple[Row, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[StepRecord, ...]
     store: Path
     finished: Mapping[str, Finished]
     trimmed: Mapping[str, str]
@@ -243,7 +243,7 @@ class RunData:
         _check_predictions(predictions, path)
         return predictions
 
-    def vectors(self, variant: str | None = None) -> list[Step]:
+    def vectors(self, variant: str | None = None) -> list[StepRecord]:
         """The finished steps that hold a vector, of one variant or all."""
         steps = []
         for step in self.steps:
@@ -252,7 +252,7 @@ class RunData:
                 steps.append(step)
         return steps
 
-    def delta(self, step: Step) -> dict[str, Tensor] | None:
+    def delta(self, step: StepRecord) -> dict[str, Tensor] | None:
         """The change of each weight in phase 1, for a step whose file is still kept; else None."""
         # imported here since most reports do without the training
         from deftx.training.phases import phase1_file

@@ -13,7 +13,7 @@ from deftx.core.ranks import is_matrix
 from deftx.core.tensors import SparseTensor
 from deftx.core.vector import SparseVector, overlap
 from deftx.experiments.recipe import TASK
-from deftx.experiments.run_folder import RunData, Step
+from deftx.experiments.run_folder import RunData, StepRecord
 from deftx.experiments.store import VECTOR
 from deftx.storage.vector_files import load
 
@@ -89,7 +89,7 @@ def vector_statistics(run: RunData) -> VectorStatistics:
     statistics = VectorStatistics()
     for variant in run.variants:
         # vectors of a recipe without seeds count as those of seed 0
-        steps_by_seed: dict[int, dict[str, Step]] = {}
+        steps_by_seed: dict[int, dict[str, StepRecord]] = {}
         for step in run.vectors(variant):
             if step.name:
                 steps_by_seed.setdefault(step.seed or 0, {})[step.name] = step
@@ -170,7 +170,7 @@ def spectra(run: RunData) -> dict[str, dict[LayerAndKind, torch.Tensor]]:
     return singular
 
 
-def _first_delta(run: RunData, steps: Sequence[Step]) -> tuple[str, dict[str, torch.Tensor]]:
+def _first_delta(run: RunData, steps: Sequence[StepRecord]) -> tuple[str, dict[str, torch.Tensor]]:
     """Name and difference of weights of the first step that has its difference still."""
     for step in steps:
         delta = run.delta(step)
