@@ -1,48 +1,36 @@
-"""A recipe: one comparison as one YAML file, with what to train on, vary and test on."""
+"""What a recipe consists of: its settings, its variants, and published numbers."""
 
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from deftx.config import (
-    LANGUAGE_PRESETS,
-    PRESET,
-    TASK_PRESETS,
     Config,
     FitConfig,
     LanguageVectorConfig,
     Seed,
     TaskVectorConfig,
     VectorConfig,
-    changed,
     merged,
     parse,
-    with_preset,
 )
 from deftx.core.merge import rule_of
 from deftx.data.examples import ColumnNames
-from deftx.errors import DeftxError, unknown
+from deftx.errors import unknown
 from deftx.experiments.baselines.config import (
     LoraLanguageConfig,
     LoraTaskConfig,
     MadxLanguageConfig,
     MadxTaskConfig,
 )
-from deftx.experiments.inheritance import read
-from deftx.tasks.registry import settled, task_of
 
-# What tables can show of a task: a task has all metrics of one of these sets
-COMPARED = ({"macro_f1", "accuracy"}, {"las"})
 TASK = "task"  # the name of the task vector, among the names of languages
-HUB = "hub:"  # what the name of a data set on the hub begins with
 LANGUAGE_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # folders are named after languages
 
 FitConfigT = TypeVar("FitConfigT", bound=FitConfig)
-Value = TypeVar("Value")
 
 
 class Family(NamedTuple):
@@ -104,9 +92,7 @@ class Variant(Config):
     @classmethod
     def _read_former_names(cls, values: Any) -> Any:
         """Recipes in older run folders say `respell` for `normalize`."""
-        if not isinstance(values, Mapping) or "respell" not in values or "normalize" in values:
-            return values
-        return {{"respell": "normalize"}.get(name, name): value for name, value in values.items()}
+        return _renamed(values, "respell", "normalize")
 
     @field_validator("rule")
     @classmethod
@@ -202,11 +188,7 @@ class Recipe(Config):
     @classmethod
     def _read_former_names(cls, values: Any) -> Any:
         """Older recipes say `leakage` for `contamination`."""
-        if not isinstance(values, Mapping) or "leakage" not in values or "contamination" in values:
-            return values
-        return {
-            {"leakage": "contamination"}.get(name, name): value for name, value in values.items()
-        }
+        return _renamed(values, "leakage", "contamination")
 
     @field_validator("languages", "sources", "vectors", "targets", "test", "source", mode="before")
     @classmethod
@@ -300,9 +282,23 @@ class Recipe(Config):
         return _unique(names)
 
 
+def _renamed(values: Any, former: str, name: str) -> Any:
+    """A mapping in which a setting has its name of today in place of its former one.
+
+    A mapping that has today's name too, or no former one, stays as it is: unknown names are refused
+    later.
+    """
+    if not isinstance(values, Mapping) or former not in values or name in values:
+        return values
+    renamed = {}
+    for key, value in values.items():
+        renamed[name if key == former else key] = value
+    return renamed
+
+
 def _unique(*names: Iterable[str]) -> list[str]:
     """All names in order, each once."""
-    return list(dict.fromkeys(name for part in names for name in part))
+    return list(dict.fromkeys(chain.from_iterable(names)))
 
 
 def _converted(
@@ -315,210 +311,3 @@ def _converted(
     values = settings.model_dump(exclude_unset=True)
     kept = {name: value for name, value in values.items() if name in shared}
     return parse(kind, merged(kept, changes))
-
-
-def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a YAML file, completely checked.
-
-    A recipe that `extends` other recipes of its folder says only what is different. Later ones in
-    the list override earlier ones, and null removes what they say. Settings may start from a
-    `preset`, in the recipe and in a variant.
-
-    Args:
-        path: The YAML file.
-        changes: Nested values that replace those of the file.
-
-    Raises:
-        DeftxError: The file cannot be read, or something in the recipe is wrong.
-    """
-    return recipe_from(merged(read(path), changes or {}), path)
-
-
-def recipe_from(data: Mapping[str, Any], path: Path) -> Recipe:
-    """The recipe that a file holds, completely checked.
-
-    Args:
-        data: The content of the file.
-        path: The file, which need not exist. Its folder is what files are relative to.
-
-    Raises:
-        DeftxError: Something in the recipe is wrong.
-    """
-    recipe = parse(Recipe, _with_presets(data))
-    recipe = recipe.model_copy(update={"task": settled(recipe.task)})
-    _check_sources(recipe)
-    _check_task(recipe)
-    for variant in recipe.variants:
-        _check_variant(recipe, variant, path)
-    if recipe.baseline is not None and recipe.baseline not in recipe.variants:
-        raise unknown("variant (baseline)", recipe.baseline, recipe.variants)
-    return _with_full_paths(recipe, path.parent)
-
-
-def _with_presets(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's data, with the settings that presets stand for."""
-    resolved: dict[str, Any] = _without_presets(data)
-    variants = data.get("variants")
-    if isinstance(variants, Mapping):
-        resolved["variants"] = {
-            name: _without_presets(variant, str(name)) for name, variant in variants.items()
-        }
-    return resolved
-
-
-def _without_presets(data: Any, variant: str | None = None) -> Any:
-    """The data of a recipe, or of a `variant`, with presets replaced by their settings.
-
-    Raises:
-        DeftxError: A preset is unknown, or in a variant that learns no vectors.
-    """
-    if not isinstance(data, Mapping):
-        return data  # which `parse` refuses
-    family = data.get("family", VECTORS)
-    resolved = dict(data)
-    for key, presets in (("language", LANGUAGE_PRESETS), ("task", TASK_PRESETS)):
-        settings = data.get(key)
-        if family != VECTORS and isinstance(settings, Mapping) and PRESET in settings:
-            why = "has no presets, which are for vectors: say its settings"
-            raise DeftxError(f"the variant {variant!r} ({family}) {why}")
-        if key in data:
-            resolved[key] = with_preset(settings, presets)
-    return resolved
-
-
-def _check_variant(recipe: Recipe, name: str, path: Path) -> None:
-    """Raise DeftxError for wrong settings of a variant, and for text that it lacks."""
-    # settings are checked as they are made
-    recipe.language_config(name, 0)
-    recipe.task_config(name, 0)
-    variant = recipe.variants[name]
-    if variant.family != VECTORS and (variant.rule != "sum" or variant.keep_source):
-        why = "has no vectors to compose: leave rule and keep_source out"
-        raise DeftxError(f"the variant {name!r} {why}")
-    for language in recipe.needed_texts(name):
-        if language not in recipe.languages:
-            fix = "give it under `languages`, or a finished vector under `vectors`"
-            raise DeftxError(f"the recipe {path} has no text for {language!r}; {fix}")
-
-
-def _check_sources(recipe: Recipe) -> None:
-    """Raise DeftxError for labelled data that are missing or given twice, or that a variant cannot
-    use."""
-    if recipe.sources:
-        given_once = not (recipe.source or recipe.train or recipe.valid)
-    else:
-        given_once = bool(recipe.source and recipe.train)
-    if not given_once:
-        several = "sources: {LANGUAGE: {train: FILE, valid: FILE}}"
-        raise DeftxError(
-            "a recipe has its labelled data either as source and train (and valid), "
-            f"or as {several}"
-        )
-    for name, variant in recipe.variants.items():
-        for source in variant.sources or ():
-            if source not in recipe.labelled:
-                raise unknown(f"source of the variant {name!r}", source, recipe.labelled)
-        if variant.family != VECTORS and len(recipe.sources_of(name)) > 1:
-            what = f"the variant {name!r} ({variant.family})"
-            raise DeftxError(f"{what} is learnt on one source: say sources: [LANGUAGE]")
-
-
-def compared_metrics(task: str) -> set[str]:
-    """The metrics of a task that a recipe can compare; none where it cannot."""
-    for metrics in COMPARED:
-        if task_of(task).metrics.keys() >= metrics:
-            return metrics
-    return set()
-
-
-def _check_task(recipe: Recipe) -> None:
-    """Raise DeftxError for a task that cannot be compared, and for variants with another task."""
-    name = recipe.task.task
-    metric = recipe.task.training.metric
-    metrics = compared_metrics(name)
-    if not metrics:
-        raise DeftxError(
-            f"a recipe compares macro_f1 and accuracy, which {name} does not have: "
-            "use `deftx evaluate`"
-        )
-    if metric not in metrics:
-        fix = "set task.training.metric to one"
-        listed = " or ".join(sorted(metrics, reverse=True))
-        raise DeftxError(f"a recipe compares {listed}, not {metric}: {fix}")
-    if recipe.ngrams and name != "classification":
-        fix = "set ngrams to false"
-        raise DeftxError(f"ngrams are a baseline for classification, not for {name}: {fix}")
-    for variant, settings in recipe.variants.items():
-        if settings.family != VECTORS and name != "classification":
-            what = f"({settings.family}) is for classification, not for {name}"
-            raise DeftxError(f"the variant {variant!r} {what}: leave it out")
-        task_config = recipe.task_config(variant, 0)
-        if isinstance(task_config, TaskVectorConfig):
-            other = settled(task_config).task
-            if other != name:
-                what = f"has the task {other}, the recipe {name}: make a recipe for each"
-                raise DeftxError(f"the variant {variant!r} {what}")
-
-
-def _with_full_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with files that can be found from the working directory.
-
-    Files become paths that begin with the recipe's folder, and models absolute paths. Names on the
-    hub stay as they are.
-    """
-
-    def path_of(name: str) -> str:
-        path = folder / os.path.expanduser(name)
-        if ".." not in path.parts:
-            return str(path)
-        # the recipe's folder may not exist yet, and then the system cannot follow `..` out of it
-        return os.path.join(os.path.realpath(path.parent), path.name)
-
-    def data_of(name: str) -> str:
-        if not name or name.startswith(HUB):
-            return name
-        return path_of(name)
-
-    def model_of(name: str) -> str:
-        path = path_of(name)
-        if os.path.isdir(path):
-            return os.path.abspath(path)
-        return name
-
-    def texts_of(names: str | tuple[str, ...]) -> tuple[str, ...]:
-        if isinstance(names, str):
-            names = (names,)
-        return tuple(data_of(name) for name in names)
-
-    def labelled_of(source: Labelled) -> Labelled:
-        return Labelled(train=data_of(source.train), valid=data_of(source.valid))
-
-    def language_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The model that the settings take a language modelling head from is a path, too."""
-        head = settings.get("training", {}).get("head")
-        if not head:
-            return merged(settings, {})
-        return merged(settings, {"training": {"head": model_of(head)}})
-
-    def variant_of(variant: Variant) -> Variant:
-        return variant.model_copy(update={"language": language_of(variant.language)})
-
-    language = recipe.language.model_dump(exclude_unset=True)
-    return recipe.model_copy(
-        update={
-            "base": model_of(recipe.base),
-            "languages": _each(recipe.languages, texts_of),
-            "language": changed(recipe.language, language_of(language)),
-            "variants": _each(recipe.variants, variant_of),
-            "train": data_of(recipe.train),
-            "valid": data_of(recipe.valid),
-            "vectors": _each(recipe.vectors, model_of),
-            "sources": _each(recipe.sources, labelled_of),
-            "test": _each(recipe.test, data_of),
-        }
-    )
-
-
-def _each(values: Mapping[str, Any], function: Callable[[Any], Value]) -> dict[str, Value]:
-    """A mapping with a function applied to each value."""
-    return {name: function(value) for name, value in values.items()}
