@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from deftx.config import VectorConfig
 from deftx.core.parameters import parameter_groups
-from deftx.data.examples import read_text
+from deftx.data.reading import read_text
 from deftx.experiments.demo import run as demo
 from deftx.experiments.recipe import Recipe, load_recipe
 from deftx.experiments.run import run_recipe

@@ -23,7 +23,7 @@ import torch
 import deftx.training.phases as phases
 from deftx.config import LanguageTrainingConfig, LanguageVectorConfig, changed
 from deftx.core.apply import apply
-from deftx.data.examples import read_text
+from deftx.data.reading import read_text
 from deftx.fit import fit_language
 from deftx.models.loading import load_language_model
 from deftx.models.tokenizers import load_tokenizer

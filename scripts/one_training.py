@@ -19,7 +19,7 @@ import torch
 from method_deviations import TRAINING, loss_with_own_head
 
 from deftx.config import LanguageVectorConfig, changed
-from deftx.data.examples import read_text
+from deftx.data.reading import read_text
 from deftx.fit import fit_language
 
 STEPS = 200

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deftx.data.examples import Columns, Examples, held_out, read_text
+from deftx.data.examples import Columns, Examples
+from deftx.data.held_out import held_out
+from deftx.data.reading import read_text
 from deftx.data.tables import NAME_COLUMN_HINT, NO_HEADER_HINT, Table, named, open_source, rows_for
 from deftx.errors import DeftxError
 from deftx.tasks.registry import read_examples

@@ -16,7 +16,8 @@ from task_examples import EXAMPLES
 from tiny_run import RECIPE, labelled
 
 import deftx
-from deftx.data.examples import lower_case, written
+from deftx.data.examples import written
+from deftx.data.letter_case import lower_case
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import load_recipe
 from deftx.experiments.run import prepare

@@ -14,7 +14,8 @@ from torch.nn.functional import log_softmax
 from transformers import BertModel
 
 from deftx.data.conll import conllu_block, conllu_blocks, fault_of_tree, with_arcs
-from deftx.data.examples import Examples, check_labels, held_out
+from deftx.data.examples import Examples, check_labels
+from deftx.data.held_out import held_out
 from deftx.errors import DeftxError
 from deftx.interop.convert import convert
 from deftx.models.compose import compose

@@ -13,7 +13,8 @@ import deftx
 from deftx.cli.arguments import load_tasks, warn_of_little
 from deftx.core.provenance import Provenance
 from deftx.core.vector import SparseVector
-from deftx.data.examples import Columns, read_pairs
+from deftx.data.examples import Columns
+from deftx.data.reading import read_pairs
 from deftx.errors import DeftxError
 from deftx.models.loading import load_language_model
 from deftx.tasks.registry import TASKS

@@ -8,7 +8,7 @@ from tiny_run import RECIPE, recipe, write_recipe
 
 import deftx
 from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, changed, merged
-from deftx.data.examples import held_out
+from deftx.data.held_out import held_out
 from deftx.errors import DeftxError
 from deftx.experiments import inheritance as layers
 from deftx.experiments.data import read

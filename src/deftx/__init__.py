@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from deftx.core.select import SparseMask, TensorMask, select
     from deftx.core.tensors import Head, SparseTensor
     from deftx.core.vector import SparseVector, overlap
-    from deftx.data.examples import Columns, Examples, read_text
+    from deftx.data.examples import Columns, Examples
+    from deftx.data.reading import read_text
     from deftx.fit import fit_language, fit_task, transfer
     from deftx.hub.share import pull, push
     from deftx.interop.convert import convert
@@ -102,7 +103,8 @@ _HOMES = {
     "core.select": ["SparseMask", "TensorMask", "select"],
     "core.tensors": ["Head", "SparseTensor"],
     "core.vector": ["SparseVector", "overlap"],
-    "data.examples": ["Columns", "Examples", "read_text"],
+    "data.examples": ["Columns", "Examples"],
+    "data.reading": ["read_text"],
     "fit": ["fit_language", "fit_task", "transfer"],
     "hub.share": ["pull", "push"],
     "interop.convert": ["convert"],

@@ -27,12 +27,8 @@ from deftx.core.reselection import RESELECTIONS
 from deftx.core.select import parse_k, select
 from deftx.core.vector import SparseVector, entries_at
 from deftx.core.weights import WEIGHT_RULES, select_by_weight
-from deftx.data.examples import (
-    HELD_OUT_SHARE,
-    Examples,
-    check_read,
-    held_out,
-)
+from deftx.data.examples import Examples, check_read
+from deftx.data.held_out import HELD_OUT_SHARE, held_out
 from deftx.errors import DeftxError, unknown
 from deftx.models.compose import compose
 from deftx.models.limits import rank_on

@@ -18,7 +18,8 @@ from deftx.core.apply import apply_temporarily, check_fit
 from deftx.core.merge import resolve_terms, rule_of
 from deftx.core.vector import SparseVector
 from deftx.core.vector_checks import check_distinct, check_language
-from deftx.data.examples import Examples, capitals, check_pairs, written
+from deftx.data.examples import Examples, check_pairs, written
+from deftx.data.letter_case import capitals
 from deftx.data.tables import named
 from deftx.errors import DeftxError
 from deftx.experiments.benefit import advice_on_answers, sample_of

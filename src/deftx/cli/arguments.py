@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from deftx.config import VectorConfig, changed, merged, preset_named
 from deftx.core.vector import SparseVector
-from deftx.data.examples import (
-    HELD_OUT_SHARE,
-    ColumnNames,
-    Columns,
-    Examples,
-    check_labels,
-    held_out,
-    joined,
-    text_pairs,
-)
+from deftx.data.examples import ColumnNames, Columns, Examples, check_labels, joined, text_pairs
+from deftx.data.held_out import HELD_OUT_SHARE, held_out
 from deftx.data.unicode_forms import canonical, caseless
 from deftx.errors import DeftxError, unknown
 from deftx.experiments.plain_yaml import BadYaml, parse_yaml

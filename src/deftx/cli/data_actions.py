@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deftx.data.contamination import find_contamination, first_by_row
-from deftx.data.examples import usable
+from deftx.data.reading import usable
 from deftx.data.tables import Table, open_source, rows_for
 from deftx.errors import DeftxError, unknown
 from deftx.storage.atomic_files import check_file, write_text

@@ -67,7 +67,7 @@ def fit_language(
     from deftx.cli.arguments import settings_from, warn_of_little
     from deftx.cli.output import print_estimate
     from deftx.config import LANGUAGE_PRESETS, LanguageVectorConfig
-    from deftx.data.examples import read_text
+    from deftx.data.reading import read_text
     from deftx.experiments.estimate import estimate_language
 
     # Check everything that is typed before anything is trained.

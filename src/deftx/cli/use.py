@@ -181,7 +181,7 @@ def evaluate_language(
     quiet_transformers()
     from deftx.cli.actions import language_losses
     from deftx.cli.arguments import named_languages
-    from deftx.data.examples import read_text
+    from deftx.data.reading import read_text
 
     rows = language_losses(
         base,

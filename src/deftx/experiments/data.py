@@ -21,19 +21,10 @@ from deftx.data.contamination import (
     find_contamination,
     texts_of,
 )
-from deftx.data.examples import (
-    HELD_OUT_SHARE,
-    Columns,
-    Examples,
-    capitals,
-    check_labels,
-    check_pairs,
-    held_out,
-    joined,
-    lower_case,
-    read_text,
-    written,
-)
+from deftx.data.examples import Columns, Examples, check_labels, check_pairs, joined, written
+from deftx.data.held_out import HELD_OUT_SHARE, held_out
+from deftx.data.letter_case import capitals, lower_case
+from deftx.data.reading import read_text
 from deftx.errors import DeftxError
 from deftx.experiments.recipe import Recipe
 from deftx.fit import check_settings

@@ -27,7 +27,7 @@ import yaml
 
 from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, merged, metric_name, with_preset
 from deftx.core.vector import SparseVector
-from deftx.data.examples import read_text
+from deftx.data.reading import read_text
 from deftx.data.tables import check_file
 from deftx.errors import DeftxError, unknown
 from deftx.experiments.benefit import Benefit, Course, advice_on, benefits, course_of

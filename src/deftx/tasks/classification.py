@@ -14,8 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from deftx.data import examples as data
-from deftx.data.examples import Columns, Examples, read_pairs, written
+from deftx.data.cells import as_name
+from deftx.data.examples import Columns, Examples, written
+from deftx.data.reading import read_pairs
 from deftx.data.unknown_text import check_embedded, check_known
 from deftx.objectives.base import Batch
 from deftx.tasks.base import Task
@@ -48,7 +49,8 @@ METRICS: dict[str, Callable[[Sequence[Any], Sequence[Any]], float]] = {
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     """Texts, or pairs of texts, and the names of their labels."""
-    return read_pairs(source, columns, data.name if labelled else None)
+    read_label = as_name if labelled else None
+    return read_pairs(source, columns, read_label)
 
 
 def names_of_labels(examples: Examples) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from deftx.data import examples as data
-from deftx.data.examples import Columns, Examples, read_pairs
+from deftx.data.cells import as_name
+from deftx.data.examples import Columns, Examples
+from deftx.data.reading import read_pairs
 from deftx.errors import DeftxError
 from deftx.objectives.base import IGNORED, Batch, labelled_tokens
 from deftx.objectives.seq2seq_lm import written_loss
@@ -45,7 +46,8 @@ class Decoding:
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     """Texts, and what is to be written for each."""
-    return read_pairs(source, columns, data.name if labelled else None)
+    read_label = as_name if labelled else None
+    return read_pairs(source, columns, read_label)
 
 
 def encode(

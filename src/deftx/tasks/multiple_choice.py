@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMultipleChoice, PreTrainedTokenizerBase
 
-from deftx.data import examples as data
-from deftx.data.examples import Columns, Examples, cells
+from deftx.data.cells import as_names, as_number, as_text, read_column
+from deftx.data.examples import Columns, Examples
 from deftx.data.tables import open_source
 from deftx.errors import DeftxError
 from deftx.objectives.base import Batch
@@ -25,11 +25,11 @@ from deftx.tasks.encoding import Encoded, Pad, check, inputs_of, logits_of, padd
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     """Questions, lists of options (the pair column), and the number of the right one, from 0."""
     table = open_source(source)
-    texts = cells(table, columns.text, data.text)
-    options = cells(table, columns.pair or "options", data.names)
+    texts = read_column(table, columns.text, as_text)
+    options = read_column(table, columns.pair or "options", as_names)
     if not labelled:
         return Examples(texts, parts=options)
-    labels = cells(table, columns.label, data.number)
+    labels = read_column(table, columns.label, as_number)
     places = table.values(columns.label)
     for (place, value), label, own_options in zip(places, labels, options, strict=True):
         if label not in range(len(own_options)):

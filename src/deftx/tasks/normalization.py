@@ -19,7 +19,8 @@ import regex
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from deftx.data.examples import Examples, check_read, lower_case, written
+from deftx.data.examples import Examples, check_read, written
+from deftx.data.letter_case import lower_case
 from deftx.data.unicode_forms import canonical
 from deftx.errors import DeftxError
 from deftx.tasks.registry import task_of

@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from deftx.core.parameters import unwrapped
-from deftx.data import examples as data
+from deftx.data.cells import as_names, as_text, read_column
 from deftx.data.conll import fault_of_tree, read_trees, read_words
-from deftx.data.examples import Columns, Examples, cells
+from deftx.data.examples import Columns, Examples
 from deftx.data.tables import READERS, open_source
 from deftx.errors import DeftxError
 from deftx.objectives.base import IGNORED, Batch
@@ -62,8 +62,8 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     table = open_source(source, {**READERS, ".conllu": conllu})
     if table.plain and not labelled:
         text_column = "text" if columns.text == WORDS else columns.text
-        return Examples(cells(table, text_column, data.text))
-    words = cells(table, columns.text, data.names)
+        return Examples(read_column(table, text_column, as_text))
+    words = read_column(table, columns.text, as_names)
     labels = None
     if labelled:
         labels = []

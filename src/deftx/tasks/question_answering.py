@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
-from deftx.data import examples as data
-from deftx.data.examples import Columns, Examples, cells
+from deftx.data.cells import as_text, read_column
+from deftx.data.examples import Columns, Examples
 from deftx.data.tables import open_source
 from deftx.errors import DeftxError
 from deftx.objectives.base import Batch
@@ -43,8 +43,8 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
         Examples whose labels are lists of answers, each its first character and its text.
     """
     table = open_source(source)
-    questions = cells(table, columns.text, data.text)
-    contexts = cells(table, columns.pair or "context", data.text)
+    questions = read_column(table, columns.text, as_text)
+    contexts = read_column(table, columns.pair or "context", as_text)
     if not labelled:
         return Examples(questions, contexts)
     answers = []

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from deftx.data import examples as data
-from deftx.data.examples import Columns, Examples, read_pairs
+from deftx.data.cells import as_number
+from deftx.data.examples import Columns, Examples
+from deftx.data.reading import read_pairs
 from deftx.objectives.base import Batch
 from deftx.tasks.base import Task
 from deftx.tasks.classification import logits
@@ -19,7 +20,8 @@ from deftx.tasks.encoding import Encoded, logits_of, padding, tokenised
 
 def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     """Texts, or pairs of texts, and their numbers."""
-    return read_pairs(source, columns, data.number if labelled else None)
+    read_label = as_number if labelled else None
+    return read_pairs(source, columns, read_label)
 
 
 def encode(

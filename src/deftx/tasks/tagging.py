@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
-from deftx.data import examples as data
+from deftx.data.cells import as_names, as_text, read_column
 from deftx.data.conll import LABELLED_TEXT, SENTENCES, looks_tagged
-from deftx.data.examples import Columns, Examples, cells
+from deftx.data.examples import Columns, Examples
 from deftx.data.tables import READERS, open_source
 from deftx.errors import DeftxError
 from deftx.objectives.base import IGNORED, Batch, labelled_tokens
@@ -64,7 +64,7 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
     table = open_source(source, readers)
     if table.plain and not labelled:
         text_column = "text" if columns.text == WORDS else columns.text
-        texts = cells(table, text_column, data.text)
+        texts = read_column(table, text_column, as_text)
         if looks_tagged(texts):
             warnings.warn(
                 f"{source} is read as plain text, a text on each line, but looks like words with "
@@ -73,10 +73,10 @@ def read(source: str | Path, columns: Columns, labelled: bool) -> Examples:
             )
         return Examples(texts)
 
-    words = cells(table, columns.text, data.names)
+    words = read_column(table, columns.text, as_names)
     tags = None
     if labelled:
-        tags = cells(table, columns.label, data.names)
+        tags = read_column(table, columns.label, as_names)
         places = table.values(columns.text)
         for (place, _), own_words, own_tags in zip(places, words, tags, strict=True):
             if len(own_words) != len(own_tags):

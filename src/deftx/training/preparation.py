@@ -19,15 +19,8 @@ from deftx.core.tensors import Head
 from deftx.core.vector import SparseVector, check_same_base
 from deftx.core.vector_checks import check_language
 from deftx.core.weights import WEIGHT_RULES
-from deftx.data.examples import (
-    Examples,
-    check_examples,
-    check_pairs,
-    check_read,
-    joined,
-    lower_case,
-    written,
-)
+from deftx.data.examples import Examples, check_examples, check_pairs, check_read, joined, written
+from deftx.data.letter_case import lower_case
 from deftx.data.unknown_text import check_embedded, no_embedding
 from deftx.errors import DeftxError
 from deftx.models.fingerprint import check_base, fingerprint
