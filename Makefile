@@ -15,11 +15,11 @@ test: .venv/installed-dev
 
 # the oldest versions that pyproject.toml allows, in an environment of their own; what they warn of is known by now
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m $(TEST) -m "not slow" -W default
+	.venv-oldest/bin/python -m $(TEST) -m "not slow and not once" -W default
 
 # the newest versions of everything, torch among them, which brings its libraries for GPUs: several gigabytes
 test-newest: .venv-newest/installed
-	.venv-newest/bin/python -m $(TEST) -m "not slow" -W default
+	.venv-newest/bin/python -m $(TEST) -m "not slow and not once" -W default
 
 # the newest Python and the oldest torch: those of Debian 13, in a system of its own
 test-debian:
