@@ -9,6 +9,7 @@ from statistics import mean
 
 import pytest
 import torch
+from built import Installed
 from matplotlib.axes import Axes
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
@@ -33,6 +34,7 @@ from deftx.experiments.demo.languages import (
     say,
     words,
 )
+from deftx.experiments.run_folder import read_run
 from deftx.models.tokenizers import load_tokenizer
 from deftx.storage.vector_files import load
 
@@ -194,22 +196,25 @@ def test_the_plot_has_a_bar_of_the_mean_over_seeds_for_each_variant_and_target(
 
 @pytest.mark.slow
 def test_language_vectors_help_and_the_demo_leaves_what_it_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    installed: Installed, tmp_path: Path
 ) -> None:
-    found = run.demo(tmp_path / "demo")
-    assert {(s.variant, s.language) for s in found} == {
-        (v, t) for v in run.VARIANTS for t in TARGETS
-    }
+    """From the built wheel, in a folder outside the checkout."""
+    finished = installed.run("deftx", "demo", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "deftx inspect demo/vectors/task" in finished.stdout
     out = tmp_path / "demo"
     assert (out / "demo.png").stat().st_size > 10_000
-    assert f"deftx inspect {out / 'vectors' / 'task'}" in capsys.readouterr().out
-    task = load(out / "vectors" / "task")
-    assert (
-        task.provenance.log["phase2"].best_score > 0.95
-    )  # macro-F1 on held-out text of the source
-    score = {(s.variant, s.language): s.scores["macro_f1"] for s in found}
+
+    rows = read_run(out / "run").rows
+    score = {(row.variant, row.language): row.score("macro_f1") for row in rows}
+    assert score.keys() == {(variant, target) for variant in run.VARIANTS for target in TARGETS}
     for variant in (run.LT_SFT, run.DEFT_X):
         assert mean(score[variant, target] - score[run.NONE, target] for target in TARGETS) > 0.03
+
+    task = load(out / "vectors" / "task")
+    best = task.provenance.log["phase2"].best_score  # macro-F1 on held-out text of the source
+    assert best is not None
+    assert best > 0.95
     folder = out / "models" / TARGETS[0]
     classify = pipeline(
         "text-classification", model=str(folder), tokenizer=AutoTokenizer.from_pretrained(folder)
