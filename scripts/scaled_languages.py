@@ -1,21 +1,26 @@
-"""How much of a language vector helps: `python scripts/scaled_languages.py RECIPE STORE OUT`.
+"""How much of a language vector helps, and which part of it: `python scripts/scaled_languages.py
+RECIPE STORE OUT`.
 
 The vectors are those that `deftx run RECIPE` has learnt with STORE. For each seed: each variant's
-task vector is composed with each variant's language vectors, scaled by each of SCALES, and scored
-on labelled texts of the targets and of the source. Options:
+task vector is composed with each variant's language vectors, scaled by each of the scales, or with
+a part of their tensors, and scored on labelled texts of the targets and of the source. Options:
 
     --seeds 0,1       seeds (default: the recipe's)
-    --tasks A,B       variants whose task vectors are composed (default: all but baselines)
-    --languages A,B   variants whose language vectors are composed (default: all that have some)
+    --tasks A,B       variants whose task vectors are composed (default: all)
+    --languages A,B   variants whose language vectors are composed (default: all)
+    --scales 0.5,1    what language vectors are multiplied by
+    --parts           score the parts of PARTS instead, each at scale 1
     --split NAME      the split to score: `valid` (default), or `train` beside the recipe's test
                       files. Labelled target data: what is chosen by it has seen target labels.
 
-One row for each (seed, task, language variant, scale, language) is added to OUT, a JSON-lines file;
-rows that are in it are not computed again.
+One row for each (split, seed, task, language variant, part, scale, language) is added to OUT, a
+JSON-lines file; rows that are in it are not computed again.
 """
 
 import argparse
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from deftx import read_examples
@@ -30,7 +35,26 @@ from deftx.storage.vector_files import load
 from deftx.tasks.base import evaluate
 from deftx.tasks.classification import CLASSIFICATION
 
-SCALES = (0.25, 0.5, 0.75, 1.0)
+ALL = "all"
+# Which tensors a part consists of: a regular expression of their names
+PARTS = {
+    "word embeddings": r"word_embeddings",
+    "layers 0 to 2": r"layer\.[012]\.",
+    "layers 3 to 5": r"layer\.[345]\.",
+    "layers 6 to 8": r"layer\.[678]\.",
+    "layers 9 to 11": r"layer\.(9|10|11)\.",
+    "attention": r"attention",
+    "feed-forward": r"layer\.\d+\.(intermediate|output)",
+}
+KEY = ("split", "seed", "task", "vectors", "part", "scale", "language")
+
+
+def part_of(vector: SparseVector, part: str) -> SparseVector:
+    """A vector with the tensors of one of PARTS alone, or all of it."""
+    if part == ALL:
+        return vector
+    tensors = {name: t for name, t in vector.tensors.items() if re.search(PARTS[part], name)}
+    return replace(vector, tensors=tensors)
 
 
 def names(text: str) -> list[str]:
@@ -47,6 +71,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=names)
     parser.add_argument("--tasks", type=names)
     parser.add_argument("--languages", type=names)
+    parser.add_argument("--scales", type=names, default=["0.25", "0.5", "0.75", "1"])
+    parser.add_argument("--parts", action="store_true")
     parser.add_argument("--split", default="valid", choices=["train", "valid"])
     return parser.parse_args()
 
@@ -80,45 +106,37 @@ def main() -> None:
         for name, test in recipe.test.items()
     }
 
-    done: dict[str, float] = {}
+    done = set()
     if typed.out.exists():
         for line in typed.out.read_text().splitlines():
             row = json.loads(line)
-            done[json.dumps([row[name] for name in KEY])] = row["macro_f1"]
+            done.add(tuple(row[name] for name in KEY))
+    ways = [(ALL, float(scale)) for scale in typed.scales]
+    if typed.parts:
+        ways = [(part, 1.0) for part in PARTS]
 
     tokenizer = load_tokenizer(recipe.base)
     for (task_variant, seed), task in tasks.items():
         model = load_base_with_head(recipe.base, task, tokenizer=tokenizer)
         length = trained_length(model, tokenizer, task)
-        compositions: list[tuple[str | None, float]] = [(None, 0.0)]
+        compositions: list[tuple[str | None, str, float]] = [(None, ALL, 0.0)]
         for variant, language_seed in languages:
-            if language_seed == seed or seed not in {key[1] for key in languages}:
-                compositions += [(variant, scale) for scale in SCALES]
-        for variant, scale in compositions:
+            if language_seed == seed:
+                compositions += [(variant, part, scale) for part, scale in ways]
+        for added_variant, part, scale in compositions:
             for name, texts in examples.items():
-                row = {
-                    "split": typed.split,
-                    "seed": seed,
-                    "task": task_variant,
-                    "vectors": variant,
-                    "scale": scale,
-                    "language": name,
-                }
-                if json.dumps([row[column] for column in KEY]) in done:
+                key = (typed.split, seed, task_variant, added_variant, part, scale, name)
+                if key in done:
                     continue
                 added = [task]
-                if variant is not None:
-                    added.append(scale * languages[variant, seed][name])
+                if added_variant is not None:
+                    added.append(scale * part_of(languages[added_variant, seed][name], part))
                 with apply_temporarily(model, *added):
                     scores = evaluate(CLASSIFICATION, model, tokenizer, texts, length)
-                row["macro_f1"] = scores["macro_f1"]
-                row["accuracy"] = scores["accuracy"]
+                row = dict(zip(KEY, key, strict=True)) | scores
                 with typed.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
         print(f"seed {seed}, task of {task_variant}: done", flush=True)
-
-
-KEY = ("split", "seed", "task", "vectors", "scale", "language")
 
 
 if __name__ == "__main__":
