@@ -403,6 +403,9 @@ def test_language_vectors_of_fewer_seeds_are_used_by_several_tasks(
     assert language_seeds == [7, 8, 7, 8, 7]
     assert [crossed.task_config("DeFT-X", seed).seed for seed in crossed.seeds] == [0, 1, 2, 3, 4]
 
+    # seeds need not begin with 0
+    alone = recipe(folder, {"seeds": [3], "language_seeds": [7]})
+    assert alone.language_config("DeFT-X", 3).seed == 7
     # without language_seeds a language has the seed of its task
     paired = recipe(folder, {"seeds": [3, 4]})
     assert [paired.language_config("DeFT-X", seed).seed for seed in paired.seeds] == [3, 4]

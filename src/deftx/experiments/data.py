@@ -66,7 +66,8 @@ def read(recipe: Recipe) -> Data:
     model = load_language_model(recipe.base, recipe.language.training.head)
     groups = parameter_groups(model)
     for variant in recipe.variants:
-        language, fitted_task = recipe.language_config(variant, 0), recipe.task_config(variant, 0)
+        language = recipe.language_config(variant, recipe.seeds[0])
+        fitted_task = recipe.task_config(variant, recipe.seeds[0])
         if isinstance(language, VectorConfig):
             check_settings(language, model, groups, head=False)
         if isinstance(fitted_task, VectorConfig):

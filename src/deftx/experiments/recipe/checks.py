@@ -24,8 +24,8 @@ def check_variant(recipe: Recipe, name: str, path: Path) -> None:
         DeftxError: A setting is wrong, or text is missing.
     """
     # Settings are checked as they are made
-    recipe.language_config(name, 0)
-    recipe.task_config(name, 0)
+    recipe.language_config(name, recipe.seeds[0])
+    recipe.task_config(name, recipe.seeds[0])
     variant = recipe.variants[name]
     if variant.family != VECTORS and (variant.rule != "sum" or variant.keep_source):
         why = "has no vectors to compose: leave rule and keep_source out"
@@ -98,7 +98,7 @@ def check_task(recipe: Recipe) -> None:
             what = f"({settings.family}) is for classification, not for {name}"
             raise DeftxError(f"the variant {variant!r} {what}: leave it out")
 
-        task_config = recipe.task_config(variant, 0)
+        task_config = recipe.task_config(variant, recipe.seeds[0])
         if isinstance(task_config, TaskVectorConfig):
             other = settled(task_config).task
             if other != name:
