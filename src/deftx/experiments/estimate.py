@@ -62,10 +62,12 @@ TRAINED = ("delta", "vector", "adapter")  # kinds of steps that train
 class Estimate:
     """What some work will take, about.
 
-    seconds     of all its steps, one after the other
-    memory      the most bytes that a training holds, on the GPU where there is one
-    disk        bytes that stay at the end
-    disk_state  bytes besides, while a training is under way, from which it resumes if it is stopped
+    Attributes:
+        seconds: Time of all its steps, one after the other.
+        memory: The most bytes that a training holds, on the GPU where there is one.
+        disk: Bytes that stay at the end.
+        disk_state: Further bytes while a training is under way: it resumes from them if it is
+            stopped.
     """
 
     seconds: float
@@ -76,14 +78,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Speed:
-    """How one kind of training goes on this machine.
+    """How fast one kind of training is on this machine, and what it holds in memory.
 
-    step        seconds of an optimiser step
-    example     seconds of evaluating one example, or one block of text
-    parameters  numbers that the model has; moved: those that phase 1 moves
-    batch       bytes that a batch takes beside weights and optimiser, and on a processor the
-                program itself
-    length      tokens of a block of text
+    Attributes:
+        step: Seconds of an optimiser step.
+        example: Seconds of evaluating one example, or one block of text.
+        parameters: Numbers that the model has.
+        moved: Those of them that phase 1 moves.
+        batch: Bytes that a batch takes beside weights and optimiser, and on a processor the program
+            itself.
+        length: Tokens of a block of text.
     """
 
     step: float
@@ -96,13 +100,16 @@ class Speed:
     @property
     def memory(self) -> int:
         """The most bytes that a fit holds."""
-        return FLOAT * phase1_numbers(self.parameters, self.moved) + self.batch
+        numbers = phase1_numbers(self.parameters, self.moved)
+        return FLOAT * numbers + self.batch
 
     def seconds(self, examples: int, evaluated: int, training: TrainingConfig) -> float:
         """How long a training on so many examples takes, which is evaluated on so many others."""
         steps = total_steps(examples, training)
         evaluations = 1 + ceil(steps / training.evaluate_every)  # the start is evaluated too
-        return steps * self.step + evaluations * evaluated * self.example
+        stepping = steps * self.step
+        evaluating = evaluations * evaluated * self.example
+        return stepping + evaluating
 
 
 def phase1_numbers(parameters: int, moved: int) -> int:
@@ -141,19 +148,29 @@ def memory_of(settings: FitConfig, speed: Speed) -> int:
 def estimate_language(base: str, lines: Sequence[str], settings: LanguageVectorConfig) -> Estimate:
     """What `deftx.fit_language` will take."""
     speed = language_speed(base, lines, settings)
-    sizes = blocks_of(load_tokenizer(base), lines, settings.training, speed.length)
-    return _of_fit(speed, sizes, settings)
+    tokenizer = load_tokenizer(base)
+    blocks, held_out = blocks_of(tokenizer, lines, settings.training, speed.length)
+    return _of_fit(speed, blocks, held_out, settings)
 
 
 def estimate_task(
     base: str, train: Examples, valid: Examples, settings: TaskVectorConfig
 ) -> Estimate:
     """What `deftx.fit_task` will take."""
-    return _of_fit(task_speed(base, train, settings), (len(train), len(valid)), settings)
+    speed = task_speed(base, train, settings)
+    return _of_fit(speed, len(train), len(valid), settings)
 
 
-def _of_fit(speed: Speed, sizes: tuple[int, int], settings: VectorConfig) -> Estimate:
-    """All phases of a fit, of which nothing but the vector stays."""
+def _of_fit(speed: Speed, examples: int, evaluated: int, settings: VectorConfig) -> Estimate:
+    """What all phases of a fit take. Nothing but the vector stays.
+
+    Args:
+        speed: The speed of its trainings.
+        examples: How many examples or blocks it trains on.
+        evaluated: How many it is evaluated on.
+        settings: Its settings.
+    """
+    # Time
     phases = 0
     if takes_phase1(settings):
         phases += 1
@@ -161,42 +178,64 @@ def _of_fit(speed: Speed, sizes: tuple[int, int], settings: VectorConfig) -> Est
         phases += 1
     if takes_halves(settings):  # two trainings of half the steps
         phases += 1
-    seconds = phases * speed.seconds(*sizes, settings.training)
-    phase1 = FLOAT * speed.moved
-    state = phase1 + STATE * phase1
-    if not takes_phase1(settings):
-        state = FLOAT * 12 * parse_k(settings.k, speed.moved)
-    return Estimate(seconds, memory_of(settings, speed), _vector_bytes(settings, speed), state)
+    seconds = phases * speed.seconds(examples, evaluated, settings.training)
+
+    # What is on the disk while it trains: what phase 1 gave, and the state of a training
+    if takes_phase1(settings):
+        phase1 = FLOAT * speed.moved
+        disk_state = phase1 + STATE * phase1
+    else:
+        k = parse_k(settings.k, speed.moved)
+        disk_state = FLOAT * 12 * k
+
+    memory = memory_of(settings, speed)
+    disk = _vector_bytes(settings, speed)
+    return Estimate(seconds, memory, disk, disk_state)
 
 
 def estimate_steps(steps: Sequence[Step], store: Store) -> Estimate:
     """What steps of a run will take; their data are in the store."""
-    rates, speeds = seconds_by_cost(store), dict[tuple[Any, ...], Speed]()
-    seconds, disk, memory, state = 0.0, 0.0, 0, 0
+    rates = seconds_by_cost(store)
+    speeds: dict[tuple[Any, ...], Speed] = {}
+    seconds = 0.0
+    disk = 0
+    memory = 0
+    disk_state = 0
     for step in steps:
+        # Time goes by what such steps took before, if there were any
         rate = rates.get(alike(step.kind, step.spec))
+        if rate is not None:
+            seconds += step.cost * rate
         if step.kind not in TRAINED:
-            seconds += step.cost * rate if rate is not None else _scoring_seconds(step, speeds)
+            if rate is None:
+                seconds += _scoring_seconds(step, speeds)
             continue
-        assert step.settings is not None
-        key = _alike_in_speed(step, step.settings)
-        if key not in speeds:
-            speeds[key] = _speed_of(step, step.settings, store)
-        speed = speeds[key]
-        seconds += (
-            step.cost * rate
-            if rate is not None
-            else _training_seconds(step, step.settings, speed, store)
-        )
-        memory = max(memory, memory_of(step.settings, speed))
-        state = max(state, STATE * FLOAT * speed.moved)
-        disk += FLOAT * speed.moved if step.kind == "delta" else _vector_bytes(step.settings, speed)
-    return Estimate(seconds, memory, int(disk), state)
+
+        # Each kind of training is timed once
+        settings = step.settings
+        assert settings is not None
+        kind = _alike_in_speed(step, settings)
+        if kind not in speeds:
+            speeds[kind] = _speed_of(step, settings, store)
+        speed = speeds[kind]
+        if rate is None:
+            seconds += _training_seconds(step, settings, speed, store)
+
+        memory = max(memory, memory_of(settings, speed))
+        disk_state = max(disk_state, STATE * FLOAT * speed.moved)
+        if step.kind == "delta":
+            disk += FLOAT * speed.moved
+        else:
+            disk += _vector_bytes(settings, speed)
+    return Estimate(seconds, memory, disk, disk_state)
 
 
 def seconds_left(steps: Sequence[Step], store: Store) -> float | None:
-    """About how many seconds steps take, going by what such steps took before; None where there
-    were none."""
+    """About how many seconds steps take, going by what such steps took before.
+
+    Returns:
+        None where there is a step like which none was carried out before.
+    """
     rates = seconds_by_cost(store)
     total = 0.0
     for step in steps:
@@ -210,17 +249,19 @@ def seconds_left(steps: Sequence[Step], store: Store) -> float | None:
 def seconds_by_cost(store: Store) -> dict[tuple[Any, ...], float]:
     """The median seconds for each unit of cost of the finished steps, by what makes steps
     `alike`."""
-    seen: dict[tuple[Any, ...], list[float]] = {}
+    rates_of_kind: dict[tuple[Any, ...], list[float]] = {}
     for record in store.records():
         if record.get("seconds"):
             rate = record["seconds"] / record["cost"]
-            seen.setdefault(alike(record["kind"], record), []).append(rate)
-    return {key: median(values) for key, values in seen.items()}
+            kind = alike(record["kind"], record)
+            rates_of_kind.setdefault(kind, []).append(rate)
+    return {kind: median(rates) for kind, rates in rates_of_kind.items()}
 
 
 def alike(kind: str, about: Mapping[str, Any]) -> tuple[Any, ...]:
     """What steps have in common whose time goes with their cost."""
-    training = (about.get("settings") or {}).get("training", {})
+    settings = about.get("settings") or {}
+    training = settings.get("training", {})
     return (
         kind,
         about.get("what"),
@@ -233,85 +274,116 @@ def alike(kind: str, about: Mapping[str, Any]) -> tuple[Any, ...]:
 def _alike_in_speed(step: Step, settings: FitConfig) -> tuple[Any, ...]:
     """What steps have in common whose trainings are equally fast."""
     training = settings.training
-    head, task = getattr(training, "head", None), getattr(settings, "task", None)
-    shapes = training.batch_size, training.accumulate, training.length, training.precision
-    return step.spec.get("what"), step.base, *shapes, head, task
+    return (
+        step.spec.get("what"),
+        step.base,
+        training.batch_size,
+        training.accumulate,
+        training.length,
+        training.precision,
+        getattr(training, "head", None),
+        getattr(settings, "task", None),
+    )
 
 
 def _training_seconds(step: Step, settings: FitConfig, speed: Speed, store: Store) -> float:
-    """How long the training of a step takes; that on one half of the data takes half of the
-    steps."""
-    if step.kind == "vector" and not getattr(settings, "phase2", True):
+    """How long the training of a step takes."""
+    has_training = step.kind != "vector" or getattr(settings, "phase2", True)
+    if not has_training:
         return 0.0
+
+    training = settings.training
     if step.spec.get("what") == TASK:
         train, valid = _labelled(step, store)
-        sizes = len(train), len(valid)
+        examples = len(train)
+        evaluated = len(valid)
     else:
-        lines, training = store.texts(step.spec["text"]), settings.training
         assert isinstance(training, LanguageTrainingConfig)
-        sizes = blocks_of(load_tokenizer(step.base), lines, training, speed.length)
-    seconds = speed.seconds(*sizes, settings.training)
-    return seconds / 2 if step.spec.get("half") else seconds
+        lines = store.texts(step.spec["text"])
+        tokenizer = load_tokenizer(step.base)
+        examples, evaluated = blocks_of(tokenizer, lines, training, speed.length)
+    seconds = speed.seconds(examples, evaluated, training)
+    if step.spec.get("half"):  # one half of the data takes half of the steps
+        return seconds / 2
+    return seconds
 
 
 def _scoring_seconds(step: Step, speeds: Mapping[tuple[Any, ...], Speed]) -> float:
     """How long it takes to score; nothing to speak of where no task is learnt beside it."""
-    of_tasks = [speed.example for (what, *_), speed in speeds.items() if what == TASK]
-    return step.cost * mean(of_tasks) if of_tasks and step.kind == "score" else 0.0
+    if step.kind != "score":
+        return 0.0
+    seconds_per_example = [speed.example for (what, *_), speed in speeds.items() if what == TASK]
+    if not seconds_per_example:
+        return 0.0
+    return step.cost * mean(seconds_per_example)
 
 
 def _speed_of(step: Step, settings: FitConfig, store: Store) -> Speed:
-    """The speed of a step's training; a baseline's is taken to be that of a vector's, which is no
-    faster."""
+    """The speed of a step's training.
+
+    A baseline's is taken to be that of a vector's training, which is no faster.
+    """
     shared = {"seed": settings.seed, "training": settings.training}
     if step.spec.get("what") == TASK:
+        if not isinstance(settings, TaskVectorConfig):
+            settings = TaskVectorConfig.model_validate(shared)
         train, _ = _labelled(step, store)
-        task = (
-            settings
-            if isinstance(settings, TaskVectorConfig)
-            else TaskVectorConfig.model_validate(shared)
-        )
-        return task_speed(step.base, train, task)
-    language = (
-        settings
-        if isinstance(settings, LanguageVectorConfig)
-        else LanguageVectorConfig.model_validate(shared)
-    )
-    return language_speed(step.base, store.texts(step.spec["text"]), language)
+        return task_speed(step.base, train, settings)
+
+    if not isinstance(settings, LanguageVectorConfig):
+        settings = LanguageVectorConfig.model_validate(shared)
+    lines = store.texts(step.spec["text"])
+    return language_speed(step.base, lines, settings)
 
 
 def _labelled(step: Step, store: Store) -> tuple[Examples, Examples]:
     """The training and validation data of a task's step, those of several languages together."""
-    parts = []
-    for name in ("train", "valid"):
-        digests = step.spec[name]
-        several = digests.values() if isinstance(digests, Mapping) else [digests]
-        parts.append(joined([store.examples(digest) for digest in several]))
-    return parts[0], parts[1]
+    train = _examples_of(step.spec["train"], store)
+    valid = _examples_of(step.spec["valid"], store)
+    return train, valid
+
+
+def _examples_of(digests: str | Mapping[str, str], store: Store) -> Examples:
+    """The examples of a digest, or of those of several languages."""
+    if isinstance(digests, str):
+        return store.examples(digests)
+    return joined([store.examples(digest) for digest in digests.values()])
 
 
 def _vector_bytes(settings: FitConfig, speed: Speed) -> int:
     """The size of a vector's file; an adapter's is about as large."""
     k = getattr(settings, "k", None)
-    return int(ENTRY * parse_k(k, speed.moved)) if k is not None else 0
+    if k is None:
+        return 0
+    entries = parse_k(k, speed.moved)
+    return int(ENTRY * entries)
 
 
 def blocks_of(
     tokenizer: Any, lines: Sequence[str], training: LanguageTrainingConfig, length: int
 ) -> tuple[int, int]:
-    """About how many blocks of tokens a text has to train on, and how many are held out, from some
-    of its lines."""
-    sample = _some(lines, SAMPLE_LINES)
-    tokens = sum(
-        len(ids) + 1
-        for ids in tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
-    )
-    share = sum(map(len, sample)) / max(1, sum(map(len, lines)))
-    blocks = max(2, round(tokens / share / max(1, length - 2)))
-    most = training.held_out_blocks
+    """About how many blocks of tokens a text has to train on, and how many are held out.
+
+    Args:
+        tokenizer: The base's tokenizer.
+        lines: The text, some of whose lines are tokenised.
+        training: Says how much is held out.
+        length: The tokens of a block.
+    """
+    # The tokens of a sample, and the share of the text's characters that it has
+    sample = _sample(lines, SAMPLE_LINES)
+    encoded = tokenizer(sample, add_special_tokens=False, verbose=False)
+    tokens = sum(len(ids) + 1 for ids in encoded["input_ids"])
+    sample_characters = sum(map(len, sample))
+    all_characters = sum(map(len, lines))
+    share = sample_characters / max(1, all_characters)
+
+    # Blocks begin and end with a special token
+    tokens_per_block = max(1, length - 2)
+    blocks = max(2, round(tokens / share / tokens_per_block))
     held_out = max(1, round(training.held_out * blocks))
-    if most is not None:
-        held_out = min(held_out, most)
+    if training.held_out_blocks is not None:
+        held_out = min(held_out, training.held_out_blocks)
     return blocks - held_out, held_out
 
 
@@ -319,23 +391,27 @@ def language_speed(base: str, lines: Sequence[str], settings: LanguageVectorConf
     """The speed of learning a language, timed on some lines of its text."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come when it is learnt
-        start = prepare_language(base, _some(lines, SAMPLE_LINES), settings)
-        length = min(settings.training.length, longest_input(start.model, load_tokenizer(base)))
+        sample = _sample(lines, SAMPLE_LINES)
+        start = prepare_language(base, sample, settings)
+        longest = longest_input(start.model, load_tokenizer(base))
+        length = min(settings.training.length, longest)
         return _timed(start, settings.training, length)
 
 
 def task_speed(base: str, train: Examples, settings: TaskVectorConfig) -> Speed:
     """The speed of learning a task, timed on some of its examples."""
-    sample = train.at(_some(range(len(train)), SAMPLE_EXAMPLES))
+    rows = _sample(range(len(train)), SAMPLE_EXAMPLES)
+    sample = train.at(rows)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         start = prepare_task(base, {"": sample}, {"": sample}, settings)
         return _timed(start, settings.training, settings.training.length)
 
 
-def _some(things: Sequence[Any], most: int) -> list[Any]:
-    """So many of them at most, from everywhere among them."""
-    return list(things[:: max(1, ceil(len(things) / most))])
+def _sample(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the items, evenly spaced."""
+    step = max(1, ceil(len(items) / most))
+    return list(items[::step])
 
 
 def _timed(start: PreparedTraining, training: TrainingConfig, length: int) -> Speed:
@@ -343,20 +419,27 @@ def _timed(start: PreparedTraining, training: TrainingConfig, length: int) -> Sp
 
     The learning rate is 0: the steps take as long, and nothing can diverge.
     """
-    model, objective = start.model, start.objective
+    # An optimiser as phase 1 has it
+    model = start.model
+    objective = start.objective
     device = next(model.parameters()).device
     groups = parameter_groups(model)
     for name, weight in groups.backbone.items():
         weight.requires_grad_(name in groups.trainable)
     moved = [*groups.trainable.values(), *groups.trained_head.values()]
     optimizer = torch.optim.AdamW(moved, lr=0.0, fused=True)
-    bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(device))
+    bf16 = training.precision == "bf16"
+    if training.precision == "auto":
+        bf16 = bf16_pays(device)
     batches = _batches(objective, training.batch_size, device)
     resident = memory_in_use(device)
 
+    # Steps: the first one warms up
     nn.Module.train(model)
     durations: list[float] = []
-    while len(durations) < 1 + TIMED and (len(durations) < 2 or sum(durations) < PATIENCE):
+    while len(durations) < 1 + TIMED:
+        if len(durations) >= 2 and sum(durations) >= PATIENCE:
+            break
         began = monotonic()
         for _ in range(training.accumulate):
             with autocast(device, bf16):
@@ -366,31 +449,42 @@ def _timed(start: PreparedTraining, training: TrainingConfig, length: int) -> Sp
         optimizer.zero_grad()
         _wait_for(device)
         durations.append(monotonic() - began)
-    optimizer_bytes = 3 * FLOAT * sum(weight.numel() for weight in moved)  # gradients and moments
-    batch_bytes = max(0, memory_in_use(device) - resident - optimizer_bytes)
+    seconds_per_step = mean(durations[1:])
 
+    # Memory: what was not there before, but for gradients and moments
+    numbers_moved = sum(weight.numel() for weight in moved)
+    optimizer_bytes = 3 * FLOAT * numbers_moved
+    batch_bytes = max(0, memory_in_use(device) - resident - optimizer_bytes)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    if device.type == "cpu":  # the program itself
+        batch_bytes += max(0, resident - FLOAT * parameters)
+
+    # Evaluation
     nn.Module.eval(model)
     batch = next(batches)
     began = monotonic()
     with torch.no_grad(), autocast(device, bf16):
         objective.loss(model, batch)
     _wait_for(device)
-    example = (monotonic() - began) / training.batch_size
+    seconds_per_example = (monotonic() - began) / training.batch_size
 
-    parameters = sum(weight.numel() for weight in model.parameters())
-    if device.type == "cpu":
-        batch_bytes += max(0, resident - FLOAT * parameters)
     return Speed(
-        mean(durations[1:]), example, parameters, groups.trainable_size, batch_bytes, length
+        step=seconds_per_step,
+        example=seconds_per_example,
+        parameters=parameters,
+        moved=groups.trainable_size,
+        batch=batch_bytes,
+        length=length,
     )
 
 
 def _batches(objective: Any, size: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
     """Random batches of an objective's training data, without end."""
     generator = torch.Generator().manual_seed(0)
+    train = objective.train
     while True:
-        rows = torch.randint(len(objective.train), (size,), generator=generator).tolist()
-        batch = objective.collate([objective.train[row] for row in rows])
+        rows = torch.randint(len(train), (size,), generator=generator).tolist()
+        batch = objective.collate([train[row] for row in rows])
         yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -414,21 +508,28 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def free_memory() -> int | None:
-    """The bytes of memory that are free, on the GPU where there is one; None where the system does
-    not tell."""
+    """The bytes of memory that are free, on the GPU where there is one.
+
+    Returns:
+        None where the system does not tell.
+    """
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    sizes = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
-    return sizes.get("MemAvailable")
+    for line in lines:
+        name, _, size = line.partition(":")
+        if name == "MemAvailable":
+            kibibytes, *_ = size.split()
+            return 1024 * int(kibibytes)
+    return None
 
 
 def free_disk(folder: Path) -> int:
     """The bytes that are free where a folder is, or will be."""
-    existing = next(
-        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
-    )
-    return shutil.disk_usage(existing).free
+    folder = folder.absolute()
+    existing = [path for path in (folder, *folder.parents) if path.exists()]
+    innermost = existing[0]
+    return shutil.disk_usage(innermost).free

@@ -37,15 +37,20 @@ def _read(path: Path, above: tuple[Path, ...], known: dict[Path, dict[str, Any]]
     if len(known) >= MOST_RECIPES:
         what = f"extends more than {MOST_RECIPES} others: put what they say together"
         raise DeftxError(f"the recipe {above[0]} {what}")
-    own_data = _parsed(path)
-    names = _extended_names(path, own_data.pop(EXTENDS, []))
 
-    # later recipes override earlier ones, and the recipe itself overrides all
-    data: dict[str, Any] = {}
+    own_data = _parsed(path)
+    extended = own_data.pop(EXTENDS, [])
+    names = _extended_names(path, extended)
+
+    # Later recipes override earlier ones, and the recipe itself overrides all
+    inherited: dict[str, Any] = {}
     for name in names:
-        data = _overridden(data, _read(path.parent / name, (*above, path), known))
-    known[path] = _overridden(data, own_data)
-    return known[path]
+        parent = path.parent / name
+        parent_data = _read(parent, (*above, path), known)
+        inherited = _overridden(inherited, parent_data)
+    data = _overridden(inherited, own_data)
+    known[path] = data
+    return data
 
 
 def _extended_names(path: Path, value: Any) -> list[str]:
@@ -54,7 +59,8 @@ def _extended_names(path: Path, value: Any) -> list[str]:
     if isinstance(value, list):
         names = value
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        is_name = isinstance(name, str) and Path(name).name == name
+        if not is_name:
             fix = "give the names of recipes in the same folder"
             raise DeftxError(f"the recipe {path} extends {value!r:.200}: {fix}")
     if len(set(names)) < len(names):
@@ -63,9 +69,14 @@ def _extended_names(path: Path, value: Any) -> list[str]:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    """The data of one recipe file."""
+    """The data of one recipe file.
+
+    Raises:
+        DeftxError: The file cannot be read, or is not a mapping in YAML.
+    """
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = parse_yaml(text)
     except OSError as error:
         raise DeftxError(f"cannot read the recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

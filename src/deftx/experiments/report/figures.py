@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 LINE_OF_PART = {LANGUAGE: "-", TASK: "--"}
 LINE_OF_PHASE = {1: "--", 2: "-"}
+ERROR_BAR: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1, "capsize": 2}
+SEED_DOT: dict[str, Any] = {"s": 7, "color": INK, "alpha": 0.55, "linewidths": 0, "zorder": 3}
 
 
 def bars(
@@ -44,25 +46,32 @@ def bars(
         scores: Variant -> column -> scores in percent, one for each seed.
         styles: How each variant is drawn.
     """
-    columns = list(next(iter(scores.values())))
-    places = range(len(columns))
-    figure_width = max(WIDTH, 1.2 + 0.24 * len(scores) * len(columns))
+    first_scores = next(iter(scores.values()))
+    columns = list(first_scores)
+    number_of_variants = len(scores)
+    number_of_bars = number_of_variants * len(columns)
+    figure_width = max(WIDTH, 1.2 + 0.24 * number_of_bars)
     figure = new_figure(figure_width, 3.6)
     axes = figure.subplots()
 
-    # the bars of a column stand side by side around its place
-    bar_width = 0.84 / len(scores)
-    middle = (len(scores) - 1) / 2
+    # The bars of a column stand side by side around its place
+    places = range(len(columns))
+    pitch = 0.84 / number_of_variants
+    middle = (number_of_variants - 1) / 2
     for number, (variant, by_column) in enumerate(scores.items()):
-        shift = bar_width * (number - middle)
+        shift = pitch * (number - middle)
         centres = [place + shift for place in places]
         values = [by_column[column] for column in columns]
-        _draw_bars(axes, variant, values, centres, 0.92 * bar_width, styles[variant])
+        bar_width = 0.92 * pitch
+        _draw_bars(axes, variant, values, centres, bar_width, styles[variant])
 
+    # The axes, and the legend below
     axes.set_xticks(places, columns)
     axes.tick_params(axis="x", length=0)
-    axes.set(ylabel="score (%)", ylim=(0, None), xlim=(-0.5, len(columns) - 0.5))
-    legend(figure, axes, across=min(4, len(scores)))
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(0, None)
+    axes.set_ylabel("score (%)")
+    legend(figure, axes, across=min(4, number_of_variants))
     return figure
 
 
@@ -78,17 +87,25 @@ def _draw_bars(
     heights = []
     deviations = []
     for of_column in values:
-        heights.append(mean(of_column) if of_column else 0.0)
-        deviations.append(stdev(of_column) if len(of_column) > 1 else 0.0)
+        height = 0.0
+        deviation = 0.0
+        if of_column:
+            height = mean(of_column)
+        if len(of_column) > 1:
+            deviation = stdev(of_column)
+        heights.append(height)
+        deviations.append(deviation)
+
     bar = axes.bar(centres, heights, width, color=style.colour, hatch=style.hatch)
     bar.set_label(f" {variant}")
     if not any(deviations):
         return
-    axes.errorbar(centres, heights, deviations, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+
+    axes.errorbar(centres, heights, deviations, **ERROR_BAR)
     for centre, of_column in zip(centres, values, strict=True):
         if len(of_column) > 1:
-            at_centre = [centre] * len(of_column)
-            axes.scatter(at_centre, of_column, s=7, color=INK, alpha=0.55, linewidths=0, zorder=3)
+            same_place = [centre] * len(of_column)
+            axes.scatter(same_place, of_column, **SEED_DOT)
 
 
 def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "Figure":
@@ -97,26 +114,32 @@ def differences(comparisons: Sequence[Comparison], columns: Sequence[str]) -> "F
     Dots are hollow where a difference is inconclusive.
     """
     names = [*columns, AVERAGE]
+    lines = range(len(names))
     across = min(3, len(comparisons))
     down = ceil(len(comparisons) / across)
     width = WIDTH if across > 1 else 4.6
-    height = down * (0.9 + 0.24 * len(names))
-    figure = new_figure(width, height)
+    height_of_panel = 0.9 + 0.24 * len(names)
+    figure = new_figure(width, down * height_of_panel)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+
     for axes, comparison in zip(grid, comparisons, strict=False):
-        axes.axvline(0, color=MUTED, linewidth=1)
+        # An interval on the line of each language, and of the average
         by_name = dict(comparison.by_language)
         if comparison.average is not None:
             by_name[AVERAGE] = comparison.average
-        for line, name in enumerate(names):
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for line, name in zip(lines, names, strict=True):
             if name in by_name:
                 _draw_interval(axes, line, by_name[name])
+
         axes.set_title(f"{comparison.first}\nagainst {comparison.second}", fontsize=9)
         axes.tick_params(labelbottom=True)  # also above a place that stays empty
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(lines, names)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
-    grid[0].set_ylim(len(names) - 0.5, -0.5)
+
+    first_axes = grid[0]  # shares its limits with the others
+    first_axes.set_ylim(len(names) - 0.5, -0.5)
     hide_rest(grid, len(comparisons))
     figure.supxlabel("difference (points), with 95% interval", fontsize=9)
     return figure
@@ -126,7 +149,8 @@ def _draw_interval(axes: "Axes", line: int, gap: Difference) -> None:
     """One difference as a dot on its interval."""
     colour = COLOURS[0] if gap.value >= 0 else COLOURS[1]
     fill = "full" if gap.conclusive else "none"
-    axes.plot([100 * gap.low, 100 * gap.high], [line, line], color=colour, linewidth=2)
+    ends = [100 * gap.low, 100 * gap.high]
+    axes.plot(ends, [line, line], color=colour, linewidth=2)
     axes.plot(100 * gap.value, line, "o", color=colour, markersize=6, fillstyle=fill)
 
 
@@ -142,13 +166,17 @@ def overlap_with_task(shares: Mapping[tuple[str, str], list[float]]) -> "Figure"
     for variant in variants:
         row: list[float | None] = []
         for language in languages:
+            share = None
             if (variant, language) in shares:
-                row.append(mean(shares[variant, language]))
-            else:
-                row.append(None)
+                share = mean(shares[variant, language])
+            row.append(share)
         values.append(row)
-    figure = new_figure(2.6 + 0.75 * len(languages), 0.9 + 0.42 * len(variants))
-    heat(figure.subplots(), variants, languages, values, _largest(values))
+
+    width = 2.6 + 0.75 * len(languages)
+    height = 0.9 + 0.42 * len(variants)
+    figure = new_figure(width, height)
+    axes = figure.subplots()
+    heat(axes, variants, languages, values, _largest(values))
     return figure
 
 
@@ -159,6 +187,7 @@ def overlap_of_languages(shares: Mapping[str, Mapping[tuple[str, str], float]]) 
         shares: Variant -> two languages -> share of common indices. A language is also paired with
             itself, which is not shown.
     """
+    # The languages of each variant, and the largest share of two languages
     languages_of = {}
     top = 0.0
     for variant, of_variant in shares.items():
@@ -166,16 +195,20 @@ def overlap_of_languages(shares: Mapping[str, Mapping[tuple[str, str], float]]) 
         for (first, second), share in of_variant.items():
             if first != second:
                 top = max(top, share)
-    size = max(map(len, languages_of.values()))
 
+    most_languages = max(map(len, languages_of.values()))
     across = min(3, len(shares))
     down = ceil(len(shares) / across)
-    figure = new_figure(0.6 + across * (0.7 + 0.5 * size), down * (0.7 + 0.42 * size))
+    width_of_panel = 0.7 + 0.5 * most_languages
+    height_of_panel = 0.7 + 0.42 * most_languages
+    figure = new_figure(0.6 + across * width_of_panel, down * height_of_panel)
     grid = figure.subplots(down, across, squeeze=False).flatten()
+
     for axes, (variant, of_variant) in zip(grid, shares.items(), strict=False):
-        # each pair once: the triangle below the diagonal, without the latter
+        # Each pair once: the triangle below the diagonal, without the latter
         names = languages_of[variant]
-        rows, columns = names[1:], names[:-1]
+        rows = names[1:]
+        columns = names[:-1]
         values = []
         for row in rows:
             below_diagonal = dict(of_variant)
@@ -197,7 +230,7 @@ def density(places: Mapping[tuple[str, str], Mapping[LayerAndKind, float]]) -> "
     """
     from matplotlib.ticker import PercentFormatter
 
-    # what lies in layers, and the panels' rows and columns
+    # What lies in layers
     in_layers: dict[tuple[str, str], dict[LayerAndKind, float]] = {}
     layers: set[int] = set()
     kinds: list[str] = []
@@ -208,6 +241,8 @@ def density(places: Mapping[tuple[str, str], Mapping[LayerAndKind, float]]) -> "
             in_layers.setdefault(variant_and_part, {})[layer, kind] = share
             layers.add(layer)
             kinds.append(kind)
+
+    # The rows and columns of cells, and those of panels
     ordered_layers = sorted(layers)
     ordered_kinds = sorted(_distinct(kinds), key=lambda kind: kind == BIASES)  # biases last
     variants = _distinct(variant for variant, _ in in_layers)
@@ -215,31 +250,53 @@ def density(places: Mapping[tuple[str, str], Mapping[LayerAndKind, float]]) -> "
     parts = [part for part in (LANGUAGE, TASK) if part in with_shares]
 
     width = 1.0 + 2.3 * len(variants)
-    height = len(parts) * (0.7 + 0.2 * len(ordered_layers)) + 0.9
-    figure = new_figure(width, height)
+    height_of_panel = 0.7 + 0.2 * len(ordered_layers)
+    figure = new_figure(width, len(parts) * height_of_panel + 0.9)
     grid = figure.subplots(len(parts), len(variants), squeeze=False, sharex=True, sharey=True)
+
     for part, line in zip(parts, grid, strict=True):
+        # The panels of a line share a scale of colours
         top = 0.0
-        for (_, of_part), shares in in_layers.items():
-            if of_part == part:
+        for (_, part_of_shares), shares in in_layers.items():
+            if part_of_shares == part:
                 top = max(top, *shares.values())
+
         for variant, axes in zip(variants, line, strict=True):
             shares = in_layers.get((variant, part), {})
-            values = []
-            for layer in ordered_layers:
-                values.append([shares.get((layer, kind)) for kind in ordered_kinds])
-            image = colour_cells(axes, values, top)
-            if not shares:
-                centred = {"ha": "center", "va": "center", "transform": axes.transAxes}
-                axes.text(0.5, 0.5, "none", color=MUTED, **centred)
-            axes.set_title(variant if part == parts[0] else "")
-            axes.tick_params(length=0)
-            axes.set_xticks(range(len(ordered_kinds)), ordered_kinds, rotation=90)
-            axes.set_yticks(range(len(ordered_layers)), [str(layer) for layer in ordered_layers])
+            image = _draw_density(axes, shares, ordered_layers, ordered_kinds, top)
+            if part == parts[0]:
+                axes.set_title(variant)
+
         vectors = "language vectors" if part == LANGUAGE else f"{part} vector"
         line[0].set_ylabel(f"{vectors}\nlayer")
-        figure.colorbar(image, ax=list(line), format=PercentFormatter(1.0), pad=0.01, fraction=0.03)
+        percent = PercentFormatter(1.0)
+        figure.colorbar(image, ax=list(line), format=percent, pad=0.01, fraction=0.03)
     return figure
+
+
+def _draw_density(
+    axes: "Axes",
+    shares: Mapping[LayerAndKind, float],
+    layers: Sequence[int],
+    kinds: Sequence[str],
+    top: float,
+) -> Any:
+    """One panel of `density`: a cell for each layer (down) and kind of tensor (across).
+
+    Returns:
+        The image, for a colour bar.
+    """
+    values = []
+    for layer in layers:
+        values.append([shares.get((layer, kind)) for kind in kinds])
+    image = colour_cells(axes, values, top)
+    if not shares:
+        centred: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(0.5, 0.5, "none", color=MUTED, **centred)
+    axes.tick_params(length=0)
+    axes.set_xticks(range(len(kinds)), kinds, rotation=90)
+    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    return image
 
 
 def ranks(
@@ -260,18 +317,19 @@ def ranks(
 
     def draw(axes: "Axes", panel: str) -> None:
         for (variant, part), places in kept.items():
-            by_layer = {}
+            ranks_of_layer = {}
             for (layer, kind), of_place in places.items():
                 if layer is not None and kind == panel:
-                    by_layer[layer] = of_place
-            if by_layer:
-                style = {
-                    "color": styles[variant].colour,
-                    "marker": styles[variant].marker,
-                    "linestyle": LINE_OF_PART[part],
-                    "label": f" {variant}, {part}",
-                }
-                _draw_mean_and_band(axes, by_layer, style)
+                    ranks_of_layer[layer] = of_place
+            if not ranks_of_layer:
+                continue
+            style = {
+                "color": styles[variant].colour,
+                "marker": styles[variant].marker,
+                "linestyle": LINE_OF_PART[part],
+                "label": f" {variant}, {part}",
+            }
+            _draw_mean_and_band(axes, ranks_of_layer, style)
         axes.set(title=panel, xlabel="layer", ylim=(0, None))
         axes.locator_params(integer=True)
 
@@ -288,7 +346,7 @@ def spectra(singular_values: Mapping[str, Mapping[LayerAndKind, "Tensor"]]) -> "
     """
     from matplotlib import colormaps
 
-    # a panel for each vector and kind, a shade for each layer
+    # A panel for each vector and kind
     names_and_kinds = []
     layers = set()
     for name, places in singular_values.items():
@@ -296,10 +354,14 @@ def spectra(singular_values: Mapping[str, Mapping[LayerAndKind, "Tensor"]]) -> "
             names_and_kinds.append((name, kind))
             if layer is not None:
                 layers.add(layer)
+
+    # A shade for each layer
+    shade_at = colormaps[SHADES]
     last = max(1, len(layers) - 1)
     shades = {}
     for number, layer in enumerate(sorted(layers)):
-        shades[layer] = colormaps[SHADES](0.1 + 0.8 * number / last)
+        position = 0.1 + 0.8 * number / last
+        shades[layer] = shade_at(position)
 
     def draw(axes: "Axes", panel: tuple[str, str]) -> None:
         name, kind_of_panel = panel
@@ -310,10 +372,11 @@ def spectra(singular_values: Mapping[str, Mapping[LayerAndKind, "Tensor"]]) -> "
             total = squares.sum()
             if total == 0:
                 continue
-            held = (100 * squares.cumsum(0) / total).tolist()
-            numbers = range(1, len(held) + 1)
+            percent_held = 100 * squares.cumsum(0) / total
+            numbers = range(1, len(percent_held) + 1)
             label = f" layer {layer}"
-            axes.plot(numbers, held, color=shades[layer], linewidth=1.2, label=label)
+            shade = shades[layer]
+            axes.plot(numbers, percent_held.tolist(), color=shade, linewidth=1.2, label=label)
         axes.axhline(90, color=MUTED, linestyle=":", linewidth=1)
         axes.set(title=f"{name}: {kind_of_panel}", xlabel="rank r", ylim=(0, 102))
 
@@ -344,10 +407,11 @@ def curves(
                 if held_out:
                     metric = of_seeds[0].metric
                 by_step = _values_by_step(of_seeds, held_out)
+                steps_per_marker = max(1, len(by_step) // 20)
                 style = {
                     "color": styles[variant].colour,
                     "marker": styles[variant].marker,
-                    "markevery": max(1, len(by_step) // 20),
+                    "markevery": steps_per_marker,
                     "linestyle": LINE_OF_PHASE[phase],
                     "label": f" {variant}, phase {phase}",
                 }
@@ -380,9 +444,10 @@ def _draw_mean_and_band(
         style: Colour, marker, dashes and label of the line.
     """
     places = sorted(values)
-    means = [mean(values[place]) for place in places]
-    least = [min(values[place]) for place in places]
-    most = [max(values[place]) for place in places]
+    in_order = [values[place] for place in places]
+    means = [mean(of_place) for of_place in in_order]
+    least = [min(of_place) for of_place in in_order]
+    most = [max(of_place) for of_place in in_order]
     axes.plot(places, means, **style)
     axes.fill_between(places, least, most, color=style["color"], alpha=0.15, linewidth=0)
 

@@ -79,7 +79,9 @@ class Difference:
 
     @property
     def _reach(self) -> float:
-        return float(stats.t.ppf(1 - LEVEL / 2, self.freedom) * self.error)
+        """Half the length of the 95% interval."""
+        critical = stats.t.ppf(1 - LEVEL / 2, self.freedom)
+        return float(critical * self.error)
 
     @property
     def p(self) -> float | None:
@@ -90,7 +92,9 @@ class Difference:
             return 1.0
         if self.error == 0:
             return 0.0
-        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
+        t = abs(self.value) / self.error
+        one_sided = stats.t.sf(t, self.freedom)
+        return float(2 * one_sided)
 
     @property
     def detectable(self) -> float | None:
@@ -138,11 +142,13 @@ def macro_f1(confusion: Floats) -> Floats:
     times_predicted = confusion.sum(-2)
     total = times_true + times_predicted
 
-    # labels that do not occur have no F1: they add 0 to the sum and nothing to the count
+    # Labels that do not occur have no F1: they add 0 to the sum and nothing to the count
     occurs = total > 0
     denominator = np.where(occurs, total, 1)
     f1 = 2 * hits / denominator
-    return np.asarray(f1.sum(-1) / occurs.sum(-1))
+    sum_of_f1 = f1.sum(-1)
+    number_of_labels = occurs.sum(-1)
+    return np.asarray(sum_of_f1 / number_of_labels)
 
 
 def accuracy(confusion: Floats) -> Floats:
@@ -181,7 +187,7 @@ def jackknife(metric: Callable[[Floats], Floats], answers: Predictions) -> Score
     Returns:
         The score; its text effects are 0 where there is a single text.
     """
-    # the confusion matrix, and the flat index of the cell that each label is counted in
+    # The confusion matrix, and the flat index of the cell that each label is counted in
     labels = len(answers.labels)
     true = np.array(answers.true)
     predicted = np.array(answers.predicted)
@@ -190,21 +196,26 @@ def jackknife(metric: Callable[[Floats], Floats], answers: Predictions) -> Score
     confusion = counts.astype(np.float64).reshape(labels, labels)
     value = float(metric(confusion))
 
-    # the score without each text
+    # How many texts there are: labels, or sentences that have words
     lengths = answers.sentence_lengths
-    if lengths is not None:
+    if lengths is None:
+        texts = len(cells)
+    else:
         lengths = tuple(length for length in lengths if length > 0)
-    texts = len(cells) if lengths is None else len(lengths)
+        texts = len(lengths)
     if texts < 2:
         return Score(value, np.zeros(texts))
+
+    # The score without each text
     if lengths is None:
         left_out = _without_each_label(metric, confusion, cells)
     else:
         left_out = _without_each_sentence(metric, confusion, cells, lengths)
 
-    # scaled so that the sum of squares is the jackknife variance
+    # Scaled so that the sum of squares is the jackknife variance
     scale = np.sqrt((texts - 1) / texts)
-    return Score(value, scale * (left_out.mean() - left_out))
+    deviations = left_out.mean() - left_out
+    return Score(value, scale * deviations)
 
 
 def _without_each_label(
@@ -234,10 +245,12 @@ def _without_each_sentence(
     scores = []
     start = 0
     for length in lengths:
-        of_sentence = np.bincount(cells[start : start + length], minlength=confusion.size)
-        without = confusion - of_sentence.reshape(confusion.shape)
+        end = start + length
+        counts = np.bincount(cells[start:end], minlength=confusion.size)
+        of_sentence = counts.reshape(confusion.shape)
+        without = confusion - of_sentence
         scores.append(float(metric(without)))
-        start += length
+        start = end
     return np.array(scores)
 
 
@@ -261,16 +274,17 @@ def estimate(gaps: Sequence[Score]) -> Difference:
         only_texts = _VariancePart(text_variance, freedom=texts - 1)
         return _difference(values, [only_texts], seeds)
 
-    # seed part: A/S + C/S
+    # Seed part: A/S + C/S
     variance_of_seeds = float(values.var(ddof=1))
     seed_part = _VariancePart(variance_of_seeds / seeds, freedom=seeds - 1)
 
-    # text part: B, the mean of the covariances of two seeds
+    # Text part: B, the mean of the covariances of two seeds
     covariance = effects @ effects.T
     of_two_seeds = covariance.sum() - np.trace(covariance)
     pairs_of_seeds = seeds * (seeds - 1)
     mean_covariance = float(of_two_seeds / pairs_of_seeds)
-    text_part = _VariancePart(max(0.0, mean_covariance), freedom=texts - 1)
+    text_variance = max(0.0, mean_covariance)
+    text_part = _VariancePart(text_variance, freedom=texts - 1)
     return _difference(values, [seed_part, text_part], seeds)
 
 
@@ -308,24 +322,27 @@ def _crossed_seed_part(values: Floats) -> "_VariancePart":
     languages, tasks = values.shape
     cells = languages * tasks
 
-    # analysis of variance: effects of the rows, of the columns, and what both leave
+    # Analysis of variance: effects of the rows, of the columns, and what both leave
     mean = values.mean()
     language_effects = values.mean(1) - mean
     task_effects = values.mean(0) - mean
     both = values - mean - language_effects[:, None] - task_effects[None]
 
-    # each mean square divided by the number of cells: a part of the variance of the mean
-    language_part = float(np.square(language_effects).sum()) / (languages - 1) / languages
-    task_part = float(np.square(task_effects).sum()) / (tasks - 1) / tasks
-    freedom_of_both = (languages - 1) * (tasks - 1)
-    both_part = float(np.square(both).sum()) / freedom_of_both / cells
+    # Each mean square divided by the number of cells: a part of the variance of the mean
+    language_freedom = languages - 1
+    task_freedom = tasks - 1
+    both_freedom = language_freedom * task_freedom
+    language_part = float(np.square(language_effects).sum()) / language_freedom / languages
+    task_part = float(np.square(task_effects).sum()) / task_freedom / tasks
+    both_part = float(np.square(both).sum()) / both_freedom / cells
     largest = max(language_part, task_part)
     variance = max(language_part + task_part - both_part, largest)
 
     # Satterthwaite's degrees of freedom of the two seed parts together
     if largest == 0:
-        return _VariancePart(variance, freedom=float(min(languages, tasks) - 1))
-    squares = language_part**2 / (languages - 1) + task_part**2 / (tasks - 1)
+        smaller_freedom = min(language_freedom, task_freedom)
+        return _VariancePart(variance, freedom=float(smaller_freedom))
+    squares = language_part**2 / language_freedom + task_part**2 / task_freedom
     freedom = (language_part + task_part) ** 2 / squares
     return _VariancePart(variance, freedom)
 
@@ -343,9 +360,11 @@ def _crossed_text_part(text_effects: Floats) -> "_VariancePart":
     itself = np.square(text_effects).sum()
     sharing_neither = all_pairs - same_language - same_task + itself
 
-    number_of_pairs = languages * tasks * (languages - 1) * (tasks - 1)
-    mean_covariance = float(sharing_neither / number_of_pairs)
-    return _VariancePart(max(0.0, mean_covariance), freedom=texts - 1)
+    pairs_of_languages = languages * (languages - 1)
+    pairs_of_tasks = tasks * (tasks - 1)
+    mean_covariance = float(sharing_neither / (pairs_of_languages * pairs_of_tasks))
+    text_variance = max(0.0, mean_covariance)
+    return _VariancePart(text_variance, freedom=texts - 1)
 
 
 @dataclass(frozen=True)
@@ -361,7 +380,9 @@ def _difference(values: Floats, parts: Sequence[_VariancePart], seeds: int) -> D
     variance = sum(part.variance for part in parts)
     reciprocal = 0.0
     for part in parts:
-        weight = part.variance / variance if variance > 0 else 1 / len(parts)
+        weight = 1 / len(parts)
+        if variance > 0:
+            weight = part.variance / variance
         reciprocal += weight / max(1, part.freedom)
     return Difference(
         value=float(values.mean()),
