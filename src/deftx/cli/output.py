@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from deftx.cli.doctor import Finding
@@ -22,22 +22,28 @@ def print_json(data: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column is text and whose others are figures, but for the column
-    MEANING."""
+    """Print a table.
+
+    The first column and the column MEANING are text, all other columns are figures.
+    """
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        text = number == 0 or column == MEANING
-        table.add_column(column, justify="left" if text else "right", overflow="fold")
+        is_text = number == 0 or column == MEANING
+        side: Literal["left", "right"] = "left" if is_text else "right"
+        table.add_column(column, justify=side, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
 
 
 def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print what `evaluate` found, a row for each language, in percent but for what is no share."""
+    """Print what `evaluate` found, a row for each language.
+
+    Scores are in percent, except those in NOT_IN_PERCENT.
+    """
     from deftx.config import metric_name
 
     metrics = [name for name in rows[0] if name not in ("language", "examples")]
@@ -47,8 +53,10 @@ def print_scores(rows: Sequence[Mapping[str, Any]]) -> None:
         for name in metrics:
             format_ = ".4f" if name in NOT_IN_PERCENT else ".1%"
             values.append(format(row[name], format_))
-        cells.append([row["language"] or "(none)", *values, str(row["examples"])])
-    print_table(["language", *(metric_name(name) for name in metrics), "examples"], cells)
+        language = row["language"] or "(none)"
+        cells.append([language, *values, str(row["examples"])])
+    names = [metric_name(name) for name in metrics]
+    print_table(["language", *names, "examples"], cells)
 
 
 def print_language_losses(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -56,29 +64,35 @@ def print_language_losses(rows: Sequence[Mapping[str, Any]]) -> None:
     base_loss = rows[0]["loss"]
     cells = []
     for row in rows:
-        change = f"{row['loss'] - base_loss:+.4f}" if row["language"] else ""
-        cells.append(
-            [
-                row["language"] or "(none)",
-                f"{row['loss']:.4f}",
-                change,
-                f"{row['bits_by_character']:.3f}",
-            ]
-        )
+        language = row["language"] or "(none)"
+        loss = f"{row['loss']:.4f}"
+        change = ""
+        if row["language"]:
+            change = f"{row['loss'] - base_loss:+.4f}"
+        bits = f"{row['bits_by_character']:.3f}"
+        cells.append([language, loss, change, bits])
     print_table(["language", "nats per token", "change", "bits per character"], cells)
 
 
 def settings_table(rows: Sequence["Described"]) -> tuple[list[str], list[list[str]]]:
-    """Settings as a table: its columns, with one for each preset, empty where the default holds,
-    and its rows."""
-    presets = list(dict.fromkeys(preset for row in rows for preset in row.presets))
+    """Settings as a table, with a column for each preset, which is empty where the default holds.
+
+    Returns:
+        The names of the columns, and the rows.
+    """
+    presets: dict[str, None] = {}  # each once, in the order in which they first come
+    for row in rows:
+        presets |= dict.fromkeys(row.presets)
     columns = ["setting", "default", *presets, MEANING]
     cells = []
     for row in rows:
-        changed = [
-            _as_typed(row.presets[preset]) if preset in row.presets else "" for preset in presets
-        ]
-        cells.append([row.name, _as_typed(row.default), *changed, row.meaning])
+        values = []
+        for preset in presets:
+            value = ""
+            if preset in row.presets:
+                value = _as_typed(row.presets[preset])
+            values.append(value)
+        cells.append([row.name, _as_typed(row.default), *values, row.meaning])
     return columns, cells
 
 
@@ -95,7 +109,10 @@ def cell(value: Any) -> str:
     """A value as a cell of TSV."""
     if isinstance(value, list):
         return " ".join(map(cell, value))
-    return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    words = str(value).split()
+    return " ".join(words)
 
 
 def print_plan(run: "Prepared", *, as_json: bool) -> None:
@@ -104,58 +121,69 @@ def print_plan(run: "Prepared", *, as_json: bool) -> None:
 
     from deftx.experiments.estimate import estimate_steps
 
-    steps, unfinished = run.plan.steps, run.remaining()
-    left = {step.id for step in unfinished}
+    steps = run.plan.steps
+    unfinished = run.remaining()
+    ids_to_do = {step.id for step in unfinished}
     needed = estimate_steps(unfinished, run.store)
     if as_json:
-        rows = [
-            {"id": i, "kind": s.kind, "title": s.title, "done": i not in left}
-            for i, s in steps.items()
-        ]
+        rows = []
+        for id_, step in steps.items():
+            is_done = id_ not in ids_to_do
+            rows.append({"id": id_, "kind": step.kind, "title": step.title, "done": is_done})
         print_json({"store": str(run.store.root), "left": asdict(needed), "steps": rows})
         return
-    cells = [[step.title, step.kind, "" if i in left else "done", i] for i, step in steps.items()]
+
+    cells = []
+    for id_, step in steps.items():
+        state = "" if id_ in ids_to_do else "done"
+        cells.append([step.title, step.kind, state, id_])
     print_table(["for", "step", "", "name in the store"], cells)
     for name, how_much in run.trimmed.items():
         print(f"\nleft out of {name}, since it holds evaluation text: {how_much}")
-    print(f"\n{len(steps)} steps, {len(left)} to do, one after the other")
-    if left:
+    print(f"\n{len(steps)} steps, {len(ids_to_do)} to do, one after the other")
+    if unfinished:
         print_estimate(needed, run.store.root)
 
 
 def print_estimate(needed: "Estimate", folder: Path) -> None:
-    """Print what some work will take, and what of it this machine has not got."""
+    """Print what some work will take, and what this machine lacks for it."""
     from deftx.experiments.estimate import free_disk, free_memory
     from deftx.experiments.report.tables import duration
 
-    memory, disk = free_memory(), free_disk(folder)
-    most_disk = needed.disk + needed.disk_state
+    memory = free_memory()
+    disk = free_disk(folder)
     print(f"time: about {duration(needed.seconds)} on this machine, by a few timed steps")
-    print(
-        f"memory: about {_gigabytes(needed.memory)}"
-        + (f", of {_gigabytes(memory)} free" if memory else "")
-    )
-    while_learning = (
-        f", and {_gigabytes(needed.disk_state)} while learning" if needed.disk_state else ""
-    )
-    print(f"disk: about {_gigabytes(needed.disk)}{while_learning}, of {_gigabytes(disk)} free")
+
+    memory_line = f"memory: about {_gigabytes(needed.memory)}"
+    if memory:
+        memory_line += f", of {_gigabytes(memory)} free"
+    print(memory_line)
+
+    disk_line = f"disk: about {_gigabytes(needed.disk)}"
+    if needed.disk_state:
+        disk_line += f", and {_gigabytes(needed.disk_state)} while learning"
+    print(f"{disk_line}, of {_gigabytes(disk)} free")
+
     if memory and needed.memory > memory:
         fix = "lower training.batch_size and raise training.accumulate, or take a smaller base"
         print(f"This is more memory than is free: {fix}.")
-    if most_disk > disk:
+    if needed.disk + needed.disk_state > disk:
         print("This is more than the disk has free: choose a folder on another disk.")
 
 
 def _gigabytes(size: float) -> str:
     """A number of bytes for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+    if size >= 5e7:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB"
 
 
-def print_findings(found: Sequence["Finding"]) -> None:
+def print_findings(findings: Sequence["Finding"]) -> None:
     """Print what `doctor` found, a line each, what does not fit with a mark."""
-    width = max(len(finding.topic) for finding in found)
-    for finding in found:
-        print(f"{' ' if finding.fine else '✗'} {finding.topic:{width}}  {finding.says}")
+    width = max(len(finding.topic) for finding in findings)
+    for finding in findings:
+        mark = " " if finding.fine else "✗"
+        print(f"{mark} {finding.topic:{width}}  {finding.says}")
 
 
 def print_vectors(
@@ -181,25 +209,31 @@ def print_vectors(
     if len(set(last_parts)) == len(last_parts):
         names = last_parts
 
+    # What they are
     facts = []
     for key in summaries[0]:
-        facts.append([key, *(_short(key, summary[key]) for summary in summaries)])
+        facts_of_vectors = [_short(key, summary[key]) for summary in summaries]
+        facts.append([key, *facts_of_vectors])
     print_table(["", *names], facts)
 
+    # The share of each layer that they change
     print()
     layers: dict[str, None] = {}
     for density in densities:
         layers |= dict.fromkeys(density)
     shares = []
     for layer in layers:
-        shares.append([layer, *(f"{density.get(layer, 0):.2%}" for density in densities)])
+        shares_of_vectors = [f"{density.get(layer, 0):.2%}" for density in densities]
+        shares.append([layer, *shares_of_vectors])
     print_table(["density", *names], shares)
 
+    # How much they overlap
     if len(vectors) > 1:
         print()
         rows = []
         for name, row in zip(names, overlaps, strict=True):
-            rows.append([name, *(f"{share:.1%}" for share in row)])
+            percentages = [f"{share:.1%}" for share in row]
+            rows.append([name, *percentages])
         print_table(["overlap", *names], rows)
 
 
@@ -209,7 +243,11 @@ def _summary(vector: "SparseVector") -> dict[str, Any]:
     ranks = sorted((provenance.ranks or {}).values())
     spread = None
     if ranks:
-        spread = {"smallest": ranks[0], "median": ranks[len(ranks) // 2], "largest": ranks[-1]}
+        median = ranks[len(ranks) // 2]
+        spread = {"smallest": ranks[0], "median": median, "largest": ranks[-1]}
+    labels = None
+    if vector.head:
+        labels = list(vector.head.labels)
     return {
         "kind": provenance.kind or provenance.operation,
         "base": provenance.base,
@@ -223,7 +261,7 @@ def _summary(vector: "SparseVector") -> dict[str, Any]:
         "seed": provenance.seed,
         "k": vector.k,
         "ranks": spread,
-        "labels": list(vector.head.labels) if vector.head else None,
+        "labels": labels,
     }
 
 
@@ -237,4 +275,6 @@ def _short(key: str, fact: Any) -> str:
         return ", ".join(fact)
     if isinstance(fact, int):
         return f"{fact:,}"
-    return "" if fact is None else str(fact)
+    if fact is None:
+        return ""
+    return str(fact)

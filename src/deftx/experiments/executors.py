@@ -24,45 +24,66 @@ from deftx.experiments.plan import Plan, Step
 from deftx.experiments.steps import Outcome, attempt
 from deftx.experiments.store import Store
 
-PAUSE = 2.0  # seconds before a step that another process is at is looked at again
+PAUSE = 2.0  # seconds before a step that another process is computing is tried again
 MANY = 10_000  # steps: Ray itself knows how many fit
 RETRIES = 3  # of a step whose machine was lost
 
 Submit = Callable[[Step], "Future[Outcome]"]
-Report = Callable[
-    [Step, str], None
-]  # a step, and what became of it: "begun", or the first part of its outcome
+# Is told a step, and what became of it: "begun", or the first part of its outcome
+Report = Callable[[Step, str], None]
+Executor = Callable[[Store], AbstractContextManager[Submit]]
 
 
 def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report) -> None:
-    """Carry out all steps that are not done, at most `room` at once, each as soon as its inputs are
-    there.
+    """Carry out all steps that are not done, each as soon as its inputs are there.
 
-    A step that another process is at is tried again every PAUSE seconds, after all others. One that
-    fails stops only those that need it. Raises DeftxError at the end that names the first one.
+    A step that another process is computing is tried again every PAUSE seconds, after all others. A
+    step that fails stops only those that need it.
+
+    Args:
+        plan: All steps.
+        store: Where finished steps are.
+        submit: Has a step carried out.
+        room: How many steps may be under way at once.
+        report: Is told of each step that begins or ends.
+
+    Raises:
+        DeftxError: A step failed: it names the first one, after all others were tried.
     """
     left = {step.id: step for step in plan.remaining(store.done)}
     running: dict[Future[Outcome], Step] = {}
     failed: list[tuple[Step, str]] = []
-    busy: dict[str, float] = {}  # steps that another process is at, and when to try them again
+    # Steps that another process is computing, and when to try them again
+    busy: dict[str, float] = {}
     while left:
-        taken = {step.id for step in running.values()} | {step.id for step, _ in failed}
-        ready = [
-            step
-            for step in left.values()
-            if step.id not in taken and all(map(store.done, step.inputs.values()))
-        ]
+        # Steps whose inputs are there
+        taken = {step.id for step in running.values()}
+        taken.update(step.id for step, _ in failed)
+        ready = []
+        for step in left.values():
+            if step.id not in taken and all(map(store.done, step.inputs.values())):
+                ready.append(step)
         if not ready and not running:  # what is left needs what failed
             break
+
+        # Begin as many as there is room for, those last that another process is computing
         due = [step for step in ready if busy.get(step.id, 0) <= time.monotonic()]
-        for step in sorted(due, key=lambda step: step.id in busy)[: room - len(running)]:
+        due.sort(key=lambda step: step.id in busy)
+        free = room - len(running)
+        for step in due[:free]:
             if step.id not in busy:
                 report(step, "begun")
-            running[submit(step)] = step
+            future = submit(step)
+            running[future] = step
         if not running:
             time.sleep(PAUSE)
-        for future in wait(running, PAUSE if busy else None, FIRST_COMPLETED).done:
-            step, (became, why) = running.pop(future), future.result()
+
+        # Wait for the first that ends
+        longest_wait = PAUSE if busy else None
+        ended = wait(running, longest_wait, FIRST_COMPLETED).done
+        for future in ended:
+            step = running.pop(future)
+            became, why = future.result()
             if became != "in use" or step.id not in busy:
                 report(step, became)
             if became == "failed":
@@ -70,15 +91,14 @@ def work_off(plan: Plan, store: Store, submit: Submit, room: int, report: Report
             elif became == "in use":
                 busy[step.id] = time.monotonic() + PAUSE
         left = {step.id: step for step in left.values() if not store.done(step.id)}
+
     if failed:
-        (first, why), more = failed[0], len(left) - 1
-        raise DeftxError(
-            f"{first.title} ({first.kind}): {why}"
-            + (f"; {more} more steps are not done" if more else "")
-        )
-
-
-Executor = Callable[[Store], AbstractContextManager[Submit]]
+        step, why = failed[0]
+        message = f"{step.title} ({step.kind}): {why}"
+        more = len(left) - 1
+        if more:
+            message += f"; {more} more steps are not done"
+        raise DeftxError(message)
 
 
 def named(
@@ -86,20 +106,28 @@ def named(
 ) -> tuple[Executor, int]:
     """The executor of a name, and how many steps it is given at once.
 
-    address, resources  of a Ray cluster, and what a step takes of it; None: one core and no GPU
+    Args:
+        name: `local` or `ray`.
+        jobs: How many steps are carried out at once; 1 on Ray: as many as fit.
+        address: Of a Ray cluster.
+        resources: What a step takes of it (num_cpus, num_gpus); None: one core and no GPU.
 
-    Raises DeftxError for an unknown name, and for what is for Ray where another is named.
+    Raises:
+        DeftxError: The name is unknown, or what is for Ray comes with another name.
     """
-    given = {key: value for key, value in resources.items() if value is not None}
+    chosen_resources = {key: value for key, value in resources.items() if value is not None}
     if name == "ray":
-        needed = {"num_cpus": 1.0, "num_gpus": 0.0} | given
-        return partial(on_ray, address=address, resources=needed), jobs if jobs > 1 else MANY
+        needed = {"num_cpus": 1.0, "num_gpus": 0.0} | chosen_resources
+        steps_at_once = jobs if jobs > 1 else MANY
+        return partial(on_ray, address=address, resources=needed), steps_at_once
     if name != "local":
         raise unknown("executor", name, ["local", "ray"])
-    if address is not None or given:
+    if address is not None or chosen_resources:
         fix = "add --executor ray, or leave them out"
         raise DeftxError(f"--ray-address, --step-cpus and --step-gpus are for Ray: {fix}")
-    return (partial(processes, jobs=jobs), jobs) if jobs > 1 else (here, 1)
+    if jobs > 1:
+        return partial(processes, jobs=jobs), jobs
+    return here, 1
 
 
 @contextmanager
@@ -116,16 +144,26 @@ def here(store: Store) -> Iterator[Submit]:
 
 @contextmanager
 def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[Submit]:
-    """Steps are carried out by `jobs` processes of so many `threads`; without these, they share out
-    the machine's cores among them. They share out its GPUs too."""
+    """Steps are carried out by several processes on this machine, which share out its GPUs.
+
+    Args:
+        store: Where finished steps are.
+        jobs: The number of processes.
+        threads: The threads of each; None: they share out the machine's cores.
+    """
     from deftx.training.distributed import visible_gpus
 
     gpus = visible_gpus()
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    if threads is None:
+        threads = max(1, cores // jobs)
     command = [sys.executable, "-m", "deftx.experiments.executors", str(store.root)]
     idle: SimpleQueue[_Worker] = SimpleQueue()
 
-    def checkpoint_dir(step: Step) -> Outcome:
+    def carry_out(step: Step) -> Outcome:
         worker = idle.get()
         try:
             return worker.carry_out(step)
@@ -134,15 +172,18 @@ def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[S
 
     with ExitStack() as files, ThreadPoolExecutor(jobs) as pool:
         workers = []
-        for place in range(jobs):
-            own = {"OMP_NUM_THREADS": str(threads or max(1, (cores or 1) // jobs))}
-            own |= {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
-            said = files.enter_context(TemporaryFile("w+"))
-            workers.append(worker := _Worker(command, {**os.environ, **own}, said))
+        for number in range(jobs):
+            environment = dict(os.environ)
+            environment["OMP_NUM_THREADS"] = str(threads)
+            if gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            messages = files.enter_context(TemporaryFile("w+"))
+            worker = _Worker(command, environment, messages)
             files.callback(worker.close)
+            workers.append(worker)
             idle.put(worker)
         try:
-            yield lambda step: pool.submit(checkpoint_dir, step)
+            yield lambda step: pool.submit(carry_out, step)
         finally:  # after Ctrl-C and SIGTERM too
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in workers:
@@ -151,12 +192,20 @@ def processes(store: Store, jobs: int, threads: int | None = None) -> Iterator[S
 
 @dataclass(eq=False)
 class _Worker:
-    """A process that runs `main`, started when there is something to do, and once more where it
-    ended by itself."""
+    """A process that runs `main`.
+
+    It is started when there is something to do, and once more where it ended by itself.
+
+    Attributes:
+        command: What starts it.
+        environment: Its environment variables.
+        messages: The file for its standard error.
+        child: The process; None while there is none.
+    """
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    said: IO[str]
+    messages: IO[str]
     child: "Popen[str] | None" = None
 
     def carry_out(self, step: Step) -> Outcome:
@@ -166,7 +215,7 @@ class _Worker:
                 self.command,
                 stdin=PIPE,
                 stdout=PIPE,
-                stderr=self.said,
+                stderr=self.messages,
                 env=self.environment,
                 text=True,
             )
@@ -176,37 +225,42 @@ class _Worker:
         with suppress(BrokenPipeError):  # it has ended since its last step
             child.stdin.write(step.to_json() + "\n")
             child.stdin.flush()
-        if answer := child.stdout.readline():
+        answer = child.stdout.readline()
+        if answer:
             became, why = json.loads(answer)
             return became, why
-        self.said.seek(0)
-        last = next((line for line in reversed(self.said.readlines()) if line.strip()), "").strip()
+
+        # It has ended: its last message says why
+        self.messages.seek(0)
+        lines = [line.strip() for line in self.messages if line.strip()]
+        last_line = lines[-1] if lines else "did it run out of memory?"
         code = child.wait()
         self.close()
-        return (
-            "failed",
-            f"its process ended with code {code}: {last or 'did it run out of memory?'}",
-        )
+        return "failed", f"its process ended with code {code}: {last_line}"
 
     def end(self) -> None:
-        """Have it end, whatever it is at."""
-        if child := self.child:
-            child.terminate()
-            child.wait()
+        """Have it end, whatever it is computing."""
+        if self.child is not None:
+            self.child.terminate()
+            self.child.wait()
 
     def close(self) -> None:
         """Let go of a process that has ended."""
-        child, self.child = self.child, None
-        for pipe in filter(None, (child.stdin, child.stdout) if child else ()):
-            with suppress(OSError):  # what was never read by it
-                pipe.close()
+        child = self.child
+        self.child = None
+        if child is None:
+            return
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was never read by it
+                    pipe.close()
 
 
 def main() -> None:
-    """Carry out the steps on standard input, one a line, with the store of the first argument;
-    write their outcomes.
+    """Carry out the steps on standard input, one a line, and write their outcomes.
 
-    Ends when standard input does, so with the process that started it, whatever it is at.
+    The first argument is the store. Ends when standard input does, and so with the process that
+    started it, whatever it is computing.
     """
     from deftx.messages import exit_on_sigterm, quiet_transformers
 
@@ -221,21 +275,28 @@ def main() -> None:
     os.dup2(2, 1)  # nothing else is to be among the answers
     quiet_transformers()
     Thread(target=read, daemon=True).start()
+    folder = Path(sys.argv[1])
     with exit_on_sigterm(0):
         while True:
-            outcome = attempt(Store(Path(sys.argv[1])), steps.get())
-            os.write(answers, f"{json.dumps(outcome)}\n".encode())
+            step = steps.get()
+            outcome = attempt(Store(folder), step)
+            line = f"{json.dumps(outcome)}\n"
+            os.write(answers, line.encode())
 
 
 @contextmanager
 def on_ray(store: Store, address: str | None, resources: dict[str, float]) -> Iterator[Submit]:
     """Steps are tasks of a Ray cluster, done again elsewhere where a machine is lost.
 
-    address    of a running cluster, or "auto"; None starts one on this machine
-    resources  what a step needs: num_cpus and num_gpus. All machines must see the store and the
-               base at the same path
+    All machines must see the store and the base at the same path.
 
-    Raises DeftxError where Ray is not installed or there is no such cluster.
+    Args:
+        store: Where finished steps are.
+        address: Of a running cluster, or "auto"; None starts one on this machine.
+        resources: What a step needs: num_cpus and num_gpus.
+
+    Raises:
+        DeftxError: Ray is not installed, or there is no such cluster.
     """
     try:
         ray: Any = import_module("ray")
@@ -244,16 +305,13 @@ def on_ray(store: Store, address: str | None, resources: dict[str, float]) -> It
     try:
         if address and address.count(":") == 1:  # Ray itself would try for minutes
             host, port = address.split(":")
-            socket.create_connection((host, int(port)), 10).close()
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            include_dashboard=False if address is None else None,
-        )
+            connection = socket.create_connection((host, int(port)), 10)
+            connection.close()
+        dashboard = False if address is None else None
+        ray.init(address=address, log_to_driver=False, include_dashboard=dashboard)
     except (OSError, ValueError) as error:
-        raise DeftxError(
-            f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise DeftxError(f"no Ray cluster at {address}: {reason[:200]}") from None
     task = ray.remote(_on_a_node).options(max_retries=RETRIES, **resources)
     try:
         yield lambda step: task.remote(str(store.root), step.to_json()).future()

@@ -21,6 +21,7 @@ from deftx.errors import DeftxError
 from deftx.interop.safe_unpickling import DIMENSIONS, LARGEST, Stored, load_plain, whole
 
 FILE = "pytorch_diff.bin"
+_PARTS = ({"diffs"}, {"diffs", "abs"})  # of a file
 _KEYS = {"size", "index_steps", "values"}  # of a coded tensor
 
 
@@ -63,12 +64,12 @@ def write(path: Path, diffs: Mapping[str, SparseTensor], dense: Mapping[str, Ten
 
 
 def _check_content(content: object, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`diffs` and `abs` of a file. Raises DeftxError unless both map names to something."""
-    if (
-        not isinstance(content, dict)
-        or "diffs" not in content
-        or not content.keys() <= {"diffs", "abs"}
-    ):
+    """`diffs` and `abs` of a file.
+
+    Raises:
+        DeftxError: They do not both map names to something.
+    """
+    if not isinstance(content, dict) or set(content) not in _PARTS:
         raise DeftxError(
             f"{path} is not a vector of LT-SFT: it needs `diffs`, and may have `abs`, and nothing "
             "else"
@@ -76,7 +77,8 @@ def _check_content(content: object, path: Path) -> tuple[dict[str, Any], dict[st
     diffs = content["diffs"]
     dense = content.get("abs", {})
     for part in (diffs, dense):
-        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+        has_names = isinstance(part, dict) and all(isinstance(name, str) for name in part)
+        if not has_names:
             raise DeftxError(
                 f"{path} is not a vector of LT-SFT: `diffs` and `abs` map names to tensors"
             )
@@ -98,10 +100,15 @@ def _refused(name: str, path: Path, why: str) -> DeftxError:
 
 
 def _decode(name: str, coded: Any, path: Path) -> SparseTensor:
-    """The entries that are coded as `size`, `index_steps` and `values`, with row-major indices."""
+    """The entries that are coded as `size`, `index_steps` and `values`, with row-major indices.
+
+    Raises:
+        DeftxError: They do not make a tensor; the message says why.
+    """
     if not isinstance(coded, dict) or coded.keys() != _KEYS:
         raise _refused(name, path, "is not coded as size, index_steps and values")
 
+    # The shape
     size = coded["size"]
     if not isinstance(size, tuple | list) or len(size) > DIMENSIONS or not whole(size):
         raise _refused(name, path, "has no such size as a tensor can have")
@@ -110,15 +117,18 @@ def _decode(name: str, coded: Any, path: Path) -> SparseTensor:
     if max([*shape, numel]) > LARGEST:
         raise _refused(name, path, "has no such size as a tensor can have")
 
+    # The steps from one index to the next, and the values
     steps = coded["index_steps"]
     if not isinstance(steps, list) or not whole(steps):
         raise _refused(name, path, "has steps that are not whole numbers, 0 or more")
     values = _tensor(name, coded["values"], path)
-    if values.shape != (len(steps),):
-        raise _refused(
-            name, path, f"has {len(steps)} steps for values of shape {tuple(values.shape)}"
-        )
-    if steps and (sum(steps) >= numel or 0 in steps[1:]):
+    shape_of_values = tuple(values.shape)
+    if shape_of_values != (len(steps),):
+        why = f"has {len(steps)} steps for values of shape {shape_of_values}"
+        raise _refused(name, path, why)
+    last_index = sum(steps)
+    come_twice = 0 in steps[1:]
+    if steps and (last_index >= numel or come_twice):
         raise _refused(name, path, f"has indices that leave its {numel} entries, or come twice")
 
     # From their column-major order to ours
@@ -135,14 +145,18 @@ def _decode(name: str, coded: Any, path: Path) -> SparseTensor:
 def _encode(entries: SparseTensor) -> dict[str, Any]:
     """The inverse of `_decode`: tensors and Python's integers only."""
     shape = entries.shape
+
+    # From our row-major order to their column-major one
     indices = entries.indices.cpu().numpy()
     if len(shape) > 1 and len(indices):
         coordinates = np.unravel_index(indices, shape)
         indices = np.ravel_multi_index(coordinates, shape, order="F")
     order = np.argsort(indices, kind="stable")
     steps = np.diff(indices[order], prepend=0)
+    values = entries.values.cpu()
+    sorted_values = values[torch.from_numpy(order)]
     return {
         "size": torch.Size(shape),
         "index_steps": steps.tolist(),
-        "values": entries.values.cpu()[torch.from_numpy(order)],
+        "values": sorted_values,
     }
