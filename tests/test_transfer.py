@@ -16,6 +16,7 @@ from typed import typed
 
 import deftx
 from deftx.config import LANGUAGE_PRESETS, TASK_PRESETS, changed
+from deftx.data.held_out import held_out
 from deftx.errors import DeftxError
 from deftx.experiments import estimate, steps
 from deftx.experiments.benefit import Benefit
@@ -129,7 +130,7 @@ def test_it_is_what_three_fits_do(done: Path) -> None:
     base, vectors = str(done / "base"), done / "out" / "vectors"
     phi_source = deftx.fit_language(base, deftx.read_text(done / "ind.txt"), language)
     whole = deftx.read_examples(done / "train.tsv")
-    train, valid = deftx.data.examples.held_out(whole, 0.1, 0, named=True)
+    train, valid = held_out(whole, 0.1, 0, named=True)
     deftx.save(phi_source, done / "fits" / "ind", force=True)
     deftx.save(
         deftx.fit_task(base, train, valid, task, source=phi_source),
