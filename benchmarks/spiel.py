@@ -1,6 +1,7 @@
 """Memory of one training that chooses its k entries meanwhile, beside phase 1 of DeFT-X.
 
     python benchmarks/spiel.py [--shape 30M] [--k 2.8%] [--ways phase1,spiel-ag,...]
+        [--weights bf16]
 
 A decoder with random weights learns random text. Each way runs in a process of its own: `bare` is a
 forward and backward pass that drops every gradient at once, what no training can do without;
@@ -23,9 +24,11 @@ from deftx.core.parameters import parameter_groups
 from deftx.core.reselection import RESELECTIONS
 from deftx.objectives.causal_lm import CausalLM
 from deftx.training.phases import full_tuning, reselected_training
+from deftx.training.precision import autocast
 
 BARE, PHASE1 = "bare", "phase1"
 SCHEDULE = ReselectionConfig(every=2, window=1)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STEPS = 5  # entries are replaced after steps 1 and 3
 GIGABYTE = 1e9
 
@@ -38,8 +41,8 @@ class Shape:
     layers: int
     vocabulary: int
 
-    def model(self) -> LlamaForCausalLM:
-        """One with random weights."""
+    def model(self, precision: str = "fp32") -> LlamaForCausalLM:
+        """One with random weights, those of its backbone in a precision."""
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=self.vocabulary,
@@ -49,7 +52,10 @@ class Shape:
             intermediate_size=4 * self.width,
             max_position_embeddings=64,
         )
-        return LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config)
+        for weight in parameter_groups(model).backbone.values():
+            weight.data = weight.data.to(PRECISIONS[precision])
+        return model
 
 
 SHAPES = {
@@ -66,7 +72,7 @@ def text_of(shape: Shape) -> CausalLM:
     return CausalLM(blocks, blocks[:1], "random")
 
 
-def train(model: LlamaForCausalLM, shape: Shape, way: str, k: str) -> None:
+def train(model: LlamaForCausalLM, shape: Shape, way: str, k: str, precision: str) -> None:
     """Train in one way."""
     groups = parameter_groups(model)
     for weight in groups.head.values():
@@ -75,11 +81,13 @@ def train(model: LlamaForCausalLM, shape: Shape, way: str, k: str) -> None:
         for weight in groups.backbone.values():
             weight.register_post_accumulate_grad_hook(drop_gradient)
         objective = text_of(shape)
-        objective.loss(model, objective.collate(list(objective.train[:2]))).backward()
+        with autocast(model.device, precision == "bf16"):
+            loss = objective.loss(model, objective.collate(list(objective.train[:2])))
+        loss.backward()
         return
     steps = 1 if way == PHASE1 else STEPS
     training = LanguageTrainingConfig(
-        batch_size=2, max_steps=steps, min_steps=steps, evaluate_every=steps, precision="fp32"
+        batch_size=2, max_steps=steps, min_steps=steps, evaluate_every=steps, precision=precision
     )
     if way == PHASE1:
         full_tuning(model, text_of(shape), LanguageVectorConfig(k=k, training=training), groups)
@@ -96,6 +104,7 @@ def drop_gradient(weight: torch.Tensor) -> None:
 def peak(way: str, options: argparse.Namespace) -> float:
     """The gigabytes that a way takes beside the model, in a process of its own."""
     arguments = ["--shape", options.shape, "--k", options.k, "--peak", way]
+    arguments += ["--weights", options.weights]
     run = subprocess.run(
         [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -110,16 +119,19 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="30M")
     parser.add_argument("--k", default="2.8%")
     parser.add_argument("--ways", default=",".join([PHASE1, BARE, *RESELECTIONS]))
+    parser.add_argument("--weights", choices=list(PRECISIONS), default="fp32")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     if options.peak:
-        model = shape.model()
-        print_peak(lambda: train(model, shape, options.peak, options.k))
+        to_train = shape.model(options.weights)
+        print_peak(lambda: train(to_train, shape, options.peak, options.k, options.weights))
         return
 
-    parameters = sum(weight.numel() for weight in shape.model().parameters())
-    weights = 4 * parameters / GIGABYTE
+    model = shape.model(options.weights)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    weights = sum(weight.nbytes for weight in model.parameters()) / GIGABYTE
+    del model
     print(f"{parameters / 1e6:.0f}M weights, {weights:.2f} GB; k = {options.k}\n")
     print("| way | beside the weights | in multiples of them | phase 1 takes |")
     print("| --- | --- | --- | --- |")

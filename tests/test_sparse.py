@@ -374,19 +374,36 @@ def test_strides_of_parameters_do_not_matter():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_weights_are_tuned_in_their_own_precision(dtype):
+def test_entries_of_half_precision_weights_are_kept_in_float32(dtype):
+    """As with master weights: steps that half precision would lose add up."""
     layer = nn.Linear(6, 5, bias=False, dtype=dtype)
-    start, selection = (
-        layer.weight.detach().clone(),
-        {"weight": TensorMask(torch.tensor([0, 7, 29]), (5, 6))},
-    )
+    start = layer.weight.detach().clone()
+    chosen_indices = [0, 7, 29]
+    selection = {"weight": TensorMask(torch.tensor(chosen_indices), (5, 6))}
+    master = start.view(-1)[chosen_indices].float()
+    expected = master.clone()
+    n_steps, step_size = 50, 1e-5
     with sparse_tuning(layer, selection) as tuning:
-        layer(torch.ones(1, 6, dtype=dtype)).sum().backward()
-        torch.optim.SGD(tuning.parameters(), 0.5).step()
+        optimizer = torch.optim.SGD(tuning.parameters(), step_size)
+        for _ in range(n_steps):
+            layer(torch.ones(1, 6, dtype=dtype)).sum().backward()  # a gradient of 1 everywhere
+            optimizer.step()
+            optimizer.zero_grad()
+            expected -= step_size
         vector = tuning.vector()
     assert layer.weight.dtype == dtype
-    assert (layer.weight != start).view(-1).nonzero().view(-1).tolist() == [0, 7, 29]
-    assert vector.tensors["weight"].to_dense().equal(layer.weight.detach().float() - start.float())
+    assert tuning.values.dtype == torch.float32
+    assert vector.tensors["weight"].values.equal(expected - master)
+    # the weights hold the values rounded, and all others stay
+    rounded = start.clone()
+    rounded.view(-1)[chosen_indices] = expected.to(dtype)
+    assert layer.weight.equal(rounded)
+
+
+def test_float64_weights_are_tuned_in_float64():
+    layer = nn.Linear(3, 1, bias=False, dtype=torch.float64)
+    with sparse_tuning(layer, {"weight": TensorMask(torch.tensor([1]), (1, 3))}) as tuning:
+        assert tuning.values.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -445,13 +462,13 @@ def test_a_block_within_another_is_refused_and_the_outer_one_goes_on():
     assert not hasattr(model, "sparse_values")
 
 
-def test_in_half_precision_the_vector_is_all_of_the_difference():
+def test_a_vector_learnt_in_half_precision_gives_the_weights_that_were_left():
     model = made().to(torch.bfloat16)
     selection, before = chosen(model), weights(model)
     vector = tune(model, selection, lambda p: torch.optim.SGD(p, 5.0))
     after = weights(model)
-    moved = {name: after[name].float() - before[name].float() for name in selection}
-    assert all(vector.tensors[name].to_dense().equal(moved[name]) for name in selection)
-    assert any(
-        not moved[name].bfloat16().float().equal(moved[name]) for name in selection
-    )  # some need float32
+    for name in selection:
+        composed = before[name].float() + vector.tensors[name].to_dense()
+        assert composed.to(torch.bfloat16).equal(after[name])
+    moved = [entries.values for entries in vector.tensors.values()]
+    assert any(not part.bfloat16().float().equal(part) for part in moved)  # some need float32

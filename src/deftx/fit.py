@@ -420,6 +420,12 @@ def check_settings(
             f"method {settings.method} has no phase 1, so that phase2 = false leaves nothing to"
             " learn: set phase2 = true"
         )
+    if settings.training.base_precision == "bf16" and takes_phase1(settings):
+        raise DeftxError(
+            f"training.base_precision = bf16: method {settings.method} trains all weights in phase"
+            " 1, and bf16 loses small changes of them: choose a method without phase 1, such as"
+            f" {', '.join([*WEIGHT_RULES, *RESELECTIONS])}; or leave base_precision at fp32"
+        )
     if is_split_half(settings.rank) and not takes_phase1(settings):
         raise DeftxError(
             f"rank {settings.rank} needs phase 1, which method {settings.method} has not: give"

@@ -10,7 +10,7 @@ from deftx.config.base import Config
 
 # Settings of trainings that came after vectors were learnt without them, and the value with which
 # nothing is different: what was learnt before keeps its name.
-LATER = {"noise": 0.0, "held_out_blocks": None, "dropout": None}
+LATER = {"noise": 0.0, "held_out_blocks": None, "dropout": None, "base_precision": "fp32"}
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Epochs = Annotated[float, Field(gt=0, le=1_000_000)]
@@ -51,6 +51,9 @@ class TrainingConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the forward pass; auto takes bf16 where the device computes it faster than
     fp32."""
+    base_precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format that the base's weights are held in: bf16 takes half of the memory, for methods
+    without phase 1 and bases that are stored in bf16. The trained entries are kept in fp32."""
     report_to: tuple[str, ...] = ()
     """Trackers to log to, such as tensorboard, wandb or trackio."""
     logs: str = "logs"

@@ -36,6 +36,7 @@ def load_task_model(
     task: Task = CLASSIFICATION,
     *,
     dropout: float | None = None,
+    in_bf16: bool = False,
 ) -> PreTrainedModel:
     """`base` with a new head for a task.
 
@@ -45,12 +46,13 @@ def load_task_model(
         seed: Draws the head.
         task: The kind of task.
         dropout: Of the model in training; None: as its config has it.
+        in_bf16: Hold the backbone as it is stored, which must be in bf16; the head is in float32.
 
     Raises:
         DeftxError: transformers has no such model of the base, or does not find the base's weights
             for it.
     """
-    model, _ = load_with_new_head(base, labels, seed, task, dropout=dropout)
+    model, _ = load_with_new_head(base, labels, seed, task, dropout=dropout, in_bf16=in_bf16)
     return model
 
 
@@ -61,15 +63,16 @@ def load_with_new_head(
     task: Task = CLASSIFICATION,
     *,
     dropout: float | None = None,
+    in_bf16: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
     """`load_task_model`, and the names of what is random in the head."""
     if task.auto_model_class is None:
-        return _load_generator(base, dropout), []
+        return _load_generator(base, dropout, in_bf16), []
     head_options = _head_options(labels, task)
     options = options_with_dropout(base, dropout, **head_options, **padding_option(base))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = load_checked(task.auto_model_class, base, **options)
+        model, missing = load_checked(task.auto_model_class, base, in_bf16=in_bf16, **options)
         trained = _trained_head(model, missing)
         if trained:
             model, missing = _with_random(model, {*trained, *missing})
@@ -173,10 +176,10 @@ def check_head(model: PreTrainedModel, random: Collection[str], trained: Collect
 # --- models that write texts ---
 
 
-def _load_generator(base: Base, dropout: float | None) -> PreTrainedModel:
+def _load_generator(base: Base, dropout: float | None, in_bf16: bool) -> PreTrainedModel:
     """`base` for generation. Its output embeddings stay as they are, whatever its input embeddings
     become."""
-    model: Any = load_language_model(base, dropout=dropout)
+    model: Any = load_language_model(base, dropout=dropout, in_bf16=in_bf16)
     if not model.can_generate():
         raise DeftxError(
             f"{base} cannot write texts, as a base for generation has to:"

@@ -47,6 +47,7 @@ def load_language_model(
     lm_head: Literal["trained", "frozen"] = "frozen",
     dropout: float | None = None,
     seed: int = 0,
+    in_bf16: bool = False,
 ) -> PreTrainedModel:
     """`base` with its language modelling head, for language training.
 
@@ -60,6 +61,7 @@ def load_language_model(
             head that the checkpoint lacks starts at random; frozen: all of it stays as it is.
         dropout: Of the model in training; None: as its config has it.
         seed: Draws a head that the checkpoint lacks.
+        in_bf16: Hold the backbone as it is stored, which must be in bf16; the head is in float32.
 
     Raises:
         DeftxError: The base cannot be loaded, is no language model, or lacks a head that is to be
@@ -69,7 +71,7 @@ def load_language_model(
     options = options_with_dropout(base, dropout, **padding_option(base))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing = load_checked(language.auto_model_class, base, **options)
+        model, missing = load_checked(language.auto_model_class, base, in_bf16=in_bf16, **options)
     if missing and head_of is not None:
         missing = _copy_head(model, missing, load_language_model(head_of))
 
@@ -121,12 +123,15 @@ def skeleton(base: Base, auto: Any = AutoModel, **config_options: Any) -> PreTra
     return model
 
 
-def load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]]:
+def load_checked(
+    auto: Any, base: Base, *, in_bf16: bool = False, **options: Any
+) -> tuple[Any, list[str]]:
     """Load a model in float32, and tell what its checkpoint lacks.
 
     Args:
         auto: The auto class that loads the model.
         base: Folder or hub id.
+        in_bf16: Load the backbone as it is stored, which must be in bf16; the head is in float32.
         options: Further arguments of `from_pretrained`.
 
     Returns:
@@ -134,13 +139,13 @@ def load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]]
         of another shape, as those of another task are, count as lacking.
 
     Raises:
-        DeftxError: The model cannot be loaded, or a weight of the backbone has another shape in the
-            checkpoint than config.json says.
+        DeftxError: The model cannot be loaded, a weight of the backbone has another shape in the
+            checkpoint than config.json says, or it is not stored in bf16 and should be.
     """
     model, loading = load_pretrained(
         auto,
         base,
-        dtype=torch.float32,
+        dtype="auto" if in_bf16 else torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         **options,
@@ -156,7 +161,22 @@ def load_checked(auto: Any, base: Base, **options: Any) -> tuple[Any, list[str]]
             f"cannot load the model {os.fspath(base)!r}: {name} has the shape {shapes}:"
             " correct one of them"
         )
+    if in_bf16:
+        _check_bf16(model, base)
+        for parameter in head.values():
+            parameter.data = parameter.data.float()
     return model, sorted(missing)
+
+
+def _check_bf16(model: PreTrainedModel, base: Base) -> None:
+    """Raise DeftxError unless the backbone was loaded in bf16, as it is stored."""
+    for parameter in parameter_groups(model).backbone.values():
+        if parameter.dtype != torch.bfloat16:
+            stored = str(parameter.dtype).removeprefix("torch.")
+            raise DeftxError(
+                f"training.base_precision = bf16: {os.fspath(base)!r} is stored in {stored}, and"
+                " rounding would make another base of it: leave base_precision at fp32"
+            )
 
 
 def load_pretrained(auto: Any, base: Base, **options: Any) -> Any:

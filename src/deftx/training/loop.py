@@ -119,7 +119,7 @@ def train(
     steps = total_steps(len(objective.train), training)
     parameters = state.all_parameters
     device = model.device
-    use_bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_pays(device))
+    use_bf16 = computes_in_bf16(training, device)
     precision = partial(autocast, device, use_bf16)
     penalty = training.l1 / sum(weight.numel() for weight in distinct_parameters(model))
     optimizer = torch.optim.AdamW(
@@ -209,6 +209,13 @@ def train(
             best.restore()
             state.on_restore()
     return TrainingResult(steps, best.step, best.score, best.start_score, best.history)
+
+
+def computes_in_bf16(training: TrainingConfig, device: torch.device) -> bool:
+    """Whether the forward pass is in bf16; always where the base's weights are."""
+    if training.base_precision == "bf16" or training.precision == "bf16":
+        return True
+    return training.precision == "auto" and bf16_pays(device)
 
 
 def total_steps(examples: int, training: TrainingConfig) -> int:

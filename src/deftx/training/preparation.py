@@ -71,7 +71,12 @@ def prepare_language(
     tokenizer = load_tokenizer(base)
     training = settings.training
     model = load_language_model(
-        base, training.head, lm_head=training.lm_head, dropout=training.dropout, seed=settings.seed
+        base,
+        training.head,
+        lm_head=training.lm_head,
+        dropout=training.dropout,
+        seed=settings.seed,
+        in_bf16=training.base_precision == "bf16",
     )
     place(model)
     origin = _origin("language", base, fingerprint(model), tokenizer_record(tokenizer))
@@ -229,7 +234,15 @@ def _task_model(
     task = task_of(settings.task)
     labels = names_of(task, train_set)
     tokenizer = load_tokenizer(base)
-    model = load_task_model(base, labels, settings.seed, task, dropout=settings.training.dropout)
+    training = settings.training
+    model = load_task_model(
+        base,
+        labels,
+        settings.seed,
+        task,
+        dropout=training.dropout,
+        in_bf16=training.base_precision == "bf16",
+    )
     place(model)
     origin = _origin("task", base, fingerprint(model), tokenizer_record(tokenizer))
     origin = replace(origin, labels=tuple(labels))

@@ -6,6 +6,9 @@ are gathered into the flat gradient and the dense gradient is dropped, so that a
 gradient exists at a time. After a step of an optimiser over the flat parameter, the k values are
 written into the weights. Nothing outside the selection can move, whatever the optimiser or its
 weight decay does.
+
+The flat parameter is in float32 also where the weights are in half precision: there a step of the
+learning rate's size would be lost in rounding. The weights then hold the values rounded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +35,7 @@ class SparseTuning:
     Attributes:
         selection: Tensor name -> its selected entries, on the model's device.
         values: The flat parameter [k]: the selected entries of all tensors, in the order of the
-            selection.
+            selection; in float32, or in float64 where weights are so.
         start: What these entries were at the beginning [k].
     """
 
@@ -58,7 +61,9 @@ class SparseTuning:
         entries = []
         for weight, indices in self._targets.values():
             entries.append(read_entries(weight.detach(), indices))
-        self.start = torch.cat(entries) if entries else torch.empty(0)
+        in_own_precision = torch.cat(entries) if entries else torch.empty(0)
+        wide = torch.promote_types(in_own_precision.dtype, torch.float32)
+        self.start = in_own_precision.to(wide)
         self.values = nn.Parameter(self.start.clone())
 
     def parameters(self) -> list[nn.Parameter]:
@@ -67,7 +72,7 @@ class SparseTuning:
 
     def vector(self) -> SparseVector:
         """How far the entries have moved so far (φ = θ2 − θ0), as a float32 vector on the CPU."""
-        change = self.values.detach().float() - self.start.float()  # half precision would round
+        change = (self.values.detach() - self.start).float()
         tensors: dict[str, SparseTensor] = {}
         for name, moved in self._by_tensor(change.cpu()):
             mask = self.selection[name]
