@@ -37,8 +37,14 @@ SAMPLE = 300  # texts that are answered, and lines whose unknown share is counte
 
 @dataclass(frozen=True)
 class Course:
-    """How a vector did on held-out data before its training, after phase 1 and after phase 2; None:
-    not recorded."""
+    """How a vector's training went on held-out data.
+
+    Attributes:
+        metric: The metric of the values.
+        start: The value before the training; None: not recorded.
+        phase1: The value after phase 1; None: not recorded.
+        phase2: The value after phase 2; None: not recorded.
+    """
 
     metric: str
     start: float | None
@@ -48,58 +54,70 @@ class Course:
     @property
     def sign(self) -> int:
         """1 where larger values are better, else -1."""
-        return -1 if self.metric == "loss" or self.metric in LOWER_IS_BETTER else 1
+        if self.metric == "loss" or self.metric in LOWER_IS_BETTER:
+            return -1
+        return 1
 
     def gain(self, end: float | None) -> float | None:
-        """How much better a value is than the start."""
-        return None if end is None or self.start is None else self.sign * (end - self.start)
+        """How much better a value is than the start; None where one of them is not recorded."""
+        if end is None or self.start is None:
+            return None
+        return self.sign * (end - self.start)
 
     @property
     def end(self) -> float | None:
         """The value of the finished vector."""
-        return self.phase1 if self.phase2 is None else self.phase2
+        if self.phase2 is None:
+            return self.phase1
+        return self.phase2
 
     def __str__(self) -> str:
         end = "after the training" if self.phase1 is None else "after phase 2"
         stages = {"before": self.start, "after phase 1": self.phase1, end: self.phase2}
-        values = [f"{value:.4f} {stage}" for stage, value in stages.items() if value is not None]
+        values = []
+        for stage, value in stages.items():
+            if value is not None:
+                values.append(f"{value:.4f} {stage}")
         return f"held-out {metric_name(self.metric)} {', '.join(values)}"
 
 
 def course_of(vector: SparseVector) -> Course | None:
     """How a vector's training went; None where it has no log, as one that was converted."""
     log = vector.provenance.log
-    first, second = log.get("phase1"), log.get("phase2")
-    opening = first or second  # some methods have no phase 1
-    if opening is None:
+    phase1 = log.get("phase1")
+    phase2 = log.get("phase2")
+    first_phase = phase1 or phase2  # some methods have no phase 1
+    if first_phase is None:
         return None
     metric = vector.provenance.training.metric or "loss"
-    after_phase1 = None if first is None else first.best_score
-    after_phase2 = None if second is None else second.best_score
-    return Course(metric, opening.start_score, after_phase1, after_phase2)
+    after_phase1 = None if phase1 is None else phase1.best_score
+    after_phase2 = None if phase2 is None else phase2.best_score
+    return Course(metric, first_phase.start_score, after_phase1, after_phase2)
 
 
 def advice_on(course: Course | None) -> list[str]:
     """What is wrong with how a training went, and what to try."""
     if course is None:
         return []
-    first, last = course.gain(course.phase1), course.gain(course.end)
-    if last is None:
+    gain = course.gain(course.end)
+    if gain is None:
         return []
     assert course.start is not None
-    more = "train longer (training.max_steps), or with a higher training.learning_rate"
-    if last < 0:
-        return [
-            "it is worse than before the training: lower training.learning_rate, or"
-            f" {more.partition(',')[0]}"
-        ]
-    if last <= LITTLE_GAIN * abs(course.start):
+
+    longer = "train longer (training.max_steps)"
+    more = f"{longer}, or with a higher training.learning_rate"
+    if gain < 0:
+        fix = f"lower training.learning_rate, or {longer}"
+        return [f"it is worse than before the training: {fix}"]
+    if gain <= LITTLE_GAIN * abs(course.start):
         return [f"the vector did next to nothing: {more}"]
-    if course.phase2 is not None and first is not None and last < KEPT * first:
-        return [
-            f"phase 2 kept only {last / first:.0%} of what phase 1 gained: give a larger k, or"
-            f" {more}"
-        ]
+
+    gain_of_phase1 = course.gain(course.phase1)
+    if course.phase2 is None or gain_of_phase1 is None:
+        return []
+    if gain < KEPT * gain_of_phase1:
+        kept = f"phase 2 kept only {gain / gain_of_phase1:.0%} of what phase 1 gained"
+        return [f"{kept}: give a larger k, or {more}"]
     return []
 
 
@@ -115,10 +133,15 @@ def advice_on_answers(
     labels = _single_labels(answers)
     if len(labels) < FEWEST_ANSWERS:
         return []
-    label, count = Counter(labels).most_common(1)[0]
+
+    # The most frequent answer
+    counts = Counter(labels)
+    label, count = counts.most_common(1)[0]
     share = count / len(labels)
     if share < ONE_LABEL:
         return []
+
+    # It may be right
     if expected is not None:
         true_labels = _single_labels(expected)
         if true_labels.count(label) >= ONE_LABEL * len(true_labels):
@@ -145,9 +168,11 @@ def _single_labels(answers: Sequence[object]) -> list[object]:
 class Answers:
     """What a model answers to texts of a language with its vector and without.
 
-    texts      how many there were
-    agreement  share of the texts that both answer alike
-    labels, labels_without  how often each label is the answer
+    Attributes:
+        texts: How many texts there were.
+        agreement: Share of the texts that both answer alike.
+        labels: How often each label is the answer with the vector.
+        labels_without: How often each label is the answer without it.
     """
 
     texts: int
@@ -156,15 +181,20 @@ class Answers:
     labels_without: Mapping[str, int]
 
     def advice(self, trained_share: float) -> list[str]:
-        """What is wrong with the answers, and what to try; `trained_share` is that of the commonest
-        training label."""
+        """What is wrong with the answers, and what to try.
+
+        Args:
+            trained_share: The share of the most frequent label among the training data.
+        """
         label, count = max(self.labels.items(), key=lambda item: item[1])
-        if count >= ONE_LABEL * self.texts and trained_share < ONE_LABEL:
-            before = self.labels_without.get(label, 0) / self.texts
+        is_one_label = count >= ONE_LABEL * self.texts
+        if is_one_label and trained_share < ONE_LABEL:
             fix = "take half of the vector, or train the language for fewer steps"
-            if before >= ONE_LABEL:
+            share_without = self.labels_without.get(label, 0) / self.texts
+            if share_without >= ONE_LABEL:
                 fix = "look at the task first, is its score in the source language good?"
-            return [f"the answer is {label!r} to {count / self.texts:.0%} of the texts: {fix}"]
+            share = count / self.texts
+            return [f"the answer is {label!r} to {share:.0%} of the texts: {fix}"]
         if self.agreement == 1:
             return ["the vector changes no answer: train the language longer, or give a larger k"]
         return []
@@ -183,28 +213,41 @@ def answers_by_language(
     Nothing is said where a task names no labels, or reads more than single texts.
     """
     kind = task_type(task)
-    if kind.label_names is None or uses_text_pairs(task) or any(kind.required_columns.values()):
+    needs_more = uses_text_pairs(task) or any(kind.required_columns.values())
+    if kind.label_names is None or needs_more:
         return {}
+
     tokenizer = load_tokenizer(base)
     model = load_base_with_head(
         base, task, list(languages.values()), tokenizer=tokenizer, ignore_base_mismatch=None
     )
     place(model)
     length = trained_length(model, tokenizer, task)
-    found = {}
+
+    def labels_of(examples: Examples, vectors: list[SparseVector]) -> list[str]:
+        """The labels that the task gives to examples on top of language vectors."""
+        terms = resolve_terms(rule, [task], vectors)
+        with apply_temporarily(model, *terms):
+            rows = predict(kind, model, tokenizer, examples, length)
+        return [str(row[0]) for row in rows]
+
+    answers = {}
     for name, vector in languages.items():
-        examples = Examples(sample_of(texts.get(name, ())))
-        if not len(examples):
+        sample = sample_of(texts.get(name, ()))
+        if not sample:
             continue
-        with apply_temporarily(model, *resolve_terms(rule, [task], [vector])):
-            answers = [str(row[0]) for row in predict(kind, model, tokenizer, examples, length)]
-        with apply_temporarily(model, *resolve_terms(rule, [task], [])):
-            without = [str(row[0]) for row in predict(kind, model, tokenizer, examples, length)]
-        alike = sum(one == other for one, other in zip(answers, without, strict=True))
-        found[name] = Answers(
-            len(answers), alike / len(answers), Counter(answers), Counter(without)
+        examples = Examples(sample)
+        labels = labels_of(examples, [vector])
+        labels_without = labels_of(examples, [])
+        pairs = zip(labels, labels_without, strict=True)
+        alike = sum(with_vector == without for with_vector, without in pairs)
+        answers[name] = Answers(
+            texts=len(labels),
+            agreement=alike / len(labels),
+            labels=Counter(labels),
+            labels_without=Counter(labels_without),
         )
-    return found
+    return answers
 
 
 def sample_of(texts: Sequence[T], most: int = SAMPLE) -> list[T]:
@@ -217,10 +260,14 @@ def sample_of(texts: Sequence[T], most: int = SAMPLE) -> list[T]:
 class Benefit:
     """All that is known of whether a language's vector helps.
 
-    course   of its training; None: unknown
-    unknown  share of its text that the base's tokenizer does not know; None: there is no text
-    overlap  share of its places that are the task's too, of the smaller of the two vectors
-    answers  to texts of the language; None where the task does not allow it, or there is no text
+    Attributes:
+        language: The language.
+        course: How its training went; None: unknown.
+        unknown: Share of its text that the base's tokenizer does not know; None: there is no text.
+        overlap: Share of its places that are the task's too, of the smaller of the two vectors.
+        answers: To texts of the language; None where the task does not allow it, or there is no
+            text.
+        trained_share: The share of the most frequent label among the task's training data.
     """
 
     language: str
@@ -234,25 +281,24 @@ class Benefit:
         """What is wrong, and what to try."""
         yield from advice_on(self.course)
         if self.unknown is not None and self.unknown >= MUCH_UNKNOWN:
-            yield (
-                f"the base's tokenizer does not know {self.unknown:.0%} of the text: try a"
-                " base that knows its script"
-            )
+            fix = "try a base that knows its script"
+            yield f"the base's tokenizer does not know {self.unknown:.0%} of the text: {fix}"
         if self.answers is not None:
             yield from self.answers.advice(self.trained_share)
 
     def facts(self) -> list[str]:
         """What is known, a sentence each."""
-        said = [str(self.course)] if self.course else []
+        facts = []
+        if self.course:
+            facts.append(str(self.course))
         if self.unknown is not None:
-            said.append(f"{self.unknown:.1%} of the text is unknown to the tokenizer")
-        said.append(f"{self.overlap:.0%} of its places are the task's too")
+            facts.append(f"{self.unknown:.1%} of the text is unknown to the tokenizer")
+        facts.append(f"{self.overlap:.0%} of its places are the task's too")
         if self.answers is not None:
-            said.append(
-                f"with it {1 - self.answers.agreement:.0%} of {self.answers.texts} texts are"
-                " answered otherwise"
-            )
-        return said
+            changed = 1 - self.answers.agreement
+            texts = self.answers.texts
+            facts.append(f"with it {changed:.0%} of {texts} texts are answered otherwise")
+        return facts
 
 
 def benefits(
@@ -265,27 +311,40 @@ def benefits(
 ) -> list[Benefit]:
     """What can be said of languages without labelled data of them.
 
-    texts      plain text by language, as far as there is some
-    to_answer  texts by language to compare answers on
-    train      what the task was learnt from
+    Args:
+        base: Folder or hub id of the base.
+        task: The task vector.
+        languages: Language -> its vector.
+        texts: Language -> plain text, as far as there is some.
+        to_answer: Language -> texts to compare answers on.
+        train: What the task was learnt from.
     """
     tokenizer = load_tokenizer(base)
     answers = answers_by_language(base, task, languages, to_answer)
+
+    # The share of the most frequent training label
     counts = Counter(map(str, train.labels or []))
-    trained_share = max(counts.values()) / len(train) if counts else 1.0
-    return [
-        Benefit(
-            name,
-            course_of(vector),
-            _unknown(texts.get(name), tokenizer),
-            overlap(task, vector),
-            answers.get(name),
-            trained_share,
+    trained_share = 1.0
+    if counts:
+        trained_share = max(counts.values()) / len(train)
+
+    results = []
+    for name, vector in languages.items():
+        benefit = Benefit(
+            language=name,
+            course=course_of(vector),
+            unknown=_unknown(texts.get(name), tokenizer),
+            overlap=overlap(task, vector),
+            answers=answers.get(name),
+            trained_share=trained_share,
         )
-        for name, vector in languages.items()
-    ]
+        results.append(benefit)
+    return results
 
 
 def _unknown(lines: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase) -> float | None:
-    """The share of a text that a tokenizer does not know."""
-    return unknown_share(sample_of(lines), tokenizer)[0] if lines else None
+    """The share of a text that a tokenizer does not know; None where there is no text."""
+    if not lines:
+        return None
+    share, *_ = unknown_share(sample_of(lines), tokenizer)
+    return share

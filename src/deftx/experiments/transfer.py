@@ -45,12 +45,17 @@ from deftx.storage.vector_files import load, save
 from deftx.tasks.registry import task_of
 from deftx.training import distributed
 
-WITH, WITHOUT = "with its vector", "without its vector"  # variants, of a target
-PRESETS = [
-    name for name in LANGUAGE_PRESETS if name in TASK_PRESETS
-]  # of languages and of the task
-RECIPE, RUN, STORE, RESULTS = "recipe.yaml", "run", "store", "results.md"
-GATHERED = ("vectors", "models", "report", RESULTS)  # what is made anew from the finished steps
+# Variants of the recipe, as said of a target
+WITH = "with its vector"
+WITHOUT = "without its vector"
+# For languages and for the task
+PRESETS = [name for name in LANGUAGE_PRESETS if name in TASK_PRESETS]
+# In the folder of a transfer
+RECIPE = "recipe.yaml"
+RUN = "run"
+STORE = "store"
+RESULTS = "results.md"
+GATHERED = ("vectors", "models", "report", RESULTS)  # what is made again from the finished steps
 HUB = "hub:"
 
 
@@ -58,13 +63,17 @@ HUB = "hub:"
 class Request:
     """What a transfer is made of. Files are paths from here, or `hub:` datasets.
 
-    source   language of the labelled data; targets: those to carry the task over to
-    texts    language -> plain text
-    vectors  language -> finished vector, which is used instead of learning one
-    tests    target -> labelled data to score on
-    valid    labelled data of the source on which the best step is chosen; "": a tenth of `train`
-    preset   one of PRESETS
-    changes  further keys of the recipe, nested
+    Attributes:
+        base: Folder or hub id of the pretrained model.
+        train: Labelled data of the source.
+        source: The language of the labelled data.
+        targets: The languages that the task is carried over to.
+        texts: Language -> plain text.
+        vectors: Language -> finished vector, which is used instead of learning one.
+        tests: Target -> labelled data to score on.
+        valid: Labelled data of the source on which the best step is chosen; "": a tenth of `train`.
+        preset: One of PRESETS.
+        changes: Further keys of the recipe, nested.
     """
 
     base: str
@@ -103,7 +112,9 @@ class TargetScore:
     @property
     def interval(self) -> str:
         """Both ends of the 95% interval, in points."""
-        return f"{100 * self.difference.low:+.1f} to {100 * self.difference.high:+.1f}"
+        low = 100 * self.difference.low
+        high = 100 * self.difference.high
+        return f"{low:+.1f} to {high:+.1f}"
 
     @property
     def certainty(self) -> str:
@@ -125,8 +136,14 @@ class TargetScore:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a transfer: how learning the task went, what is known of each language's vector,
-    and the scores."""
+    """What came of a transfer.
+
+    Attributes:
+        folder: Where it is gathered.
+        task: How learning the task went.
+        benefits: What is known of each language's vector.
+        scores: The scores of targets that have test data.
+    """
 
     folder: Path
     task: Course | None
@@ -135,11 +152,8 @@ class Outcome:
 
     def about(self) -> list[dict[str, Any]]:
         """For each language and the task what is known, and what to try."""
-        task = {
-            "name": TASK,
-            "facts": [str(self.task)] if self.task else [],
-            "advice": advice_on(self.task),
-        }
+        facts_of_task = [str(self.task)] if self.task else []
+        task = {"name": TASK, "facts": facts_of_task, "advice": advice_on(self.task)}
         rows = [task]
         for benefit in self.benefits:
             scores = [score for score in self.scores if score.language == benefit.language]
@@ -156,26 +170,36 @@ class Outcome:
         """What is known, as a page of Markdown."""
         lines = ["# What came of it", ""]
         if self.scores:
-            heading = ["language", "without its vector", "with it", "difference"]
-            heading += ["95% interval", "texts", "seeds"]
-            lines.append(f"| {' | '.join(heading)} |")
-            lines.append("| --- | ---: | ---: | ---: | --- | ---: | --- |")
-            for score in self.scores:
-                cells = [
-                    score.language,
-                    f"{100 * score.without:.1f}",
-                    f"{100 * score.with_vector:.1f}",
-                    f"{100 * (score.with_vector - score.without):+.1f}",
-                    score.interval,
-                    str(score.examples),
-                    score.certainty,
-                ]
-                lines.append(f"| {' | '.join(cells)} |")
-            lines += ["", f"{metric_name(self.scores[0].metric)} in percent.", ""]
+            lines += self._table_of_scores()
         for row in self.about():
-            lines += [f"## {row['name']}", "", *(f"- {fact}" for fact in row["facts"])]
-            lines += [*(f"- **To try:** {line}" for line in row["advice"]), ""]
+            lines += [f"## {row['name']}", ""]
+            lines += [f"- {fact}" for fact in row["facts"]]
+            lines += [f"- **To try:** {line}" for line in row["advice"]]
+            lines.append("")
         return "\n".join(lines)
+
+    def _table_of_scores(self) -> list[str]:
+        """The lines of a Markdown table of the scores."""
+        heading = ["language", "without its vector", "with it", "difference"]
+        heading += ["95% interval", "texts", "seeds"]
+        lines = [
+            f"| {' | '.join(heading)} |",
+            "| --- | ---: | ---: | ---: | --- | ---: | --- |",
+        ]
+        for score in self.scores:
+            gain = score.with_vector - score.without
+            cells = [
+                score.language,
+                f"{100 * score.without:.1f}",
+                f"{100 * score.with_vector:.1f}",
+                f"{100 * gain:+.1f}",
+                score.interval,
+                str(score.examples),
+                score.certainty,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        metric = metric_name(self.scores[0].metric)
+        return [*lines, "", f"{metric} in percent.", ""]
 
 
 def transfer(
@@ -186,15 +210,19 @@ def transfer(
     ready: Callable[[Prepared], None] = lambda run: None,
     said: Callable[[str, int, int], None] = lambda line, done, total: None,
 ) -> Outcome:
-    """Carry out a transfer, or go on with one that was stopped, and gather what came of it in
-    `out`.
+    """Carry out a transfer, or resume one that was stopped, and gather what came of it.
 
-    ready  is told what is to be done, once all that is needed was read and before anything is
-           learnt
-    said   is told what happens: see `run_recipe`
+    Args:
+        request: What is transferred.
+        out: The folder that everything goes to.
+        force: Whether another transfer in `out` is replaced.
+        ready: Is told what is to be done, once all that is needed was read and before anything is
+            learnt.
+        said: Is told what happens: see `run_recipe`.
 
-    Raises DeftxError for what is wrong with the request, where `out` holds something else, or
-    another transfer unless `force`, and as `run_recipe` does.
+    Raises:
+        DeftxError: Something is wrong with the request, `out` holds something else, or another
+            transfer without `force`; and as `run_recipe` does.
     """
     distributed.refuse_several_processes("a transfer")
     data = recipe_data(request, out)
@@ -216,18 +244,24 @@ def transfer(
 def plan(
     request: Request, out: Path, show: Callable[[Prepared], None], *, force: bool = False
 ) -> None:
-    """Have `show` told what a transfer would do; nothing is learnt, and nothing left in `out`."""
+    """Tell `show` what a transfer would do: nothing is learnt, and nothing is left in `out`."""
     data = recipe_data(request, out)
     recipe = recipe_from(data, out / RECIPE)
     check_files(request)
     check_out(out, data, force=force)
     with TemporaryDirectory() as folder:
-        known = out / STORE
-        show(prepare(recipe, known if known.is_dir() else Path(folder)))
+        store = out / STORE
+        if not store.is_dir():
+            store = Path(folder)
+        show(prepare(recipe, store))
 
 
 def check_files(request: Request) -> None:
-    """Raise DeftxError for a data file that is not there, named as it was typed."""
+    """Check that the data files are there.
+
+    Raises:
+        DeftxError: One is not; it is named as it was typed.
+    """
     sources = [request.train, *request.texts.values(), *request.tests.values()]
     if request.valid:
         sources.append(request.valid)
@@ -237,7 +271,11 @@ def check_files(request: Request) -> None:
 
 
 def recipe_data(request: Request, out: Path) -> dict[str, Any]:
-    """A transfer as a recipe in the folder `out`. Raises DeftxError for an unknown preset."""
+    """A transfer as a recipe in the folder `out`.
+
+    Raises:
+        DeftxError: The preset is unknown.
+    """
     if request.preset not in PRESETS:
         raise unknown("preset", request.preset, PRESETS)
 
@@ -247,6 +285,7 @@ def recipe_data(request: Request, out: Path) -> dict[str, Any]:
             return source
         return os.path.relpath(os.path.realpath(source), os.path.realpath(out))
 
+    # The data
     data: dict[str, Any] = {
         "title": f"From {request.source} to {', '.join(request.targets)}",
         "base": from_out(request.base),
@@ -261,6 +300,8 @@ def recipe_data(request: Request, out: Path) -> dict[str, Any]:
             data[key] = {name: from_out(file) for name, file in files.items()}
     if request.vectors:
         data["vectors"] = {name: from_out(vector) for name, vector in request.vectors.items()}
+
+    # What is learnt and compared
     data |= {
         "targets": list(request.targets),
         "contamination": "trim",
@@ -272,17 +313,27 @@ def recipe_data(request: Request, out: Path) -> dict[str, Any]:
         data["variants"][WITHOUT] = {"target": False}
         data["baseline"] = WITHOUT
     data = merged(data, request.changes)
-    # spelled out, since a later version may change what a preset stands for
+
+    # Presets are spelled out, since a later version may change what they stand for
     data["language"] = with_preset(data["language"], LANGUAGE_PRESETS)
     data["task"] = with_preset(data["task"], TASK_PRESETS)
-    as_read: dict[str, Any] = yaml.safe_load(yaml.safe_dump(data, sort_keys=False))
+
+    # As it will be read from the file
+    text = yaml.safe_dump(data, sort_keys=False)
+    as_read: dict[str, Any] = yaml.safe_load(text)
     return as_read
 
 
 def check_out(out: Path, data: Mapping[str, Any], *, force: bool) -> None:
-    """Raise DeftxError where `out` holds something that is no transfer, or, unless `force`, another
-    one."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    """Check that a transfer may be put into a folder.
+
+    Raises:
+        DeftxError: It holds something that is no transfer, or, without `force`, another one.
+    """
+    if not out.exists():
+        return
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if is_empty:
         return
     before = _recipe_in(out)
     if before is None:
@@ -291,24 +342,25 @@ def check_out(out: Path, data: Mapping[str, Any], *, force: bool) -> None:
         raise DeftxError(f"{out} exists and is not the folder of a transfer: choose another folder")
     if before != data and not force:
         keys = [key for key in {**before, **data} if before.get(key) != data.get(key)]
-        where = f"{out} holds another transfer ({', '.join(keys)} differ)"
-        fix = (
-            "choose another folder, or replace it with --force, which keeps what can be used again"
-        )
-        raise DeftxError(f"{where}: {fix}")
+        what = f"{out} holds another transfer ({', '.join(keys)} differ)"
+        fix = "choose another folder, or replace it with --force"
+        raise DeftxError(f"{what}: {fix}, which keeps what can be used again")
 
 
 def _not_begun(out: Path) -> bool:
     """Whether a folder holds what a transfer leaves that was stopped before it began to learn."""
-    in_run = list((out / RUN).iterdir()) if (out / RUN).is_dir() else []
-    names = {path.name for path in [*out.iterdir(), *in_run]}
+    names = {path.name for path in out.iterdir()}
+    run = out / RUN
+    if run.is_dir():
+        names.update(path.name for path in run.iterdir())
     return names <= {STORE, RUN, LOCK}
 
 
 def _recipe_in(out: Path) -> dict[str, Any] | None:
     """The recipe of the transfer in a folder; None where there is none."""
     try:
-        data = parse_yaml((out / RECIPE).read_text(encoding="utf-8"))
+        text = (out / RECIPE).read_text(encoding="utf-8")
+        data = parse_yaml(text)
     except (OSError, ValueError):  # such as BadYaml
         return None
     return data if isinstance(data, dict) else None
@@ -316,9 +368,8 @@ def _recipe_in(out: Path) -> dict[str, Any] | None:
 
 def _as_yaml(data: Mapping[str, Any]) -> str:
     """A recipe as the text of a file, with how to use it."""
-    head = (
-        f"# What `deftx transfer` of deftx {version('deftx')} did. Once more: deftx run {RECIPE}\n"
-    )
+    program = f"deftx {version('deftx')}"
+    head = f"# What `deftx transfer` of {program} did. Once more: deftx run {RECIPE}\n"
     return head + yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
 
 
@@ -333,10 +384,14 @@ def _clear(out: Path) -> None:
 
 
 def _gather(recipe: Recipe, request: Request, out: Path) -> Outcome:
-    """Put what a finished run came to where it is easily found, and say whether it helped. Vectors
-    and models are those of the first seed, scores those of all."""
-    seed = recipe.seeds[0]
-    vectors = {name: load(folder) for name, folder in vectors_of(out / RUN, WITH, seed).items()}
+    """Put what came of a finished run where it is easily found, and say whether it helped.
+
+    Vectors and models are those of the first seed, scores those of all.
+    """
+    # Vectors and models
+    first_seed = recipe.seeds[0]
+    folders = vectors_of(out / RUN, WITH, first_seed)
+    vectors = {name: load(folder) for name, folder in folders.items()}
     for name, vector in vectors.items():
         save(vector, out / "vectors" / name, force=True)
     for name in request.targets:
@@ -349,11 +404,17 @@ def _gather(recipe: Recipe, request: Request, out: Path) -> Outcome:
             force=True,
             ignore_base_mismatch=False,
         )
+
+    # Whether it helped
     outcome = Outcome(
-        out, course_of(vectors[TASK]), _benefits(recipe, request, vectors), _scores(recipe, out)
+        folder=out,
+        task=course_of(vectors[TASK]),
+        benefits=_benefits(recipe, request, vectors),
+        scores=_scores(recipe, out),
     )
+    about = json.dumps(outcome.about(), ensure_ascii=False, indent=1)
     write_text(out / RESULTS, outcome.markdown())
-    write_text(out / RUN / BENEFIT, json.dumps(outcome.about(), ensure_ascii=False, indent=1))
+    write_text(out / RUN / BENEFIT, about)
     if not lacking():
         write_report(out / RUN, out / "report")
     return outcome
@@ -367,10 +428,11 @@ def _benefits(
     columns = recipe.columns.over(task.columns)
     train = task.read(recipe.train, columns, True)
     texts = {name: read_text(*sources) for name, sources in recipe.languages.items()}
+
+    # Answers are compared on test texts, or else on plain text
     to_answer = {name: texts[name] for name in request.targets if name in texts}
-    to_answer |= {
-        name: task.read(source, columns, True).texts for name, source in recipe.test.items()
-    }
+    for name, source in recipe.test.items():
+        to_answer[name] = task.read(source, columns, True).texts
     languages = {name: vectors[name] for name in (request.source, *request.targets)}
     return benefits(recipe.base, vectors[TASK], languages, texts, to_answer, train)
 
@@ -383,22 +445,22 @@ def _scores(recipe: Recipe, out: Path) -> list[TargetScore]:
     compared = compare(run, score_run(run), WITH, WITHOUT)
     if compared is None:
         return []
-    metric, examples = run.recipe.metric, {row.language: row.examples for row in run.rows}
+    examples = {row.language: row.examples for row in run.rows}
 
     def mean_score(variant: str, language: str) -> float:
         """The mean over the seeds that have it."""
-        return mean(
-            scores[language] for scores in run.scores(variant).values() if language in scores
-        )
+        by_seed = run.scores(variant).values()
+        return mean(scores[language] for scores in by_seed if language in scores)
 
-    return [
-        TargetScore(
+    target_scores = []
+    for name, difference in compared.by_language.items():
+        target_score = TargetScore(
             language=name,
             examples=examples[name],
-            metric=metric,
+            metric=run.recipe.metric,
             with_vector=mean_score(WITH, name),
             without=mean_score(WITHOUT, name),
-            difference=gap,
+            difference=difference,
         )
-        for name, gap in compared.by_language.items()
-    ]
+        target_scores.append(target_score)
+    return target_scores
