@@ -108,8 +108,11 @@ LFS_LARGEST = 1024  # bytes of a stand-in, by its specification
 
 
 def check_downloaded(path: str | os.PathLike[str]) -> None:
-    """Raise DeftxError where a file, or one in a folder, is only Git LFS's stand-in for what was to
-    be downloaded."""
+    """Check that no file is only Git LFS's stand-in for what was to be downloaded.
+
+    Raises:
+        DeftxError: The file is, or one in the folder.
+    """
     place = Path(path)
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     for file in files:

@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Wrong input ends with one line and exit code 2; with DEFTX_TRACEBACK=1 a traceback follows.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+    words = list(arguments)
     write_all_characters()
     try:
         with short_warnings(), exit_on_sigterm(TERMINATED):

@@ -169,8 +169,11 @@ def _warn_of_valid(train: Examples, valid: Examples, of_language: str) -> None:
 
 
 def load_tasks(folders: Sequence[str]) -> list[SparseVector]:
-    """The task vectors in folders, or those that the hub has. Raises DeftxError for the vector of a
-    language."""
+    """The task vectors in folders, or those that the hub has.
+
+    Raises:
+        DeftxError: One is the vector of a language.
+    """
     vectors = [load(folder) for folder in folders]
     for folder, vector in zip(folders, vectors, strict=True):
         if vector.head is None and vector.provenance.kind == "language":
@@ -246,8 +249,10 @@ def transfer_request(
     from deftx.experiments.transfer import Request
 
     # The source language, from its text or its vector
-    source_texts = named_by_file("--source", [source] if source else [])
-    source_vectors = named_by_file("--source-vector", [source_vector] if source_vector else [])
+    given_texts = [source] if source else []
+    given_vectors = [source_vector] if source_vector else []
+    source_texts = named_by_file("--source", given_texts)
+    source_vectors = named_by_file("--source-vector", given_vectors)
     source_name = _source_name(source_texts, source_vectors)
 
     # The targets, each from its text or its vector
@@ -285,7 +290,11 @@ def transfer_request(
 
 
 def _source_name(texts: Mapping[str, str], vectors: Mapping[str, str]) -> str:
-    """The one name of the source language. Raises DeftxError where there is none, or two."""
+    """The one name of the source language.
+
+    Raises:
+        DeftxError: There is none, or there are two.
+    """
     names = {*texts, *vectors}
     needed = (
         "give --source NAME=FILE, text of the language of --train, or --source-vector NAME=VECTOR"

@@ -104,21 +104,24 @@ def write_normalized(
     normalizer = build_normalizer(target_lines, trained_lines, further_lines, words=words)
 
     if out:
-        changed = {
-            name: [_normalize_cell(cell, normalizer) for cell in column]
-            for name, column in cells.items()
-        }
+        changed = {}
+        for name, column in cells.items():
+            changed[name] = [_normalize_cell(cell, normalizer) for cell in column]
         normalized_table = _with_columns(table, changed)
-        write_text(out, rows_for(out, normalized_table, range(len(table.lines))))
+        all_rows = range(len(table.lines))
+        write_text(out, rows_for(out, normalized_table, all_rows))
     if normalizer_out:
-        write_text(
-            normalizer_out, json.dumps(plain_normalizer(normalizer), ensure_ascii=False, indent=1)
-        )
+        plain = plain_normalizer(normalizer)
+        write_text(normalizer_out, json.dumps(plain, ensure_ascii=False, indent=1))
     return normalizer
 
 
 def _check_outputs(out: Path | None, normalizer_out: Path | None, *, force: bool) -> None:
-    """Raise DeftxError where there is nothing to write, or a file cannot be written."""
+    """Check that there is something to write, and that the files can be written.
+
+    Raises:
+        DeftxError: It is not so.
+    """
     if not (out or normalizer_out):
         raise DeftxError(
             "say what to write: --out FILE for the texts, --normalizer FILE for later ones, or both"

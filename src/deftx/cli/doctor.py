@@ -37,8 +37,13 @@ PATIENCE = 5  # seconds that the hub is given to answer
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was found out. `fine` is False where something does not fit, and `says` what
-    to do."""
+    """One line of what was found out.
+
+    Attributes:
+        topic: What it is about.
+        says: What was found out, and what to do where something does not fit.
+        fine: Whether everything fits.
+    """
 
     topic: str
     says: str
@@ -46,26 +51,43 @@ class Finding:
 
 
 def examine(base: str | None = None, vectors: Sequence[str] = ()) -> list[Finding]:
-    """All that is found out about this installation, this machine, the hub, and a base and vectors,
-    if any."""
+    """All that is found out about this installation, this machine, the hub, and a base and vectors.
+
+    Args:
+        base: Folder or hub id of a base; None: nothing is said of one.
+        vectors: Folders or hub ids of vectors that are to fit it.
+
+    Raises:
+        DeftxError: There are vectors and no base.
+    """
     if vectors and base is None:
         raise DeftxError("say what the vectors are to fit: give --base")
-    about_base = [] if base is None else [*_about_base(base, vectors)]
+    about_base: list[Finding] = []
+    if base is not None:
+        about_base = list(_about_base(base, vectors))
     return [*_installed(), *_machine(), Finding("hub", _hub()), *about_base]
 
 
 def _installed() -> Iterator[Finding]:
     """Versions, and which extras are there."""
     versions = [f"{name} {version(name)}" for name in PACKAGES]
-    yield Finding("installed", f"{', '.join(versions)}, Python {platform.python_version()}")
-    wanted: dict[str, list[str]] = {}
-    for line in distribution("deftx").requires or []:
-        if found := re.match(r"([\w.-]+).*\bextra == ['\"](\w+)", line):
-            wanted.setdefault(found[2], []).append(found[1])
-    for extra in sorted(wanted.keys() - OURS):
-        lacking = [name for name in wanted[extra] if not _is_installed(name)]
-        install = f"lacks {', '.join(lacking)}: pip install 'deftx[{extra}]' to use it"
-        yield Finding(f"extra {extra}", install if lacking else "installed")
+    python = f"Python {platform.python_version()}"
+    yield Finding("installed", f"{', '.join(versions)}, {python}")
+
+    # The packages of each extra
+    packages_of: dict[str, list[str]] = {}
+    for requirement in distribution("deftx").requires or []:
+        match = re.match(r"([\w.-]+).*\bextra == ['\"](\w+)", requirement)
+        if match:
+            package, extra = match.groups()
+            packages_of.setdefault(extra, []).append(package)
+
+    for extra in sorted(packages_of.keys() - OURS):
+        lacking = [name for name in packages_of[extra] if not _is_installed(name)]
+        says = "installed"
+        if lacking:
+            says = f"lacks {', '.join(lacking)}: pip install 'deftx[{extra}]' to use it"
+        yield Finding(f"extra {extra}", says)
 
 
 def _is_installed(name: str) -> bool:
@@ -78,7 +100,8 @@ def _is_installed(name: str) -> bool:
 
 def _machine() -> Iterator[Finding]:
     """Device, precision, memory and disk."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(kind)
     cores = f"{os.cpu_count()} cores, of which torch uses {torch.get_num_threads()}"
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
@@ -87,7 +110,8 @@ def _machine() -> Iterator[Finding]:
         yield Finding("device", f"CPU (torch finds no GPU); {cores}")
     yield Finding("precision", _precision(device))
     yield Finding("memory", _memory())
-    yield Finding("disk", f"{_gb(shutil.disk_usage('.').free)} free in {Path.cwd()}")
+    free_disk = shutil.disk_usage(".").free
+    yield Finding("disk", f"{_gb(free_disk)} free in {Path.cwd()}")
 
 
 def _precision(device: torch.device) -> str:

@@ -39,8 +39,11 @@ def apply(model: nn.Module, *vectors: SparseVector) -> None:
 
 
 def check_fit(model: nn.Module, *vectors: SparseVector) -> None:
-    """Raise DeftxError where a vector's names or shapes are not those of `model`, which may be
-    without weights."""
+    """Check that vectors fit a model, which may be without weights.
+
+    Raises:
+        DeftxError: A vector's names or shapes are not those of the model.
+    """
     groups = parameter_groups(model)
     for vector in vectors:
         _fit_backbone(groups, vector)

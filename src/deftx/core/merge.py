@@ -115,8 +115,8 @@ def merge(
         >>> both["weight"].to_dense()
         tensor([2.5000, 0.0000])
     """
-    tasks = as_list(() if task is None else task)
-    languages = as_list(() if language is None else language)
+    tasks = [] if task is None else as_list(task)
+    languages = [] if language is None else as_list(language)
     check_same_tokenizer(*tasks, *languages)
     return _merge(rule, tasks, languages, head, options)
 
@@ -150,9 +150,11 @@ def _merge(
             if name not in tensors:
                 tensors[name] = _joined(name, terms, chosen.join)
 
-    top = select_head(tasks, head)
-    info = derived(_written(rule, values), *vectors, top=top)
-    return SparseVector(tensors, None if top is None else top.head, info)
+    with_head = select_head(tasks, head)
+    provenance = derived(_written(rule, values), *vectors, top=with_head)
+    if with_head is None:
+        return SparseVector(tensors, None, provenance)
+    return SparseVector(tensors, with_head.head, provenance)
 
 
 def _written(rule: str, options: Options) -> str:
@@ -182,10 +184,13 @@ def resolve_terms(
     chosen, _ = rule_of(rule)
     if chosen is not RULES["sum"]:
         return [_merge(rule, tasks, languages, head, {})]
-    top = select_head(tasks, head)
+    with_head = select_head(tasks, head)
     terms = list(languages)
     for vector in tasks:
-        terms.append(vector if vector is top else replace(vector, head=None))
+        if vector is with_head:
+            terms.append(vector)
+        else:
+            terms.append(replace(vector, head=None))
     return terms
 
 

@@ -134,7 +134,9 @@ def is_auto(rank: Rank | None) -> bool:
 
 def is_split_half(rank: Rank) -> bool:
     """Whether a rank is to be told by two differences, see `split_half_ranks`."""
-    return str(RECOMMENDED if is_auto(rank) else rank).strip() == SPLIT_HALF
+    if is_auto(rank):
+        rank = RECOMMENDED
+    return str(rank).strip() == SPLIT_HALF
 
 
 def is_relative(rank: Rank | None) -> bool:
@@ -149,7 +151,8 @@ def resolve_rank(rank: Rank, width: int) -> Rank:
     `100/768` is round(100/768 · width), at least 1: one number for all matrices of the model,
     whatever their shapes, as the paper's 100 is at a width of 768.
 
-    Raises DeftxError for a relative rank that is zero or above the whole width.
+    Raises:
+        DeftxError: A relative rank is zero, or above the whole width.
     """
     if not is_relative(rank):
         return rank

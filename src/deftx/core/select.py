@@ -109,7 +109,12 @@ def parse_k(k: int | float | str, total: int) -> int:
 
 
 def _parse_count(text: str, total: int) -> int:
-    """As `parse_k`, whatever the range. Raises ValueError or OverflowError for no number."""
+    """As `parse_k`, whatever the range.
+
+    Raises:
+        ValueError: It is no number, or no whole one.
+        OverflowError: It is infinite.
+    """
     unit = text[-1:].lower()
     if unit == "%":
         return round(float(text[:-1]) / 100 * total)

@@ -274,7 +274,11 @@ def overlap(first: SparseVector, second: SparseVector) -> float:
 
 
 def check_same_base(*vectors: SparseVector) -> None:
-    """Raise DeftxError unless all vectors that record their base record the same one."""
+    """Check that all vectors that record their base record the same one.
+
+    Raises:
+        DeftxError: Two record different ones.
+    """
     names: dict[str, str] = {}
     for vector in vectors:
         fingerprint = vector.provenance.base_fingerprint
@@ -286,7 +290,11 @@ def check_same_base(*vectors: SparseVector) -> None:
 
 
 def check_vectors(*candidates: object) -> None:
-    """Raise DeftxError for what is no vector, such as the name of one."""
+    """Check that all are vectors, not the names of some.
+
+    Raises:
+        DeftxError: One is not.
+    """
     for candidate in candidates:
         if isinstance(candidate, str | os.PathLike):
             name = str(candidate)
@@ -328,7 +336,11 @@ def derived(operation: str, *vectors: SparseVector, top: SparseVector | None = N
 
 
 def _vector_with_head(first: SparseVector, second: SparseVector) -> SparseVector | None:
-    """The first of two vectors that has a head. Raises DeftxError for heads of different labels."""
+    """The first of two vectors that has a head.
+
+    Raises:
+        DeftxError: Their heads have different labels.
+    """
     if first.head is None:
         return None if second.head is None else second
     if second.head is not None and first.head.labels != second.head.labels:

@@ -25,7 +25,11 @@ def as_list(vectors: SparseVector | Iterable[SparseVector]) -> list[SparseVector
 
 
 def check_same_tokenizer(*vectors: SparseVector) -> None:
-    """Raise DeftxError unless all vectors that record their tokenizer record the same one."""
+    """Check that all vectors that record their tokenizer record the same one.
+
+    Raises:
+        DeftxError: Two record different ones.
+    """
     names: dict[str, str] = {}
     for vector in vectors:
         tokenizer = vector.provenance.tokenizer
@@ -37,8 +41,11 @@ def check_same_tokenizer(*vectors: SparseVector) -> None:
 
 
 def check_language(*vectors: SparseVector) -> None:
-    """Raise DeftxError for a task vector, known by its head, where language vectors are wanted, and
-    for what is no vector."""
+    """Check that all are language vectors.
+
+    Raises:
+        DeftxError: One is a task vector, known by its head, or no vector.
+    """
     check_vectors(*vectors)
     for number, vector in enumerate(vectors, 1):
         if vector.head is None:
@@ -52,7 +59,11 @@ def check_language(*vectors: SparseVector) -> None:
 
 
 def check_distinct(*vectors: SparseVector) -> None:
-    """Raise DeftxError where one vector comes twice: its changes would be made twice."""
+    """Check that no vector comes twice: its changes would be made twice.
+
+    Raises:
+        DeftxError: One does.
+    """
     for number, second in enumerate(vectors):
         for earlier, first in enumerate(vectors[:number]):
             is_same = first is second

@@ -102,8 +102,11 @@ def read_trees(path: Path) -> Table:
 
 
 def _heads(path: Path, sentence: Sentence) -> list[int]:
-    """The heads of a sentence as numbers. Raises DeftxError where a word's number is not its place,
-    or its head is no number."""
+    """The heads of a sentence as numbers.
+
+    Raises:
+        DeftxError: A word's number is not its place, or its head is no number.
+    """
     heads = []
     for number, (row, line) in enumerate(zip(sentence.rows, sentence.lines, strict=True), 1):
         own_number, word, head, _ = row
@@ -254,7 +257,10 @@ def _sentences(pick: FieldPicker, columns: int | None, path: Path) -> list[Sente
 
 def _column(sentences: Sequence[Sentence], index: int) -> list[list[str]]:
     """What each word of each sentence has at a place of its row."""
-    return [[row[index] for row in sentence.rows] for sentence in sentences]
+    column = []
+    for sentence in sentences:
+        column.append([row[index] for row in sentence.rows])
+    return column
 
 
 def _table(

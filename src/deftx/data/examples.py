@@ -135,7 +135,10 @@ def names_in_label(label: Any) -> list[str]:
         return [label]
     names = []
     for item in label:
-        names.append(item if isinstance(item, str) else item[-1])
+        if isinstance(item, str):
+            names.append(item)
+        else:
+            names.append(item[-1])  # the relation of an arc
     return names
 
 

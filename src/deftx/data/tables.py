@@ -126,7 +126,11 @@ def named(source: str | Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raise DeftxError where there is no file at `path`."""
+    """Check that there is a file.
+
+    Raises:
+        DeftxError: There is none, or a folder.
+    """
     if path.is_dir():
         raise DeftxError(f"{path} is a folder: name a file in it")
     if not path.exists():

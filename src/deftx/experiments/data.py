@@ -35,19 +35,25 @@ from deftx.storage.vector_files import load
 from deftx.tasks.base import Task, names_of
 from deftx.tasks.registry import task_of
 
-LABELLED, VALIDATION = "labelled data", "validation data"  # what they are called where they leak
+# What data are called where they leak
+LABELLED = "labelled data"
+VALIDATION = "validation data"
 
 
 @dataclass(frozen=True)
 class Data:
     """What a recipe trains and tests on.
 
-    texts    language -> plain text
-    train, valid, test  language -> labelled data
-    vectors  language -> a finished language vector, which is used as it is
-    base     a name of the base by its content: weights, head, configuration, tokenizer
-    trimmed  what was left out since it holds evaluation text: language, "labelled data" or
-             "validation data" (of several languages "labelled data of eng") -> how much, in words
+    Attributes:
+        texts: Language -> plain text.
+        train: Language -> labelled data to train on.
+        valid: Language -> labelled data to choose the best step on.
+        test: Language -> labelled data to score on.
+        base: A name of the base by its content: weights, head, configuration, tokenizer.
+        trimmed: What was left out since it holds evaluation text: language, "labelled data" or
+            "validation data" (of several languages "labelled data of eng") -> how much, in words.
+        reading: A fingerprint of how the base's tokenizer reads.
+        vectors: Language -> a finished language vector, which is used as it is.
     """
 
     texts: Mapping[str, list[str]]
@@ -61,8 +67,11 @@ class Data:
 
 
 def read(recipe: Recipe) -> Data:
-    """The data of a recipe, without what leaks where it says so. Raises DeftxError for all that is
-    wrong with it, the variants' settings too."""
+    """The data of a recipe, without what leaks where it says so.
+
+    Raises:
+        DeftxError: Something is wrong with it, or with the variants' settings.
+    """
     model = load_language_model(recipe.base, recipe.language.training.head)
     groups = parameter_groups(model)
     for variant in recipe.variants:
@@ -89,11 +98,8 @@ def read(recipe: Recipe) -> Data:
     for examples in [*data.train.values(), *data.valid.values(), *data.test.values()]:
         check_pairs(pairs, examples)
     _warn_of_capitals(recipe, data)
-    data = (
-        data
-        if recipe.contamination == "ignore"
-        else _guarded(data, trim=recipe.contamination == "trim")
-    )
+    if recipe.contamination != "ignore":
+        data = _guarded(data, trim=recipe.contamination == "trim")
     if task.label_names:
         _check_labels(recipe, task, data)
     return data
@@ -104,24 +110,27 @@ def _labelled(
 ) -> tuple[dict[str, Examples], dict[str, Examples]]:
     """Training and validation data by language; a language without the latter has a tenth of the
     former held out, by the first seed, as `deftx fit task` does."""
-    train, valid = {}, {}
+    train = {}
+    valid = {}
     for name, files in recipe.labelled.items():
         examples = task.read(files.train, columns, True)
         if files.valid:
-            train[name], valid[name] = examples, task.read(files.valid, columns, True)
-        else:
-            named = task.label_names is not None
-            train[name], valid[name] = held_out(
-                examples, HELD_OUT_SHARE, recipe.seeds[0], named=named
-            )
-            what = f"without validation data, {len(valid[name]):,} of the rows of {name}"
-            warnings.warn(f"{what} choose the best step and are not learnt", stacklevel=2)
+            train[name] = examples
+            valid[name] = task.read(files.valid, columns, True)
+            continue
+        named = task.label_names is not None
+        train[name], valid[name] = held_out(examples, HELD_OUT_SHARE, recipe.seeds[0], named=named)
+        what = f"without validation data, {len(valid[name]):,} of the rows of {name}"
+        warnings.warn(f"{what} choose the best step and are not learnt", stacklevel=2)
     return train, valid
 
 
 def _finished_vectors(recipe: Recipe, model: PreTrainedModel) -> dict[str, SparseVector]:
-    """The vectors that the recipe takes instead of learning them. Raises DeftxError where one does
-    not fit the base."""
+    """The vectors that the recipe takes instead of learning them.
+
+    Raises:
+        DeftxError: One does not fit the base.
+    """
     vectors = {name: load(source) for name, source in recipe.vectors.items()}
     for vector in vectors.values():
         check_language(vector)
@@ -146,13 +155,12 @@ def _check_labels(recipe: Recipe, task: Task, data: Data) -> None:
 def _warn_of_capitals(recipe: Recipe, data: Data) -> None:
     """Warn where the labelled texts have no capitals, test texts have some, and some variant leaves
     them so."""
-    learnt = [text for examples in data.train.values() for text in written(examples)]
+    trained_texts: list[str] = []
+    for examples in data.train.values():
+        trained_texts += written(examples)
     unlike = [name for name, examples in data.test.items() if capitals(written(examples))]
-    if (
-        lower_case(learnt)
-        and unlike
-        and not all(variant.normalize for variant in recipe.variants.values())
-    ):
+    are_normalized = all(variant.normalize for variant in recipe.variants.values())
+    if lower_case(trained_texts) and unlike and not are_normalized:
         where = (
             f"the labelled texts have no capitals, and the test texts of {', '.join(unlike)}"
             " have some"
@@ -201,9 +209,9 @@ def _guarded(data: Data, *, trim: bool) -> Data:
 
     With `trim` such texts are left out; without it they are a DeftxError.
     """
-    evaluation = [
-        (name, text) for name, examples in data.test.items() for text in texts_of(examples)
-    ]
+    evaluation = []
+    for name, examples in data.test.items():
+        evaluation += [(name, text) for text in texts_of(examples)]
     evaluation_texts = [text for _, text in evaluation]
     by_language = " of {}" if len(data.train) > 1 else ""
 
@@ -237,22 +245,24 @@ def _guarded(data: Data, *, trim: bool) -> Data:
         return [number for number in range(len(texts)) if number not in numbers]
 
     def rest_of(kind: str, sets: Mapping[str, Examples]) -> dict[str, Examples]:
-        return {
-            name: examples.at(rest(kind + by_language.format(name)))
-            for name, examples in sets.items()
-        }
+        """The examples that do not leak, by language."""
+        remaining = {}
+        for name, examples in sets.items():
+            remaining[name] = examples.at(rest(kind + by_language.format(name)))
+        return remaining
 
+    remaining_texts = {}
+    for name, lines in data.texts.items():
+        remaining_texts[name] = [lines[number] for number in rest(name)]
+    trimmed = {}
+    for name, (of_name, texts) in leaky.items():
+        trimmed[name] = f"{len(of_name)} of {len(texts):,} ({describe_counts(of_name)})"
     return replace(
         data,
-        texts={
-            name: [lines[number] for number in rest(name)] for name, lines in data.texts.items()
-        },
+        texts=remaining_texts,
         train=rest_of(LABELLED, data.train),
         valid=rest_of(VALIDATION, data.valid),
-        trimmed={
-            name: f"{len(of_name)} of {len(texts):,} ({describe_counts(of_name)})"
-            for name, (of_name, texts) in leaky.items()
-        },
+        trimmed=trimmed,
     )
 
 

@@ -27,8 +27,11 @@ class About:
 
 
 def runs(folder: Path) -> list[About]:
-    """The runs whose folders are in `folder`, by name. Raises DeftxError where there is no such
-    folder."""
+    """The runs whose folders are in `folder`, by name.
+
+    Raises:
+        DeftxError: There is no such folder.
+    """
     if not folder.is_dir():
         raise DeftxError(f"there is no folder {folder}: give the one that runs are in")
     return [_about(file.parent) for file in sorted(folder.glob(f"*/{STEPS}"))]
@@ -120,7 +123,11 @@ def prune(store: Store, folders: list[Path]) -> int:
 
 
 def store_at(path: Path) -> Store:
-    """The store in a folder. Raises DeftxError where there is none."""
+    """The store in a folder.
+
+    Raises:
+        DeftxError: There is none.
+    """
     if not (path / "steps").is_dir():
         raise DeftxError(
             f"{path} is not a store: give the folder with `steps` in it, such as runs/store"

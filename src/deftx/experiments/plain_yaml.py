@@ -4,6 +4,7 @@ Aliases (`*`) and merges (`<<`) can multiply a few lines to any number of values
 for is counted before anything is made of it.
 """
 
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -56,10 +57,13 @@ def parse_yaml(text: str) -> Any:
 def _count_values(node: yaml.Node, counted: dict[int, int | None]) -> int:
     """How many values a node stands for, those that it refers to among them.
 
-    counted  of nodes that were met before; None for those that are being counted, which hold
-             themselves then
+    Args:
+        node: The node.
+        counted: The counts of nodes that were met before, by their ids; None for those that are
+            being counted. What refers to one of the latter holds itself.
 
-    Raises BadYaml for what `parse_yaml` refuses.
+    Raises:
+        BadYaml: As `parse_yaml` does.
     """
     if id(node) in counted:
         before = counted[id(node)]
@@ -79,13 +83,16 @@ def _count_values(node: yaml.Node, counted: dict[int, int | None]) -> int:
 
 
 def _inner_nodes(node: yaml.Node) -> list[yaml.Node]:
-    """The nodes within a node. Raises BadYaml for a number that is too long, and for a key that
-    comes twice."""
+    """The nodes within a node.
+
+    Raises:
+        BadYaml: A number is too long, or a key comes twice.
+    """
     if isinstance(node, yaml.SequenceNode):
         return list(node.value)
     if isinstance(node, yaml.MappingNode):
         _check_keys(node)
-        return [part for pair in node.value for part in pair]
+        return list(chain.from_iterable(node.value))  # keys and values
     if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
         raise BadYaml(
             f"line {node.start_mark.line + 1}: a number of {len(node.value):,} characters"

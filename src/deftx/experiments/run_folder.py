@@ -354,7 +354,11 @@ def _read(path: Path, model: type[J]) -> J:
 
 
 def _text(path: Path) -> str:
-    """The text of a file. Raises DeftxError where it is not UTF-8."""
+    """The text of a file.
+
+    Raises:
+        DeftxError: It is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except ValueError as error:
@@ -362,7 +366,11 @@ def _text(path: Path) -> str:
 
 
 def _loaded(text: str, source: str) -> Any:
-    """JSON as data. Raises DeftxError that names the source where it is damaged."""
+    """JSON as data.
+
+    Raises:
+        DeftxError: It is damaged; the message names the source.
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -43,13 +43,14 @@ def published(vector: SparseVector, base: str | None = None) -> SparseVector:
 def without_paths(key: str, value: Any) -> Any:
     """What is in `value`, which stands under `key`, with the names of files for their paths."""
     if isinstance(value, Mapping):
-        return {
-            inner: without_paths(key if (key, inner) == ("tokenizer", "name") else inner, part)
-            for inner, part in value.items()
-        }
-    if (
-        isinstance(value, list | tuple) and key != "labels"
-    ):  # labels are data, whatever they look like
+        public = {}
+        for inner, part in value.items():
+            is_tokenizer = (key, inner) == ("tokenizer", "name")
+            inner_key = key if is_tokenizer else inner
+            public[inner] = without_paths(inner_key, part)
+        return public
+    # Labels are data, whatever they look like
+    if isinstance(value, list | tuple) and key != "labels":
         return [without_paths(key, part) for part in value]
     if not isinstance(value, str):
         return value

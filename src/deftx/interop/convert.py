@@ -147,13 +147,12 @@ def _read_lt_sft(folder: Path, base: Base | None, labels: Sequence[str]) -> Spar
             head[prefix + name] = _added(prefix + name, tensors.pop(name), model, prefix)
 
     check_known_head(folder, head, prefix)
-    provenance = Provenance(
-        kind="task" if head else "language",
-        task="parsing" if is_parser(head) else None,
-        method="lt-sft",
-        converted=ConversionRecord("lt-sft", prefix.rstrip(".")),
-    )
-    vector = SparseVector(tensors, _head(head, labels) if head else None, provenance)
+    kind = "task" if head else "language"
+    task = "parsing" if is_parser(head) else None
+    conversion = ConversionRecord("lt-sft", prefix.rstrip("."))
+    provenance = Provenance(kind=kind, task=task, method="lt-sft", converted=conversion)
+    labelled_head = _head(head, labels) if head else None
+    vector = SparseVector(tensors, labelled_head, provenance)
     if base is None or model is None:
         return vector
     return _of_base(vector, base, model)
@@ -177,7 +176,8 @@ def _read_shira(folder: Path, base: Base | None, labels: Sequence[str]) -> Spars
     check_known_head(folder, dense, prefix)
     kind = "task" if dense else "language"
     provenance = Provenance(kind=kind, converted=ConversionRecord("peft"))
-    vector = SparseVector(tensors, _head(dense, labels) if dense else None, provenance)
+    labelled_head = _head(dense, labels) if dense else None
+    vector = SparseVector(tensors, labelled_head, provenance)
     return _of_base(vector, base, model)
 
 
@@ -237,7 +237,11 @@ def _write_shira(vector: SparseVector, out: Path, base: Base | None, force: bool
 
 
 def _warn_of_lost(vector: SparseVector, layers: Mapping[str, SparseTensor]) -> None:
-    """Warn of the entries that are not in the linear `layers`. Raises DeftxError if it is all."""
+    """Warn of the entries that are not in the linear `layers`.
+
+    Raises:
+        DeftxError: None is in them.
+    """
     kept = sum(len(entries.indices) for entries in layers.values())
     lost = vector.k - kept
     share = f"{lost:,} of {vector.k:,} entries ({lost / max(1, vector.k):.1%})"
@@ -337,7 +341,11 @@ def _of_kind(kind: str, vector: SparseVector) -> SparseVector:
 
 
 def _base_of(vector: SparseVector, base: Base | None) -> Base:
-    """`base`, or the one that the vector names. Raises DeftxError where there is neither."""
+    """`base`, or the one that the vector names.
+
+    Raises:
+        DeftxError: There is neither.
+    """
     named: Base | None = base or vector.base
     if named is None:
         raise DeftxError("the vector does not name its base: give --base")
@@ -345,7 +353,11 @@ def _base_of(vector: SparseVector, base: Base | None) -> Base:
 
 
 def _of_base(vector: SparseVector, base: Base, model: nn.Module) -> SparseVector:
-    """The vector with the base's name and fingerprint. Raises DeftxError where it does not fit."""
+    """The vector with the base's name and fingerprint.
+
+    Raises:
+        DeftxError: It does not fit the base.
+    """
     check_fit(model, replace(vector, head=None))
     provenance = replace(
         vector.provenance,
@@ -386,8 +398,11 @@ def _linear(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _weight(name: str, model: nn.Module | None, prefix: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of the base, by its name in the task model. Raises DeftxError unless it is there, of
-    this shape."""
+    """A tensor of the base, by its name in the task model.
+
+    Raises:
+        DeftxError: It is not there, or has another shape.
+    """
     if model is None:
         raise DeftxError(
             f"the file has {name!r}, which can only be read beside its base: give --base"

@@ -41,10 +41,13 @@ _OLD_PARTS = 5  # pickles at the start of a file of the older form: the content 
 
 @dataclass
 class _Data:
-    """What is behind the tensors, by key: the bytes, and how many a number has.
+    """What is behind the tensors.
 
-    left  how many more bytes may be taken from it: in all as many as the file has, so that sharing
-          multiplies nothing
+    Attributes:
+        left: How many more bytes may be taken: in all as many as the file has, so that sharing
+            multiplies nothing.
+        parts: Key -> bytes.
+        widths: Key -> how many bytes a number has.
     """
 
     left: int
@@ -63,8 +66,11 @@ class Stored:
     shape: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """The tensor. Raises DeftxError where it is larger than its data, or has values that are
-        not finite."""
+        """The tensor.
+
+        Raises:
+            DeftxError: It is larger than its data, or has values that are not finite.
+        """
         if prod(max(size, 1) for size in self.shape) > LARGEST:
             raise DeftxError("a tensor has no such shape as a tensor can have")
         part = self.data.parts.get(self.key, bytearray())
@@ -87,8 +93,9 @@ class Stored:
 def load_plain(path: Path) -> Any:
     """What is in a file of torch.save, of its zip form or the older one; tensors are `Stored`.
 
-    Raises DeftxError for a file that is damaged, or that holds anything but tensors of floating
-    point numbers, numbers, texts and plain containers.
+    Raises:
+        DeftxError: The file is damaged, or holds anything but tensors of floating point numbers,
+            numbers, texts and plain containers.
     """
     try:
         data = _Data(path.stat().st_size)

@@ -64,7 +64,7 @@ def compose(
             twice, no task vector has a head, or the rule is unknown.
     """
     tasks = as_list(task)
-    languages = as_list(() if language is None else language)
+    languages = [] if language is None else as_list(language)
     rule_of(rule)
     check_language(*languages)
     check_distinct(*tasks, *languages)

@@ -98,17 +98,18 @@ def extract(
         if len(entries):
             shape = tuple(weights[name].shape)
             tensors[name] = SparseTensor(entries.indices, entries.values, shape)
-    top = _head(finetuned)
+    head = _head(finetuned)
+    kind = "task" if head else "difference"
     recorded: dict[str, Any] = {**recorded_rank(rank, resolved_rank)}
     provenance = Provenance(
-        kind="task" if top else "difference",
+        kind=kind,
         finetuned=recorded_name(finetuned),
         base=recorded_name(base),
         **recorded,
         base_fingerprint=fingerprint_of(groups.backbone, before),
         k=_count(candidates),
     )
-    return SparseVector(tensors, top, provenance)
+    return SparseVector(tensors, head, provenance)
 
 
 def _warn_of_changed_norms(groups: ParameterGroups, before: Reader, after: Reader) -> None:
@@ -164,9 +165,9 @@ def _weights(model: nn.Module | Mapping[str, Tensor] | Base) -> Mapping[str, Ten
     """The trainable weights of a model, by their names in the backbone; a state dict as it is."""
     if isinstance(model, Mapping):
         return model
-    return parameter_groups(
-        model if isinstance(model, nn.Module) else load_encoder(model)
-    ).trainable
+    if not isinstance(model, nn.Module):
+        model = load_encoder(model)
+    return parameter_groups(model).trainable
 
 
 # --- tensors of checkpoints by their names in the backbone ---

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -108,7 +109,7 @@ class Switcher:
             raise unknown("language", name, languages)
         tasks = as_list(task)
         named = {name: as_list(vectors) for name, vectors in languages.items()}
-        every = [vector for vectors in named.values() for vector in vectors]
+        all_vectors = list(chain.from_iterable(named.values()))
         check_distinct(*tasks)
         for vectors in named.values():
             check_distinct(*tasks, *vectors)
@@ -116,7 +117,7 @@ class Switcher:
         self._model = load_base_with_head(
             base,
             tasks,
-            every,
+            all_vectors,
             head=head,
             tokenizer=self._tokenizer,
             ignore_base_mismatch=ignore_base_mismatch,
@@ -130,7 +131,7 @@ class Switcher:
 
         # What each language changes; then the model is that of the task alone
         task_alone = resolve_terms(rule, tasks, [], head)
-        check_fit(self._model, *task_alone, *every)
+        check_fit(self._model, *task_alone, *all_vectors)
         self._entries = {}
         for name, vectors in named.items():
             with_language = resolve_terms(rule, tasks, vectors, head)
@@ -158,8 +159,10 @@ class Switcher:
         """The model in a language, for this thread alone until the end of the block; None: of the
         task alone.
 
-        Leave its weights as they are. Raises DeftxError for a language that is not among
-        `languages`.
+        Leave its weights as they are.
+
+        Raises:
+            DeftxError: The language is not among `languages`.
         """
         if name is not None and name not in self._entries:
             raise unknown("language", name, self._entries)
@@ -197,7 +200,8 @@ class Switcher:
         """All metrics of the kind of task on labelled examples, in a language: what `deftx
         evaluate` prints.
 
-        Raises DeftxError for examples without labels, and for a label that the task has not learnt.
+        Raises:
+            DeftxError: The examples have no labels, or one that the task has not learnt.
         """
         check_examples(examples)
         check_pairs(self.pairs, examples)

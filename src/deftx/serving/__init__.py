@@ -10,13 +10,16 @@ from deftx.errors import DeftxError
 class Limits:
     """What one request may hold, and how many texts may wait for an answer.
 
-    texts    in a request
-    chars    in a text
-    body     bytes of a request's body
-    waiting  texts, over all requests; at least `texts`, else DeftxError
+    Attributes:
+        texts: Texts in a request.
+        chars: Characters in a text.
+        body: Bytes of a request's body.
+        waiting: Texts that may wait, over all requests.
+        connections: Connections that are open at once.
+        seconds: Time for a client to send a request, and to take what it is answered.
 
-    connections  that are open at once
-    seconds      for a client to send a request, and to take what it is answered
+    Raises:
+        DeftxError: A request may have more texts than may wait.
     """
 
     texts: int = 64
@@ -39,9 +42,13 @@ class Limits:
 class Access:
     """Who is answered.
 
-    hosts  the names under which clients may ask (the `Host` of a request; `*.example.org` is any
-           below one). Empty: any
-    token  what clients have to send as `Authorization: Bearer TOKEN`; None: nothing
+    Attributes:
+        hosts: The names under which clients may ask (the `Host` of a request; `*.example.org` is
+            any below one). Empty: any.
+        token: What clients have to send as `Authorization: Bearer TOKEN`; None: nothing.
+
+    Raises:
+        DeftxError: Something is no name of a host, or no token.
     """
 
     hosts: tuple[str, ...] = ()

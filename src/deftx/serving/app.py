@@ -184,12 +184,17 @@ def serve(
     """Answer requests until SIGINT or SIGTERM: those at hand are answered before the signal takes
     its usual effect.
 
-    port    0: any that is free
-    access  without names of hosts, at an address of this machine alone, clients may ask under its
-            usual names only, so that no page of the web reaches the server by a name that it points
-            there
+    Args:
+        switcher: Answers them.
+        limits: What a request may be.
+        host: The address to listen at.
+        port: The port; 0: any that is free.
+        access: Who may ask. Without names of hosts, at an address of this machine alone, clients
+            may ask under its usual names only, so that no page of the web reaches the server by a
+            name that it points there.
 
-    Raises DeftxError where the address cannot be had.
+    Raises:
+        DeftxError: The address cannot be had.
     """
     access = access or Access()
     if not access.hosts and host in LOOPBACK:

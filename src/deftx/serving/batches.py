@@ -36,15 +36,16 @@ _Kind = tuple[str | None, bool, bool]
 class Batches(Generic[A]):
     """Has texts answered, a batch of one language at a time, in a thread of its own.
 
-    answer    of texts of one language; called from that thread alone
-    most      texts in a batch
-    waiting   texts that may wait
-    patience  seconds. Batches stay with the language of the last one as long as texts of it wait,
-              since a switch costs time. A text that has waited for longer goes first: from then on
-              only those that came before it, and their company in a batch, are answered before it
-
     A batch is what waits when the last one has ended: nothing waits for company. Where one fails,
     its halves are tried.
+
+    Args:
+        answer: Answers texts of one language; called from that thread alone.
+        most: How many texts are in a batch at most.
+        waiting: How many texts may wait.
+        patience: Seconds. Batches stay with the language of the last one as long as texts of it
+            wait, since a switch costs time. A text that has waited for longer goes first: from then
+            on only those that came before it, and their company in a batch, are answered before it.
     """
 
     def __init__(

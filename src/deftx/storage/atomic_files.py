@@ -22,7 +22,11 @@ MARKS = {VECTOR: FILE, MODEL: "config.json", SFT: "pytorch_diff.bin", PEFT: "ada
 
 
 def check_file(file: Path | None, *, force: bool) -> None:
-    """Raise DeftxError where a file is there already, unless `force`."""
+    """Check that a file may be written.
+
+    Raises:
+        DeftxError: It is there already, and `force` is not set.
+    """
     if file and file.exists() and not force:
         raise DeftxError(f"{file} exists: choose another file, or replace it with --force")
 
@@ -32,8 +36,9 @@ def check_target(
 ) -> Path:
     """The real path that writing to `folder` would take; to be asked before long work.
 
-    Raises DeftxError if something is there, unless `force` and it is a folder of this `kind` or an
-    empty one.
+    Raises:
+        DeftxError: Something is there; with `force`, something else than a folder of this `kind` or
+            an empty one.
     """
     target, standing = find(folder)
     if not os.path.lexists(standing):
@@ -128,7 +133,11 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _rename_to_free(new: Path, target: Path) -> None:
-    """Rename `new` to `target`. Raises DeftxError where another process made `target` meanwhile."""
+    """Rename `new` to `target`.
+
+    Raises:
+        DeftxError: Another process made `target` meanwhile.
+    """
     try:
         os.rename(new, target)
     except OSError as error:

@@ -24,7 +24,11 @@ class Checkpoint:
     files: Mapping[str, str]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, as it is stored. Raises DeftxError where it cannot be read."""
+        """One tensor, as it is stored.
+
+        Raises:
+            DeftxError: It cannot be read.
+        """
         path = self.folder / self.files[name]
         try:
             with safe_open(path, framework="pt") as file:
@@ -37,8 +41,11 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in a folder, or of a hub id. Raises DeftxError where it has no safetensors, or
-    a damaged index."""
+    """The checkpoint in a folder, or of a hub id.
+
+    Raises:
+        DeftxError: It has no safetensors, or a damaged index.
+    """
     folder = local(model, ["config.json", _WHOLE, _INDEX, "model-*.safetensors"])
     try:
         if (folder / _INDEX).is_file():

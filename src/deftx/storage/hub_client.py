@@ -38,7 +38,11 @@ def is_model_id(text: str) -> bool:
 
 
 def fetch(vector_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
-    """As `snapshot`, of a vector. Raises DeftxError also where what is there is none."""
+    """As `snapshot`, of a vector.
+
+    Raises:
+        DeftxError: What is there is no vector; and as `snapshot` does.
+    """
     folder = snapshot(vector_id, files, anew=anew)
     if not os.path.isfile(folder / FILE):
         raise DeftxError(f"{vector_id} on the hub: it is not a vector, for it has no {FILE}")
@@ -46,13 +50,15 @@ def fetch(vector_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
 
 
 def snapshot(hub_id: str, files: Sequence[str], *, anew: bool = False) -> Path:
-    """The folder, in the hub's cache, with those `files` (or patterns of names) that the hub has
-    under `ID[@REVISION]`.
+    """The folder, in the hub's cache, with files that the hub has. They have not been checked.
 
-    anew  fetch them although they are in the cache
+    Args:
+        hub_id: `ID[@REVISION]`.
+        files: Their names, or patterns of names.
+        anew: Whether they are fetched although they are in the cache.
 
-    Nothing of what is there has been checked. Raises DeftxError where there is nothing, or nothing
-    that can be had.
+    Raises:
+        DeftxError: There is nothing of that name, or it cannot be fetched.
     """
     from huggingface_hub import snapshot_download
 

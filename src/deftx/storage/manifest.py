@@ -90,7 +90,8 @@ def checksum(content: Mapping[str, Any]) -> str:
     """The SHA-256 of what vector.json says, but for the checksums of the other files: it is kept in
     one of them.
 
-    Raises DeftxError for content that is not JSON.
+    Raises:
+        DeftxError: The content is not JSON.
     """
     rest = {key: value for key, value in content.items() if key != "sha256"}
     if rest["head"]:

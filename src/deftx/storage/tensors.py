@@ -73,7 +73,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What a file holds; None where it has another key. Raises DeftxError for a damaged one."""
+    """What a file holds; None where it has another key.
+
+    Raises:
+        DeftxError: The file is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -100,8 +100,10 @@ def load(vector: str | os.PathLike[str]) -> SparseVector:
 def load_from_hub(vector_id: str) -> SparseVector:
     """The vector that the hub has under `USER/NAME[@REVISION]`, checked like any other.
 
-    Raises DeftxError as `load` and `hub.fetch` do. Damage in the cache is repaired where the hub
-    can be reached.
+    Damage in the cache is repaired where the hub can be reached.
+
+    Raises:
+        DeftxError: As `load` and `fetch` do.
     """
     files = [manifest.FILE, VECTOR, HEAD]
     folder = fetch(vector_id, files)

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +260,9 @@ def predict(
 ) -> list[tuple[Any, ...]]:
     """The answer to every example: its predicted label, and what else the task's `output_fields`
     name."""
-    chunks = predict_in_chunks(task, model, tokenizer, examples, length, max(len(examples), 1))
-    return [answer for chunk in chunks for answer in chunk]
+    one_chunk = max(len(examples), 1)
+    chunks = predict_in_chunks(task, model, tokenizer, examples, length, one_chunk)
+    return list(chain.from_iterable(chunks))
 
 
 def predict_in_chunks(

@@ -3,6 +3,7 @@ outputs for them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -164,7 +165,8 @@ def by_token(targets: list[list[int]], batch: Batch) -> Tensor:
     """Targets of tokens as a tensor [batch, longest], IGNORED at the padding, on either side."""
     is_token = batch["attention_mask"].bool()
     padded = torch.full(is_token.shape, IGNORED)
-    padded[is_token] = torch.tensor([target for row in targets for target in row])
+    flat_targets = list(chain.from_iterable(targets))
+    padded[is_token] = torch.tensor(flat_targets)
     return padded
 
 

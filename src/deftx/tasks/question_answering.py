@@ -131,7 +131,10 @@ def encode(
     for window, offsets in enumerate(tokens["offset_mapping"]):
         context_offsets = []
         for offset, sequence in zip(offsets, tokens.sequence_ids(window), strict=True):
-            context_offsets.append(tuple(offset) if sequence == 1 else NOT_CONTEXT)
+            if sequence == 1:
+                context_offsets.append(tuple(offset))
+            else:
+                context_offsets.append(NOT_CONTEXT)
         offset_mapping.append(context_offsets)
 
     targets = []

@@ -8,6 +8,7 @@ windows, one after the other, so that every word is tagged.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -234,11 +235,12 @@ def _words_of_tokens(offsets: Sequence[tuple[int, int]], words: Sequence[str]) -
     for token_start, token_end in offsets:
         while number < len(words) and ends[number] <= token_start:
             number += 1
-        is_inside = False
+        word_of_token = NOT_FIRST
         if number < len(words):
             word_start = ends[number] - len(words[number])
-            is_inside = token_end > token_start and token_end > word_start
-        words_of_tokens.append(number if is_inside else NOT_FIRST)
+            if token_end > token_start and token_end > word_start:
+                word_of_token = number
+        words_of_tokens.append(word_of_token)
     return words_of_tokens
 
 
@@ -254,7 +256,10 @@ def _first_tokens(window_words: Sequence[int], found: set[int]) -> list[int]:
     word_ids = []
     for word in window_words:
         is_first = word != NOT_FIRST and word not in found
-        word_ids.append(word if is_first else NOT_FIRST)
+        if is_first:
+            word_ids.append(word)
+        else:
+            word_ids.append(NOT_FIRST)
         found.add(word)
     return word_ids
 
@@ -295,7 +300,7 @@ def over_words(metric: Metric) -> Metric:
 
 
 def _flat(rows: Sequence[Sequence[str]]) -> list[str]:
-    return [tag for row in rows for tag in row]
+    return list(chain.from_iterable(rows))
 
 
 def as_bio(tags: Sequence[str]) -> list[str]:

@@ -126,8 +126,11 @@ def local_shard(batch: Batch) -> Shard:
 
 
 def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes. Raises DeftxError where one of them is
-    gone."""
+    """Replace each tensor by its sum over all processes.
+
+    Raises:
+        DeftxError: One of the processes is gone.
+    """
     if world_size() > 1:
         with _lost_process_is_an_error():
             for tensor in tensors:
@@ -151,7 +154,11 @@ def broadcast_selection(selection: SparseMask) -> SparseMask:
 
 
 def refuse_several_processes(what: str) -> None:
-    """Raise DeftxError where `what` was started on several processes."""
+    """Check that `what` was started on one process.
+
+    Raises:
+        DeftxError: It was started on several.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or world_size() > 1:
         raise DeftxError(
             f"{what} is for one process: start it without torchrun or accelerate launch"

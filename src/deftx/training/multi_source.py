@@ -92,7 +92,10 @@ class MultiSource:
             with in_language(model, self.vectors[name]):
                 examples = batch_size * self.batch_size  # an item is a batch
                 by_language.append(part.validate(model, examples))
-        return {score: mean(scores[score] for scores in by_language) for score in by_language[0]}
+        means = {}
+        for name in by_language[0]:
+            means[name] = mean(scores[name] for scores in by_language)
+        return means
 
     def _part(self, number: int) -> Objective:
         return list(self.parts.values())[number]

@@ -84,7 +84,9 @@ class ReselectedTuning:
                 continue  # nothing can be said of entries without rows and columns: they stay
             by_group.setdefault(SPLITS[settings.split](part.name), []).append(number)
         self.groups = list(by_group.values())
-        sizes_of_groups = [sum(counts[number] for number in group) for group in self.groups]
+        sizes_of_groups = []
+        for group in self.groups:
+            sizes_of_groups.append(sum(counts[number] for number in group))
         self.growth: Growth
         if estimates:
             self.growth = Estimates(parts, self.groups)
@@ -222,7 +224,11 @@ class ReselectedTuning:
 
 
 def check_reselection(settings: VectorConfig, steps: int) -> None:
-    """Raise DeftxError for what does not go together with choosing entries again and again."""
+    """Check that settings go together with choosing entries again and again.
+
+    Raises:
+        DeftxError: A setting does not.
+    """
     method = settings.method
     distributed.refuse_several_processes(f"method {method}")
     if settings.training.average > 1:

@@ -112,13 +112,18 @@ def learn(
     checkpoint_dir: Path | None = None,
     title: str = "",
 ) -> Adapter:
-    """Train `parameters`, by name, of an otherwise frozen model, with the whole head where it is a
-    task.
+    """Train parameters of an otherwise frozen model; for a task, the whole head too.
 
-    trained_head  the names of what is trained of a language modelling head, and thrown away
-    source  what the model has learnt before
-    work    folder for the state of a training that is under way, so that one that was killed goes
-            on
+    Args:
+        method: The name of the method.
+        start: What the training starts from.
+        parameters: What is trained, by name.
+        settings: Settings of the adapter and of its training.
+        trained_head: The names of what is trained of a language modelling head, and thrown away.
+        source: What the model has learnt before.
+        checkpoint_dir: Folder for the state of a training that is under way, so that one that was
+            killed resumes.
+        title: What the progress bar says.
     """
     model = start.model
     task = start.origin.kind == "task"
@@ -148,20 +153,23 @@ def learn(
     head = Head(_copies(top), start.origin.labels) if task else None
     size = sum(parameter.numel() for parameter in body)
     recorded = provenance_from_json({**settings.deciding(), "size": size})
+    recorded_source = None
+    if task and source is not None:
+        recorded_source = source.provenance
     provenance = replace(
         start.origin.updated(recorded),
         method=method,
-        source=None if source is None or not task else source.provenance,
+        source=recorded_source,
         log={"training": PhaseLog(**asdict(result))},
     )
     return Adapter(method, _copies(parameters), head, provenance)
 
 
 def classifier(base: Base, method: str, task: Adapter, language: Adapter | None) -> PreTrainedModel:
-    """The base with the task's head, in eval mode, for the two adapters to be put on; both are
-    checked.
+    """The base with the task's head, in eval mode, for the two adapters to be put on.
 
-    Raises DeftxError where one is of another method, kind or base, and where the head does not fit.
+    Raises:
+        DeftxError: An adapter is of another method, kind or base, or the head does not fit.
     """
     if task.head is None:
         raise DeftxError("the task adapter has no head: give the one that `fit_task` made")
@@ -170,20 +178,24 @@ def classifier(base: Base, method: str, task: Adapter, language: Adapter | None)
         raise DeftxError(
             f"the task adapter's head is not one of {os.fspath(base)}: give the base it was made on"
         )
-    check(task, method, "task", base, found := fingerprint(model))
+    base_fingerprint = fingerprint(model)
+    check(task, method, "task", base, base_fingerprint)
     if language is not None:
-        check(language, method, "language", base, found)
+        check(language, method, "language", base, base_fingerprint)
     apply(model, SparseVector({}, task.head))
     return model
 
 
 def check(adapter: Adapter, method: str, kind: str, base: Base, base_fingerprint: str) -> None:
-    """Raise DeftxError unless `adapter` is of this method and kind, and was made on the base of
-    that fingerprint."""
+    """Check that an adapter is of a method and kind, and was made on the base of a fingerprint.
+
+    Raises:
+        DeftxError: It is not so.
+    """
     if (adapter.method, adapter.provenance.kind) != (method, kind):
-        given = f"{adapter.provenance.kind} adapter of {adapter.method}"
+        other = f"{adapter.provenance.kind} adapter of {adapter.method}"
         raise DeftxError(
-            f"a {given} is not a {kind} adapter of {method}: give one that its `fit_{kind}` made"
+            f"a {other} is not a {kind} adapter of {method}: give one that its `fit_{kind}` made"
         )
     made_on = str(adapter.provenance.base_fingerprint)
     if made_on != base_fingerprint:
@@ -197,8 +209,10 @@ def check(adapter: Adapter, method: str, kind: str, base: Base, base_fingerprint
 def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> None:
     """Write `adapter` to `folder`, whole or not at all; one that is there is replaced.
 
-    It is one safetensors file, whose metadata are JSON. Raises DeftxError for a disk that is full
-    or read-only.
+    It is one safetensors file, whose metadata are JSON.
+
+    Raises:
+        DeftxError: The disk is full or read-only.
     """
     top = adapter.head.tensors if adapter.head else {}
     tensors = {f"{_BODY}{name}": tensor for name, tensor in adapter.tensors.items()}
@@ -214,8 +228,11 @@ def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> None:
 
 
 def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """The adapter that `save_adapter` wrote to `folder`, bit for bit. Raises DeftxError where it is
-    no such thing."""
+    """The adapter that `save_adapter` wrote to `folder`, bit for bit.
+
+    Raises:
+        DeftxError: It is no such thing.
+    """
     path = Path(folder) / FILE
     try:
         tensors, metadata = read_tensors(path)
@@ -226,7 +243,8 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
     except ValidationError as error:
         place, fault = first_fault(error)
         raise DeftxError(f"{path} is damaged: {place!r}: {fault}") from error
-    body, top = {}, {}
+    body = {}
+    top = {}
     for name, tensor in tensors.items():
         is_known = name.startswith((_BODY, _HEAD))
         if not is_known or tensor.dtype != float32 or not tensor.isfinite().all():

@@ -94,7 +94,8 @@ def compose(base: Base, task: Adapter, language: Adapter | None) -> PreTrainedMo
     """The base with both changes added to its weights, and the task's head: an ordinary classifier,
     in eval mode.
 
-    Raises DeftxError where an adapter was made on another base or does not fit.
+    Raises:
+        DeftxError: An adapter was made on another base, or does not fit.
     """
     model = classifier(base, METHOD, task, language)
     for adapter in (language, task):
@@ -107,18 +108,22 @@ def rank_for(model: PreTrainedModel, k: int | float | str) -> int:
     """The rank whose LoRA on all linear layers has the number of parameters nearest to `k`; at
     least 1.
 
-    k  a count, or a share of the trainable entries, as for a vector
+    Args:
+        model: The model.
+        k: A count, or a share of the trainable entries, as for a vector.
     """
-    a_rank = sum(layer.in_features + layer.out_features for layer in linear_layers(model).values())
-    return max(
-        1,
-        round(parse_k(k, parameter_groups(model).trainable_size) / a_rank),
-    )
+    layers = linear_layers(model).values()
+    size_of_rank_1 = sum(layer.in_features + layer.out_features for layer in layers)
+    wanted_size = parse_k(k, parameter_groups(model).trainable_size)
+    return max(1, round(wanted_size / size_of_rank_1))
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear layers of the backbone, by their names in it. Raises DeftxError where there are
-    none."""
+    """The linear layers of the backbone, by their names in it.
+
+    Raises:
+        DeftxError: There are none.
+    """
     named = model.base_model.named_modules()
     layers = {n: m for n, m in named if isinstance(m, nn.Linear) and not n.startswith("pooler.")}
     if not layers:
@@ -135,10 +140,15 @@ def ranked(model: PreTrainedModel, settings: L) -> L:
 
 
 def inject(model: PreTrainedModel, settings: LoraArithmeticConfig) -> dict[str, nn.Parameter]:
-    """Have `model` compute with a new LoRA on its linear layers; its parameters, `LAYER.A` and
-    `LAYER.B`.
+    """Have `model` compute with a new LoRA on its linear layers.
 
-    B is zero, A drawn from the seed. Raises DeftxError where peft is not installed.
+    B is zero, A drawn from the seed.
+
+    Returns:
+        The parameters of the LoRA, `LAYER.A` and `LAYER.B`.
+
+    Raises:
+        DeftxError: peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -151,39 +161,49 @@ def inject(model: PreTrainedModel, settings: LoraArithmeticConfig) -> dict[str, 
     layers = linear_layers(model)
     inside = {id(layer) for layer in layers.values()}
     targets = [name for name, module in model.named_modules() if id(module) in inside]
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        inject_adapter_in_model(
-            LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), model
-        )
+        inject_adapter_in_model(config, model)
+
     parameters: dict[str, nn.Parameter] = {}
     for name in layers:
         layer: Any = model.base_model.get_submodule(name)
-        (parameters[f"{name}.A"],), (parameters[f"{name}.B"],) = (
-            layer.lora_A.parameters(),
-            layer.lora_B.parameters(),
-        )
+        (parameters[f"{name}.A"],) = layer.lora_A.parameters()
+        (parameters[f"{name}.B"],) = layer.lora_B.parameters()
     return parameters
 
 
 @torch.no_grad()
 def add(model: PreTrainedModel, adapter: Adapter) -> None:
-    """Add an adapter's change to the weights of `model`. Raises DeftxError, before that, where it
-    does not fit."""
+    """Add an adapter's change to the weights of `model`.
+
+    Raises:
+        DeftxError: It does not fit; nothing was added.
+    """
     provenance = adapter.provenance
     sizes = {"rank": provenance.rank, "alpha": provenance.extra.get("alpha")}
     settings = parse(LoraTaskConfig, sizes)
-    rank, alpha = settings.rank or 0, settings.alpha or 0
+    rank = settings.rank or 0
+    alpha = settings.alpha or 0
+
+    # Whether it fits
     layers = linear_layers(model)
-    wanted = {f"{name}.A": (rank, layer.in_features) for name, layer in layers.items()}
-    wanted |= {f"{name}.B": (layer.out_features, rank) for name, layer in layers.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
-    if wanted != found or not rank:
-        strange = min(dict(wanted.items() ^ found.items()), default="rank")
+    wanted_shapes = {}
+    for name, layer in layers.items():
+        wanted_shapes[f"{name}.A"] = (rank, layer.in_features)
+        wanted_shapes[f"{name}.B"] = (layer.out_features, rank)
+    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
+    if wanted_shapes != shapes or not rank:
+        differences = dict(wanted_shapes.items() ^ shapes.items())
+        first = min(differences, default="rank")
         raise DeftxError(
-            f"the adapter does not fit the model: {strange!r} is missing, not in it or of"
+            f"the adapter does not fit the model: {first!r} is missing, not in it or of"
             " another shape"
         )
+
+    # W + α/r B A
     for name, layer in layers.items():
-        a, b = (adapter.tensors[f"{name}.{part}"].to(layer.weight.device) for part in "AB")
+        a = adapter.tensors[f"{name}.A"].to(layer.weight.device)
+        b = adapter.tensors[f"{name}.B"].to(layer.weight.device)
         layer.weight += (b @ a) * (alpha / rank)

@@ -156,17 +156,15 @@ def compose(base: Base, task: Adapter, language: Adapter | None) -> PreTrainedMo
     """The base with the language's and the task's adapter: a classifier in eval mode.
 
     The adapters hang on the model by hooks, so that it is no ordinary checkpoint: what
-    `save_pretrained` would write lacks them. Raises DeftxError where one was made on another base
-    or does not fit.
+    `save_pretrained` would write lacks them.
+
+    Raises:
+        DeftxError: One was made on another base, or does not fit.
     """
     model = classifier(base, METHOD, task, language)
     parts = trained(model, task)
-    attach(
-        model,
-        *([] if language is None else [trained(model, language)]),
-        parts,
-        layers=len(parts.layers),
-    )
+    below = [] if language is None else [trained(model, language)]
+    attach(model, *below, parts, layers=len(parts.layers))
     nn.Module.eval(model)
     return model
 
@@ -198,8 +196,11 @@ def untrained(model: PreTrainedModel, settings: MadxConfig) -> Parts:
 
 
 def trained(model: PreTrainedModel, adapter: Adapter) -> Parts:
-    """The parts of an adapter of `model` as they were learnt. Raises DeftxError where they are of
-    other shapes."""
+    """The parts of an adapter of `model` as they were learnt.
+
+    Raises:
+        DeftxError: They are of other shapes.
+    """
     kind = MadxTaskConfig if adapter.provenance.kind == "task" else MadxLanguageConfig
     sizes = {
         name: adapter.provenance.extra[name]
@@ -224,10 +225,13 @@ def attach(model: Any, *stack: Parts, layers: int) -> None:
         bottlenecks = [parts.layers[number] for parts in stack]
         layer.output.LayerNorm.register_forward_pre_hook(partial(_stacked, bottlenecks))
     for parts in stack:
-        if isinstance(coupling := getattr(parts, "invertible", None), Coupling):
-            whole.base_model.embeddings.register_forward_hook(partial(_after, coupling))
-            if (decoder := whole.get_output_embeddings()) is not None:
-                decoder.register_forward_pre_hook(partial(_before, coupling))
+        coupling = getattr(parts, "invertible", None)
+        if not isinstance(coupling, Coupling):
+            continue
+        whole.base_model.embeddings.register_forward_hook(partial(_after, coupling))
+        decoder = whole.get_output_embeddings()
+        if decoder is not None:
+            decoder.register_forward_pre_hook(partial(_before, coupling))
 
 
 def _stacked(bottlenecks: Sequence[nn.Module], norm: nn.LayerNorm, inputs: tuple[Tensor]) -> Tensor:
@@ -253,8 +257,11 @@ def _adapted_layers(model: Any, settings: MadxConfig) -> int:
 
 
 def _layers(model: Any) -> Any:
-    """The encoder's layers. Raises DeftxError for a model that is not built as the equations
-    say."""
+    """The encoder's layers.
+
+    Raises:
+        DeftxError: The model is not built as the equations say.
+    """
     if model.config.model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise DeftxError(

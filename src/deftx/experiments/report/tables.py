@@ -162,7 +162,10 @@ def _published_lines(run: RunData, columns: Sequence[str]) -> list[Line]:
                 shown[AVERAGE] = mean(scores[target] for target in run.targets)
             cells = []
             for column in columns:
-                cells.append(Cell(f"{shown[column]:.1f}" if column in shown else NOTHING))
+                text = NOTHING
+                if column in shown:
+                    text = f"{shown[column]:.1f}"
+                cells.append(Cell(text))
             lines.append(Line(f"published: {name}", cells, aside=True))
     return lines
 
@@ -219,11 +222,10 @@ def language_comparisons(run: RunData, comparisons: Sequence[Comparison]) -> Tab
         cells = []
         for language in run.languages:
             gap = pair.by_language.get(language)
-            cells.append(
-                Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.conclusive)
-                if gap
-                else Cell(NOTHING)
-            )
+            cell = Cell(NOTHING)
+            if gap is not None:
+                cell = Cell(f"{signed(gap.value)} {interval(gap)}", best=gap.conclusive)
+            cells.append(cell)
         lines.append(Line(f"{pair.first} against {pair.second}", cells))
     caption = (
         "Differences by language in points, with 95% intervals; "
@@ -290,7 +292,10 @@ def outside_table(places: Mapping[tuple[str, str], Mapping[LayerAndKind, float]]
         cells = []
         for kind in kinds:
             share = shares.get((None, kind))
-            cells.append(Cell(NOTHING if share is None else f"{share:.1%}"))
+            text = NOTHING
+            if share is not None:
+                text = f"{share:.1%}"
+            cells.append(Cell(text))
         lines.append(Line(f"{variant}: {part}", cells))
     caption = "Share of the entries outside of the layers that the vectors hold."
     return Table(caption, ["", *kinds], lines, folded=True)
