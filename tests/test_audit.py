@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "audit.py"
 
 SKIPPED = {"name": "torch", "skip_reason": "not found"}

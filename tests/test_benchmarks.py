@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 

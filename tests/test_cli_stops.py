@@ -19,6 +19,8 @@ from deftx.objectives import masked_lm
 from deftx.storage.atomic_files import lock_directory
 from deftx.training import resume
 
+pytestmark = pytest.mark.once
+
 
 def lines(err: str) -> list[str]:
     """The lines on standard error besides progress bars."""

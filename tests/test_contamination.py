@@ -27,6 +27,9 @@ from deftx.errors import DeftxError
 from deftx.experiments.data import read
 from deftx.experiments.recipe import load_recipe
 
+pytestmark = pytest.mark.once
+
+
 HELD_OUT = "Makanannya enak sekali, pelayanan di sini ramah dan harganya murah!"
 TEXTS = st.lists(st.text("ab c.,D", max_size=30), max_size=8)
 

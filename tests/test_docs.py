@@ -26,6 +26,9 @@ import deftx
 from deftx.cli import app, main
 from deftx.experiments.recipe import load_recipe
 
+pytestmark = pytest.mark.once
+
+
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 # Two steps instead of the presets' thousands: what else a command says holds as it is written.
 SHORT = ["max_steps=2", "min_steps=0", "evaluate_every=1"]

@@ -31,6 +31,9 @@ from deftx.models.loading import load_language_model
 from deftx.models.tokenizers import load_tokenizer
 from deftx.objectives.masked_lm import masked_lm
 
+pytestmark = pytest.mark.once
+
+
 SPEED = Speed(step=2.0, example=0.5, parameters=1000, moved=100, batch=7, length=16)
 QUICK_LANGUAGE = LanguageVectorConfig(
     k=40, training=LanguageTrainingConfig(max_steps=20, length=16, batch_size=4, evaluate_every=7)

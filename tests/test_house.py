@@ -6,7 +6,12 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 import deftx
+
+pytestmark = pytest.mark.once
+
 
 ROOT = Path(deftx.__file__).parent
 HOUSE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -28,6 +28,9 @@ from deftx.storage.vector_files import load, save
 from deftx.tasks.base import Supervised
 from deftx.training import distributed, resume
 
+pytestmark = pytest.mark.once
+
+
 TRAINING = [
     "max_steps=9",
     "evaluate_every=4",

@@ -15,7 +15,10 @@ from deftx.models import compose as composing
 from deftx.models.heads import load_composed
 from deftx.models.tokenizers import load_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+]
 
 # at every file operation, or, where it has to be quick, at some of them
 steps = pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 9])

@@ -31,6 +31,9 @@ from deftx.tasks.normalization import (
 )
 from deftx.tasks.registry import TASKS
 
+pytestmark = pytest.mark.once
+
+
 WORD = st.text("abc", min_size=2, max_size=7)
 WORDS = st.lists(WORD, max_size=25)
 

@@ -12,7 +12,10 @@ from serve_stand_in import LABELS, NAMES, StandIn, serving
 
 from deftx.serving import Access
 
-pytestmark = pytest.mark.skipif(not browser.PROGRAM, reason="there is no Chromium")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not browser.PROGRAM, reason="there is no Chromium"),
+]
 NONE = "(none: the task alone)"
 SIZES = {"desktop": (1280, 800), "phone": (390, 800), "small phone": (320, 560)}
 

@@ -17,6 +17,9 @@ from deftx.config import (
 from deftx.core.ranks import resolve_rank
 from deftx.experiments.recipe import Recipe, load_recipe
 
+pytestmark = pytest.mark.once
+
+
 # The tables of the paper (Simon and Jyothi 2025) by recipe: how wide its base is, its languages,
 # whether the task is learnt on φ_src (`both`: as the row says), and its rows: name | ranks of
 # languages and task | numbers, the last one being the average.

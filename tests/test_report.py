@@ -40,6 +40,9 @@ from deftx.experiments.report.vectors import (
 from deftx.experiments.run_folder import read_run
 from deftx.storage.vector_files import load
 
+pytestmark = pytest.mark.once
+
+
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 SECTIONS = ["scores", "comparison", "overlap", "ranks", "places", "training", "trimmed", "settings"]
 

@@ -27,6 +27,9 @@ from deftx.experiments.report.statistics import (
 from deftx.experiments.report.tables import comparison_table
 from deftx.experiments.run_folder import Predictions, Row, RunData, read_run
 
+pytestmark = pytest.mark.once
+
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "coverage.py"
 
 

@@ -23,6 +23,9 @@ from deftx.interop.convert import read
 from deftx.storage.tensors import load_tensors, save_tensors
 from deftx.storage.vector_files import load, save
 
+pytestmark = pytest.mark.once
+
+
 MEMORY = 300 << 10  # KiB that all of it together may need beyond the start
 
 RECIPE = """

@@ -15,6 +15,9 @@ from deftx.errors import DeftxError
 from deftx.storage.codec import encode_indices, encode_values
 from deftx.storage.vector_files import load, save
 
+pytestmark = pytest.mark.once
+
+
 FILES = ("vector.safetensors", "head.safetensors", "vector.json")
 
 
