@@ -78,6 +78,12 @@ CASES = {
     "language": lambda base, checkpoint_dir: fit_language(
         base, TEXT, changed(LANGUAGE, {"training": MORE}), checkpoint_dir=checkpoint_dir
     ),
+    "language, short phase 1": lambda base, checkpoint_dir: fit_language(
+        base,
+        TEXT,
+        changed(LANGUAGE, {"phase1_steps": 5, "training": MORE}),
+        checkpoint_dir=checkpoint_dir,
+    ),
     "language, accumulating": lambda base, checkpoint_dir: fit_language(
         base,
         tiny.sentences(90),
@@ -222,6 +228,18 @@ def test_a_state_of_other_settings_is_not_taken_in_phase_2(bases, tmp_path, cut,
     until_cut(lambda: language(bases(), tmp_path), cut, 8)
     assert (tmp_path / STATE2).exists()
     assert same(language(bases(), tmp_path, change), language(bases(), None, change))
+
+
+@pytest.mark.usefixtures("always")
+def test_a_state_of_a_phase_2_of_other_length_is_not_taken_where_phase_1_is_the_same(
+    bases, tmp_path, cut
+):
+    short, long = (
+        {"phase1_steps": 2, "training": {"max_steps": max_steps}} for max_steps in (4, 6)
+    )
+    until_cut(lambda: language(bases(), tmp_path, short), cut, 5)
+    assert (tmp_path / STATE2).exists()
+    assert same(language(bases(), tmp_path, long), language(bases(), None, long))
 
 
 @pytest.mark.usefixtures("always")

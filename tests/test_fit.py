@@ -340,6 +340,38 @@ def test_phase_1_is_trained_once_for_all_methods_ranks_and_sizes(bases, phases, 
         assert shared.provenance.log == alone.provenance.log
 
 
+def test_a_shorter_phase_1_is_that_of_a_fit_with_as_few_steps(bases, phases, tmp_path):
+    """Phase 2 keeps its steps; phase 1 is shared with whatever trains it as long."""
+    short = changed(LANGUAGE, {"training": {"max_steps": 2}})
+    half = changed(LANGUAGE, {"phase1_steps": 2})
+    of_short = fit_language(bases(), TEXT, short, checkpoint_dir=tmp_path)
+    numbers(phases)
+    vector = fit_language(bases(), TEXT, half, checkpoint_dir=tmp_path)
+    assert numbers(phases) == [2]
+    log = vector.provenance.log
+    assert (log["phase1"].steps, log["phase2"].steps) == (2, LANGUAGE.training.max_steps)
+    assert log["phase1"] == of_short.provenance.log["phase1"]
+    assert vector.provenance.phase1_steps == 2
+    for name, entries in vector.tensors.items():  # the same places, other values
+        assert entries.indices.equal(of_short.tensors[name].indices)
+    assert same(vector, fit_language(bases(), TEXT, half))
+    assert not same(vector, of_short)
+
+
+@pytest.mark.parametrize("steps", [4, 1000])
+def test_a_phase_1_of_as_many_steps_as_phase_2_or_more_is_the_usual_one(bases, steps):
+    settings = changed(LANGUAGE, {"phase1_steps": steps})
+    assert settings.deciding_phase1() == LANGUAGE.deciding_phase1()
+    assert same(fit_language(bases(), TEXT, settings), fit_language(bases(), TEXT, LANGUAGE))
+
+
+def test_the_fewest_steps_do_not_lengthen_a_phase_1_that_is_to_be_short():
+    settings = changed(LANGUAGE, {"training": {"max_steps": 9, "min_steps": 7}, "phase1_steps": 3})
+    training = settings.of_phase1().training
+    assert (training.max_steps, training.min_steps) == (3, 3)
+    assert "phase1_steps" not in LANGUAGE.deciding()
+
+
 def test_a_task_whose_phase_1_is_read_has_the_same_vector_and_head(bases, phases, tmp_path):
     source = fit_language(bases(), TEXT, LANGUAGE)
     numbers(phases)

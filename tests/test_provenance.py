@@ -49,6 +49,7 @@ EVERY_KEY = {
     "keep": 0.05,
     "keep_of": "matrix",
     "split": "global",
+    "phase1_steps": 100,
     "phase2": True,
     "reselection": {"every": 4, "window": 2, "share": 0.2},
     "task": "tagging",

@@ -1,10 +1,10 @@
 """What a vector keeps: the settings of one run of Algorithm 1, with those of its trainings."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from deftx.config.base import Config
+from deftx.config.base import Config, changed
 from deftx.config.training import (
     LATER,
     Count,
@@ -84,6 +84,9 @@ class VectorConfig(FitConfig):
     zeros."""
     split: Literal["global", "matrix", "layer"] = "global"
     """Within what the k entries compete: all tensors together, each matrix, or each layer."""
+    phase1_steps: Count | None = None
+    """The most steps of phase 1, which only has to tell the entries that move; null: as many as
+    phase 2."""
     phase2: bool = True
     """False: the selected entries have what phase 1 learnt, as denoising left it (the paper's
     ablation, Table 5)."""
@@ -95,7 +98,22 @@ class VectorConfig(FitConfig):
         settings = {**super().deciding(), **recorded_rank(self.rank)}
         if self.method not in RESELECTIONS:
             del settings["reselection"]
+        if self.phase1_steps is None:
+            del settings["phase1_steps"]
         return settings
+
+    def deciding_phase1(self) -> dict[str, Any]:
+        """Those of `deciding` that full fine-tuning depends on."""
+        return super(VectorConfig, self.of_phase1()).deciding_phase1()
+
+    def of_phase1(self) -> Self:
+        """The settings with the steps that phase 1 has, for both phases."""
+        if self.phase1_steps is None:
+            return self
+        most = min(self.phase1_steps, self.training.max_steps or self.phase1_steps)
+        fewest = min(self.training.min_steps, most)
+        steps = {"max_steps": most, "min_steps": fewest}
+        return changed(self, {"phase1_steps": None, "training": steps})
 
 
 class LanguageVectorConfig(VectorConfig):

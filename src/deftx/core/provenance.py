@@ -141,6 +141,7 @@ class Provenance:
         keep: The share of largest residual entries that denoising kept.
         keep_of: What `keep` is a share of.
         split: Within what the entries competed.
+        phase1_steps: The most steps of phase 1, where they were other than phase 2's.
         phase2: Whether the selected entries were trained again from the base.
         reselection: When entries were chosen again during the training, by setting.
         task: The type of task, such as `classification`.
@@ -184,6 +185,7 @@ class Provenance:
     keep: float | None = None
     keep_of: str | None = None
     split: str | None = None
+    phase1_steps: int | None = None
     phase2: bool | None = None
     reselection: Mapping[str, Any] | None = None
     task: str | None = None

@@ -171,14 +171,14 @@ def _of_fit(speed: Speed, examples: int, evaluated: int, settings: VectorConfig)
         settings: Its settings.
     """
     # Time
-    phases = 0
+    trainings = []
     if takes_phase1(settings):
-        phases += 1
-    if settings.phase2:
-        phases += 1
+        trainings.append(settings.of_phase1().training)
     if takes_halves(settings):  # two trainings of half the steps
-        phases += 1
-    seconds = phases * speed.seconds(examples, evaluated, settings.training)
+        trainings.append(settings.of_phase1().training)
+    if settings.phase2:
+        trainings.append(settings.training)
+    seconds = sum(speed.seconds(examples, evaluated, training) for training in trainings)
 
     # What is on the disk while it trains: what phase 1 gave, and the state of a training
     if takes_phase1(settings):
@@ -293,6 +293,8 @@ def _training_seconds(step: Step, settings: FitConfig, speed: Speed, store: Stor
         return 0.0
 
     training = settings.training
+    if step.kind == "delta" and isinstance(settings, VectorConfig):
+        training = settings.of_phase1().training
     if step.spec.get("what") == TASK:
         train, valid = _labelled(step, store)
         examples = len(train)

@@ -369,6 +369,8 @@ class _Planner:
             return self.plan.add(vector, use)
 
         # phase 1 on all data
+        if isinstance(settings, VectorConfig):
+            cost = settings.of_phase1().training.max_steps or 1
         delta_spec = {**spec, "settings": settings.deciding_phase1()}
         delta = Step("delta", delta_spec, inputs, base, settings, title, cost)
         deltas = {"delta": self.plan.add(delta, use)}

@@ -310,6 +310,7 @@ PROVENANCE = {
     "keep": Key("keep", _number),
     "keep_of": Key("keep_of", _text),
     "split": Key("split", _text),
+    "phase1_steps": Key("phase1_steps", _integer),
     "phase2": Key("phase2", _truth),
     "reselection": Key("reselection", _settings, dict),
     "task": Key("task", _text),

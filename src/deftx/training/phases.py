@@ -126,6 +126,7 @@ def full_tuning(
     Raises:
         Diverged: A loss is not finite.
     """
+    settings = settings.of_phase1()
     if half:
         objective, settings = halved(objective, settings, half)
     trainable = groups.trainable
@@ -213,6 +214,8 @@ def selected_tuning(
         Diverged: A loss is not finite.
     """
     key = f"{phase1_key} {digest(selection)} {settings.training.average}"
+    if settings.phase1_steps is not None:  # phase 1's name does not tell the steps of phase 2 then
+        key += f" {settings.training.max_steps} {settings.training.min_steps}"
     phase = Phase(2, title, key, checkpoint_dir)
     _key_in_use(phase)
     trained_head = list(groups.trained_head.values())
