@@ -3,6 +3,7 @@ line."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,6 +16,9 @@ FORMS = {
     "dict_type": "give a name before each value, such as {min: test.tsv}",
     "model_type": "give a name before each value, such as {batch_size: 4}",
 }
+
+# Whether settings are being made, and others, within them, now
+_being_made: ContextVar[bool] = ContextVar("settings are being made", default=False)
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -33,14 +37,16 @@ class Config(BaseModel):
     )
 
     def __init__(self, **data: Any) -> None:
+        is_outermost = not _being_made.get()
+        token = _being_made.set(True)
         try:
             super().__init__(**data)
         except ValidationError as error:
+            if not is_outermost:
+                raise  # pydantic adds the name of the outer setting
             raise _in_one_line(type(self), error) from None
-
-    # As BaseModel's own: settings within settings are made without it, and their errors have the
-    # name of the outer setting too.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+        finally:
+            _being_made.reset(token)
 
     def __setattr__(self, name: str, value: Any) -> None:
         kind = type(self).__name__
@@ -75,10 +81,13 @@ def parse(kind: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
         DeftxError: Something is wrong: one line that names the key and what it allows.
     """
     _check_unicode(data, "")
+    token = _being_made.set(True)
     try:
         return kind.model_validate(dict(data))
     except ValidationError as error:
         raise _in_one_line(kind, error) from None
+    finally:
+        _being_made.reset(token)
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
