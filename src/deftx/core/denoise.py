@@ -67,7 +67,8 @@ class Denoised(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         parts = [f"{len(self)} tensors"]
         if self.ranks:
-            least, greatest = min(self.ranks.values()), max(self.ranks.values())
+            least = min(self.ranks.values())
+            greatest = max(self.ranks.values())
             parts.append(f"{len(self.ranks)} matrices of rank {least} to {greatest}")
         return f"Denoised({', '.join(parts)})"
 

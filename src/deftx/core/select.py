@@ -253,7 +253,11 @@ def largest(
 
     is_kept = largest_mask(values, k)
     del buffer, values
-    return {name: indices[start:end][is_kept[start:end]] for name, (start, end) in spans.items()}
+    chosen = {}
+    for name, (start, end) in spans.items():
+        own_indices = indices[start:end]
+        chosen[name] = own_indices[is_kept[start:end]]
+    return chosen
 
 
 def _threshold(magnitudes: Tensor, share: float) -> float:
@@ -333,7 +337,8 @@ def largest_mask(magnitudes: Tensor, k: int) -> Tensor:
     if above < k:
         rest = magnitudes[~is_above]
     else:  # the sample misled
-        rest, above = magnitudes, 0
+        rest = magnitudes
+        above = 0
     threshold = rest.kthvalue(len(rest) - (k - above) + 1).values
 
     # All above the k-th largest, and of those that equal it the first ones

@@ -72,11 +72,16 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, store: Path) -> Prepared:
-    """Read and check all that a recipe needs, and plan it. Raises DeftxError for what is wrong with
-    it."""
-    data, place = read(recipe), Store(store.resolve())
-    place.record_tokenizer(data.base, data.reading)
-    return Prepared(recipe, make_plan(recipe, data, place), place, dict(data.trimmed))
+    """Read and check all that a recipe needs, and plan it.
+
+    Raises:
+        DeftxError: Something is wrong with the recipe.
+    """
+    data = read(recipe)
+    steps_store = Store(store.resolve())
+    steps_store.record_tokenizer(data.base, data.reading)
+    plan = make_plan(recipe, data, steps_store)
+    return Prepared(recipe, plan, steps_store, dict(data.trimmed))
 
 
 def run_recipe(
@@ -88,16 +93,21 @@ def run_recipe(
     said: Callable[[str, int, int], None] = lambda line, done, total: None,
     ready: Callable[["Prepared"], None] = lambda run: None,
 ) -> list[Score]:
-    """All scores of a recipe. What the store has is taken from there; without one it is the folder
-    store beside `out`.
+    """Carry out a recipe, and give all its scores.
 
-    executor  where the steps are carried out: see `deftx.experiments.executors`; room: how many at
-              once
-    said      is told what happens in a line, how many steps are done, and how many there are
-    ready     is told of the run once all that it needs was read and checked, before its first step
+    Args:
+        recipe: The recipe.
+        out: The folder of the run.
+        store: Where finished steps are taken from and put; None: the folder `store` beside `out`.
+        executor: Where the steps are carried out: see `deftx.experiments.executors`.
+        room: How many steps are carried out at once.
+        said: Is told what happens in a line, how many steps are done, and how many there are.
+        ready: Is told of the run once all that it needs was read and checked, before its first
+            step.
 
-    Raises Locked where another process is at work in `out`, and DeftxError for a step that failed;
-    what does not need it is done all the same.
+    Raises:
+        Locked: Another process is at work in `out`.
+        DeftxError: A step failed. All that does not need it is done all the same.
     """
     distributed.refuse_several_processes("a run")
     with lock_directory(out):
@@ -107,7 +117,8 @@ def run_recipe(
 
         def report(step: Step, became: str) -> None:
             total = len(run.plan.steps)
-            said(_line(run, step, became), total - len(run.remaining()), total)
+            done = total - len(run.remaining())
+            said(_line(run, step, became), done, total)
             if became == "done" and step.kind in SCORING:
                 _write_scores(run, out)
 
@@ -202,19 +213,24 @@ def _describe(run: Prepared, out: Path) -> None:
 
 def _write_scores(run: Prepared, out: Path) -> None:
     """Write down the scores that are there."""
-    found = scores_of(run)
-    rows = [score.row() for score in found]
-    write_text(out / RESULTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    if rows and (pyarrow := _pyarrow()):
+    # A line of JSON for each
+    scores = scores_of(run)
+    rows = [score.row() for score in scores]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text(out / RESULTS, "".join(lines))
+
+    # The same as Parquet, where pyarrow is there
+    pyarrow = _pyarrow() if rows else None
+    if pyarrow is not None:
         with new_file(out / RESULTS.replace(".jsonl", ".parquet")) as half:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), half)
-    trimmed = "; ".join(f"{name} {how_much}" for name, how_much in run.trimmed.items())
-    note = (
-        f"\nLeft out of training, since it holds evaluation text: {trimmed}.\n" if trimmed else ""
-    )
-    write_text(
-        out / TABLE, table(found, str(run.recipe.task.training.metric), run.recipe.labelled) + note
-    )
+
+    # A table for people
+    text = table(scores, str(run.recipe.task.training.metric), run.recipe.labelled)
+    if run.trimmed:
+        trimmed = "; ".join(f"{name} {how_much}" for name, how_much in run.trimmed.items())
+        text += f"\nLeft out of training, since it holds evaluation text: {trimmed}.\n"
+    write_text(out / TABLE, text)
 
 
 def _pyarrow() -> Any:

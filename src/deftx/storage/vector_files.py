@@ -137,23 +137,29 @@ def _check_manifest(folder: Path, form: Manifest) -> None:
 
 
 def _write(vector: SparseVector, folder: Path) -> None:
+    # Coded tensors, several at a time
+    tensors: dict[str, Tensor] = {}
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        coded = list(pool.map(_coded, vector.tensors, vector.tensors.values()))
-    tensors = {name: part for parts in coded for name, part in parts.items()}
+        for parts in pool.map(_coded, vector.tensors, vector.tensors.values()):
+            tensors |= parts
+
+    # The manifest
+    forms = {}
+    for name, entries in vector.tensors.items():
+        forms[name] = {
+            "shape": list(entries.shape),
+            "count": len(entries.indices),
+            "dtype": _NAMES[entries.values.dtype],
+        }
     content: dict[str, Any] = {
         "format_version": manifest.VERSION,
         "sha256": "",
         "head": _write_head(vector.head, folder / HEAD),
         "info": provenance_to_json(vector.provenance),
-        "tensors": {
-            name: {
-                "shape": list(entries.shape),
-                "count": len(entries.indices),
-                "dtype": _NAMES[entries.values.dtype],
-            }
-            for name, entries in vector.tensors.items()
-        },
+        "tensors": forms,
     }
+
+    # Each of the two files has a checksum of the other
     metadata = {MANIFEST_CHECKSUM: manifest.checksum(content)}
     content["sha256"] = _write_tensors(tensors, folder / VECTOR, metadata)
     write_manifest(content, folder / manifest.FILE)
@@ -205,20 +211,27 @@ def _check_floats(name: str, tensor: Tensor) -> None:
 
 
 def _read_tensors(folder: Path, form: Manifest) -> dict[str, SparseTensor]:
-    names = [f"{name}.{part}" for name in form.tensors for part in ("indices", "values")]
-    with _opened(folder / VECTOR, form.sha256, names) as file:
-        coded = [_read(file, name, ["U8"]).flatten().numpy() for name in names]
+    names = list(form.tensors)
+    forms = list(form.tensors.values())
+    parts = []
+    for name in names:
+        parts += [f"{name}.indices", f"{name}.values"]
+    with _opened(folder / VECTOR, form.sha256, parts) as file:
+        coded = [_read(file, part, ["U8"]).flatten().numpy() for part in parts]
+        coded_indices = coded[::2]
+        coded_values = coded[1::2]
+        sizes = [len(of_tensor) for of_tensor in coded_indices]
+
+        # Decoded several at a time
+        tensors = {}
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            places = pool.map(_places, form.tensors, form.tensors.values(), coded[::2])
-            values = pool.map(
-                _values, form.tensors, form.tensors.values(), coded[1::2], map(len, coded[::2])
-            )
-            return {
-                name: SparseTensor(torch.from_numpy(indices), numbers, tuple(tensor.shape))
-                for (name, tensor), indices, numbers in zip(
-                    form.tensors.items(), places, values, strict=True
-                )
-            }
+            all_indices = pool.map(_places, names, forms, coded_indices)
+            all_values = pool.map(_values, names, forms, coded_values, sizes)
+            decoded = zip(names, forms, all_indices, all_values, strict=True)
+            for name, tensor_form, indices, values in decoded:
+                shape = tuple(tensor_form.shape)
+                tensors[name] = SparseTensor(torch.from_numpy(indices), values, shape)
+        return tensors
 
 
 def _places(name: str, form: TensorForm, data: NDArray[np.uint8]) -> NDArray[np.int64]:

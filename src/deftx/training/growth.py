@@ -77,11 +77,16 @@ class AddedGradients:
         self.groups = groups
         self.sizes = sizes
         self.denoise = denoise
-        self.group_of = {part: number for number, group in enumerate(groups) for part in group}
+        self.group_of: dict[int, int] = {}
+        for number, group in enumerate(groups):
+            self.group_of |= dict.fromkeys(group, number)
+
+        # The candidates' positions, filled up with -1s, and what is added up of each
+        k = sum(sizes)
         device = parts[0].target.device
-        self.positions = torch.full((sum(sizes),), -1, device=device)  # then -1s
-        self.sums = torch.zeros(sum(sizes), device=device)
-        self.squares = torch.zeros(sum(sizes), device=device)
+        self.positions = torch.full((k,), -1, device=device)
+        self.sums = torch.zeros(k, device=device)
+        self.squares = torch.zeros(k, device=device)
         self.window = torch.zeros((), dtype=torch.int64)  # steps that are added up
         self.buffers = [self.positions, self.sums, self.squares, self.window]
 
@@ -159,9 +164,10 @@ class AddedGradients:
     def candidates(self, group: int, count: int, trained: Trained, done: int) -> Candidates:
         """Those of a group, by the magnitude of the sum of their gradients."""
         own = entries_of(self.groups[group], self.spans)
-        steps = int(self.window)
         sums = self.sums[own]
-        return Candidates(self.positions[own], sums.abs(), sums / steps, self.squares[own] / steps)
+        squares = self.squares[own]
+        steps = int(self.window)
+        return Candidates(self.positions[own], sums.abs(), sums / steps, squares / steps)
 
 
 class Estimates:
@@ -177,13 +183,15 @@ class Estimates:
         self.parts = parts
         self.groups = groups
         self.maxima: dict[int, tuple[Tensor, Tensor]] = {}
+        self.buffers: list[Tensor] = []
         for group in groups:
             for number in group:
                 target = parts[number].target
-                sides = (torch.zeros(size, device=target.device) for size in target.shape)
-                row_maxima, column_maxima = sides
+                rows, columns = target.shape
+                row_maxima = torch.zeros(rows, device=target.device)
+                column_maxima = torch.zeros(columns, device=target.device)
                 self.maxima[number] = (row_maxima, column_maxima)
-        self.buffers = [side for sides in self.maxima.values() for side in sides]
+                self.buffers += [row_maxima, column_maxima]
 
     def begin_step(self, number: int, window: int) -> None:
         """Nothing: all steps count."""
@@ -208,22 +216,30 @@ class Estimates:
         """The `count` entries of a group with the largest estimates, of those not trained."""
         pool = CandidatePool(count)
         for number in self.groups[group]:
-            part = self.parts[number]
-            begin, end = trained.spans[number]
-            taken = trained.positions[begin:end] - part.start
-            row_maxima, column_maxima = self.maxima[number]
-            width = len(column_maxima)
-            rows_at_once = max(1, CHUNK // width)
-            for first_row in range(0, len(row_maxima), rows_at_once):
-                rows = row_maxima[first_row : first_row + rows_at_once]
-                estimates = torch.outer(rows.sqrt(), column_maxima.sqrt()).view(-1)
-                least = torch.minimum(rows.unsqueeze(1), column_maxima).view(-1)
-                inside = taken - first_row * width
-                estimates[inside[(inside >= 0) & (inside < len(estimates))]] = 0
-                pool.add(part.start + first_row * width, estimates, least)
+            self._add_to_pool(pool, number, trained)
         result = pool.result()
         if result is None:
             none = torch.empty(0, device=trained.positions.device)
             return Candidates(trained.positions[:0], none, none, none)
         positions, estimates, least = result
         return Candidates(positions, estimates, torch.zeros_like(least), least / done)
+
+    def _add_to_pool(self, pool: CandidatePool, number: int, trained: Trained) -> None:
+        """Let the entries of a part compete that are not trained, some rows at a time."""
+        part = self.parts[number]
+        begin, end = trained.spans[number]
+        trained_indices = trained.positions[begin:end] - part.start
+        row_maxima, column_maxima = self.maxima[number]
+        width = len(column_maxima)
+        rows_at_once = max(1, CHUNK // width)
+        for first_row in range(0, len(row_maxima), rows_at_once):
+            rows = row_maxima[first_row : first_row + rows_at_once]
+            estimates = torch.outer(rows.sqrt(), column_maxima.sqrt()).view(-1)
+            least = torch.minimum(rows.unsqueeze(1), column_maxima).view(-1)
+
+            # Those that are trained already do not compete
+            first = first_row * width
+            indices = trained_indices - first
+            is_here = (indices >= 0) & (indices < len(estimates))
+            estimates[indices[is_here]] = 0
+            pool.add(part.start + first, estimates, least)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +40,20 @@ class Part:
         if self.rows is None:
             return indices
         width = self.shape[1]
-        return self.rows.ids[indices // width] * width + indices % width
+        rows = self.rows.ids[indices // width]
+        columns = indices % width
+        return rows * width + columns
 
     def untrained(self, count: int) -> Tensor:
         """The first `count` entries of the weight that are not in `target`, as flat indices."""
         if self.rows is None:
             return torch.empty(0, dtype=torch.int64)
         width = self.shape[1]
-        rows = (self.rows.row_of_id < 0).nonzero().view(-1).cpu()
-        first_rows = rows[: -(-count // width)]
-        indices = first_rows.unsqueeze(1) * width + torch.arange(width)
+        is_untrained = self.rows.row_of_id < 0
+        rows = is_untrained.nonzero().view(-1).cpu()
+        rows_needed = ceil(count / width)
+        starts = rows[:rows_needed] * width
+        indices = starts.unsqueeze(1) + torch.arange(width)
         return indices.view(-1)[:count]
 
 
@@ -57,8 +62,11 @@ def laid_end_to_end(weights: Mapping[str, nn.Parameter], rows: EmbeddingRows | N
     parts = []
     start = 0
     for name, weight in weights.items():
-        own_rows = rows if rows is not None and weight is rows.weight else None
-        target = weight if own_rows is None else own_rows.values
+        own_rows = None
+        target = weight
+        if rows is not None and weight is rows.weight:
+            own_rows = rows
+            target = rows.values
         part = Part(name, target, start, tuple(weight.shape), own_rows)
         parts.append(part)
         start = part.end
@@ -67,7 +75,8 @@ def laid_end_to_end(weights: Mapping[str, nn.Parameter], rows: EmbeddingRows | N
 
 def spans_of(positions: Tensor, parts: Sequence[Part]) -> list[tuple[int, int]]:
     """Where each part's entries begin and end among positions [k], ascending."""
-    bounds = torch.tensor([part.start for part in parts] + [parts[-1].end])
+    starts = [part.start for part in parts]
+    bounds = torch.tensor([*starts, parts[-1].end])
     ends = torch.searchsorted(positions, bounds.to(positions.device)).tolist()
     return list(pairwise(ends))
 
@@ -80,8 +89,12 @@ def entries_of(group: Sequence[int], spans: Sequence[tuple[int, int]]) -> slice 
         group: The numbers of the parts, ascending.
         spans: Where each part's entries begin and end.
     """
-    if len(group) == group[-1] - group[0] + 1:
-        return slice(spans[group[0]][0], spans[group[-1]][1])
+    first = group[0]
+    last = group[-1]
+    if len(group) == last - first + 1:
+        begin, _ = spans[first]
+        _, end = spans[last]
+        return slice(begin, end)
     return torch.cat([torch.arange(*spans[number]) for number in group])
 
 
@@ -90,7 +103,8 @@ def read_at(parts: Sequence[Part], positions: Tensor) -> Tensor:
     entries = []
     for part, (begin, end) in zip(parts, spans_of(positions, parts), strict=True):
         indices = positions[begin:end] - part.start
-        entries.append(read_entries(part.target.detach(), indices).float())
+        values = read_entries(part.target.detach(), indices)
+        entries.append(values.float())
     return torch.cat(entries)
 
 
