@@ -59,6 +59,37 @@ def test_the_onnx_export_of_a_composed_model_gives_its_logits(tmp_path, bases):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_composed_model_in_int8_is_smaller_and_near(tmp_path, bases):
+    """The way of docs/moving.md: ONNX, then int8 with a scale for each output."""
+    extra("onnx"), extra("onnxscript")
+    runtime = extra("onnxruntime")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = compose(bases(), vector_of(bases(), with_head=True), vector_of(bases(), seed=7)).eval()
+    inputs = dict(load_tokenizer(bases())(TEXTS, padding=True, return_tensors="pt"))
+    plain, small = tmp_path / "model.onnx", tmp_path / "model-int8.onnx"
+    torch.onnx.export(
+        model,
+        (),
+        str(plain),
+        kwargs=inputs,
+        input_names=list(inputs),
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+    )
+    quantize_dynamic(str(plain), str(small), weight_type=QuantType.QInt8, per_channel=True)
+    assert small.stat().st_size < plain.stat().st_size
+    session = runtime.InferenceSession(str(small), providers=["CPUExecutionProvider"])
+    fed = {name: tensor.numpy() for name, tensor in inputs.items()}
+    (found, *_) = session.run(None, fed)
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+    spread = float(wanted.std())
+    assert float((torch.from_numpy(found) - wanted).abs().max()) < spread
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("with_head", [True, False])
 def test_sentence_transformers_encodes_with_a_composed_model_as_we_do(tmp_path, bases, with_head):
     sentence_transformers = extra("sentence_transformers")
