@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -21,44 +22,54 @@ METHODS_OF_VECTORS = {("core", "hub"), ("core", "storage")}
 
 def order() -> list[list[str]]:
     """The places of the table's rows, as the first parts of modules' names."""
-    lines = HOUSE.partition("| place |")[2].partition("../../benchmarks")[0].splitlines()
-    rows = [
-        re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[1])
-        for line in lines
-        if line.startswith("| `")
-    ]
-    return [row for row in rows if row]
+    _, _, from_table = HOUSE.partition("| place |")
+    table, _, _ = from_table.partition("../../benchmarks")
+    rows = []
+    for line in table.splitlines():
+        if not line.startswith("| `"):
+            continue
+        first_cell = line.split("|")[1]
+        places = re.findall(r"`(\w+)(?:/|\.py)`", first_cell)
+        if places:
+            rows.append(places)
+    return rows
 
 
 def imports(file: Path) -> set[str]:
     """The places that a module imports from, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            else []
-        )
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name}" for name in names]
-        found |= {name.split(".")[1] for name in names if name.startswith("deftx.")}
-    return found
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("deftx.")}
+
+
+def place_of(file: Path) -> str:
+    """The place that a module is in; of a module beside the places, its own name."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def test_every_module_is_in_the_table():
-    places = {file.relative_to(ROOT).parts[0].removesuffix(".py") for file in ROOT.rglob("*.py")}
-    assert sorted(place for row in order() for place in row) == sorted(places - {"__init__"})
+    places = {place_of(file) for file in ROOT.rglob("*.py")} - {"__init__"}
+    in_table = list(chain.from_iterable(order()))
+    assert sorted(in_table) == sorted(places)
 
 
 def test_no_module_imports_from_a_row_above_its_own():
-    depth = {place: number for number, row in enumerate(order()) for place in row}
-    wrong = {
-        (place, other)
-        for file in ROOT.rglob("*.py")
-        if (place := file.relative_to(ROOT).parts[0].removesuffix(".py")) != "__init__"
-        for other in imports(file) & depth.keys()
-        if depth[other] < depth[place]
-    }
+    depth = {}
+    for number, row in enumerate(order()):
+        depth |= dict.fromkeys(row, number)
+    wrong = set()
+    for file in ROOT.rglob("*.py"):
+        place = place_of(file)
+        if place == "__init__":
+            continue
+        for other in imports(file) & depth.keys():
+            if depth[other] < depth[place]:
+                wrong.add((place, other))
     assert wrong == METHODS_OF_VECTORS
 
 

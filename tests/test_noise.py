@@ -32,41 +32,50 @@ def words(text):
 def one_letter_apart(word, other):
     """Whether a letter put in, left out or replaced (or by chance itself again) makes `other` of
     `word`."""
-    ends = {word[:at] + word[at + 1 :] for at in range(len(word))}
+    one_less = without_a_letter(word)
+    other_one_less = without_a_letter(other)
     if len(other) == len(word):
-        return any(
-            word[:at] + word[at + 1 :] == other[:at] + other[at + 1 :] for at in range(len(word))
-        )
-    return other in ends or word in {other[:at] + other[at + 1 :] for at in range(len(other))}
+        pairs = zip(one_less, other_one_less, strict=True)  # without the same letter
+        return any(first == second for first, second in pairs)
+    return other in one_less or word in other_one_less
+
+
+def without_a_letter(word):
+    """The word without each of its letters in turn."""
+    return [word[:place] + word[place + 1 :] for place in range(len(word))]
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5), st.integers(0, 3))
 def test_every_word_and_nothing_else_changes_by_one_letter_where_the_share_is_one(texts, seed):
     spell = misspeller(texts, 1.0, seed)
     for text in texts:
-        found = regex.split(r"([\p{L}\p{M}]{2,})", text)
-        pattern = "".join(
-            r"([\p{L}\p{M}]+)" if odd % 2 else regex.escape(part) for odd, part in enumerate(found)
-        )
-        changed_words = regex.fullmatch(pattern, spelt := spell(text), regex.DOTALL)
-        assert changed_words, (text, spelt)
-        assert all(map(one_letter_apart, found[1::2], changed_words.groups()))
+        # Words, and what is between them, which stays as it is
+        parts = regex.split(r"([\p{L}\p{M}]{2,})", text)
+        between = [regex.escape(part) for part in parts[::2]]
+        own_words = parts[1::2]
+        pattern = r"([\p{L}\p{M}]+)".join(between)
+
+        misspelt = spell(text)
+        match = regex.fullmatch(pattern, misspelt, regex.DOTALL)
+        assert match, (text, misspelt)
+        for word, changed_word in zip(own_words, match.groups(), strict=True):
+            assert one_letter_apart(word, changed_word)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=3))
 def test_a_share_of_nought_changes_nothing(texts):
-    assert list(map(misspeller(texts, 0.0, 0), texts)) == texts
+    spell = misspeller(texts, 0.0, 0)
+    assert [spell(text) for text in texts] == texts
 
 
 def test_the_share_of_words_is_the_one_asked_for_and_each_change_is_as_likely():
     spell = misspeller(["abcdefgh"], 0.25, 0)
-    found = Counter(
-        len(word) - 8 if word != "qqqqqqqq" else "same"
-        for word in words(spell("qqqqqqqq " * 12_000))
-    )
-    assert found["same"] / 12_000 == pytest.approx(0.75, abs=0.02)
+    word = "qqqqqqqq"
+    misspelt = words(spell(f"{word} " * 12_000))
+    assert misspelt.count(word) / 12_000 == pytest.approx(0.75, abs=0.02)
+    changes = Counter(len(other) - len(word) for other in misspelt if other != word)
     for change in (-1, 0, 1):
-        assert found[change] / 3_000 == pytest.approx(1 / 3, abs=0.05)
+        assert changes[change] / 3_000 == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_letters_are_drawn_as_often_as_they_occur_and_from_nothing_else():
@@ -78,15 +87,19 @@ def test_letters_are_drawn_as_often_as_they_occur_and_from_nothing_else():
 
 def test_the_seed_decides():
     texts = tiny.sentences(20)
-    one, again, other = (
-        [misspeller(texts, 0.3, seed)(text) for text in texts] for seed in (1, 1, 2)
-    )
-    assert one == again != other
+
+    def misspelt(seed):
+        spell = misspeller(texts, 0.3, seed)
+        return [spell(text) for text in texts]
+
+    assert misspelt(1) == misspelt(1)
+    assert misspelt(1) != misspelt(2)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_labels_still_belong_to_what_they_label(task):
-    kind, examples = TASKS[task], EXAMPLES[task]
+    kind = TASKS[task]
+    examples = EXAMPLES[task]
     found = kind.map_texts(examples, str.upper)
     assert found.labels == examples.labels
     assert found.texts == [text.upper() for text in examples.texts]
@@ -95,26 +108,29 @@ def test_labels_still_belong_to_what_they_label(task):
     elif examples.pairs is not None:
         assert found.pairs == [pair.upper() for pair in examples.pairs]
     if examples.parts is not None:
-        assert found.parts == [[part.upper() for part in parts] for parts in examples.parts]
+        for parts, own_parts in zip(found.parts, examples.parts, strict=True):
+            assert parts == [part.upper() for part in own_parts]
+
+
+def tags_in(item):
+    """The numbers of the tags of an item's words."""
+    return [label for label in item["labels"] if label >= 0]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_training_texts_have_the_noise_and_validation_texts_have_not(task):
-    kind, examples = TASKS[task], EXAMPLES[task]
-    tokenizer, names = tiny.tokenizer(), names_of(kind, examples)
-    plain, noisy = (
-        supervised(kind, examples, examples, names, tokenizer, 24, "", noise=noise)
-        for noise in (0.0, 1.0)
-    )
+    kind = TASKS[task]
+    examples = EXAMPLES[task]
+    names = names_of(kind, examples)
+    tokenizer = tiny.tokenizer()
+    plain = supervised(kind, examples, examples, names, tokenizer, 24, "", noise=0.0)
+    noisy = supervised(kind, examples, examples, names, tokenizer, 24, "", noise=1.0)
     assert noisy.valid.inputs == plain.valid.inputs
     assert noisy.digest != plain.digest
-    assert all(
-        one["input_ids"] != other["input_ids"]
-        for one, other in zip(noisy.train, plain.train, strict=True)
-    )
-    if task in ("tagging", "ner"):
-        tags = [[label for label in each["labels"] if label >= 0] for each in noisy.train]
-        assert tags == [[label for label in each["labels"] if label >= 0] for each in plain.train]
+    for noisy_item, plain_item in zip(noisy.train, plain.train, strict=True):
+        assert noisy_item["input_ids"] != plain_item["input_ids"]
+        if task in ("tagging", "ner"):
+            assert tags_in(noisy_item) == tags_in(plain_item)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
@@ -131,29 +147,39 @@ def test_vectors_note_the_noise_and_those_without_are_named_as_before_there_was_
 
 
 def test_a_task_is_learnt_with_noise_by_every_way_there_is(bases):
-    plain, noisy = (fit_task(bases(), TRAIN, VALID, settings) for settings in (TASK, NOISY))
+    plain = fit_task(bases(), TRAIN, VALID, TASK)
+    noisy = fit_task(bases(), TRAIN, VALID, NOISY)
     assert not same(plain, noisy)
     assert noisy.provenance.training.settings["noise"] == 0.5
-    assert same(noisy, fit_task(bases(), TRAIN, VALID, NOISY))
-    assert same(noisy, fit_task(bases(), {"one": TRAIN}, {"one": VALID}, NOISY))
-    sets = {"one": TRAIN, "two": VALID}, {"one": VALID, "two": VALID}
-    assert not same(fit_task(bases(), *sets, NOISY), fit_task(bases(), *sets, TASK))
+    again = fit_task(bases(), TRAIN, VALID, NOISY)
+    of_one_source = fit_task(bases(), {"one": TRAIN}, {"one": VALID}, NOISY)
+    assert same(noisy, again)
+    assert same(noisy, of_one_source)
+
+    # Several sources
+    train_sets = {"one": TRAIN, "two": VALID}
+    valid_sets = {"one": VALID, "two": VALID}
+    noisy_of_two = fit_task(bases(), train_sets, valid_sets, NOISY)
+    plain_of_two = fit_task(bases(), train_sets, valid_sets, TASK)
+    assert not same(noisy_of_two, plain_of_two)
+
+    # A baseline
     training = {**TASK.training.model_dump(exclude_unset=True), "noise": 0.5}
-    adapter = madx.fit_task(bases(), TRAIN, VALID, MadxTaskConfig(training=training), source=None)
+    settings = MadxTaskConfig(training=training)
+    adapter = madx.fit_task(bases(), TRAIN, VALID, settings, source=None)
     assert adapter.provenance.training.settings["noise"] == 0.5
 
 
 def test_phase_1_with_noise_is_not_taken_for_one_without(bases, tmp_path):
     fit_task(bases(), TRAIN, VALID, TASK, checkpoint_dir=tmp_path)
-    assert same(
-        fit_task(bases(), TRAIN, VALID, NOISY, checkpoint_dir=tmp_path),
-        fit_task(bases(), TRAIN, VALID, NOISY),
-    )
+    resumed = fit_task(bases(), TRAIN, VALID, NOISY, checkpoint_dir=tmp_path)
+    alone = fit_task(bases(), TRAIN, VALID, NOISY)
+    assert same(resumed, alone)
 
 
 def test_a_word_goes_over_its_marks():
     text = "पानी बहुत मीठा और ठंडा है " * 200
-    spelt = misspeller([text], 1.0, 0)(text).split(" ")
-    assert sum(
-        word != other for word, other in zip(text.split(" "), spelt, strict=True)
-    ) > 0.9 * len(text.split())
+    spell = misspeller([text], 1.0, 0)
+    pairs = zip(text.split(" "), spell(text).split(" "), strict=True)
+    changed_words = sum(word != other for word, other in pairs)
+    assert changed_words > 0.9 * len(text.split())
