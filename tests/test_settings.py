@@ -35,8 +35,8 @@ def error(kind, data):
         (
             {"methd": "deftx"},
             "unknown setting 'methd' (did you mean 'method'?); "
-            "known: k, keep, keep_of, method, phase1_steps, phase2, rank, reselection, seed, split, "
-            "training",
+            "known: k, keep, keep_of, method, phase1_steps, phase2, rank, reselection, seed, "
+            "split, training",
         ),
         (
             {"training": {"batchsize": 4}},
