@@ -4,6 +4,7 @@ allow."""
 import importlib.util
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,24 @@ def test_where_only_the_language_vector_matters_crossed_seeds_are_students_over_
     assert interval(gap) == pytest.approx(expected)
     turned = estimate_crossed(table.T)
     assert interval(turned) == pytest.approx(interval(gap))
+
+
+def test_the_text_part_of_crossed_seeds_is_the_mean_covariance_of_those_that_share_no_vector():
+    rng = np.random.default_rng(6)
+    languages = 3
+    tasks = 4
+    effects = 0.01 * (1 + rng.standard_normal((languages, tasks, 20)))
+    cells = list(product(range(languages), range(tasks)))
+    covariances = []
+    for first, second in product(cells, cells):
+        share_none = first[0] != second[0] and first[1] != second[1]
+        if share_none:
+            covariances.append(float(effects[first] @ effects[second]))
+    expected = np.mean(covariances)
+    assert expected > 0
+
+    gap = estimate_crossed(np.zeros((languages, tasks)), effects)
+    assert gap.error**2 == pytest.approx(expected)
 
 
 def test_a_detectable_difference_is_found_in_four_of_five_cases():
