@@ -296,9 +296,10 @@ def test_auto_may_stand_for_split_half(bases, monkeypatch, trainings):
 
 def test_settings_that_decide_are_as_they_were_where_neither_is_asked_for():
     for settings in (LANGUAGE, TASK, SPLIT_HALF, changed(LANGUAGE, {"rank": "90%"})):
-        # The last two came later, and are off here; reselection is of SpIEL's methods alone.
-        off = {"logs", "report_to", "noise", "dropout"}
-        left_out = {"training": off, "reselection": True}
+        # The last three came later, and are off here, as phase1_steps; reselection is of SpIEL's
+        # methods alone.
+        off = {"logs", "report_to", "noise", "dropout", "base_precision"}
+        left_out = {"training": off, "reselection": True, "phase1_steps": True}
         assert settings.deciding() == settings.model_dump(mode="json", exclude=left_out)
     assert changed(LANGUAGE, {"rank": "auto"}).deciding().keys() - LANGUAGE.deciding().keys() == {
         "rank_rule"

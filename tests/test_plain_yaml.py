@@ -6,6 +6,8 @@ import pytest
 
 from deftx.experiments.plain_yaml import LONGEST_TEXT, MOST_VALUES, BadYaml, parse_yaml
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("text", "value"),

@@ -21,6 +21,8 @@ from deftx.experiments.run import Score, prepare, run_recipe
 from deftx.experiments.store import Store
 from deftx.storage.atomic_files import lock_directory
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -24,6 +24,8 @@ from deftx.experiments.steps import attempt
 from deftx.experiments.store import Store, size, write_record
 from deftx.storage.atomic_files import write_text
 
+pytestmark = pytest.mark.once
+
 
 def one(folder: Path) -> Recipe:
     """The variant that takes the fewest steps alone."""

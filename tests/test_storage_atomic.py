@@ -28,6 +28,8 @@ from deftx.storage.atomic_files import check_target, lock_directory, new_file, w
 from deftx.storage.tensors import load_tensors, read_tensors, save_tensors
 from deftx.storage.vector_files import load, save
 
+pytestmark = pytest.mark.once
+
 
 class Crash(BaseException):
     """The end of the process: nothing handles it."""

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 
 @app.command(
-    epilog="Examples: deftx push vectors/min you/xlmr-min --language min --license cc-by-sa-4.0;"
-    " deftx push runs/nusax you/xlmr-nusax --variant DeFT-X --dry-run"
+    epilog="Example: deftx push vectors/min you/xlmr-min --language min --license cc-by-sa-4.0"
 )
 def push(
     vector: Annotated[

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deftx.errors import DeftxError
 from deftx.hub.model_card import About
-from deftx.hub.share import push
+from deftx.hub.share import push_described
 from deftx.storage.hub_client import LIBRARY, plain_errors
 
 LONGEST_TITLE = 59  # characters, by the hub
@@ -82,16 +82,7 @@ def push_collection(
     # The vectors first: the page lists nothing that is not there.
     pinned = []
     for item in items:
-        vector_id = push(
-            item.vector,
-            item.repo,
-            private=private,
-            base=item.about.base,
-            languages=item.about.languages,
-            datasets=item.about.datasets,
-            license=item.about.license,
-            scores=item.about.scores,
-        )
+        vector_id = push_described(item.vector, item.repo, item.about, private=private)
         said(vector_id)
         pinned.append(vector_id)
 

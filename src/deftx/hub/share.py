@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from deftx.core.vector import SparseVector
 from deftx.errors import DeftxError
-from deftx.hub.model_card import About, MeasuredScore, model_card
+from deftx.hub.model_card import About, model_card
 from deftx.hub.privacy import published
 from deftx.storage.atomic_files import check_target
 from deftx.storage.hub_client import FORM, LIBRARY, is_vector_id, plain_errors
@@ -28,7 +28,6 @@ def push(
     languages: Sequence[str] = (),
     datasets: Sequence[str] = (),
     license: str | None = None,
-    scores: Sequence[MeasuredScore] = (),
 ) -> str:
     """Put a vector into a repository of the hub, with a model card, all files in one commit.
 
@@ -45,7 +44,6 @@ def push(
         languages: ISO 639 codes.
         datasets: Hub ids of the training data.
         license: The hub's name of a licence.
-        scores: Scores on test data.
 
     Returns:
         USER/NAME@COMMIT, which `load` takes.
@@ -53,11 +51,24 @@ def push(
     Raises:
         DeftxError: Whatever keeps the vector from being pushed, in one line.
     """
+    about = About(base, languages, datasets, license)
+    return push_described(vector, repo, about, private=private, revision=revision, message=message)
+
+
+def push_described(
+    vector: SparseVector | str | os.PathLike[str],
+    repo: str,
+    about: About,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+) -> str:
+    """As `push`, with what the model card says in one."""
     if not is_vector_id(repo) or "@" in repo:
         raise DeftxError(
             f"{repo!r} is no place to push to: write USER/NAME, and a branch with --revision"
         )
-    about = About(base, languages, datasets, license, scores)
     own_card = None
     if not isinstance(vector, SparseVector):
         own_card = _own_card(Path(vector), about)
@@ -69,7 +80,7 @@ def push(
 
     with TemporaryDirectory() as parent:
         folder = Path(parent) / "vector"
-        save(published(vector, base), folder)
+        save(published(vector, about.base), folder)
         (folder / CARD).write_text(card, encoding="utf-8")
         with plain_errors(f"cannot push to {repo}", repo, revision):
             return _commit(folder, repo, private, revision, message)
