@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from deftx.data.examples import Columns, Examples
     from deftx.data.reading import read_text
     from deftx.fit import fit_language, fit_task, transfer
-    from deftx.hub.model_card import MeasuredScore
     from deftx.hub.share import pull, push
     from deftx.interop.convert import convert
     from deftx.models.compose import compose, compose_with_tokenizer
@@ -47,7 +46,6 @@ __all__ = [
     "LanguageTrainingConfig",
     "LanguageVectorConfig",
     "Locked",
-    "MeasuredScore",
     "NoSpace",
     "Normalizer",
     "Provenance",
@@ -108,7 +106,6 @@ _HOMES = {
     "data.examples": ["Columns", "Examples"],
     "data.reading": ["read_text"],
     "fit": ["fit_language", "fit_task", "transfer"],
-    "hub.model_card": ["MeasuredScore"],
     "hub.share": ["pull", "push"],
     "interop.convert": ["convert"],
     "models.compose": ["compose", "compose_with_tokenizer"],
