@@ -220,6 +220,21 @@ def test_changes_are_checked():
         changed(TaskVectorConfig(), {"training": "x"})
 
 
+def test_a_call_names_a_fault_in_settings_within_settings_with_the_outer_name():
+    with pytest.raises(DeftxError, match=r"^setting training\.epochs = 0: input should be greater"):
+        TaskVectorConfig(training={"epochs": 0})
+    with pytest.raises(DeftxError, match=r"^setting epochs = 0: input should be greater"):
+        TaskVectorConfig(training=type(TaskVectorConfig().training)(epochs=0))
+
+
+@pytest.mark.parametrize(
+    ("data", "key"), [({1: 2}, "1 = 1"), ({"training": {1: 2}}, r"training\.1 = 1")]
+)
+def test_a_key_that_is_no_text_is_named(data, key):
+    with pytest.raises(DeftxError, match=f"^setting {key}: keys should be strings$"):
+        parse(LanguageVectorConfig, data)
+
+
 def test_settings_do_not_change():
     settings = LanguageVectorConfig()
     with pytest.raises(

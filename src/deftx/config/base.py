@@ -3,7 +3,6 @@ line."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,13 +16,29 @@ FORMS = {
     "model_type": "give a name before each value, such as {batch_size: 4}",
 }
 
-# Whether settings are being made, and others, within them, now
-_being_made: ContextVar[bool] = ContextVar("settings are being made", default=False)
-
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
-class Config(BaseModel):
+class _ConfigType(type(BaseModel)):  # type: ignore[misc]
+    """The type of settings classes: calling such a class raises DeftxError for a fault.
+
+    A call is what users write, `LanguageVectorConfig(...)`. Settings within settings are made by
+    pydantic without a call, so that their faults have the name of the outer setting too
+    (`training.batch_size`). A method `__init__` would be called for both.
+    """
+
+    def __call__(cls, *args: Any, **data: Any) -> Any:
+        try:
+            return super().__call__(*args, **data)
+        except ValidationError as error:
+            raise _in_one_line(cls, error) from None
+
+
+# Any, since mypy cannot see that it is a kind of BaseModel's type
+_CONFIG_TYPE: Any = _ConfigType
+
+
+class Config(BaseModel, metaclass=_CONFIG_TYPE):  # type: ignore[metaclass]
     """Base of all settings: frozen, and strict about names; numbers are finite.
 
     A wrong name or value raises DeftxError, with one line.
@@ -35,18 +50,6 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
-
-    def __init__(self, **data: Any) -> None:
-        is_outermost = not _being_made.get()
-        token = _being_made.set(True)
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            if not is_outermost:
-                raise  # pydantic adds the name of the outer setting
-            raise _in_one_line(type(self), error) from None
-        finally:
-            _being_made.reset(token)
 
     def __setattr__(self, name: str, value: Any) -> None:
         kind = type(self).__name__
@@ -81,13 +84,10 @@ def parse(kind: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
         DeftxError: Something is wrong: one line that names the key and what it allows.
     """
     _check_unicode(data, "")
-    token = _being_made.set(True)
     try:
         return kind.model_validate(dict(data))
     except ValidationError as error:
         raise _in_one_line(kind, error) from None
-    finally:
-        _being_made.reset(token)
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
