@@ -26,6 +26,9 @@ SPLITS: dict[str, Callable[[str], str]] = {
     "matrix": lambda name: name,
     "layer": layer_of,
 }
+# What `k` may be, for messages.
+FORMS_OF_K = "neither a count (7600000, 7.6M) nor a share (2.8%, 0.028)"
+DIVERGED = "holds NaN: the training diverged; lower the learning rate"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,8 @@ class TensorMask:
     shape: tuple[int, ...]
 
     def __repr__(self) -> str:
-        return f"TensorMask({len(self.indices):,} entries, shape={self.shape})"
+        count = len(self.indices)
+        return f"TensorMask({count:,} entries, shape={self.shape})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,26 +68,52 @@ class SparseMask(Mapping[str, TensorMask]):
         return len(self.masks)
 
     def __repr__(self) -> str:
-        return f"SparseMask(k={self.k:,} in {len(self)} tensors)"
+        tensors = len(self.masks)
+        return f"SparseMask(k={self.k:,} in {tensors} tensors)"
 
     @property
     def k(self) -> int:
         """The number of selected entries, over all tensors."""
-        return sum(len(mask.indices) for mask in self.masks.values())
+        count = 0
+        for mask in self.masks.values():
+            count += len(mask.indices)
+        return count
 
 
 # Tensors in pieces: each a tensor's name, the flat index at which the piece starts, and its entries
 # [c]. Pieces come in the order in which ties are broken.
 Chunk = tuple[str, int, Tensor]
 
+# By name, where the entries of a tensor start and end in an array that holds those of all.
+Spans = dict[str, tuple[int, int]]
+
 
 def digest(selection: Mapping[str, TensorMask]) -> str:
-    """A name of the selection (64 hex digits), which other entries do not have."""
-    whole = hashlib.sha256()
+    """A fingerprint of a selection, which other entries do not have.
+
+    Args:
+        selection: Tensor name -> its selected entries; their order counts.
+
+    Returns:
+        The SHA-256 of all names, shapes and indices: 64 hex digits.
+
+    Example:
+        >>> import torch
+        >>> from deftx.core.select import digest, select
+        >>> delta = {"weight": torch.tensor([0.5, -2.0])}
+        >>> digest(select(delta, k=1)) == digest(select(delta, k="50%"))
+        True
+    """
+    sha256 = hashlib.sha256()
     for name, mask in selection.items():
-        whole.update(f"{name} {list(mask.shape)} {len(mask.indices)}\n".encode())
-        whole.update(mask.indices.cpu().numpy().tobytes())
-    return whole.hexdigest()
+        shape = list(mask.shape)
+        count = len(mask.indices)
+        header = f"{name} {shape} {count}\n"
+        sha256.update(header.encode())
+
+        indices = mask.indices.cpu().numpy()
+        sha256.update(indices.tobytes())
+    return sha256.hexdigest()
 
 
 def parse_k(k: int | float | str, total: int) -> int:
@@ -94,14 +124,22 @@ def parse_k(k: int | float | str, total: int) -> int:
             with a decimal point is a share up to 1.0, which is all of them, and a count above.
         total: The number of all entries.
 
+    Returns:
+        A count from 0 to `total`.
+
     Raises:
         DeftxError: `k` is neither, or is a count below 0 or above `total`.
+
+    Example:
+        >>> from deftx.core.select import parse_k
+        >>> parse_k("2.8%", total=1000)
+        28
     """
+    text = str(k).strip()
     try:
-        count = _parse_count(str(k).strip(), total)
+        count = _parse_count(text, total)
     except (ValueError, OverflowError):
-        forms = "neither a count (7600000, 7.6M) nor a share (2.8%, 0.028)"
-        raise DeftxError(f"k = {k!r} is {forms}") from None
+        raise DeftxError(f"k = {k!r} is {FORMS_OF_K}") from None
     if not 0 <= count <= total:
         allowed = f"give 0 to {total:,}, all that can be trained (or up to 100%)"
         raise DeftxError(f"k = {k} is {count:,} entries; {allowed}")
@@ -116,19 +154,31 @@ def _parse_count(text: str, total: int) -> int:
         OverflowError: It is infinite.
     """
     unit = text[-1:].lower()
+
+    # A share in percent
     if unit == "%":
-        return round(float(text[:-1]) / 100 * total)
+        percent = float(text[:-1])
+        share = percent / 100
+        return round(share * total)
+
+    # A count in thousands, millions or billions
     if unit in UNITS:
-        return round(float(text[:-1]) * UNITS[unit])
+        multiple = float(text[:-1])
+        return round(multiple * UNITS[unit])
+
+    # A plain count
     try:
         return int(text)
     except ValueError:
         number = float(text)
+
+    # A number with a decimal point
     if 0 <= number <= 1:
         return round(number * total)
-    if number != int(number):
+    count = int(number)
+    if number != count:
         raise ValueError(f"{text} is no whole number")
-    return int(number)
+    return count
 
 
 def select(delta: Mapping[str, Tensor], k: int | float | str, split: str = "global") -> SparseMask:
@@ -166,21 +216,31 @@ def select(delta: Mapping[str, Tensor], k: int | float | str, split: str = "glob
     group_of = SPLITS[split]
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in delta.items():
-        groups.setdefault(group_of(name), {})[name] = tensor
+        group_name = group_of(name)
+        group = groups.setdefault(group_name, {})
+        group[name] = tensor
 
     # Each group's part of k
     sizes = [_count_entries(group) for group in groups.values()]
-    counts = shares_of(parse_k(k, sum(sizes)), sizes)
+    total = sum(sizes)
+    whole_k = parse_k(k, total)
+    counts = shares_of(whole_k, sizes)
 
+    # μ: within each group, the entries of the largest magnitudes
     masks: dict[str, TensorMask] = {}
     for group, count in zip(groups.values(), counts, strict=True):
         masks |= _select_largest(group, count)
-    in_order = {name: masks[name] for name in delta}  # groups may not keep the delta's order
+
+    # Groups may not keep the delta's order
+    in_order = {name: masks[name] for name in delta}
     return SparseMask(in_order)
 
 
 def _count_entries(delta: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in delta.values())
+    count = 0
+    for tensor in delta.values():
+        count += tensor.numel()
+    return count
 
 
 def shares_of(k: int, sizes: Sequence[int]) -> list[int]:
@@ -192,36 +252,64 @@ def shares_of(k: int, sizes: Sequence[int]) -> list[int]:
     Args:
         k: At most the sum of the sizes.
         sizes: The number of entries of each group.
+
+    Returns:
+        A count for each group, together k.
+
+    Example:
+        >>> from deftx.core.select import shares_of
+        >>> shares_of(5, [1, 2, 2])
+        [1, 2, 2]
+        >>> shares_of(3, [10, 10])
+        [2, 1]
     """
     total = max(sum(sizes), 1)
-    counts = [k * size // total for size in sizes]
-    remainders = [k * size % total for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda number: -remainders[number])
-    for number in by_remainder[: k - sum(counts)]:
+
+    # k · size / total, rounded down, and what the rounding took away
+    counts: list[int] = []
+    remainders: list[int] = []
+    for size in sizes:
+        count, remainder = divmod(k * size, total)
+        counts.append(count)
+        remainders.append(remainder)
+
+    # One more for the largest remainders; sorting is stable, so that the first come first
+    numbers = range(len(sizes))
+    by_remainder = sorted(numbers, key=lambda number: -remainders[number])
+    left = k - sum(counts)
+    for number in by_remainder[:left]:
         counts[number] += 1
     return counts
 
 
 def _select_largest(delta: Mapping[str, Tensor], count: int) -> dict[str, TensorMask]:
     """The `count` entries of `delta` largest in magnitude, by tensor."""
+    flat: dict[str, Tensor] = {}
+    for name, tensor in delta.items():
+        flat[name] = tensor.detach().reshape(-1)
+
+    # Every so many entries are the sample; the step is odd, to meet all columns of a matrix
     total = _count_entries(delta)
-    flat = {name: tensor.detach().reshape(-1) for name, tensor in delta.items()}
-    step = total // SAMPLE | 1  # odd, to meet all columns of a matrix
+    step = total // SAMPLE | 1
     sample = [entries[::step] for entries in flat.values()]
     chosen = largest(lambda: _chunks(flat), sample, count, total)
 
+    # Tensors without entries were in no chunk
+    no_indices = torch.empty(0, dtype=torch.int64)
     masks: dict[str, TensorMask] = {}
     for name, tensor in delta.items():
-        indices = chosen.get(name, torch.empty(0, dtype=torch.int64))
+        indices = chosen.get(name, no_indices)
         masks[name] = TensorMask(indices, tuple(tensor.shape))
     return masks
 
 
 def largest(
-    chunks: Callable[[], Iterable[Chunk]], sample: Iterable[Tensor], k: int, total: int
+    chunks: Callable[[], Iterable[Chunk]],
+    sample: Iterable[Tensor],
+    k: int,
+    total: int,
 ) -> dict[str, Tensor]:
-    """Per name the sorted flat indices of the k largest in magnitude of the `total` entries of
-    `chunks`.
+    """The k entries that are largest in magnitude, of tensors that come in chunks.
 
     A sample tells a threshold which somewhat more than k entries should reach; entries below it are
     dropped at once.
@@ -234,26 +322,38 @@ def largest(
         k: How many entries are wanted.
         total: How many entries all chunks have.
 
+    Returns:
+        Per name of a chunk the flat indices of its tensor's entries among the k [n] int64,
+        ascending.
+
     Raises:
         DeftxError: An entry is NaN.
     """
+    magnitudes = torch.empty(0)
     sampled = [_widened(part.abs()) for part in sample]
-    magnitudes = torch.cat(sampled) if sampled else torch.empty(0)
+    if sampled:
+        magnitudes = torch.cat(sampled)
+
+    # The share of entries that the threshold lets pass: somewhat more than k of them
+    share = 1.0
+    if total:
+        share = 1.05 * k / total + 1e-4
 
     # Candidates: all entries that reach a threshold, which is lowered until they are enough
-    share = 1.05 * k / total + 1e-4 if total else 1.0
     while True:
         threshold = _threshold(magnitudes, share)
-        expected = min(total, int(1.1 * share * total))
-        buffer = magnitudes.new_empty(expected)
+        expected = int(1.1 * share * total)
+        buffer = magnitudes.new_empty(min(total, expected))
         spans, indices, values = _candidates(chunks(), threshold, buffer)
         if threshold <= 0 or len(indices) >= k:
             break
         share *= 2
 
+    # The k largest of the candidates
     is_kept = largest_mask(values, k)
     del buffer, values
-    chosen = {}
+
+    chosen: dict[str, Tensor] = {}
     for name, (start, end) in spans.items():
         own_indices = indices[start:end]
         chosen[name] = own_indices[is_kept[start:end]]
@@ -262,15 +362,19 @@ def largest(
 
 def _threshold(magnitudes: Tensor, share: float) -> float:
     """The magnitude that about `share` of the sample reaches; 0 where that is all of it."""
-    rank = int(share * len(magnitudes))
-    if rank >= len(magnitudes):
+    count = len(magnitudes)
+    above = int(share * count)
+    if above >= count:
         return 0.0
-    return float(magnitudes.kthvalue(len(magnitudes) - rank).values)
+    threshold = magnitudes.kthvalue(count - above).values
+    return float(threshold)
 
 
 def _candidates(
-    chunks: Iterable[Chunk], threshold: float, buffer: Tensor
-) -> tuple[dict[str, tuple[int, int]], Tensor, Tensor]:
+    chunks: Iterable[Chunk],
+    threshold: float,
+    buffer: Tensor,
+) -> tuple[Spans, Tensor, Tensor]:
     """The entries of at least `threshold` in magnitude.
 
     There is one array of indices and one of magnitudes, filled from their start, since the memory
@@ -285,26 +389,28 @@ def _candidates(
         Per name where its candidates start and end; their flat indices in their tensors [n],
         ascending within a tensor; their magnitudes [n].
     """
-    spans: dict[str, tuple[int, int]] = {}
+    spans: Spans = {}
     indices = torch.empty_like(buffer, dtype=torch.int64)
     values = buffer
     end = 0
     for name, start, entries in chunks:
         # NaN compares false with everything, so "not below" finds it too
-        reaching = (~(entries.abs() < threshold)).nonzero().view(-1)
-        magnitudes = _widened(entries.index_select(0, reaching).abs_())
+        is_below = entries.abs() < threshold
+        reaching = (~is_below).nonzero().view(-1)
+        reaching_entries = entries.index_select(0, reaching)
+        magnitudes = _widened(reaching_entries.abs_())
         if magnitudes.isnan().any():
-            why = "holds NaN: the training diverged; lower the learning rate"
-            raise DeftxError(f"the difference of tensor {name!r} {why}")
+            raise DeftxError(f"the difference of tensor {name!r} {DIVERGED}")
 
+        # Buffers that are full become at least twice as long
         begin = end
         end = begin + len(reaching)
-        if end > len(indices):  # make the buffers at least twice as long
+        if end > len(indices):
             indices = torch.cat([indices, indices.new_empty(end)])
             values = torch.cat([values, values.new_empty(end)])
+
         indices[begin:end] = reaching + start
         values[begin:end] = magnitudes
-
         first_of_name, _ = spans.get(name, (begin, end))
         spans[name] = (first_of_name, end)
     return spans, indices[:end], values[:end]
@@ -313,36 +419,59 @@ def _candidates(
 def _widened(tensor: Tensor) -> Tensor:
     """In float32, or in float64 where it is so already: floats of all kinds compare without
     loss."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.to(dtype)
 
 
 def _chunks(flat: Mapping[str, Tensor]) -> Iterator[Chunk]:
     """Flat tensors in chunks of CHUNK entries."""
     for name, entries in flat.items():
         for start in range(0, len(entries), CHUNK):
-            yield name, start, entries[start : start + CHUNK]
+            end = start + CHUNK
+            yield name, start, entries[start:end]
 
 
 def largest_mask(magnitudes: Tensor, k: int) -> Tensor:
-    """A mask [n] of exactly the k largest magnitudes, the first ones where they tie."""
-    if k == 0 or k >= len(magnitudes):
+    """The k largest magnitudes, the first ones where they tie.
+
+    Args:
+        magnitudes: Entries [n], none below 0.
+        k: How many are wanted.
+
+    Returns:
+        A mask [n] bool of exactly k entries, all of them where k is n or more.
+
+    Example:
+        >>> import torch
+        >>> from deftx.core.select import largest_mask
+        >>> largest_mask(torch.tensor([2.0, 3.0, 2.0]), k=2)
+        tensor([ True,  True, False])
+    """
+    count = len(magnitudes)
+    if k == 0 or k >= count:
         return torch.full_like(magnitudes, k > 0, dtype=torch.bool)
 
     # Ordering takes three times the memory of what is ordered. So a sample tells a magnitude that
     # somewhat fewer than k exceed, and the k-th largest is sought among the rest.
-    step = len(magnitudes) // SAMPLE | 1
-    guess = _threshold(magnitudes[::step], 0.95 * k / len(magnitudes))
+    step = count // SAMPLE | 1
+    sample = magnitudes[::step]
+    guess = _threshold(sample, 0.95 * k / count)
     is_above = magnitudes > guess
     above = int(is_above.sum())
     if above < k:
         rest = magnitudes[~is_above]
-    else:  # the sample misled
+    else:
+        # The sample misled
         rest = magnitudes
         above = 0
-    threshold = rest.kthvalue(len(rest) - (k - above) + 1).values
+
+    # The k-th largest of all is the (k − above)-th largest of the rest
+    rank_from_below = len(rest) - (k - above) + 1
+    threshold = rest.kthvalue(rank_from_below).values
 
     # All above the k-th largest, and of those that equal it the first ones
     is_kept = magnitudes > threshold
+    missing = k - int(is_kept.sum())
     ties = (magnitudes == threshold).nonzero().view(-1)
-    is_kept[ties[: k - int(is_kept.sum())]] = True
+    is_kept[ties[:missing]] = True
     return is_kept
