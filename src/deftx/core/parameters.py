@@ -53,7 +53,11 @@ class ParameterGroups:
     @property
     def trained_head(self) -> dict[str, nn.Parameter]:
         """The parameters of the head that require a gradient."""
-        return {name: weight for name, weight in self.head.items() if weight.requires_grad}
+        trained: dict[str, nn.Parameter] = {}
+        for name, parameter in self.head.items():
+            if parameter.requires_grad:
+                trained[name] = parameter
+        return trained
 
     @property
     def trainable_size(self) -> int:
@@ -62,23 +66,45 @@ class ParameterGroups:
 
 
 def parameter_groups(model: nn.Module) -> ParameterGroups:
-    """The groups of a model's parameters. What training registers on it is in none of them."""
+    """The groups of a model's parameters. What training registers on it is in none of them.
+
+    Args:
+        model: A model, or one that torch has wrapped.
+
+    Returns:
+        Its parameters themselves, no copies.
+
+    Example:
+        >>> from torch import nn
+        >>> from deftx.core.parameters import parameter_groups
+        >>> groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))
+        >>> list(groups.trainable)
+        ['0.weight', '0.bias']
+    """
     model = unwrapped(model)
     inner: Any = getattr(model, "base_model", model)
     registered = (SPARSE_VALUES, EMBEDDING_ROWS)
+    not_backbone = (*HEADS, *registered)
 
+    # What every task and language shares
     backbone: dict[str, nn.Parameter] = {}
     for name, parameter in inner.named_parameters():
-        if not name.startswith((*HEADS, *registered)):
+        if not name.startswith(not_backbone):
             backbone[name] = parameter
-    in_backbone = {id(parameter) for parameter in backbone.values()}
 
+    # Layer norms stay as they are (paper, section 3)
     in_norms: set[int] = set()
     for module in model.modules():
-        if "norm" in type(module).__name__.lower():
-            in_norms.update(id(weight) for weight in module.parameters(recurse=False))
-    trainable = {name: weight for name, weight in backbone.items() if id(weight) not in in_norms}
+        kind = type(module).__name__.lower()
+        if "norm" in kind:
+            in_norms |= {id(weight) for weight in module.parameters(recurse=False)}
+    trainable: dict[str, nn.Parameter] = {}
+    for name, parameter in backbone.items():
+        if id(parameter) not in in_norms:
+            trainable[name] = parameter
 
+    # The rest of the model, without parameters that are tied to the backbone's
+    in_backbone = {id(parameter) for parameter in backbone.values()}
     head: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in in_backbone and not name.startswith(registered):
@@ -87,7 +113,21 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
 
 
 def layer_of(name: str) -> str:
-    """The layer that a parameter belongs to: its name up to the first number (`encoder.layer.3`);
-    without a number, the first part of its name (`embeddings`)."""
+    """The layer that a parameter belongs to.
+
+    Args:
+        name: The parameter's name, such as `encoder.layer.3.output.weight`.
+
+    Returns:
+        The name up to its first number; without a number, its first part.
+
+    Example:
+        >>> from deftx.core.parameters import layer_of
+        >>> layer_of("encoder.layer.3.output.weight"), layer_of("embeddings.position.weight")
+        ('encoder.layer.3', 'embeddings')
+    """
     numbered = re.match(r"(.+?\.)?\d+(?=\.)", name)
-    return numbered[0] if numbered else name.split(".")[0]
+    if numbered is not None:
+        return numbered[0]
+    first_part, _, _ = name.partition(".")
+    return first_part
