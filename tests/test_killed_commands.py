@@ -148,8 +148,10 @@ def test_a_killed_pull_leaves_the_whole_vector_or_none(tmp_path, shared, monkeyp
         pull(folder)
         assert_same(deftx.load(out), example())
         assert [path.name for path in out.parent.iterdir()] == ["v"]
-    assert outcomes == sorted(outcomes)
-    assert set(outcomes) == {False, True}
+    # The client downloads in threads, so that how many files are touched before the vector is there
+    # differs from time to time
+    assert outcomes[0] is False
+    assert outcomes[-1] is True
 
 
 @steps
