@@ -73,6 +73,7 @@ def test_the_command_is_installed_under_its_name(run):
         *[
             "fit language",
             "fit task",
+            "extend",
             "compose",
             "evaluate",
             "predict",

@@ -87,6 +87,34 @@ def fit_language(
     warn_of_little(lines)
 
 
+@app.command(
+    epilog="Example: deftx extend --base xlm-roberta-base --text min.txt --out bases/xlmr-min"
+)
+def extend(
+    base: Base,
+    text: Annotated[
+        list[str], option(f"Text of the language ({FORMATS}); may be repeated.", **FILE)
+    ],
+    out: Out,
+    pieces: Annotated[int, option("How many new pieces at most.", metavar="NUMBER")] = 500,
+    column: Annotated[
+        str, option("Column of texts, where a file has columns.", metavar="NAME")
+    ] = "text",
+    force: Force = False,
+) -> None:
+    """Save a base with more pieces, for a language whose script or words its tokenizer does not
+    know. Vectors are then learnt on the new base, and fit it alone."""
+    quiet_transformers()
+    from deftx.cli.actions import check_free
+    from deftx.data.reading import read_text
+    from deftx.models.vocabulary import extend_base
+
+    check_free(out, force=force)
+    found = extend_base(base, read_text(*text, column=column), out, pieces=pieces, force=force)
+    first = ", ".join(piece.text for piece in found[:10])
+    print(f"{out}: {base} with {len(found):,} more pieces, such as {first}")
+
+
 @fit_app.command(
     "task",
     epilog="Example: deftx fit task --base xlm-roberta-base --train train.tsv --valid valid.tsv"
