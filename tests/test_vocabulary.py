@@ -4,8 +4,15 @@ import pytest
 import tiny
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
+import deftx
+from deftx.config import LanguageVectorConfig, TaskVectorConfig, changed
 from deftx.errors import DeftxError
 from deftx.models.tokenizers import load_tokenizer
 from deftx.models.vocabulary import (
@@ -154,3 +161,37 @@ def test_the_command_saves_a_base_that_is_read_like_any_other(base, tmp_path, ru
     assert "with 4 more pieces, such as ж, щ" in done.out
     assert len(load_tokenizer(out)) == len(unigram()) + 4
     assert run("extend", *arguments).code == 2  # the folder exists
+
+
+def test_vectors_are_learnt_composed_and_switched_on_an_extended_base_as_on_any(base, tmp_path):
+    extended = tmp_path / "extended"
+    extend_base(base, TEXT, extended, pieces=5)
+    training = {"max_steps": 2, "min_steps": 0, "evaluate_every": 1, "length": 16, "batch_size": 2}
+    language = deftx.fit_language(
+        extended,
+        TEXT * 4,
+        changed(LanguageVectorConfig(), {"k": "10%", "training": {**training, "held_out": 0.2}}),
+    )
+    examples = deftx.Examples(TEXT, labels=["even", "odd"] * 6)
+    task = deftx.fit_task(
+        extended,
+        examples,
+        examples,
+        changed(TaskVectorConfig(), {"k": "10%", "training": training}),
+        source=language,
+    )
+    model, composed_tokenizer = deftx.compose_with_tokenizer(extended, task, language)
+    model.save_pretrained(tmp_path / "model")
+    composed_tokenizer.save_pretrained(tmp_path / "model")
+    composed = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert len(tokenizer) == len(load_tokenizer(base)) + 5
+    assert tokenizer("жщ")["input_ids"].count(tokenizer.unk_token_id) == 0
+    with torch.no_grad():
+        inputs = tokenizer(TEXT[:3], padding=True, return_tensors="pt")
+        expected = composed(**inputs).logits.softmax(-1)
+    switcher = deftx.Switcher(extended, task, {"own": language})
+    torch.testing.assert_close(switcher.probabilities(TEXT[:3], "own"), expected)
+    # The vectors are of the extended base alone
+    with pytest.raises(DeftxError):
+        deftx.compose(base, task, language)
