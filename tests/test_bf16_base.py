@@ -92,6 +92,18 @@ def test_a_task_is_learnt_on_a_source_and_composes_with_the_base_as_it_is_stored
     assert task.head is not None
 
 
+def test_a_base_that_is_a_classifier_already_gets_a_new_head_in_float32(bases, text, tmp_path):
+    prepared = prepare_task(
+        bases / "xlmr", {"": TRAIN}, {"": VALID}, TaskVectorConfig(method="pafi")
+    )
+    prepared.model.to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    settings = changed(TaskVectorConfig(method="pafi"), IN_BF16)
+    renewed = prepare_task(tmp_path, {"": TRAIN}, {"": VALID}, settings)
+    assert dtypes(renewed.groups.backbone) == {torch.bfloat16}
+    assert dtypes(renewed.groups.trained_head) == {torch.float32}
+
+
 @pytest.mark.parametrize("method", ["deftx", "lt-sft", "random"])
 def test_methods_that_train_all_weights_are_refused(bases, text, method):
     settings = changed(LANGUAGE, {"method": method, **IN_BF16})

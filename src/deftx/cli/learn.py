@@ -110,9 +110,10 @@ def extend(
     from deftx.models.vocabulary import extend_base
 
     check_free(out, force=force)
-    found = extend_base(base, read_text(*text, column=column), out, pieces=pieces, force=force)
-    first = ", ".join(piece.text for piece in found[:10])
-    print(f"{out}: {base} with {len(found):,} more pieces, such as {first}")
+    lines = read_text(*text, column=column)
+    new_pieces = extend_base(base, lines, out, pieces=pieces, force=force)
+    first = ", ".join(piece.text for piece in new_pieces[:10])
+    print(f"{out}: {base} with {len(new_pieces):,} more pieces, such as {first}")
 
 
 @fit_app.command(

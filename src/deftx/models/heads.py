@@ -10,6 +10,7 @@ from deftx.core.parameters import parameter_groups
 from deftx.errors import DeftxError
 from deftx.models.loading import (
     Base,
+    check_bf16_and_widen_head,
     load_checked,
     load_language_model,
     load_pretrained,
@@ -76,6 +77,8 @@ def load_with_new_head(
         trained = _trained_head(model, missing)
         if trained:
             model, missing = _with_random(model, {*trained, *missing})
+            if in_bf16:
+                check_bf16_and_widen_head(model, base)
     _check_whole(base, model, missing)
     if model.config.pad_token_id is None:  # by which a decoder knows where a text ends
         model.config.pad_token_id = load_tokenizer(base).pad_token_id

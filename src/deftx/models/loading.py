@@ -162,15 +162,20 @@ def load_checked(
             " correct one of them"
         )
     if in_bf16:
-        _check_bf16(model, base)
-        for parameter in head.values():
-            parameter.data = parameter.data.float()
+        check_bf16_and_widen_head(model, base)
     return model, sorted(missing)
 
 
-def _check_bf16(model: PreTrainedModel, base: Base) -> None:
-    """Raise DeftxError unless the backbone was loaded in bf16, as it is stored."""
-    for parameter in parameter_groups(model).backbone.values():
+def check_bf16_and_widen_head(model: PreTrainedModel, base: Base) -> None:
+    """Put the head of a model into float32.
+
+    Raises:
+        DeftxError: The backbone was not loaded in bf16, as it is to be stored.
+    """
+    groups = parameter_groups(model)
+    for parameter in groups.head.values():
+        parameter.data = parameter.data.float()
+    for parameter in groups.backbone.values():
         if parameter.dtype != torch.bfloat16:
             stored = str(parameter.dtype).removeprefix("torch.")
             raise DeftxError(

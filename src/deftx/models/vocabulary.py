@@ -89,10 +89,10 @@ def learn_pieces(
                 unknown[part] += counts[word]
 
     # Unknown characters
-    found: list[NewPiece] = []
+    new_pieces: list[NewPiece] = []
     for character, count in sorted(unknown.items(), key=_most_first):
         if count >= SMALLEST_COUNT:
-            found.append(NewPiece(character, (), count))
+            new_pieces.append(NewPiece(character, (), count))
 
     # Merges, by the tokens that they save
     uses = _merged_uses(parts_of, counts, pieces)
@@ -102,8 +102,10 @@ def learn_pieces(
         part_ids = [id_of[part] for part in merged]
         known_parts = tuple(part_id for part_id in part_ids if part_id is not None)
         if piece not in known and uses[merged] >= SMALLEST_COUNT:
-            found.append(NewPiece(piece, known_parts, uses[merged]))
-    once = {piece.text: piece for piece in reversed(found)}  # two ways to split a piece: the better
+            new_pieces.append(NewPiece(piece, known_parts, uses[merged]))
+    once = {
+        piece.text: piece for piece in reversed(new_pieces)
+    }  # two ways to split a piece: the better
     return list(reversed(once.values()))[:pieces]
 
 
@@ -280,15 +282,15 @@ def extend_base(
             text has no piece that it lacks.
     """
     tokenizer = load_tokenizer(base)
-    found = learn_pieces(text, tokenizer, pieces)
-    if not found:
+    new_pieces = learn_pieces(text, tokenizer, pieces)
+    if not new_pieces:
         raise DeftxError("the text has no piece that the base lacks: use the base as it is")
-    extended = extended_tokenizer(tokenizer, found)
+    extended = extended_tokenizer(tokenizer, new_pieces)
     auto = language_of(load_pretrained(AutoConfig, base)).auto_model_class
     model, missing = load_checked(auto, base)
     if missing:
         what = f"{base} has no language modelling head ({missing[0]} is missing)"
         raise DeftxError(f"{what}: give a base that has one")
-    enlarge(model, len(tokenizer), found)
+    enlarge(model, len(tokenizer), new_pieces)
     save_model(model, extended, out, force=force)
-    return found
+    return new_pieces
