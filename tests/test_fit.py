@@ -365,6 +365,13 @@ def test_a_phase_1_of_as_many_steps_as_phase_2_or_more_is_the_usual_one(bases, s
     assert same(fit_language(bases(), TEXT, settings), fit_language(bases(), TEXT, LANGUAGE))
 
 
+@pytest.mark.parametrize("method", ["pafi", "largest-weights", "spiel-ag"])
+def test_steps_of_a_phase_1_that_a_method_lacks_are_refused(bases, method):
+    settings = changed(LANGUAGE, {"phase1_steps": 2, "method": method})
+    with pytest.raises(DeftxError, match=f"phase1_steps = 2: method {method} has no phase 1"):
+        fit_language(bases(), TEXT, settings)
+
+
 def test_the_fewest_steps_do_not_lengthen_a_phase_1_that_is_to_be_short():
     settings = changed(LANGUAGE, {"training": {"max_steps": 9, "min_steps": 7}, "phase1_steps": 3})
     training = settings.of_phase1().training

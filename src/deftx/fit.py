@@ -420,6 +420,11 @@ def check_settings(
             f"method {settings.method} has no phase 1, so that phase2 = false leaves nothing to"
             " learn: set phase2 = true"
         )
+    if settings.phase1_steps is not None and not takes_phase1(settings):
+        raise DeftxError(
+            f"phase1_steps = {settings.phase1_steps}: method {settings.method} has no phase 1:"
+            " leave it out, or choose deftx or lt-sft"
+        )
     if settings.training.base_precision == "bf16" and takes_phase1(settings):
         raise DeftxError(
             f"training.base_precision = bf16: method {settings.method} trains all weights in phase"
